@@ -1,0 +1,60 @@
+# Each target does its own set-up: it says first what it will download, and does nothing when .venv is in step.
+# PYTHON=python3.12 chooses the interpreter of .venv; otherwise python3, or the first of python3.11 to 3.13.
+
+MODEL ?= smollm2-135m-instruct
+PORT ?= 8080
+VENV := .venv/bin
+LOCKS := deploy/locks
+PYTHONS := python3 python3.11 python3.12 python3.13 python
+INTERPRETER := $(or $(PYTHON),$(firstword $(foreach name,$(PYTHONS),$(if $(shell command -v $(name)),$(name)))))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test test-long check locks clean
+
+help: ## print this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+setup: ## build .venv from deploy/locks/cpu.txt
+	@test -n "$(INTERPRETER)" || { echo "Python 3.11 to 3.13 is needed and there is none: install it, or name it with PYTHON=/path/to/python." >&2; exit 1; }
+	@"$(INTERPRETER)" deploy/bootstrap.py $(if $(PYTHON),--this-python)
+
+serve: setup ## the whole stack on this machine: MODEL=smollm2-135m-instruct PORT=8080
+	@exec $(VENV)/serving up --model "$(MODEL)" --port "$(PORT)"
+
+test: setup ## what CI runs
+	@exec $(VENV)/python -m pytest -m "not long"
+
+test-long: setup ## everything slower: many engine starts
+	@exec $(VENV)/python -m pytest -m long
+
+check: setup ## format, lint, types, import contracts
+	@$(VENV)/ruff format --check .
+	@$(VENV)/ruff check .
+	@$(VENV)/mypy
+	@$(VENV)/lint-imports
+
+# One Python for every node, because Ray refuses nodes whose Python differs, to the patch version: 3.11, on which all
+# of this was measured. The CPU lock must hold for 3.12 and 3.13 too: laptops have those.
+# `make locks UPGRADE=--upgrade` takes newer versions; without it only what pyproject.toml asks for changes.
+RESOLVE = .cache/locks/bin/uv pip compile --quiet --no-config --no-annotate --only-binary :all: \
+	--python-platform x86_64-manylinux_2_31 --custom-compile-command "make locks"
+WHOLE = .cache/locks/whole.txt
+CPU = pyproject.toml --extra engine-cpu --extra dev --override $(LOCKS)/cpu-overrides.in
+# torch and NVIDIA's libraries are installed apart from the CPU lock, from whichever of two sources there is.
+APART = $$(sed -nE 's/^((torch|nvidia-|cuda-)[a-z0-9-]*)==.*/--no-emit-package \1/p' $(WHOLE))
+locks: ## write deploy/locks from pyproject.toml
+	@"$(INTERPRETER)" -m venv .cache/locks && .cache/locks/bin/pip --quiet install uv
+	@cp $(LOCKS)/cpu.txt $(WHOLE) 2>/dev/null || true
+	@$(RESOLVE) $(UPGRADE) --python-version 3.11 $(CPU) -o $(WHOLE)
+	@for minor in 12 13; do $(RESOLVE) --python-version 3.$$minor $(CPU) -c $(WHOLE) | diff $(WHOLE) -; done
+	@$(RESOLVE) --python-version 3.11 --generate-hashes $(CPU) -c $(WHOLE) $(APART) -o $(LOCKS)/cpu.txt
+	@grep ^torch== $(WHOLE) | $(RESOLVE) --python-version 3.11 --generate-hashes - \
+		-c $(WHOLE) --override $(LOCKS)/cpu-overrides.in -o $(LOCKS)/torch-cuda.txt
+	@$(RESOLVE) $(UPGRADE) --python-version 3.11 --generate-hashes pyproject.toml -c $(WHOLE) -o $(LOCKS)/gateway.txt
+	@for extra in cluster loadtest engine-gpu; do \
+		$(RESOLVE) $(UPGRADE) --python-version 3.11 --generate-hashes pyproject.toml --extra $$extra \
+			-c $(LOCKS)/gateway.txt -o $(LOCKS)/$${extra#engine-}.txt || exit 1; done
+
+clean: ## remove .venv and every cache of this checkout, models built for tests included
+	@rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info build dist
+	@find . -name __pycache__ -not -path "./.git/*" -prune -exec rm -rf {} +

@@ -1,0 +1,111 @@
+"""The `serving` command. Each command reads its arguments, asks one plane, and turns a Refusal into exit code 1."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from serving import config
+from serving.errors import Refusal
+from serving.gateway import commands
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(commands.tenants, name="tenants")
+app.add_typer(commands.keys, name="keys")
+app.command("usage")(commands.usage)
+models = typer.Typer(no_args_is_help=True, help="The models this package knows, and their checkpoints here.")
+app.add_typer(models, name="models")
+
+Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
+Port = Annotated[int | None, typer.Option(help="Port of the API.")]
+
+
+def main() -> None:
+    """Run the command line; a Refusal is one sentence on standard error and exit code 1."""
+    try:
+        app()
+    except Refusal as refusal:
+        print(refusal, file=sys.stderr)
+        sys.exit(1)
+
+
+@app.callback()
+def read_settings(
+    context: typer.Context,
+    settings: Annotated[Path | None, typer.Option(help="A YAML settings file; see serving/config.py for its keys.")] = None,
+) -> None:
+    """Serve an OpenAI-compatible API from this machine, and look after its tenants, keys and models."""
+    context.obj = config.load(settings)
+
+
+@app.command()
+def up(
+    context: typer.Context,
+    model: Annotated[str, typer.Option(help="A name from `serving models list`.")] = "smollm2-135m-instruct",
+    port: Port = None,
+    host: Host = None,
+) -> None:
+    """Serve a model on this machine: gateway, directory and one engine, until Ctrl-C."""
+    if sys.platform != "linux":
+        raise Refusal("`serving up` runs on Linux x86-64 only; the gateway alone runs elsewhere: `serving gateway`.")
+    try:
+        from serving import local
+    except ModuleNotFoundError as missing:
+        raise Refusal(f"The engine plane is not installed ({missing.name} is missing): run `make serve`.") from None
+    local.up(config.override(context.obj, gateway={"port": port, "host": host}), model)
+
+
+@app.command()
+def gateway(
+    context: typer.Context,
+    engine: Annotated[list[str] | None, typer.Option(help="Base URL of a vLLM server; repeat for more.")] = None,
+    directory: Annotated[list[str] | None, typer.Option(help="Base URL of a cell's directory; repeat for more.")] = None,
+    port: Port = None,
+    host: Host = None,
+) -> None:
+    """Serve the gateway alone, before vLLM servers that run already."""
+    from serving.gateway import server
+
+    overrides = {"engines": engine or None, "directories": directory or None, "port": port, "host": host}
+    server.run(config.override(context.obj, gateway=overrides))
+
+
+@models.command("list")
+def models_list(context: typer.Context) -> None:
+    """Name, size and origin of every model, and which are on this machine."""
+    from serving.engine.checkpoints import store as checkpoints
+
+    for kept in checkpoints.listing(context.obj.home):
+        model = kept.model
+        state = "on this machine" if kept.is_ready else f"{model.source}, {model.download_mib} MiB to fetch"
+        print(f"{model.name:24} {model.context_tokens:>8} tokens  {state}")
+
+
+@models.command("show")
+def models_show(name: str) -> None:
+    """What one model is, as JSON."""
+    from serving.catalog import find
+
+    print(find(name).model_dump_json(indent=2))
+
+
+@models.command("fetch")
+def models_fetch(context: typer.Context, name: str) -> None:
+    """Get a model's checkpoint onto this machine; prints its folder."""
+    from serving.catalog import find
+    from serving.engine.checkpoints import store as checkpoints
+
+    print(checkpoints.ensure(find(name), context.obj.home, lambda text: print(text, file=sys.stderr)))
+
+
+@models.command("verify")
+def models_verify(context: typer.Context, name: str) -> None:
+    """Compare a checkpoint's files with its manifest."""
+    from serving.catalog import find
+    from serving.engine.checkpoints import store as checkpoints
+
+    checkpoints.verify(find(name), context.obj.home)
+    print(f"{name}: every file matches its manifest.")

@@ -1,0 +1,158 @@
+"""Settings: one typed, frozen schema, read once from one YAML file plus environment overrides.
+
+`SERVING_GATEWAY__PORT=9000` overrides `gateway.port`. Unknown keys are refused, in the file and in the environment.
+Under each field stand its unit and its reason.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import platformdirs
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from serving.errors import Refusal
+
+ENV_PREFIX = "SERVING_"
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Timeouts(_Group):
+    """Client to engine, each longer than the next: whoever waits outside gives up last.
+
+    openai-python waits 600 s > request_total > engine_silence > replica_wait > keep_alive > engine_connect.
+    """
+
+    request_total_s: Annotated[float, Field(gt=0)] = 590.0
+    """Seconds a request may take in all; just under openai-python's default of 600."""
+    engine_silence_s: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds an engine may send nothing (a long prefill, or a wedge) before it is given up."""
+    replica_wait_s: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds a request waits for a ready replica before 503 with Retry-After."""
+    keep_alive_s: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds of silence after which a streaming client gets headers, then a comment: proxies cut idle streams at 30 to 60."""
+    engine_connect_s: Annotated[float, Field(gt=0)] = 2.0
+    """Seconds to open a connection to an engine in the same datacenter; longer means it is gone."""
+
+
+class GatewaySettings(_Group):
+    host: str = "127.0.0.1"
+    """Address to listen on; the chart sets 0.0.0.0 behind its NetworkPolicy."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8080
+    """TCP port of the public API."""
+    metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """TCP port of `/metrics` alone; when unset it is served beside the API (a laptop)."""
+    directories: tuple[str, ...] = ()
+    """Base URLs of the cells' directories to poll."""
+    engines: tuple[str, ...] = ()
+    """Base URLs of vLLM servers that run without a directory."""
+    aliases: dict[str, str] = {}
+    """Model names clients may use → the model served, e.g. {"gpt-4o": "gpt-oss-120b"}."""
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 8 * 1024 * 1024
+    """Bytes of one request body; 131,072 tokens of text are well under 1 MiB."""
+    max_open_requests: Annotated[int, Field(ge=1)] = 1024
+    """Requests held at once, waiting and streaming together: bounds memory (each holds at most its body and one chunk)."""
+    poll_interval_s: Annotated[float, Field(gt=0)] = 0.5
+    """Seconds between two looks at each directory."""
+    key_cache_s: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds an API key's answer is trusted before the store is asked again: the longest a revoked key lives on."""
+    drain_timeout_s: Annotated[float, Field(ge=0)] = 5.0
+    """Seconds running answers may take to end after SIGTERM; in a cluster just under the pod's grace period."""
+    timeouts: Timeouts = Timeouts()
+
+
+class EngineSettings(_Group):
+    host: str = "127.0.0.1"
+    """Address an engine listens on and is reached at; the pod's own in a cluster."""
+    memory_share: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """CPU engines: share of the machine's memory that must be free at start (vLLM refuses to start otherwise)."""
+    kv_cache_gib: Annotated[int, Field(ge=1)] = 1
+    """CPU engines: whole GiB of KV cache."""
+    tensor_parallel: Annotated[int, Field(ge=1)] = 1
+    """Ranks that share one engine's layers."""
+    api_servers: Annotated[int, Field(ge=1)] = 1
+    """HTTP front-end processes of one engine."""
+    start_timeout_s: Annotated[float, Field(gt=0)] = 900.0
+    """Seconds from start to the first generated token."""
+    drain_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds running streams may take to finish when a replica goes; not below the gateway's request_total_s."""
+    heartbeat_s: Annotated[float, Field(gt=0)] = 0.5
+    """Seconds between two reports of a replica to the directory."""
+
+
+class Settings(_Group):
+    home: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("gpt-oss-serving")))
+    """Folder of all local state: models, keys, ledger, logs."""
+    log_format: Literal["json", "text"] = "json"
+    """One JSON object a line for collectors, or text for eyes."""
+    gateway: GatewaySettings = GatewaySettings()
+    engine: EngineSettings = EngineSettings()
+
+
+def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings: defaults < file < environment.
+
+    Raises Refusal with one sentence that names the key when anything is unknown or out of range.
+    """
+    return _validated(_from_file(path), _from_environment(environ))
+
+
+def override(settings: Settings, **groups: Mapping[str, Any]) -> Settings:
+    """The settings with what the command line said in its place (`gateway={"port": 9000}`); None leaves a key alone."""
+    return _validated(settings.model_dump(), groups)
+
+
+def _validated(*layers: Mapping[str, Any]) -> Settings:
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        _merge(merged, layer)
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise Refusal(f"The setting '{key}' is not usable: {first['msg'].lower()}.") from None
+
+
+def _from_file(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise Refusal(f"The settings file {path} cannot be read: {error.strerror}.") from None
+    except yaml.YAMLError:
+        raise Refusal(f"The settings file {path} is not valid YAML.") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise Refusal(f"The settings file {path} must hold a mapping of keys to values.")
+    return content
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    layer: dict[str, Any] = {}
+    for name, text in environ.items():
+        if not name.startswith(ENV_PREFIX):
+            continue
+        *groups, key = name.removeprefix(ENV_PREFIX).lower().split("__")
+        target = layer
+        for group in groups:
+            target = target.setdefault(group, {})
+        target[key] = text if key in {"home", "host"} else yaml.safe_load(text)
+    return layer
+
+
+def _merge(target: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    for key, value in layer.items():
+        if isinstance(value, Mapping) and isinstance(target.get(key), dict):
+            _merge(target[key], value)
+        elif value is not None:
+            target[key] = dict(value) if isinstance(value, Mapping) else value

@@ -1,0 +1,99 @@
+"""App: the engine plane's composition root. Starts Ray here if asked to, and puts the Serve applications on it.
+
+One application per model and one for the directory: an application's version covers all of its deployments, so
+changing one model must not be able to restart another.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+import ray
+from ray import serve
+
+from serving.catalog import Model
+from serving.config import EngineSettings, Settings
+from serving.engine.command import EngineSpec
+from serving.engine.directory import Directory
+from serving.engine.replica import Replica
+from serving.wire import DIRECTORY_ROUTE
+
+DIRECTORY_APP = "directory"
+#: Seconds between Serve's health checks; it replaces a replica after three failures in a row.
+_HEALTH_PERIOD_S = 1.0
+_HEALTH_TIMEOUT_S = 10.0
+#: Bytes of Ray's object store: no token passes through Ray, so its smallest size will do.
+_OBJECT_STORE_BYTES = 80 * 1024 * 1024
+
+
+def start_local_ray(serve_port: int) -> None:
+    """Start a Ray of our own in this process's care, with Serve's proxy on a loopback port."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # loopback only; 2.60 turns token auth on for a local Ray
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        # Short, because socket paths below it must stay under 108 bytes; per user, because Ray writes modes 0700 there.
+        _temp_dir=str(Path(tempfile.gettempdir()) / f"serving-ray-{os.getuid()}"),
+    )
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": "127.0.0.1", "port": serve_port},
+        logging_config={"log_level": "WARNING", "enable_access_log": False},
+    )
+
+
+def stop_local_ray() -> None:
+    """Stop every Serve application, awaiting their drains, then Ray."""
+    serve.shutdown()
+    ray.shutdown()
+
+
+def run_directory(cell: str, secret_file: Path) -> None:
+    """Deploy the cell's directory and wait until it answers."""
+    deployment = serve.deployment(
+        name="Directory",
+        num_replicas=1,
+        max_ongoing_requests=1000,
+        health_check_period_s=_HEALTH_PERIOD_S,
+        graceful_shutdown_timeout_s=1,
+        ray_actor_options={"num_cpus": 0},
+    )(Directory)
+    serve.run(deployment.bind(cell, str(secret_file)), name=DIRECTORY_APP, route_prefix=DIRECTORY_ROUTE)
+
+
+def run_model(spec: EngineSpec, replicas: int = 1) -> None:
+    """Deploy one model's application; returns at once, its replicas report their own progress."""
+    deployment = serve.deployment(
+        name="Replica",
+        num_replicas=replicas,
+        health_check_period_s=_HEALTH_PERIOD_S,
+        health_check_timeout_s=_HEALTH_TIMEOUT_S,
+        graceful_shutdown_timeout_s=spec.settings.drain_timeout_s + 30,  # the drain's own limit strikes first
+        ray_actor_options={"num_cpus": 0},
+    )(Replica)
+    target = serve.RunTarget(deployment.bind(spec, DIRECTORY_APP), name=f"model-{spec.model}", route_prefix=None)
+    serve.run_many([target], wait_for_applications_running=False)
+
+
+def engine_spec(model: Model, checkpoint: Path, settings: Settings, secret_file: Path) -> EngineSpec:
+    """The engine that serves `model` from `checkpoint`."""
+    engine: EngineSettings = settings.engine
+    return EngineSpec(
+        model=model.name,
+        checkpoint=str(checkpoint),
+        task=model.task,
+        context_tokens=model.context_tokens,
+        settings=engine,
+        secret_file=str(secret_file),
+        log_folder=str(settings.home / "logs"),
+        tool_parser=model.tool_parser,
+        reasoning_parser=model.reasoning_parser,
+        environment=tuple(sorted(model.environment.items())),
+    )

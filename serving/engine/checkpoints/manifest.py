@@ -1,0 +1,59 @@
+"""Manifest: what a finished checkpoint consists of, file by file. It is written last, so a folder that has one is whole."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+
+from serving.errors import Refusal
+
+NAME = "manifest.json"
+
+
+class File(msgspec.Struct, frozen=True):
+    sha256: str
+    size_bytes: int
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    model: str
+    recipe: str
+    files: dict[str, File]
+
+
+def write(folder: Path, model: str, recipe: str) -> None:
+    """Hash every file of `folder` into its manifest."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    manifest = Manifest(model, recipe, {str(path.relative_to(folder)): _measured(path) for path in paths})
+    (folder / NAME).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+
+
+def read(folder: Path) -> Manifest | None:
+    """The folder's manifest, or None where there is no whole checkpoint."""
+    try:
+        return msgspec.json.decode((folder / NAME).read_bytes(), type=Manifest)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except msgspec.MsgspecError:
+        raise Refusal(f"The manifest of {folder} is damaged: delete that folder and start again.") from None
+
+
+def verify(folder: Path) -> Manifest:
+    """Compare every file with the manifest; raises Refusal that names the first which differs."""
+    manifest = read(folder)
+    if manifest is None:
+        raise Refusal(f"There is no finished checkpoint in {folder}: fetch the model first.")
+    for name, expected in manifest.files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != expected.size_bytes or _measured(path) != expected:
+            raise Refusal(
+                f"The file {path} is not what was built (its sha256 differs): delete {folder} and start again."
+            )
+    return manifest
+
+
+def _measured(path: Path) -> File:
+    with path.open("rb") as file:
+        return File(hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)

@@ -1,0 +1,153 @@
+"""Store: the checkpoints kept under `home/models`, one folder per model and recipe hash.
+
+Asked before an engine starts. A folder appears under its final name only when it is whole; whatever a killed build
+left behind lies under another name and goes with the next build. A file lock lets one process build while others wait.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.catalog import MODELS, Model
+from serving.engine.checkpoints import manifest
+from serving.engine.checkpoints.download import SCRATCH
+from serving.engine.checkpoints.recipe import Recipe, Report
+from serving.engine.checkpoints.recipes import RECIPES, recipe_of
+from serving.errors import Refusal
+
+_MIB = 2**20
+#: Left free for everything else on the same disk (ledger, logs).
+_SPARE_BYTES = 64 * _MIB
+_ANY_HASH = "?" * 12
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One line of `serving models list`."""
+
+    model: Model
+    folder: Path
+    is_ready: bool
+    """A whole checkpoint of the present recipe is there."""
+    size_bytes: int
+    outdated: tuple[Path, ...]
+    """Checkpoints of other recipes of this model: safe to delete when nothing serves them."""
+
+
+def folder_of(model: Model, home: Path, recipe: Recipe | None = None) -> Path:
+    """Where the checkpoint of `model` lies, or will lie."""
+    return home / "models" / f"{model.name}-{(recipe or recipe_of(model)).hash()}"
+
+
+def ensure(
+    model: Model,
+    home: Path,
+    report: Report,
+    recipe: Recipe | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Path:
+    """Return the folder of a whole, verified checkpoint of `model`, building it first when it is missing.
+
+    Raises Refusal, in one sentence that says what to do, when the disk is full, a download fails or a file differs
+    from its checksum.
+    """
+    recipe = recipe or recipe_of(model)
+    folder = folder_of(model, home, recipe)
+    if not folder.exists():
+        with _refusing_full_disk(model), _lock(model, folder.parent, report):
+            if not folder.exists():
+                _build(model, recipe, folder, report, clock)
+    manifest.verify(folder)
+    return folder
+
+
+def verify(model: Model, home: Path) -> Path:
+    """Compare the checkpoint of `model` with its manifest; raises Refusal when it is missing or a file differs."""
+    folder = folder_of(model, home)
+    manifest.verify(folder)
+    return folder
+
+
+def listing(home: Path, models: Mapping[str, Model] = MODELS, recipes: Mapping[str, Recipe] = RECIPES) -> list[Kept]:
+    """Every model of the catalogue and what of it is kept here."""
+    return [_kept(model, home, recipes[name]) for name, model in sorted(models.items()) if name in recipes]
+
+
+def _kept(model: Model, home: Path, recipe: Recipe) -> Kept:
+    folder = folder_of(model, home, recipe)
+    whole = manifest.read(folder)
+    size_bytes = sum(file.size_bytes for file in whole.files.values()) if whole else 0
+    others = tuple(sorted(path for path in folder.parent.glob(f"{model.name}-{_ANY_HASH}") if path != folder))
+    return Kept(model, folder, whole is not None, size_bytes, others)
+
+
+def _build(model: Model, recipe: Recipe, folder: Path, report: Report, clock: Callable[[], float]) -> None:
+    _remove_leftovers(model, folder.parent)
+    _refuse_without_space(model, recipe, folder.parent)
+    started_s = clock()
+    with _unfinished(folder) as unfinished:
+        recipe.build(unfinished, lambda line: report(f"{model.name}: {line}"))
+        shutil.rmtree(unfinished / SCRATCH, ignore_errors=True)
+        manifest.write(unfinished, model.name, recipe.hash())
+        unfinished.rename(folder)
+    report(f"{model.name}: ready after {clock() - started_s:.0f} s in {folder}")
+
+
+@contextmanager
+def _unfinished(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder`, gone afterwards unless it was renamed."""
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    unfinished.mkdir()
+    try:
+        yield unfinished
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _remove_leftovers(model: Model, models: Path) -> None:
+    """Only called with the model's lock held, so nobody is building there."""
+    for leftover in models.glob(f".{model.name}-{_ANY_HASH}.unfinished"):
+        shutil.rmtree(leftover)
+
+
+def _refuse_without_space(model: Model, recipe: Recipe, models: Path) -> None:
+    needed_bytes = model.disk_mib * _MIB + recipe.scratch_bytes + _SPARE_BYTES
+    free_bytes = shutil.disk_usage(models).free
+    if free_bytes < needed_bytes:
+        raise Refusal(
+            f"Building {model.name} needs {needed_bytes // _MIB} MiB in {models} and {free_bytes // _MIB} MiB are free:"
+            " free the difference or set SERVING_HOME to a larger disk."
+        )
+
+
+@contextmanager
+def _refusing_full_disk(model: Model) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise Refusal(
+            f"The disk became full while {model.name} was built: free {model.disk_mib} MiB or set SERVING_HOME to a"
+            " larger disk, then start again."
+        ) from None
+
+
+@contextmanager
+def _lock(model: Model, models: Path, report: Report) -> Iterator[None]:
+    """Held by one process at a time; the system releases it when its holder dies."""
+    models.mkdir(parents=True, exist_ok=True)
+    with (models / f".{model.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            report(f"{model.name}: another process is building it, waiting for that one")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,183 @@
+"""Engine: one supervised vLLM server, seen from the replica that owns it: start it, know it, stop it.
+
+Ready means that it generated a token: `/health` answers 200 on engines that die at their first request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
+from serving.engine import command, processes
+from serving.engine.command import EngineSpec
+from serving.errors import ServingError
+from serving.secret import PlaneSecret
+from serving.wire import EngineLoad, Task
+
+#: Seconds between two looks at an engine that is starting.
+_LOOK_INTERVAL_S = 0.25
+#: Seconds one probe of a running engine may take.
+_PROBE_TIMEOUT_S = 5.0
+#: Seconds the first token may take: kernels are chosen and caches filled on the way.
+_FIRST_TOKEN_TIMEOUT_S = 120.0
+#: vLLM's own metric names that we read (0.32).
+RUNNING_METRIC = "vllm:num_requests_running"
+WAITING_METRIC = "vllm:num_requests_waiting"
+KV_CACHE_METRIC = "vllm:kv_cache_usage_perc"
+
+
+class EngineDied(ServingError):
+    """The engine's tree is gone; the text says why in one sentence without inner details."""
+
+
+class Engine:
+    """A running tree. Made by `running()`, which is the only way to have one and be rid of it."""
+
+    def __init__(self, spec: EngineSpec, port: int, supervisor: asyncio.subprocess.Process) -> None:
+        self.url = f"http://{spec.settings.host}:{port}"
+        self._spec = spec
+        self._supervisor = supervisor
+        self._secret = PlaneSecret(Path(spec.secret_file))
+        self._client = aiohttp.ClientSession(self.url)
+        self._members: Counter[str] = Counter()
+        self._ending = asyncio.ensure_future(self._wait_for_end())
+
+    @property
+    def is_dead(self) -> bool:
+        return self._ending.done()
+
+    async def death(self) -> str:
+        """Wait until the last process of the tree is gone; returns why it ended."""
+        return await asyncio.shield(self._ending)
+
+    async def until_listening(self) -> None:
+        """Return when the server answers `/health`; raises EngineDied."""
+        while not await self.is_healthy():
+            if self.is_dead:
+                raise EngineDied(self._ending.result())
+            await asyncio.sleep(_LOOK_INTERVAL_S)
+
+    def require_members(self) -> None:
+        """Raise EngineDied unless every process that was asked for has joined: vLLM drops some options silently."""
+        if missing := expected_members(self._spec) - self._members:
+            raise EngineDied(f"the engine started without {', '.join(sorted(missing))}")
+
+    async def is_healthy(self) -> bool:
+        """Does `/health` answer 200?"""
+        try:
+            async with self._client.get("/health", timeout=aiohttp.ClientTimeout(_PROBE_TIMEOUT_S)) as answer:
+                return answer.status == 200
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
+    async def first_token(self) -> None:
+        """Let the engine work once; raises EngineDied when it cannot."""
+        if self._spec.task is Task.EMBED:
+            route, body = "/v1/embeddings", {"model": self._spec.model, "input": "a"}
+        else:
+            route, body = "/v1/completions", {"model": self._spec.model, "prompt": "a", "max_tokens": 1}
+        timeout = aiohttp.ClientTimeout(_FIRST_TOKEN_TIMEOUT_S)
+        try:
+            async with self._client.post(route, json=body, headers=self._headers(), timeout=timeout) as answer:
+                if answer.status != 200:
+                    raise EngineDied(f"the engine answered its first request with status {answer.status}")
+        except (aiohttp.ClientError, TimeoutError):
+            raise EngineDied("the engine did not survive its first request") from None
+
+    async def load(self) -> EngineLoad | None:
+        """The engine's own figures, or None while it does not answer."""
+        timeout = aiohttp.ClientTimeout(_PROBE_TIMEOUT_S)
+        try:
+            async with self._client.get("/metrics", headers=self._headers(), timeout=timeout) as answer:
+                return parse_load(await answer.text()) if answer.status == 200 else None
+        except (aiohttp.ClientError, TimeoutError):
+            return None
+
+    async def stop(self) -> None:
+        """End the tree; returns when no process of it is left."""
+        if self._supervisor.stdin is not None:
+            self._supervisor.stdin.close()
+        await self.death()
+        await self._client.close()
+
+    async def _wait_for_end(self) -> str:
+        assert self._supervisor.stdout is not None
+        reason = "its supervisor was killed"
+        async for line in self._supervisor.stdout:
+            event, _, what = line.decode().strip().partition(" ")
+            if event == "joined":
+                self._members[what] += 1
+            else:
+                reason = what
+        await self._supervisor.wait()
+        return reason
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._secret.sent}"}
+
+
+@asynccontextmanager
+async def running(spec: EngineSpec) -> AsyncIterator[Engine]:
+    """Start an engine; whatever happens, nobody of its tree is left afterwards."""
+    await asyncio.to_thread(processes.kill_all, processes.orphans)
+    tree = processes.new_tree()
+    port = free_port(spec.settings.host)
+    log = Path(spec.log_folder) / f"engine-{spec.model}-{time.strftime('%Y%m%dT%H%M%S')}-{port}.log"
+    supervisor = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "serving.engine.supervisor", "--log", str(log), "--"),
+        *command.arguments(spec, port),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        env=command.environment(spec, tree, os.environ),
+        start_new_session=True,
+    )
+    engine = Engine(spec, port, supervisor)
+    try:
+        yield engine
+    finally:
+        await engine.stop()
+        await asyncio.to_thread(processes.kill_all, lambda: processes.of_tree(tree))
+
+
+def expected_members(spec: EngineSpec) -> Counter[str]:
+    """The processes that vLLM names when it does what it was told (titles of 0.32)."""
+    settings = spec.settings
+    names = ["EngineCore"]
+    if settings.api_servers > 1:  # a single one is the tree's root and keeps its own title
+        names += [f"APIServer_{index}" for index in range(settings.api_servers)]
+    if settings.tensor_parallel > 1:
+        names += [f"Worker_TP{rank}" for rank in range(settings.tensor_parallel)]
+    return Counter(names)
+
+
+def free_port(host: str) -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def parse_load(text: str) -> EngineLoad:
+    """Read vLLM's Prometheus text; several API servers or DP ranks add up, cache use is their highest."""
+    running = waiting = 0.0
+    cache = 0.0
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == RUNNING_METRIC:
+                running += sample.value
+            elif sample.name == WAITING_METRIC:
+                waiting += sample.value
+            elif sample.name == KV_CACHE_METRIC:
+                cache = max(cache, sample.value)
+    return EngineLoad(running_requests=int(running), waiting_requests=int(waiting), kv_cache_used_ratio=cache)

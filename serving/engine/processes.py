@@ -1,0 +1,103 @@
+"""Processes: who belongs to an engine's tree, and how to be sure that nobody of it is left."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+import signal
+import time
+from collections.abc import Callable, Iterable
+
+import psutil
+
+#: In the environment of every process of an engine's tree; spawned grandchildren inherit it.
+TREE_VARIABLE = "_SERVING_ENGINE_TREE"
+#: setproctitle writes over /proc/PID/environ, and with it over the mark, unless this is set.
+TITLES_KEEP_ENVIRONMENT = "SPT_NOENV"
+#: vLLM renames its long-lived processes to this prefix and their role.
+TITLE_PREFIX = "VLLM::"
+#: Seconds between two looks while waiting for processes to go.
+_LOOK_INTERVAL_S = 0.05
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+
+
+def become_subreaper() -> None:
+    """Adopt orphaned descendants instead of init, so that the tree below this process stays whole (prctl(2))."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
+
+
+def descendants() -> list[psutil.Process]:
+    """Every living process below this one."""
+    return [process for process in psutil.Process().children(recursive=True) if is_alive(process)]
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Does it still run? A zombie holds no memory and no device, so it does not count."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def role(process: psutil.Process) -> str | None:
+    """vLLM's own name for this process (`EngineCore`, `Worker_TP0`, `APIServer_1`), or None when it is a helper."""
+    try:
+        title = " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return None
+    return title.removeprefix(TITLE_PREFIX).split()[0] if title.startswith(TITLE_PREFIX) else None
+
+
+def new_tree() -> str:
+    """A name for a tree owned by this process: `pid:start time:random`."""
+    owner = psutil.Process()
+    return f"{owner.pid}:{owner.create_time()}:{secrets.token_hex(4)}"
+
+
+def of_tree(tree: str) -> list[psutil.Process]:
+    """Every living process of the tree called `tree`, whoever its parent is now."""
+    return [process for process in psutil.process_iter() if _tree_of(process) == tree and is_alive(process)]
+
+
+def orphans() -> list[psutil.Process]:
+    """Every living process of any tree whose owner is gone; on a GPU they would hold its memory."""
+    members = ((process, _tree_of(process)) for process in psutil.process_iter())
+    return [process for process, tree in members if tree and _is_ownerless(tree) and is_alive(process)]
+
+
+def _is_ownerless(tree: str) -> bool:
+    pid, started, _ = tree.split(":")
+    try:
+        return psutil.Process(int(pid)).create_time() != float(started)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _tree_of(process: psutil.Process) -> str | None:
+    try:
+        return process.environ().get(TREE_VARIABLE)
+    except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess, OSError):
+        return None
+
+
+def kill_all(find: Callable[[], Iterable[psutil.Process]]) -> None:
+    """SIGKILL whatever `find` returns until it returns nobody: only then are the devices free."""
+    while members := list(find()):
+        for member in members:
+            try:
+                member.send_signal(signal.SIGKILL)
+            except psutil.NoSuchProcess:
+                continue
+        reap()
+        time.sleep(_LOOK_INTERVAL_S)
+
+
+def reap() -> None:
+    """Collect the exit status of every child that has ended."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass

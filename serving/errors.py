@@ -1,0 +1,152 @@
+"""Every error this package raises on purpose, as one tree; each becomes text exactly once, at the edge.
+
+    ServingError
+    ├── Refusal                    a command line cannot do what was asked → one sentence, exit code 1
+    └── ApiError                   a request cannot be served → an OpenAI- or Anthropic-shaped body
+        ├── InvalidRequest         400 invalid_request_error
+        │   ├── UnknownParameter   400 invalid_request_error  unknown_parameter
+        │   ├── UnsupportedParameter 400 invalid_request_error  unsupported_parameter
+        │   └── ContextExceeded    400 invalid_request_error  context_length_exceeded
+        ├── Unauthenticated        401 invalid_request_error  invalid_api_key
+        ├── PermissionDenied       403 invalid_request_error  permission_denied
+        ├── RouteNotFound          404 invalid_request_error  unknown_url
+        ├── ModelNotFound          404 invalid_request_error  model_not_found
+        ├── MethodNotAllowed       405 invalid_request_error  method_not_allowed
+        ├── RequestTooLarge        413 invalid_request_error  request_too_large
+        ├── GatewayFull            503 server_error           overloaded
+        ├── NoReplicaReady         503 server_error           no_replica_ready
+        ├── StoreUnavailable       503 server_error           store_unavailable
+        ├── EngineFailed           502 server_error           engine_failed
+        ├── EngineTimedOut         504 server_error           engine_timeout
+        └── InternalError          500 server_error           internal_error
+
+Status, type and code follow OpenAI's error objects (https://platform.openai.com/docs/guides/error-codes).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ServingError(Exception):
+    """The root: whatever this package raises on purpose."""
+
+
+class Refusal(ServingError):
+    """A command cannot do what was asked; its text is one sentence that says what to do."""
+
+
+class ApiError(ServingError):
+    """A request cannot be served. The text goes to the client, so it never names an address, a path or a key."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = None
+    # Told to openai-python by `x-should-retry`: a retry of the same request can succeed.
+    is_retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequest(ApiError):
+    status = 400
+    type = "invalid_request_error"
+
+
+class UnknownParameter(InvalidRequest):
+    code = "unknown_parameter"
+
+    def __init__(self, param: str) -> None:
+        super().__init__(f"Unknown parameter: '{param}'.", param=param)
+
+
+class UnsupportedParameter(InvalidRequest):
+    code = "unsupported_parameter"
+
+
+class ContextExceeded(InvalidRequest):
+    code = "context_length_exceeded"
+
+
+class Unauthenticated(ApiError):
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
+class PermissionDenied(ApiError):
+    status = 403
+    type = "invalid_request_error"
+    code = "permission_denied"
+
+
+class RouteNotFound(ApiError):
+    status = 404
+    type = "invalid_request_error"
+    code = "unknown_url"
+
+
+class ModelNotFound(ApiError):
+    status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"The model '{model}' does not exist or you do not have access to it.", param="model")
+
+
+class MethodNotAllowed(ApiError):
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+
+class RequestTooLarge(ApiError):
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+
+class GatewayFull(ApiError):
+    status = 503
+    code = "overloaded"
+    is_retryable = True
+
+
+class NoReplicaReady(ApiError):
+    status = 503
+    code = "no_replica_ready"
+    is_retryable = True
+
+
+class StoreUnavailable(ApiError):
+    """The database does not answer; `reason` is for the operator, the client gets a fixed sentence."""
+
+    status = 503
+    code = "store_unavailable"
+    is_retryable = True
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("The service cannot check its records right now; please try again.", retry_after_s=1.0)
+        self.reason = reason
+
+
+class EngineFailed(ApiError):
+    status = 502
+    code = "engine_failed"
+    is_retryable = True
+
+
+class EngineTimedOut(ApiError):
+    status = 504
+    code = "engine_timeout"
+
+
+class InternalError(ApiError):
+    """Something we did not foresee; its detail is logged by type alone."""
+
+    code = "internal_error"

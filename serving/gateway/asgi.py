@@ -1,0 +1,144 @@
+"""ASGI: the edge between the HTTP server and this plane. One Request and one Responder per request, nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from serving.errors import InvalidRequest, RequestTooLarge
+
+# ASGI itself types its messages as open mappings (asgiref.typing); they do not travel past this module.
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Header = tuple[bytes, bytes]
+
+#: A client's own request id is taken over only in this shape: it goes to logs and the ledger.
+SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{7,63}")
+
+
+class ClientLeft(Exception):
+    """The client closed the connection before it had its answer."""
+
+
+class Request:
+    """What the client sent: method, path, headers at once, the body when asked for."""
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self._headers: dict[bytes, bytes] = dict(scope["headers"])
+        self._receive = receive
+
+    def header(self, name: str) -> str | None:
+        """A header's value, or None."""
+        value = self._headers.get(name.lower().encode("ascii"))
+        return None if value is None else value.decode("latin-1").strip()
+
+    def request_id(self) -> str:
+        """The client's own id when it is safe to repeat, else a fresh one."""
+        given = self.header("x-request-id")
+        return given if given and SAFE_REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+
+    def presented_key(self) -> str | None:
+        """The API key from `Authorization: Bearer …` or Anthropic's `x-api-key`."""
+        scheme, _, key = (self.header("authorization") or "").partition(" ")
+        if scheme.lower() == "bearer" and key.strip():
+            return key.strip()
+        return self.header("x-api-key") or None
+
+    async def read_body(self, max_bytes: int) -> bytes:
+        """The whole body; raises RequestTooLarge past `max_bytes`, before or while reading, and ClientLeft.
+
+        What is left unread the HTTP server throws away after the answer.
+        """
+        announced = self.header("content-length") or ""
+        if announced.isdigit() and int(announced) > max_bytes:
+            raise RequestTooLarge(f"The request body is larger than {max_bytes} bytes.")
+        body = bytearray()
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientLeft
+            body += message.get("body", b"")
+            if len(body) > max_bytes:
+                raise RequestTooLarge(f"The request body is larger than {max_bytes} bytes.")
+            if not message.get("more_body", False):
+                return bytes(body)
+
+    @asynccontextmanager
+    async def cancel_when_client_leaves(self, responder: Responder) -> AsyncIterator[None]:
+        """Cancels the body of this `with` when the client disconnects; raises ClientLeft then."""
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("only a running task can be cancelled")
+        has_left = False
+
+        async def watch() -> None:
+            nonlocal has_left
+            while (await self._receive())["type"] != "http.disconnect":
+                pass
+            # An ASGI server also says "disconnect" once the answer is complete.
+            if not responder.is_complete:
+                has_left = True
+                task.cancel()
+
+        watcher = asyncio.create_task(watch())
+        try:
+            yield
+            if has_left:
+                # The cancellation has not been delivered yet; take it here rather than in someone else's await.
+                await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            if has_left and task.uncancel() == 0:
+                raise ClientLeft from None
+            raise
+        finally:
+            watcher.cancel()
+
+
+class Responder:
+    """The one answer to a request; knows how far it has got."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self.request_id = request_id
+        self.status: int | None = None
+        self.is_complete = False
+
+    @property
+    def is_started(self) -> bool:
+        return self.status is not None
+
+    async def start(self, status: int, headers: Iterable[Header]) -> None:
+        self.status = status
+        all_headers = [(b"x-request-id", self.request_id.encode("ascii")), *headers]
+        await self._send({"type": "http.response.start", "status": status, "headers": all_headers})
+
+    async def write(self, body: bytes) -> None:
+        """Pass bytes on; waits while the client is slower than the engine."""
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def finish(self, body: bytes = b"") -> None:
+        self.is_complete = True
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def whole(
+        self, status: int, body: bytes, headers: Iterable[Header] = (), content_type: bytes = b"application/json"
+    ) -> None:
+        """A complete answer at once."""
+        length = str(len(body)).encode("ascii")
+        await self.start(status, [(b"content-type", content_type), (b"content-length", length), *headers])
+        await self.finish(body)
+
+
+def require_json(request: Request) -> None:
+    """Refuses a body that says it is something other than JSON."""
+    content_type = (request.header("content-type") or "application/json").partition(";")[0].strip().lower()
+    if content_type != "application/json" and not content_type.endswith("+json"):
+        raise InvalidRequest("The request body must be JSON, sent with the header 'content-type: application/json'.")

@@ -1,0 +1,296 @@
+"""Relay: one call to one engine and its bytes back, untouched but for usage nobody asked for.
+
+Until the first byte of an answer went out, a replica that fails is replaced; after it,
+the stream ends in an error event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from enum import StrEnum
+
+import aiohttp
+
+from serving.config import Timeouts
+from serving.errors import EngineFailed, EngineTimedOut, NoReplicaReady
+from serving.gateway import events, metering, router, translation
+from serving.gateway.asgi import Header, Responder
+from serving.gateway.calls import Call
+from serving.gateway.fleet import Fleet, bearer
+from serving.gateway.ledger import Usage
+from serving.gateway.metering import Meter, Rates
+from serving.gateway.routes import StreamKind
+from serving.gateway.translation import ENGINE_FAILED, Blame
+from serving.secret import PlaneSecret
+
+#: Replicas that may fail under one call before the call itself is suspected of killing them.
+FAILURES_MAX = 3
+#: Seconds before a replica that could not take a call is asked again.
+PAUSE_S = 0.25
+#: Bytes of an engine's error body that are read.
+ERROR_BYTES_MAX = 64 * 1024
+#: Seconds an idle connection is kept: below the 5 s after which vLLM's server closes it.
+IDLE_CONNECTION_S = 2.0
+
+_STREAM_HEADERS: list[Header] = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    # nginx and its kind would hold chunks back otherwise.
+    (b"x-accel-buffering", b"no"),
+]
+
+log = logging.getLogger(__name__)
+
+
+class Failure(StrEnum):
+    """How an attempt ended that gave the client nothing."""
+
+    #: Nobody listens at the replica's address.
+    REFUSED = "refused"
+    #: The connection broke: the engine died, or the connection was stale.
+    BROKEN = "broken"
+    #: The engine answered that it failed.
+    ERRORED = "errored"
+    #: The engine cannot take the call now.
+    BUSY = "busy"
+
+
+class AttemptFailed(Exception):
+    """Another replica may try. Never leaves this module."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure)
+        self.failure = failure
+
+
+class Exchange:
+    """One call and its answer: how far it has got, what it has cost."""
+
+    def __init__(self, call: Call, responder: Responder, clock: Callable[[], float]) -> None:
+        self.call = call
+        self.responder = responder
+        self.replica_id: str | None = None
+        self.retries = 0
+        self.first_byte_at: float | None = None
+        self._clock = clock
+        self._meter: Meter | None = None
+        self._sent_at = 0.0
+
+    @property
+    def has_content(self) -> bool:
+        """Bytes of an answer went out; comments that keep a connection alive do not count."""
+        return self.first_byte_at is not None
+
+    @property
+    def events_passed(self) -> int:
+        return self._meter.events_passed if self._meter else 0
+
+    def begin(self, replica_id: str, rates: Rates) -> Meter:
+        """An engine gets the call now."""
+        self.replica_id = replica_id
+        self._sent_at = self._clock()
+        self._meter = metering.meter_for(self.call, rates)
+        return self._meter
+
+    def forget(self) -> None:
+        """That engine did nothing the client can be billed for."""
+        self._meter = None
+
+    def usage(self) -> Usage:
+        """Tokens so far: exact once the engine has said so, else estimated."""
+        return self._meter.usage(self._clock() - self._sent_at) if self._meter else Usage()
+
+    def learn(self) -> None:
+        if self._meter:
+            self._meter.learn(self._clock() - self._sent_at)
+
+    async def keep_alive(self) -> None:
+        if not self.responder.is_started:
+            await self.responder.start(200, _STREAM_HEADERS)
+        await self.responder.write(events.KEEP_ALIVE)
+
+    async def write(self, data: bytes, headers: list[Header]) -> None:
+        if self.first_byte_at is None:
+            self.first_byte_at = self._clock()
+            if not self.responder.is_started:
+                await self.responder.start(200, headers)
+        await self.responder.write(data)
+
+
+def connector() -> aiohttp.TCPConnector:
+    """Connections to engines: as many as there are calls, not kept long enough to go stale."""
+    return aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_S)
+
+
+def session(timeouts: Timeouts) -> aiohttp.ClientSession:
+    """The one client session of a gateway; how long an answer may take is the relay's matter."""
+    connect = aiohttp.ClientTimeout(total=None, sock_connect=timeouts.engine_connect_s)
+    return aiohttp.ClientSession(connector=connector(), timeout=connect, cookie_jar=aiohttp.DummyCookieJar())
+
+
+class Relay:
+    """Shared by all calls of a gateway."""
+
+    def __init__(
+        self,
+        client: aiohttp.ClientSession,
+        fleet: Fleet,
+        timeouts: Timeouts,
+        secret: PlaneSecret | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self._client = client
+        self._fleet = fleet
+        self._timeouts = timeouts
+        self._secret = secret
+        self._clock = clock
+        self._turn = 0
+        self._rates: dict[str, Rates] = {}
+
+    async def relay(self, exchange: Exchange) -> None:
+        """Answer a call. Raises ApiError; the responder knows how far the answer had got."""
+        model = exchange.call.model
+        deadline = self._clock() + self._timeouts.replica_wait_s
+        suspects: set[str] = set()
+        failures = 0
+        while failures < FAILURES_MAX:
+            replica = await self._next_replica(model, suspects, deadline)
+            try:
+                with self._fleet.committed(replica.replica_id):
+                    return await self._attempt(replica, exchange)
+            except AttemptFailed as attempt:
+                exchange.forget()
+                exchange.retries += 1
+                log.warning("replica %s: attempt %s", replica.replica_id, attempt.failure)
+                self._take_note(attempt.failure, replica.replica_id, suspects)
+                failures += attempt.failure in (Failure.BROKEN, Failure.ERRORED)
+                if attempt.failure is Failure.BUSY and self._clock() >= deadline:
+                    raise NoReplicaReady(f"The model '{model}' is busy; try again soon.", retry_after_s=5) from None
+        raise EngineFailed(ENGINE_FAILED)
+
+    def _take_note(self, failure: Failure, replica_id: str, suspects: set[str]) -> None:
+        # A connection that breaks once may have gone stale while idle; twice, and nobody is there.
+        if failure is Failure.REFUSED or (failure is Failure.BROKEN and replica_id in suspects):
+            self._fleet.report_lost(replica_id)
+        suspects.add(replica_id)
+
+    async def _next_replica(self, model: str, suspects: set[str], deadline: float) -> router.Candidate:
+        """The best replica not suspected, else a suspected one after a pause, else whichever becomes ready in time."""
+        self._turn += 1
+        while True:
+            candidates = self._fleet.candidates(model)
+            fresh = [candidate for candidate in candidates if candidate.replica_id not in suspects]
+            if fresh:
+                return router.rank(fresh, self._turn)[0]
+            if candidates:
+                await asyncio.sleep(PAUSE_S)
+                return router.rank(candidates, self._turn)[0]
+            await self._fleet.wait_until_ready(model, deadline)
+
+    async def _attempt(self, replica: router.Candidate, exchange: Exchange) -> None:
+        call = exchange.call
+        meter = exchange.begin(replica.replica_id, self._rates.setdefault(call.model, Rates()))
+        try:
+            async with self._posted(replica.url + call.route.path, call) as response:
+                if response.status != 200:
+                    await self._refused(response, exchange)
+                elif call.is_streamed:
+                    await self._stream(response.content, exchange, meter)
+                else:
+                    await self._whole(response, exchange, meter)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+            raise AttemptFailed(Failure.REFUSED) from None
+        except aiohttp.ClientError:
+            raise self._broken(exchange) from None
+
+    def _broken(self, exchange: Exchange) -> EngineFailed | AttemptFailed:
+        return EngineFailed(ENGINE_FAILED) if exchange.has_content else AttemptFailed(Failure.BROKEN)
+
+    @asynccontextmanager
+    async def _posted(self, url: str, call: Call) -> AsyncIterator[aiohttp.ClientResponse]:
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **bearer(self._secret)}
+        response = await self._client.post(url, data=call.body, headers=headers, allow_redirects=False)
+        try:
+            yield response
+        except BaseException:
+            # Closing the connection is what makes the engine stop at once.
+            response.close()
+            raise
+        else:
+            response.release()
+
+    async def _refused(self, response: aiohttp.ClientResponse, exchange: Exchange) -> None:
+        whose = translation.blame(response.status)
+        if whose is Blame.BUSY:
+            raise AttemptFailed(Failure.BUSY)
+        if whose is Blame.REPLICA:
+            raise AttemptFailed(Failure.ERRORED)
+        body = await response.content.read(ERROR_BYTES_MAX)
+        exchange.forget()
+        raise translation.refusal(response.status, body, exchange.call)
+
+    async def _stream(self, content: aiohttp.StreamReader, exchange: Exchange, meter: Meter) -> None:
+        splitter = events.Splitter()
+        endings = metering.ENDINGS[exchange.call.route.streams]
+        has_ended = False
+        while data := await self._read(content, exchange):
+            block = splitter.feed(data)
+            if not block:
+                continue
+            failed = events.find_error(block)
+            if failed is not None:
+                await self._pass_on(failed[0], exchange, meter)
+                self._raise_in_stream(failed[1], exchange)
+            has_ended = has_ended or any(ending in block for ending in endings)
+            await self._pass_on(block, exchange, meter)
+        if not has_ended:
+            raise self._broken(exchange)
+        exchange.learn()
+        await exchange.responder.finish()
+
+    async def _pass_on(self, block: bytes, exchange: Exchange, meter: Meter) -> None:
+        meter.scan(block)
+        call = exchange.call
+        if call.route.streams is StreamKind.CHUNKS and not call.wants_continuous_usage:
+            block = events.without_usage(block, keeps_final=call.wants_usage)
+        if block:
+            await exchange.write(block, _STREAM_HEADERS)
+
+    def _raise_in_stream(self, data: bytes, exchange: Exchange) -> None:
+        error = translation.in_stream(data, exchange.call)
+        if isinstance(error, EngineFailed) and not exchange.has_content:
+            raise AttemptFailed(Failure.ERRORED)
+        if not exchange.has_content:
+            exchange.forget()
+        raise error
+
+    async def _read(self, content: aiohttp.StreamReader, exchange: Exchange) -> bytes:
+        """The next bytes, b"" at the end; while none come the client hears that we are alive."""
+        if data := content.read_nowait():
+            return data
+        silent_since = self._clock()
+        while True:
+            try:
+                async with asyncio.timeout(self._timeouts.keep_alive_s):
+                    return await content.readany()
+            except TimeoutError:
+                if self._clock() - silent_since >= self._timeouts.engine_silence_s:
+                    raise EngineTimedOut("The engine sent nothing for too long.") from None
+                await exchange.keep_alive()
+
+    async def _whole(self, response: aiohttp.ClientResponse, exchange: Exchange, meter: Meter) -> None:
+        length = response.headers.get("Content-Length")
+        headers: list[Header] = [(b"content-type", b"application/json")]
+        if length is not None:
+            headers.append((b"content-length", length.encode("ascii")))
+        async for data in response.content.iter_any():
+            meter.scan(data)
+            await exchange.write(data, headers)
+        if not exchange.has_content:
+            raise AttemptFailed(Failure.BROKEN)
+        meter.close()
+        exchange.learn()
+        await exchange.responder.finish()

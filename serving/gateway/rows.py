@@ -1,0 +1,116 @@
+"""Rows: how the ledger's lines get into the database: each once, none over another's, none left open by the dead."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from sqlalchemy import Connection, bindparam, insert, select, update
+
+from serving.gateway.store import ledger
+
+OPEN = "open"
+CRASHED = "gateway_crashed"
+#: Characters of any text column of the ledger, at least.
+TEXT_MAX = 255
+
+log = logging.getLogger(__name__)
+
+
+class LedgerRow(msgspec.Struct, frozen=True):
+    """A row of the ledger table; times are seconds since the epoch."""
+
+    request_id: str
+    entry_id: str
+    tenant_id: str
+    key_id: str
+    route: str
+    model: str
+    replica_id: str | None
+    started_at: float
+    finished_at: float | None
+    outcome: str
+    status: int
+    prompt_tokens: int
+    completion_tokens: int
+    cached_prompt_tokens: int
+    reasoning_tokens: int
+    estimated_by: str | None
+    gateway_id: str
+
+
+def upsert(connection: Connection, rows: Sequence[LedgerRow]) -> None:
+    """Write rows: an entry's end replaces its opening, nothing else is ever replaced, a repetition changes nothing.
+
+    A request id that another entry holds already is kept for that one; the newcomer is filed as `<id>~<entry id>`.
+    """
+    owners = _owners(connection, rows)
+    news: list[dict[str, object]] = []
+    ends: list[dict[str, object]] = []
+    for row in rows:
+        if owners.get(row.request_id, (row.entry_id, ""))[0] != row.entry_id:
+            row = msgspec.structs.replace(row, request_id=_renamed(row))
+        owner = owners.get(row.request_id)
+        if owner is None:
+            news.append(msgspec.structs.asdict(row))
+        elif owner[1] in (OPEN, CRASHED) and row.outcome != OPEN:
+            ends.append(msgspec.structs.asdict(row) | {"filed_as": row.request_id})
+        owners[row.request_id] = (row.entry_id, row.outcome)
+    if news:
+        connection.execute(insert(ledger), news)
+    if ends:
+        connection.execute(_END, ends)
+
+
+_END = (
+    update(ledger)
+    .where(ledger.c.request_id == bindparam("filed_as"))
+    .values({name: bindparam(name) for name in LedgerRow.__struct_fields__ if name != "request_id"})
+)
+
+
+def settle_crashed(connection: Connection) -> None:
+    """Close the open rows of gateways that ran on this host and are gone; their tokens are not known."""
+    open_rows = select(ledger.c.gateway_id).where(ledger.c.outcome == OPEN).distinct()
+    dead = [gateway_id for gateway_id in connection.scalars(open_rows) if has_died(gateway_id)]
+    if dead:
+        left = update(ledger).where(ledger.c.outcome == OPEN, ledger.c.gateway_id.in_(dead))
+        count = connection.execute(left.values(outcome=CRASHED, estimated_by=CRASHED)).rowcount
+        log.warning("%d calls were open in gateways that died", count)
+
+
+def own_gateway_id() -> str:
+    """`host:pid:start` of this process; its start tells it from a later process with the same pid."""
+    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
+
+
+def has_died(gateway_id: str) -> bool:
+    """Is this the id of a process of this host that no longer runs? Other hosts' cannot be judged from here."""
+    host, pid, start = gateway_id.rsplit(":", 2)
+    return host == socket.gethostname() and _started(int(pid)) != start
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, in clock ticks since boot; None when it is gone (or dead and not yet reaped)."""
+    try:
+        # proc(5): what follows the parenthesised name begins with field 3, the state; the start is field 22.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def _owners(connection: Connection, rows: Sequence[LedgerRow]) -> dict[str, tuple[str, str]]:
+    """request id → (entry id, outcome) of the rows that are there under one of these ids."""
+    ids = [row.request_id for row in rows] + [_renamed(row) for row in rows]
+    query = select(ledger.c.request_id, ledger.c.entry_id, ledger.c.outcome).where(ledger.c.request_id.in_(ids))
+    return {found.request_id: (found.entry_id, found.outcome) for found in connection.execute(query)}
+
+
+def _renamed(row: LedgerRow) -> str:
+    suffix = f"~{row.entry_id}"
+    return row.request_id[: TEXT_MAX - len(suffix)] + suffix

@@ -1,0 +1,159 @@
+"""Server: the gateway as a process: its parts opened in order, one socket for the API, maybe one for metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from typing import Literal
+
+import msgspec
+import uvicorn
+
+from serving import secret
+from serving.config import GatewaySettings, Settings
+from serving.errors import Refusal
+from serving.gateway import commands
+from serving.gateway.app import METRICS_TYPE, Gateway, create_app
+from serving.gateway.asgi import Receive, Request, Responder, Scope, Send
+from serving.gateway.keys import Keyring
+from serving.gateway.ledger import Ledger
+from serving.gateway.metrics import Metrics
+from serving.gateway.store import Store
+from serving.gateway.tenants import Tenants
+from serving.secret import PlaneSecret
+
+#: Connections the kernel holds until they are accepted.
+BACKLOG = 2048
+#: Seconds an idle client connection is kept: longer than the 60 s of common load balancers, which must close first.
+IDLE_CLIENT_S = 75
+
+# Fixed words: the salt key is derived from the pepper and must not equal any key's digest.
+_SALT_PURPOSE = "prefix cache salt"
+
+
+def run(settings: Settings) -> None:
+    """Serve the API until SIGTERM or Ctrl-C; raises Refusal when it cannot start."""
+    _start_logging(settings.log_format)
+    with _listening(settings.gateway.host, settings.gateway.port) as api:
+        commands.first_key(settings.home)
+        with _gateway(settings) as gateway:
+            serve(gateway, settings.gateway, api)
+
+
+def serve(gateway: Gateway, settings: GatewaySettings, api: socket.socket) -> None:
+    """Run the event loop on a bound socket until told to stop; running answers get `drain_timeout_s` to end."""
+    with contextlib.ExitStack() as opened:
+        servers = [(_uvicorn(gateway, settings, "on"), api)]
+        if settings.metrics_port is not None:
+            metrics_socket = opened.enter_context(_listening(settings.host, settings.metrics_port))
+            servers.append((_uvicorn(MetricsApp(gateway.metrics), settings, "off"), metrics_socket))
+        uvloop_run(servers)
+
+
+def uvloop_run(servers: list[tuple[uvicorn.Server, socket.socket]]) -> None:
+    """All servers in one loop; when one stops, all do."""
+
+    async def main() -> None:
+        tasks = [asyncio.create_task(server.serve(sockets=[bound])) for server, bound in servers]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for server, _ in servers:
+            server.should_exit = True
+        await asyncio.gather(*tasks)
+
+    with asyncio.Runner(loop_factory=servers[0][0].config.get_loop_factory()) as runner:
+        runner.run(main())
+
+
+class MetricsApp:
+    """`GET /metrics` and nothing else, on a port of its own."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        responder = Responder(send, request.request_id())
+        if (request.method, request.path) == ("GET", "/metrics"):
+            await responder.whole(200, self._metrics.render(), content_type=METRICS_TYPE)
+        else:
+            await responder.whole(404, b"{}")
+
+
+def _uvicorn(app: Gateway | MetricsApp, settings: GatewaySettings, lifespan: Literal["on", "off"]) -> uvicorn.Server:
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan=lifespan,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=IDLE_CLIENT_S,
+        timeout_graceful_shutdown=round(settings.drain_timeout_s),
+    )
+    return uvicorn.Server(config)
+
+
+@contextlib.contextmanager
+def _gateway(settings: Settings) -> Iterator[Gateway]:
+    with contextlib.ExitStack() as opened:
+        store = opened.enter_context(Store.open(settings.home))
+        keyring = Keyring.open(store)
+        tenants = Tenants(store, keyring, key_cache_s=settings.gateway.key_cache_s, clock=time.time)
+        opened.enter_context(tenants)
+        ledger = opened.enter_context(Ledger(store, clock=time.time))
+        plane_secret = _plane_secret(settings)
+        yield create_app(settings.gateway, tenants, ledger, plane_secret, keyring.digest(_SALT_PURPOSE))
+
+
+def _plane_secret(settings: Settings) -> PlaneSecret | None:
+    """The secret of this home's engines; engines that run elsewhere without one need none."""
+    path = settings.home / secret.FILE_NAME
+    if path.exists() or settings.gateway.directories:
+        return PlaneSecret(path)
+    return None
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            bound.bind((host, port))
+        except OSError as error:
+            raise Refusal(
+                f"Port {port} on {host} cannot be used: {error.strerror}; choose another with --port."
+            ) from None
+        yield bound
+
+
+class _LogLine(msgspec.Struct):
+    time_s: float
+    level: str
+    logger: str
+    message: str | msgspec.Raw
+
+
+class _JsonLines(logging.Formatter):
+    """One JSON object a line; access lines are objects already."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        message = msgspec.Raw(text.encode()) if record.name == "serving.access" else text
+        line = _LogLine(round(record.created, 3), record.levelname.lower(), record.name, message)
+        return msgspec.json.encode(line).decode()
+
+
+def _start_logging(log_format: Literal["json", "text"]) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
+    handler.setFormatter(_JsonLines() if log_format == "json" else text)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])

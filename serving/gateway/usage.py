@@ -1,0 +1,81 @@
+"""Usage: the ledger summed up, for bills and for questions. Exact and estimated tokens are never added together."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+from sqlalchemy import ColumnElement, func, select
+
+from serving.gateway.rows import OPEN
+from serving.gateway.store import Store, ledger, tenants
+
+
+class By(StrEnum):
+    """What a sum is taken over."""
+
+    TENANT = "tenant"
+    MODEL = "model"
+    KEY = "key"
+    ROUTE = "route"
+    DAY = "day"
+
+
+class Tokens(msgspec.Struct, frozen=True):
+    """Calls and their tokens, all exact or all estimated."""
+
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    cached_prompt_tokens: int
+    reasoning_tokens: int
+
+
+class Sum(msgspec.Struct, frozen=True):
+    """One group's total; `open_requests` are running now, or their gateway's end was not noticed yet."""
+
+    group: str
+    exact: Tokens
+    estimated: Tokens
+    open_requests: int
+
+
+_GROUPS: dict[By, ColumnElement[str]] = {
+    By.TENANT: func.coalesce(tenants.c.name, ledger.c.tenant_id),
+    By.MODEL: ledger.c.model,
+    By.KEY: ledger.c.key_id,
+    By.ROUTE: ledger.c.route,
+    # Days of UTC.
+    By.DAY: func.date(ledger.c.started_at),
+}
+_COUNTS = ("prompt_tokens", "completion_tokens", "cached_prompt_tokens", "reasoning_tokens")
+
+
+def totals(store: Store, by: By, *, tenant: str | None = None, since: float | None = None) -> list[Sum]:
+    """Sums over calls that started at or after `since` (seconds since the epoch), of one tenant or of all."""
+    group = _GROUPS[by]
+    is_open = ledger.c.outcome == OPEN
+    exact = ~is_open & ledger.c.estimated_by.is_(None)
+    estimated = ~is_open & ledger.c.estimated_by.is_not(None)
+    query = select(group, *_sums(exact), *_sums(estimated), func.count().filter(is_open))
+    query = query.select_from(ledger.outerjoin(tenants, tenants.c.id == ledger.c.tenant_id))
+    if tenant is not None:
+        query = query.where(tenants.c.name == tenant)
+    if since is not None:
+        query = query.where(ledger.c.started_at >= since)
+    width = len(Tokens.__struct_fields__)
+    with store.begin() as connection:
+        return [
+            Sum(str(name), _tokens(numbers[:width]), _tokens(numbers[width:-1]), int(numbers[-1]))
+            for name, *numbers in connection.execute(query.group_by(group).order_by(group))
+        ]
+
+
+def _sums(of: ColumnElement[bool]) -> list[ColumnElement[int]]:
+    tokens = [func.coalesce(func.sum(ledger.c[name]).filter(of), 0) for name in _COUNTS]
+    return [func.count().filter(of), *tokens]
+
+
+def _tokens(numbers: list[int]) -> Tokens:
+    # PostgreSQL sums 64-bit integers into decimals.
+    return Tokens(*(int(number) for number in numbers))

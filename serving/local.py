@@ -1,0 +1,240 @@
+"""Local: the whole stack on this machine, in the foreground: `serving up`.
+
+    serving up ─┬─ gateway (a process of its own: the same command as in production)
+                └─ Ray ── directory, replica ── supervisor ── vLLM
+
+Whatever way it ends, every process it started ends with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import yaml
+
+from serving import catalog, config, secret
+from serving.config import Settings
+from serving.engine import app as engine_app
+from serving.engine import processes
+from serving.engine.checkpoints import store as checkpoints
+from serving.errors import Refusal
+from serving.wire import DIRECTORY_ROUTE
+
+#: MiB that one engine, Ray and the gateway need together; seen resident: see the README's table.
+_NEEDED_MEMORY_MIB = 5 * 1024
+#: Seconds between two looks while waiting.
+_LOOK_INTERVAL_S = 0.2
+#: Seconds the gateway may take to finish what it is doing when the stack stops.
+_GATEWAY_GRACE_S = 5.0
+
+
+class Stopped(BaseException):
+    """Ctrl-C or SIGTERM; not an error."""
+
+
+def up(settings: Settings, model_name: str) -> None:
+    """Serve `model_name` here until stopped; raises Refusal before anything starts, or when a part is lost."""
+    model = catalog.find(model_name)
+    gateway = settings.gateway
+    _refuse_taken_port(gateway.host, gateway.port)
+    _refuse_small_memory(settings.engine.memory_share)
+    _make_home(settings.home)
+    with _signals_raise_stopped(), _everything_below_ends():
+        checkpoint = checkpoints.ensure(model, settings.home, _say)
+        _serve(settings, model, checkpoint)
+
+
+def _serve(settings: Settings, model: catalog.Model, checkpoint: Path) -> None:
+    started = time.monotonic()
+    secret_file = secret.create_if_absent(settings.home)
+    directory_port = _free_port()
+    directory = f"http://127.0.0.1:{directory_port}"
+    with _gateway_process(settings, directory) as gateway:
+        _say("Starting Ray ...")
+        with _local_ray(directory_port):
+            engine_app.run_directory("local", secret_file)
+            engine_app.run_model(engine_app.engine_spec(model, checkpoint, settings, secret_file))
+            _say(f"Starting vLLM with {model.name} ({time.monotonic() - started:.0f} s so far) ...")
+            _wait_for_model(settings, gateway, started)
+            print(banner(settings, model, time.monotonic() - started), flush=True)
+            code = gateway.wait()
+    raise Refusal(f"The gateway ended with exit code {code}; its last words are in {_gateway_log(settings)}.")
+
+
+def banner(settings: Settings, model: catalog.Model, seconds: float) -> str:
+    """What a newcomer needs: base URL, key, a curl line that works when pasted, and what this model is."""
+    base_url = f"http://{settings.gateway.host}:{settings.gateway.port}/v1"
+    key = (settings.home / "admin.key").read_text().strip()
+    body = {"model": model.name, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
+    return f"""
+Ready after {seconds:.0f} s. {model.summary}
+
+  Base URL  {base_url}
+  API key   {key}
+
+  curl {base_url}/chat/completions -H 'Authorization: Bearer {key}' \\
+    -H 'Content-Type: application/json' \\
+    -d '{json.dumps(body)}'
+
+Ctrl-C stops everything. Logs and the key are in {settings.home}."""
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _make_home(home: Path) -> None:
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (home / "logs").mkdir(exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise Refusal(f"The folder {home} cannot be used: {error.strerror}; set SERVING_HOME to another.") from None
+
+
+def _refuse_taken_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise Refusal(f"Port {port} on {host} cannot be used: {error.strerror}; choose another with --port.") from None
+
+
+def _refuse_small_memory(memory_share: float) -> None:
+    memory = psutil.virtual_memory()
+    needed = max(_NEEDED_MEMORY_MIB * 1024**2, int(memory.total * memory_share))
+    if memory.available < needed:
+        raise Refusal(
+            f"This needs {needed / 1024**3:.1f} GiB of free memory and the machine has {memory.available / 1024**3:.1f}; "
+            "stop something, or lower engine.memory_share."
+        )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def _signals_raise_stopped() -> Iterator[None]:
+    def stop(number: int, frame: object) -> None:
+        raise Stopped
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except Stopped:
+        _say("\nStopped.")
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _everything_below_ends() -> Iterator[None]:
+    processes.become_subreaper()
+    try:
+        yield
+    finally:
+        with _signals_ignored():
+            processes.kill_all(processes.descendants)
+
+
+@contextlib.contextmanager
+def _signals_ignored() -> Iterator[None]:
+    """A second Ctrl-C must not cut the clean-up short."""
+    previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _local_ray(directory_port: int) -> Iterator[None]:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    engine_app.start_local_ray(directory_port)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)  # Ray puts its own in their place
+    try:
+        yield
+    finally:
+        with _signals_ignored():
+            _say("Stopping ...")
+            engine_app.stop_local_ray()
+
+
+@contextlib.contextmanager
+def _gateway_process(settings: Settings, directory: str) -> Iterator[subprocess.Popen[bytes]]:
+    settings_file = settings.home / "logs" / "gateway-settings.yaml"
+    resolved = config.override(settings, gateway={"directories": (directory,)})
+    settings_file.write_text(yaml.safe_dump(resolved.model_dump(mode="json")))
+    with _gateway_log(settings).open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "serving", "--settings", str(settings_file), "gateway"],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            # The file holds what the environment said, and more.
+            env={name: value for name, value in os.environ.items() if not name.startswith(config.ENV_PREFIX)},
+            start_new_session=True,  # a Ctrl-C in the terminal is for us to hand on
+        )
+    try:
+        yield process
+    finally:
+        with _signals_ignored():
+            process.terminate()
+            try:
+                process.wait(_GATEWAY_GRACE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _gateway_log(settings: Settings) -> Path:
+    return settings.home / "logs" / "gateway.log"
+
+
+def _wait_for_model(settings: Settings, gateway: subprocess.Popen[bytes], started: float) -> None:
+    """Return when the model answers; raises Refusal when it or the gateway failed."""
+    url = f"http://{settings.gateway.host}:{settings.gateway.port}/health/models"
+    told = ""
+    while True:
+        if gateway.poll() is not None:
+            raise Refusal(f"The gateway did not start; its last words are in {_gateway_log(settings)}.")
+        is_ready, state = _model_state(url)
+        if is_ready:
+            return
+        if state and state != told:
+            _say(f"  {state} ({time.monotonic() - started:.0f} s)")
+            told = state
+        if time.monotonic() - started > settings.engine.start_timeout_s:
+            raise Refusal(
+                f"No model answered within {settings.engine.start_timeout_s:.0f} s; see {settings.home / 'logs'}."
+            )
+        time.sleep(_LOOK_INTERVAL_S)
+
+
+def _model_state(url: str) -> tuple[bool, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return True, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        states = json.load(error).get("models", {})
+        return False, ", ".join(f"{name}: {state}" for name, state in states.items())
+    except (OSError, ValueError):
+        return False, ""

@@ -1,0 +1,95 @@
+"""Shapes that cross a process boundary: what replicas tell the directory, what the directory tells gateways.
+
+Plain msgspec structs, JSON on the wire; unknown fields are ignored so that two versions of a plane can talk.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+#: Routes a gateway may reach on an engine; the engine-side boundary closes every other one, secret or not.
+ENGINE_ROUTES: frozenset[tuple[str, str]] = frozenset(
+    {
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/completions"),
+        ("POST", "/v1/responses"),
+        ("POST", "/v1/embeddings"),
+        ("POST", "/v1/messages"),
+        ("POST", "/v1/messages/count_tokens"),
+        ("POST", "/tokenize"),
+        ("GET", "/v1/models"),
+        ("GET", "/metrics"),
+        ("GET", "/load"),
+    }
+)
+#: The one route that answers without the plane secret (a kubelet has none to send).
+LIVENESS_ROUTE: tuple[str, str] = ("GET", "/health")
+
+#: Where a cell's directory answers gateways, below its base URL.
+DIRECTORY_ROUTE = "/directory"
+
+
+class ReplicaState(StrEnum):
+    """The life of a replica. Only READY takes requests; READY means that a token was generated."""
+
+    STARTING = "starting"
+    LOADING = "loading"
+    WARMING = "warming"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class Task(StrEnum):
+    """What a model is for."""
+
+    GENERATE = "generate"
+    EMBED = "embed"
+
+
+class EngineLoad(msgspec.Struct, frozen=True):
+    """One engine's own figures, read from its `/metrics`."""
+
+    running_requests: int = 0
+    waiting_requests: int = 0
+    #: Share of KV-cache blocks in use, 0 to 1.
+    kv_cache_used_ratio: float = 0.0
+
+
+class ReplicaReport(msgspec.Struct, frozen=True):
+    """What a replica says of itself, about once a second."""
+
+    replica_id: str
+    model: str
+    #: Base URL of the engine's HTTP server, without a trailing slash.
+    url: str
+    state: ReplicaState
+    task: Task = Task.GENERATE
+    #: Longest prompt plus output, in tokens.
+    context_tokens: int = 0
+    load: EngineLoad = EngineLoad()
+    #: One scrubbed sentence when the state is FAILED.
+    reason: str | None = None
+
+
+class Listed(msgspec.Struct, frozen=True):
+    """A report as the directory hands it on."""
+
+    report: ReplicaReport
+    heard_ago_s: float
+
+
+class DirectoryAnswer(msgspec.Struct, frozen=True):
+    """What a gateway gets from one cell's directory.
+
+    A gateway drops a replica that is missing only when `is_complete`: a directory that has just started
+    has not heard from everyone yet, and its silence removes nobody.
+    """
+
+    cell: str
+    #: Changes at every start of the directory.
+    incarnation: str
+    is_complete: bool
+    replicas: tuple[Listed, ...]

@@ -1,0 +1,83 @@
+"""The engine's command line and environment are what vLLM understands."""
+
+from pathlib import Path
+
+import pytest
+
+from serving import catalog
+from serving.config import EngineSettings
+from serving.engine import command, processes
+from serving.engine.command import EngineSpec
+from serving.engine.engine import KV_CACHE_METRIC, RUNNING_METRIC, WAITING_METRIC, expected_members, parse_load
+from serving.wire import EngineLoad
+
+
+def spec(model: catalog.Model, folder: Path, settings: EngineSettings | None = None) -> EngineSpec:
+    return EngineSpec(
+        model=model.name,
+        checkpoint=str(folder),
+        task=model.task,
+        context_tokens=model.context_tokens,
+        settings=settings or EngineSettings(),
+        secret_file=str(folder / "secret"),
+        log_folder=str(folder),
+        tool_parser=model.tool_parser,
+        reasoning_parser=model.reasoning_parser,
+    )
+
+
+@pytest.mark.parametrize("model", catalog.MODELS.values(), ids=lambda model: model.name)
+def test_vllm_parses_every_flag(model: catalog.Model, tmp_path: Path) -> None:
+    """The installed vLLM's own parser accepts our line whole, and its parsers know the names we give."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    line = command.arguments(spec(model, tmp_path), 8000)
+    parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(line[4:])
+    validate_parsed_serve_args(parsed)
+    assert parsed.served_model_name == [model.name]
+    assert parsed.middleware == ["serving.engine.boundary.Boundary"]
+
+
+@pytest.mark.parametrize("model", catalog.MODELS.values(), ids=lambda model: model.name)
+def test_vllm_knows_the_parsers(model: catalog.Model) -> None:
+    """A misspelt tool or reasoning parser would be found only when an engine starts."""
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
+
+    assert model.tool_parser is None or model.tool_parser in ToolParserManager.list_registered()
+    assert model.reasoning_parser is None or model.reasoning_parser in ReasoningParserManager.list_registered()
+
+
+def test_every_process_of_the_tree_is_marked_offline_and_silent(tmp_path: Path) -> None:
+    """The mark finds orphans; nothing calls home; the secret travels as a path, never as a value."""
+    (tmp_path / "secret").write_text("value-of-the-secret")
+    model = catalog.find("smollm2-135m-instruct")
+    environment = command.environment(spec(model, tmp_path), "1:2:3", {"KEPT": "yes"})
+    assert environment[processes.TREE_VARIABLE] == "1:2:3" and environment["KEPT"] == "yes"
+    assert environment["HF_HUB_OFFLINE"] == environment["VLLM_NO_USAGE_STATS"] == "1"
+    assert "value-of-the-secret" not in str(environment) + str(command.arguments(spec(model, tmp_path), 1))
+
+
+def test_what_was_asked_for_must_join(tmp_path: Path) -> None:
+    """Two API servers and two ranks are four named processes beside the EngineCore; one of each names only it."""
+    model = catalog.find("smollm2-135m-instruct")
+    assert set(expected_members(spec(model, tmp_path))) == {"EngineCore"}
+    settings = EngineSettings(api_servers=2, tensor_parallel=2)
+    assert set(expected_members(spec(model, tmp_path, settings))) == {
+        *("EngineCore", "APIServer_0", "APIServer_1", "Worker_TP0", "Worker_TP1")
+    }
+
+
+def test_load_adds_up_over_front_ends_and_ranks() -> None:
+    """Requests add up; cache use is the fullest rank's."""
+    text = f"""# TYPE {RUNNING_METRIC} gauge
+{RUNNING_METRIC}{{engine="0"}} 2.0
+{RUNNING_METRIC}{{engine="1"}} 3.0
+# TYPE {WAITING_METRIC} gauge
+{WAITING_METRIC}{{engine="0"}} 1.0
+# TYPE {KV_CACHE_METRIC} gauge
+{KV_CACHE_METRIC}{{engine="0"}} 0.25
+{KV_CACHE_METRIC}{{engine="1"}} 0.5
+"""
+    assert parse_load(text) == EngineLoad(running_requests=5, waiting_requests=1, kv_cache_used_ratio=0.5)

@@ -1,0 +1,53 @@
+"""A directory tells what it has heard, and whether that is everything."""
+
+import msgspec
+
+from serving.engine.directory import COMPLETE_AFTER_S, EXPIRY_S, Listing
+from serving.wire import DirectoryAnswer, ReplicaReport, ReplicaState
+from tests.clock import Clock
+
+
+def report(replica_id: str, state: ReplicaState = ReplicaState.READY) -> ReplicaReport:
+    return ReplicaReport(replica_id=replica_id, model="m", url="http://127.0.0.1:1", state=state)
+
+
+def test_a_young_directory_says_that_it_is_not_complete() -> None:
+    """Until everyone has had time to report, a missing replica means nothing."""
+    clock = Clock()
+    listing = Listing("cell", "one", clock)
+    assert not listing.answer().is_complete
+    clock.advance(COMPLETE_AFTER_S)
+    assert listing.answer().is_complete
+
+
+def test_the_last_report_counts() -> None:
+    """A replica is listed once, with its newest state and the age of its report."""
+    clock = Clock()
+    listing = Listing("cell", "one", clock)
+    listing.hear(report("a", ReplicaState.LOADING))
+    clock.advance(1)
+    listing.hear(report("a"))
+    clock.advance(2)
+    (listed,) = listing.answer().replicas
+    assert listed.report.state is ReplicaState.READY and listed.heard_ago_s == 2
+
+
+def test_a_silent_replica_expires() -> None:
+    """A replica that died without a word disappears; one that still reports stays."""
+    clock = Clock()
+    listing = Listing("cell", "one", clock)
+    listing.hear(report("dead"))
+    clock.advance(EXPIRY_S - 1)
+    listing.hear(report("alive"))
+    clock.advance(1)
+    assert [listed.report.replica_id for listed in listing.answer().replicas] == ["alive"]
+
+
+def test_the_answer_survives_the_wire_and_newer_fields() -> None:
+    """A gateway reads a directory of another version: what it does not know it ignores."""
+    listing = Listing("cell", "one", Clock())
+    listing.hear(report("a"))
+    answer = listing.answer()
+    document = msgspec.json.decode(msgspec.json.encode(answer))
+    document["from_the_future"] = 1
+    assert msgspec.json.decode(msgspec.json.encode(document), type=DirectoryAnswer) == answer

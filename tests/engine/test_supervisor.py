@@ -1,0 +1,102 @@
+"""All of an engine's tree runs, or none of it."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from serving.engine import processes
+
+SCRIPT = Path(__file__).with_name("scripted_tree.py")
+ROLES = ("EngineCore", "Worker_TP0")
+
+
+class Supervised:
+    """A supervisor over the scripted tree, and the tree's members by role."""
+
+    def __init__(self, log: Path) -> None:
+        self.tree = processes.new_tree()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "serving.engine.supervisor", "--log", str(log), "--", sys.executable, str(SCRIPT)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={processes.TREE_VARIABLE: self.tree, processes.TITLES_KEEP_ENVIRONMENT: "1"},
+            start_new_session=True,
+        )
+        assert {self.line() for _ in ROLES} == {f"joined {role}" for role in ROLES}
+
+    def members(self) -> dict[str | None, psutil.Process]:
+        return {processes.role(process): process for process in processes.of_tree(self.tree)}
+
+    def server(self) -> psutil.Process:
+        return psutil.Process(self.process.pid).children()[0]
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().decode().strip()
+
+    def last_line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.read().decode().splitlines()[-1]
+
+
+@pytest.fixture
+def supervised(tmp_path: Path) -> Iterator[Supervised]:
+    running = Supervised(tmp_path / "engine.log")
+    yield running
+    processes.kill_all(lambda: processes.of_tree(running.tree))
+    running.process.wait()
+
+
+@pytest.mark.parametrize(
+    ("victim", "reason"),
+    [
+        (lambda it: it.members()["EngineCore"], "the engine's EngineCore process died"),
+        (lambda it: it.members()["Worker_TP0"], "the engine's Worker_TP0 process died"),
+        (lambda it: it.server(), "the engine's server process ended with signal SIGKILL"),
+    ],
+    ids=["engine core", "worker", "server"],
+)
+def test_any_death_ends_the_whole_tree(
+    supervised: Supervised, victim: Callable[[Supervised], psutil.Process], reason: str
+) -> None:
+    """kill -9 of any member leaves no survivor, and the supervisor says who died."""
+    victim(supervised).send_signal(signal.SIGKILL)
+    assert supervised.last_line() == f"ended {reason}"
+    assert processes.of_tree(supervised.tree) == []
+
+
+def test_a_closed_lifeline_ends_the_tree(supervised: Supervised) -> None:
+    """When the replica is gone, however it went, its pipe closes and nobody of the tree is left."""
+    assert supervised.process.stdin is not None
+    supervised.process.stdin.close()
+    assert supervised.last_line() == "ended its replica is gone"
+    assert processes.of_tree(supervised.tree) == []
+
+
+def test_orphans_of_a_killed_supervisor_are_found_by_name(supervised: Supervised) -> None:
+    """A killed supervisor cannot clean up; its tree is still found by the mark that every member inherited."""
+    supervised.process.kill()
+    supervised.process.wait()
+    assert processes.of_tree(supervised.tree)
+    processes.kill_all(lambda: processes.of_tree(supervised.tree))
+    assert processes.of_tree(supervised.tree) == []
+
+
+def test_a_tree_is_an_orphan_only_when_its_owner_is_gone(supervised: Supervised) -> None:
+    """The sweep before a start takes trees whose replica is gone, and leaves a neighbour's alone."""
+    ours = set(processes.of_tree(supervised.tree))
+    assert not ours & set(processes.orphans())
+    code = "from serving.engine import processes; print(processes.new_tree())"
+    gone = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    orphan = subprocess.Popen(["sleep", "3600"], env={processes.TREE_VARIABLE: gone})
+    try:
+        assert psutil.Process(orphan.pid) in processes.orphans()
+    finally:
+        orphan.kill()
+        orphan.wait()
+

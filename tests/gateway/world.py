@@ -1,0 +1,191 @@
+"""A gateway on a real port before scripted engines, with a real store, and what it leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import uvicorn
+from sqlalchemy import select
+
+from serving.config import GatewaySettings, Timeouts
+from serving.gateway.app import create_app
+from serving.gateway.keys import Keyring
+from serving.gateway.ledger import Ledger
+from serving.gateway.registry import Registry
+from serving.gateway.store import Store
+from serving.gateway.store import ledger as ledger_table
+from serving.gateway.tenants import Tenants
+from serving.secret import PlaneSecret
+from tests.scripted_engine import MODEL
+
+#: Short enough for tests, long enough for a busy machine.
+QUICK = Timeouts(
+    request_total_s=20, engine_silence_s=5, replica_wait_s=1.0, keep_alive_s=0.2, engine_connect_s=1.0
+)
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
+
+
+async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+    """Wait for a condition; fails when it does not come true."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{condition} did not come true within {timeout_s} s"
+        await asyncio.sleep(0.01)
+
+
+class Answer:
+    """A response, read to its end."""
+
+    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    @property
+    def json(self) -> dict[str, object]:
+        document: dict[str, object] = json.loads(self.body)
+        return document
+
+    @property
+    def error(self) -> dict[str, object]:
+        error = self.json["error"]
+        assert isinstance(error, dict)
+        return error
+
+
+class World:
+    """The running gateway: ask it, look at its ledger and its access log."""
+
+    def __init__(self, url: str, key: str, store: Store, ledger: Ledger, client: aiohttp.ClientSession) -> None:
+        self.url = url
+        self.key = key
+        self.client = client
+        self.lines: list[dict[str, object]] = []
+        self._store = store
+        self._ledger = ledger
+
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
+
+    async def ask(
+        self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None
+    ) -> Answer:
+        """One request with the tenant's key; `body` goes as JSON unless it is bytes."""
+        payload = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        sent = self.headers() | {"Content-Type": "application/json"} if headers is None else headers
+        async with self.client.request(method, self.url + path, data=payload, headers=sent) as response:
+            return Answer(response.status, {k.lower(): v for k, v in response.headers.items()}, await response.read())
+
+    async def post(self, path: str, body: object) -> Answer:
+        return await self.ask("POST", path, body)
+
+    async def chat(self, **fields: object) -> Answer:
+        return await self.post("/v1/chat/completions", CHAT | fields)
+
+    def rows(self) -> list[dict[str, object]]:
+        """The ledger as the database has it, in order of time."""
+        self._ledger.flush()
+        with self._store.begin() as connection:
+            rows = connection.execute(select(ledger_table).order_by(ledger_table.c.started_at))
+            return [dict(row._mapping) for row in rows]
+
+    async def row(self) -> dict[str, object]:
+        """The only row, once its request is over."""
+        await until(lambda: all(row["outcome"] != "open" for row in self.rows()))
+        (row,) = self.rows()
+        return row
+
+    async def is_ready(self) -> bool:
+        return (await self.ask("GET", "/health/models")).status == 200
+
+
+class _Lines(logging.Handler):
+    def __init__(self, lines: list[dict[str, object]]) -> None:
+        super().__init__()
+        self._lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append(json.loads(record.getMessage()))
+
+
+@asynccontextmanager
+async def running_gateway(
+    home: Path,
+    engines: tuple[str, ...] = (),
+    *,
+    directories: tuple[str, ...] = (),
+    timeouts: Timeouts = QUICK,
+    secret: PlaneSecret | None = None,
+    is_awaited: bool = True,
+    max_open_requests: int = 64,
+) -> AsyncIterator[World]:
+    """Serve until the end of the `with`; by default it begins when a model is ready."""
+    settings = GatewaySettings(
+        engines=engines,
+        directories=directories,
+        aliases={"gpt-4o": MODEL},
+        poll_interval_s=0.05,
+        max_body_bytes=64 * 1024,
+        max_open_requests=max_open_requests,
+        timeouts=timeouts,
+    )
+    with ExitStack() as opened:
+        store = opened.enter_context(Store.open(home))
+        keyring = Keyring.open(store)
+        registry = Registry(store, keyring, time.time)
+        registry.create_tenant("acme")
+        key = registry.create_key("acme", name="laptop")
+        tenants = opened.enter_context(Tenants(store, keyring, key_cache_s=10, clock=time.time))
+        ledger = opened.enter_context(Ledger(store, clock=time.time))
+        bound = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+        app = create_app(settings, tenants, ledger, secret, b"salt key")
+        async with _served(app, bound) as url, aiohttp.ClientSession() as client:
+            world = World(url, key, store, ledger, client)
+            log = logging.getLogger("serving.access")
+            handler = _Lines(world.lines)
+            log.addHandler(handler)
+            log.setLevel(logging.INFO)
+            try:
+                if is_awaited:
+                    await _until_ready(world)
+                yield world
+            finally:
+                log.removeHandler(handler)
+
+
+async def _until_ready(world: World) -> None:
+    deadline = time.monotonic() + 10
+    while not await world.is_ready():
+        assert time.monotonic() < deadline, "no model became ready"
+        await asyncio.sleep(0.01)
+    world.lines.clear()
+
+
+@asynccontextmanager
+async def _served(app: object, bound: socket.socket) -> AsyncIterator[str]:
+    config = uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server.serve(sockets=[bound]))
+    await until(lambda: server.started)
+    try:
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await task

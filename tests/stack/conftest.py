@@ -1,0 +1,44 @@
+"""The stacks that tests share: each engine start costs most of a minute on two cores, so there are few."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import openai
+import pytest
+
+from tests.stack.running import Stack, running
+
+SMOLLM2 = "smollm2-135m-instruct"
+TINY = "tiny-gpt-oss"
+RANDOM = "random-gpt-oss"
+#: Settings every test stack runs with: an alias, and a limit that a test can reach.
+SETTINGS = {
+    "SERVING_GATEWAY__ALIASES": '{"gpt-4o": "smollm2-135m-instruct", "claude-sonnet": "smollm2-135m-instruct"}',
+    "SERVING_GATEWAY__MAX_BODY_BYTES": "1048576",
+}
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The default model."""
+    with running(tmp_path_factory.mktemp("smollm2"), SMOLLM2, SETTINGS) as it:
+        yield it
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The gpt-oss-architecture model that knows a handful of conversations by heart."""
+    with running(tmp_path_factory.mktemp("tiny"), TINY) as it:
+        yield it
+
+
+@pytest.fixture(scope="session")
+def client(stack: Stack) -> openai.OpenAI:
+    """The official client, as a newcomer sets it up."""
+    return openai.OpenAI(base_url=f"{stack.url}/v1", api_key=stack.key, max_retries=0)
+
+
+@pytest.fixture(scope="session")
+def tiny_client(tiny: Stack) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{tiny.url}/v1", api_key=tiny.key, max_retries=0)

@@ -1,0 +1,184 @@
+"""A running stack: `serving up` as a user starts it, and what a test may ask of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from serving import config
+from serving.engine import processes
+from serving.wire import DirectoryAnswer, Listed, ReplicaState
+from tests.waiting import until
+
+#: Checkpoints are built once and shared by every home of a test run.
+CACHE = Path(__file__).parents[2] / ".cache"
+#: Seconds a start may take, with a checkpoint still to be fetched or trained.
+START_TIMEOUT_S = 600.0
+
+
+class Stack:
+    """One `serving up` and everything below it."""
+
+    def __init__(self, home: Path, model: str, environment: dict[str, str] | None = None) -> None:
+        self.home = home
+        self.model = model
+        self.port = free_port()
+        home.mkdir(parents=True, exist_ok=True)
+        models = CACHE / "models"
+        models.mkdir(parents=True, exist_ok=True)
+        if not (home / "models").exists():
+            (home / "models").symlink_to(models)
+        self._output = (home / "up.out").open("wb")
+        self._errors = (home / "up.err").open("wb")
+        self.started_at = time.monotonic()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "serving", "up", "--model", model, "--port", str(self.port)],
+            env=dict(os.environ) | {"SERVING_HOME": str(home)} | (environment or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=self._errors,
+            start_new_session=True,
+        )
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def key(self) -> str:
+        return (self.home / "admin.key").read_text().strip()
+
+    @property
+    def secret(self) -> str:
+        return (self.home / "plane.secret").read_text().strip()
+
+    def banner(self) -> str:
+        return (self.home / "up.out").read_text()
+
+    def until_ready(self) -> float:
+        """Wait for the banner; returns the seconds it took."""
+
+        def is_over() -> bool:
+            return "Base URL" in self.banner() or self.process.poll() is not None
+
+        until(is_over, START_TIMEOUT_S, 0.2)
+        assert self.process.poll() is None, (self.home / "up.err").read_text()
+        return time.monotonic() - self.started_at
+
+    def members(self) -> list[psutil.Process]:
+        """Every living process of this stack but `serving up` itself."""
+        try:
+            below = psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+        return [process for process in below if processes.is_alive(process)]
+
+    def engine_members(self) -> dict[str, psutil.Process]:
+        """The engine's named processes, its server as `server` and the Serve actor as `replica`."""
+        named: dict[str, psutil.Process] = {}
+        for process in self.members():
+            try:
+                line = process.cmdline()
+            except psutil.NoSuchProcess:
+                continue
+            if role := processes.role(process):
+                named[role] = process
+            elif "serving.engine.supervisor" in line:
+                named["supervisor"] = process
+            elif "vllm.entrypoints.cli.main" in line:
+                named["server"] = process
+            elif line and line[0].startswith("ray::ServeReplica:model-"):
+                named["replica"] = process
+            elif line and line[0].startswith("ray::ServeReplica:directory"):
+                named["directory"] = process
+        return named
+
+    def directory_url(self) -> str:
+        """Base URL of the directory, from the settings the gateway was given."""
+        (url,) = config.load(self.home / "logs" / "gateway-settings.yaml", {}).gateway.directories
+        return url
+
+    def listed(self) -> list[Listed]:
+        """What the directory says now."""
+        request = urllib.request.Request(
+            f"{self.directory_url()}/directory", headers={"Authorization": f"Bearer {self.secret}"}
+        )
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return list(msgspec.json.decode(answer.read(), type=DirectoryAnswer).replicas)
+
+    def ready_engine_url(self) -> str:
+        """Base URL of the engine that is ready."""
+        (url,) = [it.report.url for it in self.listed() if it.report.state is ReplicaState.READY]
+        return url
+
+    def engine_metrics(self) -> dict[str, float]:
+        """vLLM's own figures, summed over labels."""
+        request = urllib.request.Request(
+            f"{self.ready_engine_url()}/metrics", headers={"Authorization": f"Bearer {self.secret}"}
+        )
+        totals: dict[str, float] = {}
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            for line in answer.read().decode().splitlines():
+                if not line.startswith("#"):
+                    name, _, value = line.rpartition(" ")
+                    name = name.partition("{")[0]
+                    totals[name] = totals.get(name, 0.0) + float(value)
+        return totals
+
+    def command(self, *arguments: str) -> str:
+        """Run a `serving` command against this home; returns what it printed."""
+        return subprocess.run(
+            [sys.executable, "-m", "serving", *arguments],
+            env=dict(os.environ) | {"SERVING_HOME": str(self.home)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    def ledger(self) -> list[dict[str, object]]:
+        """Every ledger row, oldest first."""
+        rows: list[dict[str, object]] = json.loads(self.command("usage", "--rows", "--json"))
+        return rows
+
+    def stop(self, number: signal.Signals = signal.SIGINT) -> int:
+        """Stop as a user does; returns the exit code once every process is gone."""
+        before = [psutil.Process(self.process.pid), *self.members()] if self.process.poll() is None else []
+        self.process.send_signal(number)
+        code = self.process.wait(120)
+        alive = [process for process in before if processes.is_alive(process)]
+        assert not alive, f"{len(alive)} processes outlived the stack: {[' '.join(p.cmdline())[:80] for p in alive]}"
+        self._output.close()
+        self._errors.close()
+        return code
+
+
+@contextmanager
+def running(home: Path, model: str, environment: dict[str, str] | None = None) -> Iterator[Stack]:
+    """A stack that answers; stopped afterwards."""
+    stack = Stack(home, model, environment)
+    try:
+        stack.until_ready()
+        yield stack
+    finally:
+        if stack.process.poll() is None:
+            stack.stop()
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,115 @@
+"""Every request leaves one row, and what the rows say is what vLLM counted."""
+
+import json
+import socket
+import time
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.stack.conftest import SMOLLM2
+from tests.stack.http import bearer, call
+from tests.stack.running import Stack
+from tests.waiting import until
+
+CHAT = {"model": SMOLLM2, "messages": [{"role": "user", "content": "Tell me a story."}], "max_tokens": 12}
+BODIES: dict[str, dict[str, object]] = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": {"model": SMOLLM2, "prompt": "Once upon a time", "max_tokens": 12},
+    "/v1/responses": {"model": SMOLLM2, "input": "Tell me a story.", "max_output_tokens": 12},
+    "/v1/messages": CHAT,
+}
+#: Routes that generate nothing leave a row of zeros.
+FREE: dict[str, dict[str, object]] = {
+    "/v1/messages/count_tokens": {"model": SMOLLM2, "messages": [{"role": "user", "content": "Hello"}]},
+    "/tokenize": {"model": SMOLLM2, "prompt": "Hello"},
+}
+
+
+def counted(stack: Stack) -> tuple[float, float]:
+    metrics = stack.engine_metrics()
+    return metrics["vllm:prompt_tokens_total"], metrics["vllm:generation_tokens_total"]
+
+
+def new_rows(stack: Stack, before: int, count: int = 1) -> list[dict[str, object]]:
+    def settled() -> list[dict[str, object]] | None:
+        rows = stack.ledger()[before:]
+        return rows if len(rows) >= count and all(row["outcome"] != "open" for row in rows) else None
+
+    return until(settled, 20, 0.2) or []
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("route", BODIES)
+def test_a_row_holds_what_the_engine_counted(stack: Stack, route: str, stream: bool) -> None:
+    """Exact prompt and completion tokens, for every generating route, whole and streamed."""
+    before, rows_before = counted(stack), len(stack.ledger())
+    status, _, body = call(stack.url, "POST", route, BODIES[route] | {"stream": stream}, bearer(stack.key))
+    assert status == 200, body
+    (row,) = new_rows(stack, rows_before)
+    after = until(lambda: now if (now := counted(stack)) != before else None)
+    assert (row["prompt_tokens"], row["completion_tokens"]) == (after[0] - before[0], after[1] - before[1])
+    assert (row["route"], row["model"], row["outcome"], row["status"]) == (route, SMOLLM2, "ok", 200)
+    assert row["estimated_by"] is None
+
+
+@pytest.mark.parametrize("route", FREE)
+def test_routes_that_generate_nothing_cost_nothing(stack: Stack, route: str) -> None:
+    """Counting tokens is recorded, and free."""
+    rows_before = len(stack.ledger())
+    assert call(stack.url, "POST", route, FREE[route], bearer(stack.key))[0] == 200
+    (row,) = new_rows(stack, rows_before)
+    assert (row["route"], row["prompt_tokens"], row["completion_tokens"]) == (route, 0, 0)
+
+
+def test_a_refused_request_is_recorded_without_tokens(stack: Stack) -> None:
+    """The security officer sees failures too."""
+    rows_before = len(stack.ledger())
+    assert call(stack.url, "POST", "/v1/chat/completions", CHAT | {"model": "gpt-99"}, bearer(stack.key))[0] == 404
+    (row,) = new_rows(stack, rows_before)
+    assert (row["status"], row["prompt_tokens"], row["completion_tokens"]) == (404, 0, 0)
+
+
+def hang_up(stack: Stack, body: dict[str, object], is_time: Callable[[bytes], bool]) -> None:
+    """Send a request on a bare socket and close it as soon as `is_time` says so of what has come."""
+    parts = urlsplit(stack.url)
+    payload = json.dumps(body).encode()
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {stack.key}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
+    )
+    with socket.create_connection((parts.hostname, parts.port)) as connection:
+        connection.sendall(head.encode() + payload)
+        connection.settimeout(0.2)
+        seen = b""
+        while not is_time(seen):
+            try:
+                seen += connection.recv(65536)
+            except TimeoutError:
+                continue
+
+
+LONG = CHAT | {"max_tokens": 3500, "min_tokens": 3400, "temperature": 0}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_client_that_leaves_stops_the_work_and_is_billed(stack: Stack, stream: bool) -> None:
+    """Within a second of a disconnect vLLM runs nothing any more; what was generated is billed, marked as estimated."""
+    rows_before, generated_before = len(stack.ledger()), counted(stack)[1]
+    running = lambda: stack.engine_metrics()["vllm:num_requests_running"]  # noqa: E731 - asked three times
+    hang_up(
+        stack,
+        LONG | {"stream": stream},
+        (lambda seen: seen.count(b"data: ") > 20) if stream else lambda _: counted(stack)[1] > generated_before + 20,
+    )
+    left_at = time.monotonic()
+    until(lambda: running() == 0, 10)
+    # vLLM is asked over HTTP, which itself takes tens of milliseconds here; see the issue's one second.
+    assert time.monotonic() - left_at < 1.0
+    (row,) = new_rows(stack, rows_before)
+    generated = counted(stack)[1] - generated_before
+    assert row["outcome"] == "client_disconnected" and row["estimated_by"]
+    assert 0 < int(str(row["completion_tokens"])) < 3400
+    if stream:  # the last chunk carried the engine's own count; it may be a few tokens ahead of what was sent
+        assert abs(generated - int(str(row["completion_tokens"]))) <= 8

@@ -1,0 +1,73 @@
+"""What cannot be done is refused in one sentence, with exit code 1, before anything starts."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def serving(*arguments: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "serving", *arguments],
+        env=dict(os.environ) | {"SERVING_HOME": str(home)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def assert_refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert result.returncode == 1, result
+    assert len(result.stderr.strip().splitlines()) == 1 and result.stdout == "", result
+    assert all(word in result.stderr for word in words), result.stderr
+
+
+def test_an_unknown_model_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    """A misspelt model costs nothing but the sentence that lists the right ones."""
+    assert_refused(serving("up", "--model", "gpt-99", home=tmp_path), "gpt-99", "smollm2-135m-instruct")
+
+
+@pytest.mark.parametrize("command", [("up",), ("gateway", "--engine", "http://127.0.0.1:9")])
+def test_a_taken_port_is_refused(tmp_path: Path, command: tuple[str, ...]) -> None:
+    """Found before anything else is started."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert_refused(serving(*command, "--port", str(port), home=tmp_path), str(port), "--port")
+
+
+def test_a_home_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    """The sentence names the variable that helps."""
+    (tmp_path / "file").write_text("")
+    assert_refused(serving("up", "--port", "1", home=tmp_path / "file" / "home"), "SERVING_HOME")
+
+
+@pytest.mark.parametrize(
+    ("environment", "word"),
+    [
+        ({"SERVING_GATEWAY__PORT": "many"}, "gateway.port"),
+        ({"SERVING_GATEWAY__PROT": "1"}, "gateway.prot"),
+        ({"SERVING_NOTHING": "1"}, "nothing"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(tmp_path: Path, environment: dict[str, str], word: str) -> None:
+    """A misspelt or unusable setting is named, not ignored."""
+    assert_refused(serving("up", home=tmp_path, **environment), word)
+
+
+@pytest.mark.parametrize("content", ["gateway: [", "- a list", "gateway: {prot: 1}"])
+def test_a_wrong_settings_file_is_refused(tmp_path: Path, content: str) -> None:
+    """Broken YAML, another shape and unknown keys are one sentence each."""
+    (tmp_path / "settings.yaml").write_text(content)
+    assert_refused(serving("--settings", str(tmp_path / "settings.yaml"), "up", home=tmp_path))
+
+
+def test_a_missing_settings_file_is_refused(tmp_path: Path) -> None:
+    assert_refused(serving("--settings", str(tmp_path / "none.yaml"), "up", home=tmp_path), "none.yaml")
+
+
+def test_too_little_memory_is_refused(tmp_path: Path) -> None:
+    """vLLM would fail after a minute; we say it at once."""
+    assert_refused(serving("up", home=tmp_path, SERVING_ENGINE__MEMORY_SHARE="1.0"), "memory")
