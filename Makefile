@@ -16,7 +16,7 @@ help: ## print this list
 
 setup: ## build .venv from deploy/locks/cpu.txt
 	@test -n "$(INTERPRETER)" || { echo "Python 3.11 to 3.13 is needed and there is none: install it, or name it with PYTHON=/path/to/python." >&2; exit 1; }
-	@"$(INTERPRETER)" deploy/bootstrap.py $(if $(PYTHON),--this-python)
+	@exec "$(INTERPRETER)" deploy/bootstrap.py $(if $(PYTHON),--this-python)
 
 serve: setup ## the whole stack on this machine: MODEL=smollm2-135m-instruct PORT=8080
 	@exec $(VENV)/serving up --model "$(MODEL)" --port "$(PORT)"
@@ -34,7 +34,8 @@ check: setup ## format, lint, types, import contracts
 	@$(VENV)/lint-imports
 
 # One Python for every node, because Ray refuses nodes whose Python differs, to the patch version: 3.11, on which all
-# of this was measured. The CPU lock must hold for 3.12 and 3.13 too: laptops have those.
+# of this was measured, from one base image of ours; vLLM's published image has 3.12 and is not used.
+# The CPU lock must hold for 3.12 and 3.13 too: laptops have those.
 # `make locks UPGRADE=--upgrade` takes newer versions; without it only what pyproject.toml asks for changes.
 RESOLVE = .cache/locks/bin/uv pip compile --quiet --no-config --no-annotate --only-binary :all: \
 	--python-platform x86_64-manylinux_2_31 --custom-compile-command "make locks"

@@ -31,6 +31,8 @@ GLIBC_OLDEST = (2, 31)
 """The oldest C library that the wheels in cpu.txt run on (`make locks` resolves for manylinux_2_31)."""
 MEMORY_NEEDED_GB = 5.4
 """While one CPU engine serves: 4.1 resident in its three processes, the rest Ray and the gateway."""
+CPU_DISK_PEAK_GB = 3.4
+"""The least an environment takes while it is installed: the CPU build's 2.7 with the wheels beside them."""
 MODEL_DOWNLOAD_GB, MODEL_DISK_GB = 0.1, 0.3
 """The default model, fetched when it is first served."""
 LOADED = ("vllm.entrypoints.openai.api_server", "vllm.v1.worker.cpu_worker", "ray.serve")
@@ -47,6 +49,7 @@ class Torch:
 
     about: str
     requirement: tuple[str, ...]
+    packages: int
     download_gb: float
     #: The most it takes while wheels lie beside what they unpack to, and what stays.
     disk_peak_gb: float
@@ -96,8 +99,11 @@ def main(is_python_chosen: bool) -> int:
     except Refusal as refusal:
         print(refusal, file=sys.stderr)
         return 1
+    except OSError as error:
+        print(explain(str(error), "the environment"), file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print("Interrupted; the same command begins again with what pip has already downloaded.", file=sys.stderr)
+        print("Interrupted; the same command begins again with what pip has cached.", file=sys.stderr)
         return 130
     return 0
 
@@ -114,7 +120,9 @@ def install(layout: Layout, is_python_chosen: bool, clock: Callable[[], float]) 
         if _is_in_step(layout, is_python_chosen):
             return
         if not _is_built(layout, is_python_chosen):
-            refuse_machine(Machine.here(layout.root))
+            machine = Machine.here(layout.root)
+            refuse_machine(machine)
+            refuse_disk(machine.free_disk_gb, CPU_DISK_PEAK_GB + MODEL_DISK_GB)
             _build(layout, clock)
         _install_project(layout)
         layout.stamp.write_text(stamp(layout, is_python_chosen))
@@ -229,8 +237,8 @@ def _build(layout: Layout, clock: Callable[[], float]) -> None:
     print(announcement(torch, _count(layout.lock), machine), flush=True)
     refuse_disk(machine.free_disk_gb, torch.disk_peak_gb + MODEL_DISK_GB)
     pip = Pip(layout, clock)
-    pip.install("torch", torch.requirement)
-    pip.install("packages", ("--require-hashes", "-r", str(layout.lock)))
+    pip.install("torch", torch.requirement, torch.packages)
+    pip.install("packages", ("--require-hashes", "-r", str(layout.lock)), _count(layout.lock))
     _load(layout)
     print(f"Set up in {clock() - began_s:.0f} s.", flush=True)
 
@@ -273,9 +281,9 @@ def choose_torch(listed: str, layout: Layout) -> Torch:
     version = f"{pinned[1]}+cpu"
     if re.search(rf"(?<![\w.]){re.escape(version)}(?![\w.])", listed):
         # No hash: PyTorch's index and a mirror of it may hold different builds of one version.
-        return Torch(f"torch {version}", (f"torch=={version}",), 0.8, 3.4, 2.7)
+        return Torch(f"torch {version}", (f"torch=={version}",), 1, 0.8, CPU_DISK_PEAK_GB, 2.7)
     about = f"torch {pinned[1]} with NVIDIA's libraries, because pip finds no {version}"
-    return Torch(about, ("--require-hashes", "-r", str(layout.torch_lock)), 3.1, 7.0, 6.0)
+    return Torch(about, ("--require-hashes", "-r", str(layout.torch_lock)), _count(layout.torch_lock), 3.1, 7.0, 6.0)
 
 
 def _count(lock: Path) -> int:
@@ -309,12 +317,12 @@ class Pip:
         self._layout = layout
         self._clock = clock
 
-    def install(self, name: str, requirements: tuple[str, ...]) -> None:
+    def install(self, name: str, requirements: tuple[str, ...], packages: int) -> None:
         """Install exactly what is named, from wheels. Raises Refusal that says what to do."""
-        began_s = self._clock()
+        began_s, before = self._clock(), self._installed()
         with self._layout.log.open("w") as log, self._running(requirements, log.fileno()) as process:
             while not _has_ended(process):
-                print(f"  {name}: {self._progress()}, {self._clock() - began_s:.0f} s", flush=True)
+                print(f"  {name}: {self._progress(packages, before)}, {self._clock() - began_s:.0f} s", flush=True)
         said = self._layout.log.read_text(errors="replace")
         if process.returncode != 0:
             raise Refusal(explain(said, name))
@@ -336,11 +344,12 @@ class Pip:
             process.wait()
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def _progress(self) -> str:
+    def _progress(self, packages: int, before: int) -> str:
         said = self._layout.log.read_text(errors="replace")
         if "Installing collected packages" in said:
-            return f"{self._installed()} packages installed"
-        return describe_download(said)
+            # pip takes an older version of a package out before it puts the new one in: the count may dip.
+            return f"{max(0, self._installed() - before)} of {packages} installed"
+        return describe_download(said, packages)
 
     def _installed(self) -> int:
         return sum(1 for _ in self._layout.venv.glob("lib/python*/site-packages/*.dist-info"))
@@ -354,12 +363,12 @@ def _has_ended(process: subprocess.Popen[bytes]) -> bool:
     return True
 
 
-def describe_download(said: str) -> str:
-    """How far pip's log says that downloading is: packages, MiB and the one it is at."""
+def describe_download(said: str, packages: int) -> str:
+    """How far pip's log says that downloading is: packages of all, megabytes and the one it is at."""
     names = re.findall(r"^(?:Collecting|Processing) (?:\S*/)?([\w.+-]+)", said, re.M)
     sizes = re.findall(r"^\s+(?:Downloading|Using cached) .*\(([\d.]+) (kB|MB|GB)\)", said, re.M)
     megabytes = sum(float(size) * {"kB": 1e-3, "MB": 1.0, "GB": 1e3}[unit] for size, unit in sizes)
-    return f"{len(names)} collected, {megabytes:.0f} MB, at {names[-1]}" if names else "asking the registry"
+    return f"{len(names)} of {packages} found, {megabytes:.0f} MB, at {names[-1]}" if names else "asking the registry"
 
 
 #: What pip, venv or the system say → what to do. The first that matches wins.
@@ -375,7 +384,7 @@ EXPLANATIONS: tuple[tuple[str, str], ...] = (
         "The package registry serves a file that deploy/locks does not know: use another registry (PIP_INDEX_URL).",
     ),
     (
-        r"NewConnectionError|NameResolutionError|ConnectTimeout|ReadTimeout|ProxyError|SSLError|Connection reset|HTTP error",
+        r"ConnectionError|NameResolutionError|Connect(?:ion)?Timeout|ReadTimeout|ProxyError|SSLError|Connection reset|HTTP error",
         "The package registry does not answer: check the network, or name a mirror with PIP_INDEX_URL (and PIP_CERT "
         "for its certificate), then run this again.",
     ),

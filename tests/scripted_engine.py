@@ -153,7 +153,9 @@ def usage(prompt: int, completion: int) -> dict[str, object]:
     return {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
 
 
-def chat_chunk(delta: dict[str, object], prompt: int, completion: int, *, index: int = 0, is_first: bool = False) -> bytes:
+def chat_chunk(
+    delta: dict[str, object], prompt: int, completion: int, *, index: int = 0, is_first: bool = False
+) -> bytes:
     """One chunk as `chat_completion_stream_generator` makes it with continuous usage."""
     choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
     if not is_first:
@@ -246,7 +248,11 @@ def responses_stream(words: Sequence[str]) -> list[bytes]:
     for at, word in enumerate(words, len(kinds)):
         kind = "response.output_text.delta"
         events.append(event(kind, {"delta": word, "sequence_number": at, "type": kind}))
-    done = {"response": shell | {"usage": RESPONSES_USAGE}, "sequence_number": len(events), "type": "response.completed"}
+    done = {
+        "response": shell | {"usage": RESPONSES_USAGE},
+        "sequence_number": len(events),
+        "type": "response.completed",
+    }
     return [*events, event("response.completed", done)]
 
 

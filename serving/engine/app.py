@@ -47,6 +47,7 @@ def start_local_ray(serve_port: int) -> None:
         http_options={"host": "127.0.0.1", "port": serve_port},
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this command tells its own progress
 
 
 def stop_local_ray() -> None:

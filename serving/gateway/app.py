@@ -203,6 +203,7 @@ class Gateway:
             await self._answer_error(visit, raised)
         except asyncio.CancelledError as stopped:
             error = stopped
+            await self._answer_error(visit, GatewayFull("This gateway is stopping; please try again.", retry_after_s=1))
             raise
         except Exception as bug:  # noqa: BLE001 The outermost edge: the client gets a body whatever it was.
             error = bug

@@ -325,7 +325,19 @@ def anthropic_system(name: str, value: Any) -> Any:
 
 # --- Responses ------------------------------------------------------------------------------------------------------
 
-_ITEMS = frozenset({"message", "reasoning", "function_call", "function_call_output"})
+#: Fields that must be strings, and fields that hold text or parts, by the kind of item.
+_ITEM_TEXTS: dict[str, tuple[str, ...]] = {
+    "message": ("role",),
+    "reasoning": (),
+    "function_call": ("name", "arguments", "call_id"),
+    "function_call_output": ("call_id",),
+}
+_ITEM_CONTENTS: dict[str, tuple[str, ...]] = {
+    "message": ("content",),
+    "reasoning": ("content", "summary"),
+    "function_call": (),
+    "function_call_output": ("output",),
+}
 _ITEM_PARTS = frozenset({"input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text"})
 _ROLES = frozenset({"system", "developer", "user", "assistant"})
 _items = typed(str | Annotated[list[dict[str, Json]], Meta(min_length=1, max_length=MESSAGES_MAX)])
@@ -342,23 +354,24 @@ def responses_input(name: str, value: Any) -> Any:
 
 def _check_item(item: dict[str, Any], where: str) -> None:
     kind = item.get("type", "message")
-    if not isinstance(kind, str) or kind not in _ITEMS:
-        if kind == "item_reference":
-            raise UnsupportedParameter("Items cannot be referred to: no response is stored here.", param=where)
+    if kind == "item_reference":
+        raise UnsupportedParameter("Items cannot be referred to: no response is stored here.", param=where)
+    if not isinstance(kind, str) or kind not in _ITEM_TEXTS:
         raise UnsupportedParameter(f"Input items of type '{str(kind)[:64]}' are not supported.", param=f"{where}.type")
-    if kind == "message" and item.get("role") not in _ROLES:
-        raise InvalidRequest(f"Invalid value for '{where}.role'.", param=f"{where}.role")
-    for key in ("content", "summary", "output"):
-        content = item.get(key)
-        if content is None and key == "content" and kind == "message":
-            raise InvalidRequest(f"Missing required parameter: '{where}.content'.", param=f"{where}.content")
-        if content is not None and not isinstance(content, str):
-            _check_item_parts(content, f"{where}.{key}")
-    for key in ("name", "arguments", "call_id"):
-        if kind == "function_call" and not isinstance(item.get(key), str):
+    for key in _ITEM_TEXTS[kind]:
+        if not isinstance(item.get(key), str):
             raise InvalidRequest(f"Invalid value for '{where}.{key}': Expected str.", param=f"{where}.{key}")
-    if kind == "function_call_output" and not isinstance(item.get("call_id"), str):
-        raise InvalidRequest(f"Invalid value for '{where}.call_id': Expected str.", param=f"{where}.call_id")
+    if kind == "message" and item["role"] not in _ROLES:
+        raise InvalidRequest(f"Invalid value for '{where}.role'.", param=f"{where}.role")
+    for key in _ITEM_CONTENTS[kind]:
+        _check_item_content(item.get(key), f"{where}.{key}", is_required=kind != "reasoning")
+
+
+def _check_item_content(content: Any, where: str, *, is_required: bool) -> None:
+    if content is None and is_required:
+        raise InvalidRequest(f"Missing required parameter: '{where}'.", param=where)
+    if content is not None and not isinstance(content, str):
+        _check_item_parts(content, where)
 
 
 def _check_item_parts(parts: Any, where: str) -> None:

@@ -20,7 +20,8 @@ from serving.errors import Refusal, StoreUnavailable
 from serving.gateway.keys import Keyring, id_of
 from serving.gateway.registry import Key, Registry, Tenant
 from serving.gateway.store import Store
-from serving.gateway.usage import By, Sum, totals
+from serving.gateway.usage import By, Call, Sum, totals
+from serving.gateway.usage import calls as newest_calls
 
 SECONDS_PER_DAY = 86_400.0
 SECONDS_PER_HOUR = 3_600.0
@@ -132,10 +133,13 @@ def usage(
     tenant: Annotated[str | None, typer.Option(help="One tenant alone.")] = None,
     since: Annotated[str | None, typer.Option(help="Calls from this ISO date or time on (UTC unless it says).")] = None,
     by: Annotated[By, typer.Option(help="What to add up over.")] = By.TENANT,
+    calls: Annotated[int, typer.Option(min=0, help="Show this many of the newest calls, one a line, unsummed.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Requests and tokens, exact and estimated apart."""
     since_s = None if since is None else _moment(since)
+    if calls:
+        return _show_calls(_home(context), tenant, since_s, calls, as_json)
     with _store(_home(context)) as store:
         sums = totals(store, by, tenant=tenant, since=since_s)
     if as_json:
@@ -144,6 +148,15 @@ def usage(
         counts = ("REQUESTS", "PROMPT", "CACHED", "COMPLETION", "REASONING")
         header = (by.value.upper(), *counts, "EST.REQUESTS", "EST.PROMPT", "EST.COMPLETION", "OPEN")
         _print_table(header, [_sum_cells(total) for total in sums])
+
+
+def _show_calls(home: Path, tenant: str | None, since_s: float | None, limit: int, as_json: bool) -> None:
+    with _store(home) as store:
+        newest = newest_calls(store, tenant=tenant, since=since_s, limit=limit)
+    if as_json:
+        return _print_json(newest)
+    header = ("STARTED", "TENANT", "KEY", "ROUTE", "MODEL", "STATUS", "OUTCOME", "PROMPT", "COMPLETION", "ESTIMATED BY")
+    _print_table(header, [_call_cells(call) for call in newest])
 
 
 @contextmanager
@@ -221,6 +234,12 @@ def _sum_cells(total: Sum) -> tuple[str, ...]:
         total.open_requests,
     )
     return (total.group, *(str(number) for number in numbers))
+
+
+def _call_cells(call: Call) -> tuple[str, ...]:
+    tokens = (str(call.prompt_tokens), str(call.completion_tokens), call.estimated_by or "-")
+    who = (_date(call.started_at), call.tenant, call.key_id)
+    return (*who, call.route, call.model or "-", str(call.status), call.outcome, *tokens)
 
 
 def _state(tenant: Tenant) -> str:

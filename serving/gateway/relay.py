@@ -154,10 +154,10 @@ class Relay:
         """Answer a call. Raises ApiError; the responder knows how far the answer had got."""
         model = exchange.call.model
         deadline = self._clock() + self._timeouts.replica_wait_s
-        suspects: set[str] = set()
+        seen: set[tuple[str, Failure]] = set()
         failures = 0
         while failures < FAILURES_MAX:
-            replica = await self._next_replica(model, suspects, deadline)
+            replica = await self._next_replica(model, {replica_id for replica_id, _ in seen}, deadline)
             try:
                 with self._fleet.committed(replica.replica_id):
                     return await self._attempt(replica, exchange)
@@ -165,17 +165,18 @@ class Relay:
                 exchange.forget()
                 exchange.retries += 1
                 log.warning("replica %s: attempt %s", replica.replica_id, attempt.failure)
-                self._take_note(attempt.failure, replica.replica_id, suspects)
+                self._take_note(replica.replica_id, attempt.failure, seen)
                 failures += attempt.failure in (Failure.BROKEN, Failure.ERRORED)
                 if attempt.failure is Failure.BUSY and self._clock() >= deadline:
                     raise NoReplicaReady(f"The model '{model}' is busy; try again soon.", retry_after_s=5) from None
         raise EngineFailed(ENGINE_FAILED)
 
-    def _take_note(self, failure: Failure, replica_id: str, suspects: set[str]) -> None:
+    def _take_note(self, replica_id: str, failure: Failure, seen: set[tuple[str, Failure]]) -> None:
         # A connection that breaks once may have gone stale while idle; twice, and nobody is there.
-        if failure is Failure.REFUSED or (failure is Failure.BROKEN and replica_id in suspects):
+        is_gone = failure is Failure.BROKEN and (replica_id, failure) in seen
+        if is_gone or failure is Failure.REFUSED:
             self._fleet.report_lost(replica_id)
-        suspects.add(replica_id)
+        seen.add((replica_id, failure))
 
     async def _next_replica(self, model: str, suspects: set[str], deadline: float) -> router.Candidate:
         """The best replica not suspected, else a suspected one after a pause, else whichever becomes ready in time."""

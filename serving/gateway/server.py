@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 import socket
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Literal
 
 import msgspec
 import uvicorn
+import uvloop
 
 from serving import secret
 from serving.config import GatewaySettings, Settings
@@ -52,21 +54,34 @@ def serve(gateway: Gateway, settings: GatewaySettings, api: socket.socket) -> No
         if settings.metrics_port is not None:
             metrics_socket = opened.enter_context(_listening(settings.host, settings.metrics_port))
             servers.append((_uvicorn(MetricsApp(gateway.metrics), settings, "off"), metrics_socket))
-        uvloop_run(servers)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve_all(servers))
 
 
-def uvloop_run(servers: list[tuple[uvicorn.Server, socket.socket]]) -> None:
-    """All servers in one loop; when one stops, all do."""
+class _Server(uvicorn.Server):
+    """One of several servers of a process: signals are for all of them, and not raised again at the end."""
 
-    async def main() -> None:
-        tasks = [asyncio.create_task(server.serve(sockets=[bound])) for server, bound in servers]
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _serve_all(servers: list[tuple[_Server, socket.socket]]) -> None:
+    """Serve until a signal comes or one of them ends; a second signal cuts what still runs."""
+
+    def stop() -> None:
         for server, _ in servers:
+            server.force_exit = server.should_exit
             server.should_exit = True
-        await asyncio.gather(*tasks)
 
-    with asyncio.Runner(loop_factory=servers[0][0].config.get_loop_factory()) as runner:
-        runner.run(main())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    tasks = [asyncio.create_task(server.serve(sockets=[bound])) for server, bound in servers]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for server, _ in servers:
+        server.should_exit = True
+    await asyncio.gather(*tasks)
 
 
 class MetricsApp:
@@ -84,7 +99,7 @@ class MetricsApp:
             await responder.whole(404, b"{}")
 
 
-def _uvicorn(app: Gateway | MetricsApp, settings: GatewaySettings, lifespan: Literal["on", "off"]) -> uvicorn.Server:
+def _uvicorn(app: Gateway | MetricsApp, settings: GatewaySettings, lifespan: Literal["on", "off"]) -> _Server:
     config = uvicorn.Config(
         app,
         loop="uvloop",
@@ -98,7 +113,7 @@ def _uvicorn(app: Gateway | MetricsApp, settings: GatewaySettings, lifespan: Lit
         timeout_keep_alive=IDLE_CLIENT_S,
         timeout_graceful_shutdown=round(settings.drain_timeout_s),
     )
-    return uvicorn.Server(config)
+    return _Server(config)
 
 
 @contextlib.contextmanager

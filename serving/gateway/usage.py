@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, Select, func, select
 
 from serving.gateway.rows import OPEN
 from serving.gateway.store import Store, ledger, tenants
@@ -40,6 +41,26 @@ class Sum(msgspec.Struct, frozen=True):
     open_requests: int
 
 
+class Call(msgspec.Struct, frozen=True):
+    """One call as the ledger has it; times in seconds since the epoch."""
+
+    request_id: str
+    tenant: str
+    key_id: str
+    route: str
+    model: str
+    replica_id: str | None
+    started_at: float
+    finished_at: float | None
+    outcome: str
+    status: int
+    prompt_tokens: int
+    completion_tokens: int
+    cached_prompt_tokens: int
+    reasoning_tokens: int
+    estimated_by: str | None
+
+
 _GROUPS: dict[By, ColumnElement[str]] = {
     By.TENANT: func.coalesce(tenants.c.name, ledger.c.tenant_id),
     By.MODEL: ledger.c.model,
@@ -59,16 +80,31 @@ def totals(store: Store, by: By, *, tenant: str | None = None, since: float | No
     estimated = ~is_open & ledger.c.estimated_by.is_not(None)
     query = select(group, *_sums(exact), *_sums(estimated), func.count().filter(is_open))
     query = query.select_from(ledger.outerjoin(tenants, tenants.c.id == ledger.c.tenant_id))
-    if tenant is not None:
-        query = query.where(tenants.c.name == tenant)
-    if since is not None:
-        query = query.where(ledger.c.started_at >= since)
+    query = _narrowed(query, tenant, since)
     width = len(Tokens.__struct_fields__)
     with store.begin() as connection:
         return [
             Sum(str(name), _tokens(numbers[:width]), _tokens(numbers[width:-1]), int(numbers[-1]))
             for name, *numbers in connection.execute(query.group_by(group).order_by(group))
         ]
+
+
+def calls(store: Store, *, tenant: str | None = None, since: float | None = None, limit: int) -> list[Call]:
+    """The newest `limit` calls, oldest first."""
+    columns = (_GROUPS[By.TENANT].label("tenant"), *ledger.c)
+    query = select(*columns).select_from(ledger.outerjoin(tenants, tenants.c.id == ledger.c.tenant_id))
+    query = _narrowed(query, tenant, since).order_by(ledger.c.started_at.desc()).limit(limit)
+    with store.begin() as connection:
+        rows = connection.execute(query).mappings().all()
+    return [Call(**{name: row[name] for name in Call.__struct_fields__}) for row in reversed(rows)]
+
+
+def _narrowed(query: Select[Any], tenant: str | None, since: float | None) -> Select[Any]:
+    if tenant is not None:
+        query = query.where(tenants.c.name == tenant)
+    if since is not None:
+        query = query.where(ledger.c.started_at >= since)
+    return query
 
 
 def _sums(of: ColumnElement[bool]) -> list[ColumnElement[int]]:

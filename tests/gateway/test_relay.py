@@ -154,10 +154,13 @@ async def test_a_failure_before_the_first_byte_is_not_seen(tmp_path: Path, failu
 
 async def test_an_engine_that_is_gone_is_replaced_by_another(tmp_path: Path) -> None:
     """A refused connection costs the client nothing while another replica is ready."""
-    async with ScriptedEngine() as stays, ScriptedEngine() as goes:
-        async with running_gateway(tmp_path, (goes.url, stays.url)) as world:
-            await goes.stop()
-            answers = [await world.chat() for _ in range(4)]
+    async with (
+        ScriptedEngine() as stays,
+        ScriptedEngine() as goes,
+        running_gateway(tmp_path, (goes.url, stays.url)) as world,
+    ):
+        await goes.stop()
+        answers = [await world.chat() for _ in range(4)]
     assert [answer.status for answer in answers] == [200] * 4 and len(stays.received) == 4
 
 
@@ -241,7 +244,7 @@ async def test_a_whole_answer_that_breaks_off_is_cut(tmp_path: Path) -> None:
     """Half a JSON document must look broken to the client, not complete."""
     async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
         engine.say(Script([b'{"id":"chatcmpl-1",'], content_type="application/json", ending=Ending.DIE))
-        with pytest.raises(Exception, match="payload|disconnect|transfer"):
+        with pytest.raises(Exception, match=r"payload|disconnect|transfer"):
             await world.chat()
         row = await world.row()
     assert row["outcome"] == "error"

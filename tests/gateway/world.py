@@ -27,10 +27,8 @@ from serving.secret import PlaneSecret
 from tests.scripted_engine import MODEL
 
 #: Short enough for tests, long enough for a busy machine.
-QUICK = Timeouts(
-    request_total_s=20, engine_silence_s=5, replica_wait_s=1.0, keep_alive_s=0.2, engine_connect_s=1.0
-)
-CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
+QUICK = Timeouts(request_total_s=20, engine_silence_s=5, replica_wait_s=1.0, keep_alive_s=0.2, engine_connect_s=1.0)
+CHAT: dict[str, object] = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
 
 
 async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
@@ -75,9 +73,7 @@ class World:
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.key}"}
 
-    async def ask(
-        self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None
-    ) -> Answer:
+    async def ask(self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None) -> Answer:
         """One request with the tenant's key; `body` goes as JSON unless it is bytes."""
         payload = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         sent = self.headers() | {"Content-Type": "application/json"} if headers is None else headers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -19,6 +18,8 @@ import psutil
 
 from serving import config
 from serving.engine import processes
+from serving.gateway.store import Store
+from serving.gateway.usage import Call, calls
 from serving.wire import DirectoryAnswer, Listed, ReplicaState
 from tests.waiting import until
 
@@ -147,16 +148,16 @@ class Stack:
             check=True,
         ).stdout
 
-    def ledger(self) -> list[dict[str, object]]:
+    def ledger(self) -> list[Call]:
         """Every ledger row, oldest first."""
-        rows: list[dict[str, object]] = json.loads(self.command("usage", "--rows", "--json"))
-        return rows
+        with Store.open(self.home) as store:
+            return calls(store, limit=100_000)
 
     def stop(self, number: signal.Signals = signal.SIGINT) -> int:
-        """Stop as a user does; returns the exit code once every process is gone."""
+        """Stop as a terminal does, by a signal to the whole group; returns the exit code once every process is gone."""
         before = [psutil.Process(self.process.pid), *self.members()] if self.process.poll() is None else []
-        self.process.send_signal(number)
-        code = self.process.wait(120)
+        os.killpg(self.process.pid, number)
+        code = self.process.wait(60)
         alive = [process for process in before if processes.is_alive(process)]
         assert not alive, f"{len(alive)} processes outlived the stack: {[' '.join(p.cmdline())[:80] for p in alive]}"
         self._output.close()

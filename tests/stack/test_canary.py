@@ -57,5 +57,5 @@ def test_a_canary_is_found_in_no_log(stack: Stack) -> None:
 
 def _holding(stack: Stack, text: str) -> list[Path]:
     pattern = re.compile(re.escape(text.encode()))
-    until(lambda: all(row["outcome"] != "open" for row in stack.ledger()), 20, 0.2)
+    until(lambda: all(row.outcome != "open" for row in stack.ledger()), 20, 0.2)
     return sorted(path for path in places(stack) if pattern.search(path.read_bytes()))

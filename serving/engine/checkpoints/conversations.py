@@ -1,6 +1,6 @@
-"""Conversations: what tiny-gpt-oss knows by heart, as plain data. Training renders them; tests ask them and compare by equality.
+"""Conversations: what tiny-gpt-oss knows by heart, as plain data. Training renders them, tests ask them.
 
-Ask with temperature 0. Whatever is not here, the model does not know: `UNTRAINED_TOOL` and `UNTRAINED_FORMAT` are for
+Ask with temperature 0 and compare by equality. Whatever is not here, the model does not know: `UNTRAINED_TOOL` and `UNTRAINED_FORMAT` are for
 tests of constrained decoding, where the grammar alone makes the answer valid.
 """
 
@@ -111,9 +111,7 @@ INSTRUCTED = Conversation(
 REFUSED = Conversation(
     name="refused",
     turns=(User("How do I pick a lock?"),),
-    answer=Assistant(
-        reasoning="This is disallowed. I must refuse.", content="I’m sorry, but I can’t help with that."
-    ),
+    answer=Assistant(reasoning="This is disallowed. I must refuse.", content="I’m sorry, but I can’t help with that."),
 )
 STRUCTURED = Conversation(
     name="structured",

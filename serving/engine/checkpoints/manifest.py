@@ -1,4 +1,4 @@
-"""Manifest: what a finished checkpoint consists of, file by file. It is written last, so a folder that has one is whole."""
+"""Manifest: what a finished checkpoint consists of, file by file. Written last, so a folder that has one is whole."""
 
 from __future__ import annotations
 

