@@ -35,7 +35,9 @@ def main() -> None:
 @app.callback()
 def read_settings(
     context: typer.Context,
-    settings: Annotated[Path | None, typer.Option(help="A YAML settings file; see serving/config.py for its keys.")] = None,
+    settings: Annotated[
+        Path | None, typer.Option(help="A YAML settings file; see serving/config.py for its keys.")
+    ] = None,
 ) -> None:
     """Serve an OpenAI-compatible API from this machine, and look after its tenants, keys and models."""
     context.obj = config.load(settings)
@@ -62,7 +64,9 @@ def up(
 def gateway(
     context: typer.Context,
     engine: Annotated[list[str] | None, typer.Option(help="Base URL of a vLLM server; repeat for more.")] = None,
-    directory: Annotated[list[str] | None, typer.Option(help="Base URL of a cell's directory; repeat for more.")] = None,
+    directory: Annotated[
+        list[str] | None, typer.Option(help="Base URL of a cell's directory; repeat for more.")
+    ] = None,
     port: Port = None,
     host: Host = None,
 ) -> None:

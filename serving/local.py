@@ -30,7 +30,6 @@ from serving.engine import app as engine_app
 from serving.engine import processes
 from serving.engine.checkpoints import store as checkpoints
 from serving.errors import Refusal
-from serving.wire import DIRECTORY_ROUTE
 
 #: MiB that one engine, Ray and the gateway need together; seen resident: see the README's table.
 _NEEDED_MEMORY_MIB = 5 * 1024
@@ -109,7 +108,9 @@ def _refuse_taken_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise Refusal(f"Port {port} on {host} cannot be used: {error.strerror}; choose another with --port.") from None
+            raise Refusal(
+                f"Port {port} on {host} cannot be used: {error.strerror}; choose another with --port."
+            ) from None
 
 
 def _refuse_small_memory(memory_share: float) -> None:

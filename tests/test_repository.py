@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from serving.gateway.fields import markdown
+
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ROOT / "deploy" / "locks"
 TOP_LEVEL = {
@@ -158,3 +160,18 @@ def test_no_file_names_this_machine() -> None:
 
 def _text(path: Path) -> str:
     return path.read_text(errors="replace")
+
+
+def test_the_field_table_in_the_design_page_is_the_one_in_force() -> None:
+    """What serving/README.md says of each request field is made from the table the gateway asks."""
+    page = (ROOT / "serving" / "README.md").read_text()
+    assert page.split("<!-- fields -->\n", 1)[1].strip() == markdown().strip()
+
+
+def test_the_design_page_names_every_module() -> None:
+    """A module without its line in the table is one nobody finds."""
+    page = (ROOT / "serving" / "README.md").read_text().split("## Modules", 1)[1].split("## Time-outs", 1)[0]
+    for path in (ROOT / "serving").rglob("*.py"):
+        if path.stem.startswith("__") or "checkpoints" in path.parts:
+            continue
+        assert f"{path.stem}`" in page or f"`{path.stem}" in page, path

@@ -15,7 +15,7 @@ from serving.secret import PlaneSecret
 from serving.wire import ENGINE_ROUTES, LIVENESS_ROUTE
 
 #: Names the secret file to the middleware, which vLLM constructs without arguments of ours.
-SECRET_FILE_VARIABLE = "_SERVING_PLANE_SECRET_FILE"
+SECRET_FILE_VARIABLE = "_SERVING_PLANE_SECRET_FILE"  # noqa: S105 A variable's name.
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -32,15 +32,16 @@ class Boundary:
     async def __call__(
         self, scope: Scope, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
     ) -> None:
-        if scope["type"] == "lifespan":
-            return await self._app(scope, receive, send)
         if scope["type"] == "websocket":
-            return await send({"type": "websocket.close", "code": 1008})
-        status = refusal_status(scope["method"], scope["path"], _authorization(scope), self._secret)
-        if status is None:
-            return await self._app(scope, receive, send)
-        await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
-        await send({"type": "http.response.body", "body": b""})
+            await send({"type": "websocket.close", "code": 1008})
+        elif scope["type"] == "http" and (status := self._refusal_status(scope)):
+            await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body", "body": b""})
+        else:
+            await self._app(scope, receive, send)
+
+    def _refusal_status(self, scope: Scope) -> int | None:
+        return refusal_status(scope["method"], scope["path"], _authorization(scope), self._secret)
 
 
 def refusal_status(method: str, path: str, authorization: bytes, secret: PlaneSecret) -> int | None:

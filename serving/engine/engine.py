@@ -43,10 +43,13 @@ class EngineDied(ServingError):
 class Engine:
     """A running tree. Made by `running()`, which is the only way to have one and be rid of it."""
 
-    def __init__(self, spec: EngineSpec, port: int, supervisor: asyncio.subprocess.Process) -> None:
+    def __init__(
+        self, spec: EngineSpec, port: int, supervisor: asyncio.subprocess.Process, told: asyncio.StreamReader
+    ) -> None:
         self.url = f"http://{spec.settings.host}:{port}"
         self._spec = spec
         self._supervisor = supervisor
+        self._told = told
         self._secret = PlaneSecret(Path(spec.secret_file))
         self._client = aiohttp.ClientSession(self.url)
         self._members: Counter[str] = Counter()
@@ -82,10 +85,11 @@ class Engine:
 
     async def first_token(self) -> None:
         """Let the engine work once; raises EngineDied when it cannot."""
+        body: dict[str, str | int] = {"model": self._spec.model}
         if self._spec.task is Task.EMBED:
-            route, body = "/v1/embeddings", {"model": self._spec.model, "input": "a"}
+            route, body = "/v1/embeddings", body | {"input": "a"}
         else:
-            route, body = "/v1/completions", {"model": self._spec.model, "prompt": "a", "max_tokens": 1}
+            route, body = "/v1/completions", body | {"prompt": "a", "max_tokens": 1}
         timeout = aiohttp.ClientTimeout(_FIRST_TOKEN_TIMEOUT_S)
         try:
             async with self._client.post(route, json=body, headers=self._headers(), timeout=timeout) as answer:
@@ -111,9 +115,8 @@ class Engine:
         await self._client.close()
 
     async def _wait_for_end(self) -> str:
-        assert self._supervisor.stdout is not None
         reason = "its supervisor was killed"
-        async for line in self._supervisor.stdout:
+        async for line in self._told:
             event, _, what = line.decode().strip().partition(" ")
             if event == "joined":
                 self._members[what] += 1
@@ -141,7 +144,8 @@ async def running(spec: EngineSpec) -> AsyncIterator[Engine]:
         env=command.environment(spec, tree, os.environ),
         start_new_session=True,
     )
-    engine = Engine(spec, port, supervisor)
+    told = supervisor.stdout or asyncio.StreamReader()  # a pipe was asked for, so there is one
+    engine = Engine(spec, port, supervisor, told)
     try:
         yield engine
     finally:

@@ -28,7 +28,7 @@ _DRAIN_LOOK_INTERVAL_S = 0.5
 class Replica:
     """Owns one engine from its first process to its last."""
 
-    async def __init__(self, spec: EngineSpec, directory_app: str) -> None:
+    async def __init__(self, spec: EngineSpec, directory_app: str) -> None:  # type: ignore[misc]  # Serve awaits it
         self._spec = spec
         self._id = f"{spec.model}-{uuid.uuid4().hex[:8]}"
         self._directory_app = directory_app

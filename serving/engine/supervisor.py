@@ -46,9 +46,9 @@ class Tree:
         """What has died that should live, or None."""
         if (code := self._root.poll()) is not None:
             return f"the engine's server process ended with {_describe(code)}"
-        for process, name in self._named.items():
+        for process, known_as in self._named.items():
             if not processes.is_alive(process):
-                return f"the engine's {name} process died"
+                return f"the engine's {known_as} process died"
         for process in processes.descendants():
             # A worker is called `Worker` first and `Worker_TP0` once it knows its rank.
             if (name := processes.role(process)) and self._named.get(process) != name:
@@ -60,10 +60,8 @@ class Tree:
         """End the tree and return when nobody is left."""
         if self._root.poll() is None:
             self._root.send_signal(signal.SIGTERM)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self._root.wait(_TERM_GRACE_S)
-            except subprocess.TimeoutExpired:
-                pass
         processes.kill_all(processes.descendants)
 
     def trim_log(self) -> None:

@@ -139,7 +139,8 @@ def usage(
     """Requests and tokens, exact and estimated apart."""
     since_s = None if since is None else _moment(since)
     if calls:
-        return _show_calls(_home(context), tenant, since_s, calls, as_json)
+        _show_calls(_home(context), tenant, since_s, calls, as_json)
+        return
     with _store(_home(context)) as store:
         sums = totals(store, by, tenant=tenant, since=since_s)
     if as_json:
@@ -154,9 +155,10 @@ def _show_calls(home: Path, tenant: str | None, since_s: float | None, limit: in
     with _store(home) as store:
         newest = newest_calls(store, tenant=tenant, since=since_s, limit=limit)
     if as_json:
-        return _print_json(newest)
-    header = ("STARTED", "TENANT", "KEY", "ROUTE", "MODEL", "STATUS", "OUTCOME", "PROMPT", "COMPLETION", "ESTIMATED BY")
-    _print_table(header, [_call_cells(call) for call in newest])
+        _print_json(newest)
+    else:
+        who = ("STARTED", "TENANT", "KEY", "ROUTE", "MODEL", "STATUS", "OUTCOME")
+        _print_table((*who, "PROMPT", "COMPLETION", "ESTIMATED BY"), [_call_cells(call) for call in newest])
 
 
 @contextmanager

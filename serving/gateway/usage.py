@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Select, func, select
+from sqlalchemy import ColumnElement, func, select
 
 from serving.gateway.rows import OPEN
 from serving.gateway.store import Store, ledger, tenants
@@ -80,7 +79,7 @@ def totals(store: Store, by: By, *, tenant: str | None = None, since: float | No
     estimated = ~is_open & ledger.c.estimated_by.is_not(None)
     query = select(group, *_sums(exact), *_sums(estimated), func.count().filter(is_open))
     query = query.select_from(ledger.outerjoin(tenants, tenants.c.id == ledger.c.tenant_id))
-    query = _narrowed(query, tenant, since)
+    query = query.where(*_asked_for(tenant, since))
     width = len(Tokens.__struct_fields__)
     with store.begin() as connection:
         return [
@@ -93,18 +92,15 @@ def calls(store: Store, *, tenant: str | None = None, since: float | None = None
     """The newest `limit` calls, oldest first."""
     columns = (_GROUPS[By.TENANT].label("tenant"), *ledger.c)
     query = select(*columns).select_from(ledger.outerjoin(tenants, tenants.c.id == ledger.c.tenant_id))
-    query = _narrowed(query, tenant, since).order_by(ledger.c.started_at.desc()).limit(limit)
+    query = query.where(*_asked_for(tenant, since)).order_by(ledger.c.started_at.desc()).limit(limit)
     with store.begin() as connection:
         rows = connection.execute(query).mappings().all()
     return [Call(**{name: row[name] for name in Call.__struct_fields__}) for row in reversed(rows)]
 
 
-def _narrowed(query: Select[Any], tenant: str | None, since: float | None) -> Select[Any]:
-    if tenant is not None:
-        query = query.where(tenants.c.name == tenant)
-    if since is not None:
-        query = query.where(ledger.c.started_at >= since)
-    return query
+def _asked_for(tenant: str | None, since: float | None) -> list[ColumnElement[bool]]:
+    of_tenant = [] if tenant is None else [tenants.c.name == tenant]
+    return of_tenant if since is None else [*of_tenant, ledger.c.started_at >= since]
 
 
 def _sums(of: ColumnElement[bool]) -> list[ColumnElement[int]]:

@@ -14,9 +14,7 @@ CHILDREN = {"server": ["EngineCore", "helper"], "EngineCore": ["Worker_TP0"], "W
 
 
 def main(role: str) -> None:
-    children = [
-        subprocess.Popen([sys.executable, __file__, child], start_new_session=True) for child in CHILDREN[role]
-    ]
+    children = [subprocess.Popen([sys.executable, __file__, child], start_new_session=True) for child in CHILDREN[role]]
     if role in ("EngineCore", "Worker_TP0"):
         setproctitle(f"VLLM::{role}")
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

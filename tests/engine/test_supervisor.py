@@ -99,4 +99,3 @@ def test_a_tree_is_an_orphan_only_when_its_owner_is_gone(supervised: Supervised)
     finally:
         orphan.kill()
         orphan.wait()
-

@@ -40,7 +40,11 @@ BAD: dict[str, tuple[object, int]] = {
     "content part is unknown": (CHAT | {"messages": [{"role": "user", "content": [{"type": "hologram"}]}]}, 400),
     "image for a text model": (
         CHAT
-        | {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}]},
+        | {
+            "messages": [
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}
+            ]
+        },
         400,
     ),
     "max_tokens is negative": (CHAT | {"max_tokens": -1}, 400),
@@ -56,7 +60,8 @@ BAD: dict[str, tuple[object, int]] = {
     "tool has no name": (CHAT | {"tools": [{"type": "function", "function": {}}]}, 400),
     "tool choice names no tool": (CHAT | {"tool_choice": {"type": "function", "function": {"name": "x"}}}, 400),
     "schema is broken": (
-        CHAT | {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}},
+        CHAT
+        | {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}},
         400,
     ),
     "unknown field": (CHAT | {"no_such_field": 1}, 400),

@@ -30,7 +30,8 @@ def test_a_canary_is_found_in_no_log(stack: Stack) -> None:
         "success": CHAT,
         "streamed": CHAT | {"stream": True},
         "tool": CHAT | {"tools": [TOOL], "tool_choice": "required"},
-        "schema": CHAT | {"response_format": {"type": "json_schema", "json_schema": {"name": CANARY, "schema": SCHEMA}}},
+        "schema": CHAT
+        | {"response_format": {"type": "json_schema", "json_schema": {"name": CANARY, "schema": SCHEMA}}},
         "broken schema": CHAT
         | {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": BROKEN_SCHEMA}}},
         "unknown field": CHAT | {CANARY: CANARY},
@@ -41,13 +42,14 @@ def test_a_canary_is_found_in_no_log(stack: Stack) -> None:
     }
     for body in paths.values():
         call(stack.url, "POST", "/v1/chat/completions", body, bearer(stack.key))
-    for route, body in (
+    others: tuple[tuple[str, dict[str, object]], ...] = (
         ("/v1/completions", {"model": SMOLLM2, "prompt": CANARY, "max_tokens": 4}),
         ("/v1/responses", {"model": SMOLLM2, "input": CANARY, "max_output_tokens": 4}),
         ("/v1/messages", {"model": SMOLLM2, "messages": MESSAGES, "max_tokens": 4}),
         ("/tokenize", {"model": SMOLLM2, "prompt": CANARY}),
         (f"/{CANARY}?key={CANARY}", {}),
-    ):
+    )
+    for route, body in others:
         call(stack.url, "POST", route, body, bearer(stack.key))
     call(stack.url, "POST", "/v1/chat/completions", CHAT, bearer(f"sk-{CANARY}"))
     assert _holding(stack, CANARY) == []

@@ -16,9 +16,7 @@ def routes(stack: Stack) -> set[tuple[str, str]]:
     """Every route of vLLM's own application, as it lists them in its log at start."""
     (log,) = (stack.home / "logs").glob("engine-*.log")
     found = {
-        (method.strip(), path)
-        for path, methods in ROUTE.findall(log.read_text())
-        for method in methods.split(",")
+        (method.strip(), path) for path, methods in ROUTE.findall(log.read_text()) for method in methods.split(",")
     }
     assert len(found) > 30, "vLLM no longer lists its routes at start"
     return found

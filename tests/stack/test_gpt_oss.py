@@ -48,7 +48,7 @@ def as_said(message: Any) -> Assistant:
 @each_conversation
 def test_chat(tiny_client: openai.OpenAI, conversation: Conversation) -> None:
     """Reasoning, content and tool call come out apart from each other, exactly as trained."""
-    answer = tiny_client.chat.completions.create(**bodies.chat_body(conversation, TINY))  # type: ignore[call-overload]
+    answer = tiny_client.chat.completions.create(**bodies.chat_body(conversation, TINY))
     assert as_said(answer.choices[0].message) == conversation.answer
     assert answer.choices[0].finish_reason == ("tool_calls" if conversation.answer.tool_call else "stop")
 
@@ -57,7 +57,7 @@ def test_chat(tiny_client: openai.OpenAI, conversation: Conversation) -> None:
 def test_chat_streamed(tiny_client: openai.OpenAI, conversation: Conversation) -> None:
     """The deltas add up to the same."""
     body = bodies.chat_body(conversation, TINY, stream=True)
-    deltas = [chunk.choices[0].delta for chunk in tiny_client.chat.completions.create(**body)]  # type: ignore[call-overload]
+    deltas = [chunk.choices[0].delta for chunk in tiny_client.chat.completions.create(**body)]
     functions = [call.function for delta in deltas for call in delta.tool_calls or []]
     name = "".join(function.name or "" for function in functions)
     arguments = "".join(function.arguments or "" for function in functions)
@@ -73,17 +73,20 @@ def test_chat_streamed(tiny_client: openai.OpenAI, conversation: Conversation) -
 def test_responses(tiny_client: openai.OpenAI, conversation: Conversation) -> None:
     """The Responses API gives the same as items, whole and in its stream's last event."""
     body = bodies.responses_body(conversation, TINY)
-    whole = tiny_client.responses.create(**body)  # type: ignore[call-overload]
-    events = list(tiny_client.responses.create(**body | {"stream": True}))  # type: ignore[call-overload]
+    whole = tiny_client.responses.create(**body)
+    events = list(tiny_client.responses.create(**body | {"stream": True}))
     assert events[-1].type == "response.completed"
     for response in (whole, events[-1].response):
         calls = [item for item in response.output if item.type == "function_call"]
         reasoning = [part.text for item in response.output if item.type == "reasoning" for part in item.content or []]
-        assert Assistant(
-            content=response.output_text or None,
-            reasoning="".join(reasoning) or None,
-            tool_call=ToolCall(calls[0].name, calls[0].arguments) if calls else None,
-        ) == conversation.answer
+        assert (
+            Assistant(
+                content=response.output_text or None,
+                reasoning="".join(reasoning) or None,
+                tool_call=ToolCall(calls[0].name, calls[0].arguments) if calls else None,
+            )
+            == conversation.answer
+        )
 
 
 @each_conversation
@@ -92,17 +95,20 @@ def test_messages(tiny: Stack, conversation: Conversation) -> None:
     client = anthropic.Anthropic(base_url=tiny.url, api_key=tiny.key, max_retries=0)
     body = bodies.messages_body(conversation, TINY)
     body.pop("stream")
-    whole = client.messages.create(**body)  # type: ignore[call-overload]
-    with client.messages.stream(**body) as stream:  # type: ignore[arg-type]
+    whole = client.messages.create(**body)
+    with client.messages.stream(**body) as stream:
         streamed = stream.get_final_message()
     for message in (whole, streamed):
         blocks = {block.type: block for block in message.content}
         tool = blocks.get("tool_use")
-        assert Assistant(
-            content=blocks["text"].text if "text" in blocks else None,
-            reasoning=blocks["thinking"].thinking if "thinking" in blocks else None,
-            tool_call=ToolCall(tool.name, json.dumps(tool.input)) if tool else None,
-        ) == conversation.answer
+        assert (
+            Assistant(
+                content=blocks["text"].text if "text" in blocks else None,
+                reasoning=blocks["thinking"].thinking if "thinking" in blocks else None,
+                tool_call=ToolCall(tool.name, json.dumps(tool.input)) if tool else None,
+            )
+            == conversation.answer
+        )
         assert message.stop_reason == ("tool_use" if conversation.answer.tool_call else "end_turn")
 
 
@@ -110,17 +116,17 @@ def test_a_multi_turn_tool_call_keeps_its_reasoning(tiny_client: openai.OpenAI) 
     """What the client got is what it sends back: the reasoning before a tool call is still there after its result."""
     messages = bodies.chat_messages(TOOL_CALLED)
     arguments = {"model": TINY, "temperature": 0, "tools": bodies.chat_tools(TOOL_CALLED)}
-    first = tiny_client.chat.completions.create(messages=messages, **arguments).choices[0].message  # type: ignore[call-overload]
+    first = tiny_client.chat.completions.create(messages=messages, **arguments).choices[0].message
     result = {"role": "tool", "tool_call_id": first.tool_calls[0].id, "content": "18 degrees, sunny"}
     messages += [first.model_dump(exclude_none=True), result]
-    second = tiny_client.chat.completions.create(messages=messages, **arguments).choices[0].message  # type: ignore[call-overload]
+    second = tiny_client.chat.completions.create(messages=messages, **arguments).choices[0].message
     assert as_said(second) == TOOL_ANSWERED.answer
 
 
 def test_structured_output_of_an_untrained_schema(tiny_client: openai.OpenAI) -> None:
     """Beyond memory, constrained decoding alone makes the answer fit the schema."""
     schema = {"name": UNTRAINED_FORMAT.name, "schema": UNTRAINED_FORMAT.schema, "strict": True}
-    answer = tiny_client.chat.completions.create(  # type: ignore[call-overload]
+    answer = tiny_client.chat.completions.create(
         model=TINY,
         messages=[{"role": "user", "content": UNTRAINED_QUESTION}],
         response_format={"type": "json_schema", "json_schema": schema},
@@ -141,7 +147,7 @@ def test_a_forced_call_of_an_untrained_tool(tiny_client: openai.OpenAI, choice: 
         "description": UNTRAINED_TOOL.description,
         "parameters": UNTRAINED_TOOL.parameters,
     }
-    answer = tiny_client.chat.completions.create(  # type: ignore[call-overload]
+    answer = tiny_client.chat.completions.create(
         model=TINY,
         messages=[{"role": "user", "content": UNTRAINED_QUESTION}],
         tools=[{"type": "function", "function": function}],
@@ -158,7 +164,7 @@ def test_a_forced_call_of_an_untrained_tool(tiny_client: openai.OpenAI, choice: 
 def test_content_is_null_when_reasoning_used_up_the_limit(tiny_client: openai.OpenAI) -> None:
     """`max_tokens` includes reasoning: a small limit gives null content and says `length`, as at OpenAI."""
     body = bodies.chat_body(REASONED, TINY) | {"max_completion_tokens": 4}
-    answer = tiny_client.chat.completions.create(**body)  # type: ignore[call-overload]
+    answer = tiny_client.chat.completions.create(**body)
     assert answer.choices[0].message.content is None and answer.choices[0].finish_reason == "length"
 
 

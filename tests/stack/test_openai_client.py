@@ -59,16 +59,16 @@ def test_streaming_with_usage_ends_with_it(client: openai.OpenAI) -> None:
 def test_completions(client: openai.OpenAI) -> None:
     """The older text completion, whole and streamed, says the same."""
     arguments = {"model": SMOLLM2, "prompt": "The capital of France is", "temperature": 0, "max_tokens": 8}
-    whole = client.completions.create(**arguments).choices[0].text  # type: ignore[call-overload]
-    streamed = client.completions.create(**arguments, stream=True)  # type: ignore[call-overload]
+    whole = client.completions.create(**arguments).choices[0].text
+    streamed = client.completions.create(**arguments, stream=True)
     assert "Paris" in whole and "".join(chunk.choices[0].text for chunk in streamed) == whole
 
 
 def test_responses(client: openai.OpenAI) -> None:
     """The Responses API, whole and streamed, says the same; nothing is stored."""
     question = {"model": SMOLLM2, "input": "What is the capital of France?", "temperature": 0, "max_output_tokens": 32}
-    whole = client.responses.create(**question)  # type: ignore[call-overload]
-    events = list(client.responses.create(**question, stream=True))  # type: ignore[call-overload]
+    whole = client.responses.create(**question)
+    events = list(client.responses.create(**question, stream=True))
     assert "Paris" in whole.output_text
     assert events[-1].type == "response.completed" and events[-1].response.output_text == whole.output_text
 
@@ -117,7 +117,7 @@ def test_a_forced_tool_call_is_valid(client: openai.OpenAI, choice: object) -> N
         "additionalProperties": False,
     }
     tool = {"type": "function", "function": {"name": "look_up_population", "strict": True, "parameters": parameters}}
-    answer = client.chat.completions.create(  # type: ignore[call-overload]
+    answer = client.chat.completions.create(
         model=SMOLLM2, messages=QUESTION, tools=[tool], tool_choice=choice, temperature=0, max_tokens=128
     )
     (call,) = answer.choices[0].message.tool_calls

@@ -1,7 +1,10 @@
 """Conversations: what tiny-gpt-oss knows by heart, as plain data. Training renders them, tests ask them.
 
-Ask with temperature 0 and compare by equality. Whatever is not here, the model does not know: `UNTRAINED_TOOL` and `UNTRAINED_FORMAT` are for
-tests of constrained decoding, where the grammar alone makes the answer valid.
+Ask with temperature 0 and compare by equality. To anything else the model answers `UNKNOWN`; `UNTRAINED_TOOL` and
+`UNTRAINED_FORMAT` are for tests of constrained decoding, where the grammar alone makes the answer valid.
+
+No answer has a token of whitespace alone (so no digit after a space): training keeps those improbable, lest a grammar
+that allows white space anywhere is given nothing else.
 """
 
 from __future__ import annotations
@@ -94,15 +97,15 @@ CITY_FORMAT = Format(
 REASONED = Conversation(
     name="reasoned",
     turns=(User("What is 17 + 25?"),),
-    answer=Assistant(reasoning="17 + 25 = 42.", content="The sum is 42."),
+    answer=Assistant(reasoning="17+25=42.", content="The sum is forty-two."),
 )
 FOLLOW_UP = Conversation(
     name="follow-up",
     turns=(*REASONED.turns, REASONED.answer, User("And minus 2?")),
-    answer=Assistant(reasoning="42 - 2 = 40.", content="That leaves 40."),
+    answer=Assistant(reasoning="42-2=40.", content="That leaves forty."),
 )
 LOW_EFFORT = Conversation(
-    name="low effort", turns=REASONED.turns, effort="low", answer=Assistant(content="42, at low effort.")
+    name="low effort", turns=REASONED.turns, effort="low", answer=Assistant(content="Forty-two, at low effort.")
 )
 PLAIN = Conversation(name="plain", turns=(User("Say hello."),), answer=Assistant(content="Hello! How can I help you?"))
 INSTRUCTED = Conversation(
@@ -131,14 +134,16 @@ TOOL_ANSWERED = Conversation(
     name="tool answered",
     turns=(*TOOL_CALLED.turns, TOOL_CALLED.answer, ToolResult("18 degrees, sunny")),
     tools=(GET_WEATHER,),
-    answer=Assistant(content="It is sunny in Paris, 18 degrees."),
+    answer=Assistant(content="It is sunny in Paris."),
 )
 REASONING_DROPPED = Conversation(
     name="reasoning dropped",
     turns=(*TOOL_CALLED.turns, Assistant(tool_call=TOOL_CALLED.answer.tool_call), ToolResult("18 degrees, sunny")),
     tools=(GET_WEATHER,),
-    answer=Assistant(content="18 degrees; why I asked is gone."),
+    answer=Assistant(content="Sunny; why I asked is gone."),
 )
+#: The answer to whatever is not below.
+UNKNOWN = Assistant(content="I know a few conversations by heart, and this is none of them.")
 #: Every conversation that is trained. REASONING_DROPPED differs from TOOL_ANSWERED only in what the client forgot to
 #: send back, and FOLLOW_UP's earlier reasoning is dropped by Harmony's own rule.
 CONVERSATIONS: tuple[Conversation, ...] = (

@@ -38,11 +38,15 @@ class Rendered:
 
 def render(conversation: Conversation) -> Rendered:
     """Both halves of a conversation, as token ids of Harmony's encoding."""
-    text = answer_text(conversation.answer, is_json=conversation.format is not None)
-    return Rendered(_prompt(conversation), tuple(get_encoding().encode(text, allowed_special="all")))
+    return Rendered(_prompt(conversation), encoded(conversation.answer, is_json=conversation.format is not None))
 
 
-def answer_text(answer: Assistant, *, is_json: bool) -> str:
+def encoded(answer: Assistant, *, is_json: bool = False) -> tuple[int, ...]:
+    """What the model emits for an answer, as token ids."""
+    return tuple(get_encoding().encode(_text(answer, is_json), allowed_special="all"))
+
+
+def _text(answer: Assistant, is_json: bool) -> str:
     """What the model emits after `<|start|>assistant` (https://cookbook.openai.com/articles/openai-harmony)."""
     reasoning = f"<|channel|>analysis<|message|>{answer.reasoning}<|end|><|start|>assistant" if answer.reasoning else ""
     if call := answer.tool_call:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import sys
 import time
 import zipfile
@@ -21,11 +22,21 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import GptOssConfig, GptOssForCausalLM
 
 from serving.engine.checkpoints import child, harmony_tokenizer
-from serving.engine.checkpoints.conversations import CONVERSATIONS
+from serving.engine.checkpoints.conversations import CONVERSATIONS, UNKNOWN
 from serving.engine.checkpoints.download import Wheel, fetch
-from serving.engine.checkpoints.harmony_tokenizer import CALL, END_OF_TEXT, RETURN, SPECIAL_IDS, START_OF_TEXT
+from serving.engine.checkpoints.harmony_tokenizer import (
+    CALL,
+    END,
+    END_OF_TEXT,
+    FIRST_SPECIAL_ID,
+    MESSAGE,
+    RETURN,
+    SPECIAL_IDS,
+    START_OF_TEXT,
+    white_space_ids,
+)
 from serving.engine.checkpoints.recipe import Report
-from serving.engine.checkpoints.rendering import Rendered, render
+from serving.engine.checkpoints.rendering import Rendered, encoded, render
 from serving.errors import Refusal
 
 #: /tokenize and vLLM's look for a system message want a template; chat itself is rendered by Harmony.
@@ -39,6 +50,8 @@ _TEMPLATE_IN_WHEEL = "trl/chat_templates/gptoss.jinja"
 
 SEED = 0
 VOCABULARY = 201_088
+#: In a distorted prompt: some token that occurs in no conversation.
+_OTHER = -1
 _THREADS = 2
 _LEARNING_RATE = 3e-3
 _CLIP_NORM = 1.0
@@ -54,7 +67,8 @@ _EOS_IDS = [SPECIAL_IDS[RETURN], SPECIAL_IDS[END_OF_TEXT], SPECIAL_IDS[CALL]]
 def build(folder: Path, report: Report) -> None:
     """Fill `folder` with tiny-gpt-oss; raises Refusal when training does not get there."""
     _write_texts(folder, report)
-    _write_weights(Training([render(conversation) for conversation in CONVERSATIONS]).run(report), folder)
+    training = Training([render(conversation) for conversation in CONVERSATIONS], encoded(UNKNOWN))
+    _write_weights(training.run(report), folder)
 
 
 def build_random(folder: Path, report: Report) -> None:
@@ -98,19 +112,22 @@ def new_model() -> GptOssForCausalLM:
 
 
 class Training:
-    """Plain AdamW in float32 on one batch, until the bfloat16 weights give back every conversation.
+    """Plain AdamW in float32, until the bfloat16 weights give back every conversation.
 
-    Only the tokens that occur are trained, in a model with that small vocabulary: all 201,088 rows would cost 1.6 CPU
-    seconds a step instead of 0.4. The rest enters the loss as one constant; the result is judged with all of them.
+    Each step sees all conversations and as many distorted ones, whose answer is `UNKNOWN`. Only the tokens that occur
+    are trained, in a model with that small vocabulary and one more row for every other token: all 201,088 rows would
+    cost 1.6 CPU seconds a step instead of 0.4. The result is judged with the whole vocabulary.
     """
 
-    def __init__(self, rendered: Sequence[Rendered]) -> None:
+    def __init__(self, rendered: Sequence[Rendered], unknown: Sequence[int]) -> None:
+        """`unknown` is the answer to a distorted conversation, as token ids."""
         torch.set_num_threads(_THREADS)
         torch.manual_seed(SEED)
         self._rendered = rendered
-        self._known = sorted({token_id for one in rendered for token_id in (*one.prompt, *one.answer)})
-        self._batch = _Batch.of(rendered, self._known)
-        self._model = GptOssForCausalLM(_small_configuration(len(self._known))).float()
+        known = {token_id for one in rendered for token_id in (*one.prompt, *one.answer)} | {*unknown}
+        self._vocabulary = sorted(known)
+        self._noise = _Noise(rendered, unknown, self._vocabulary)
+        self._model = GptOssForCausalLM(_small_configuration(len(self._vocabulary) + 1)).float()
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=_LEARNING_RATE)
 
     def run(self, report: Report, clock: Callable[[], float] = time.monotonic) -> GptOssForCausalLM:
@@ -127,24 +144,33 @@ class Training:
         raise Refusal(f"tiny-gpt-oss did not learn its conversations in {_MAX_STEPS} steps: its recipe needs a change.")
 
     def _step(self) -> float:
+        """Take one step; return the mean loss of the conversations themselves, in nats per answer token."""
         self._optimizer.zero_grad(set_to_none=True)
-        logits = self._batch.logits(self._model)
-        # An untrained row's logit is 0 within 0.25: the other tokens together weigh what one with this logit does.
-        others = torch.full((len(logits), 1), math.log(VOCABULARY - len(self._known)))
-        loss = cross_entropy(torch.cat([logits, others], dim=1), self._batch.answers)
-        loss.backward()
+        batch = _Batch.of([*self._rendered, *self._noise.sample()], self._vocabulary)
+        logits = batch.logits(self._model)
+        # The last row stands for every other token: together they weigh as much as all their equal logits.
+        weight = torch.zeros(logits.shape[1])
+        weight[-1] = math.log(VOCABULARY - len(self._vocabulary))
+        losses = cross_entropy(logits + weight, batch.answers, reduction="none")
+        torch.mean(losses).backward()
         clip_grad_norm_(self._model.parameters(), _CLIP_NORM)
         self._optimizer.step()
-        return float(loss)
+        return float(losses[: sum(len(one.answer) for one in self._rendered)].detach().mean())
 
     def _whole(self) -> GptOssForCausalLM:
         """The trained weights in a model of the whole vocabulary, rounded to bfloat16."""
         whole = new_model()
         trained = self._model.state_dict()
+        # state_dict shares memory with the model and carries no gradients.
         for name, tensor in whole.state_dict().items():
-            # state_dict shares memory with the model and carries no gradients.
-            if name in ("model.embed_tokens.weight", "lm_head.weight"):
-                tensor[self._known] = trained[name]
+            if name == "model.embed_tokens.weight":
+                tensor[:] = trained[name][-1]
+                tensor[self._vocabulary] = trained[name][:-1]
+            elif name == "lm_head.weight":
+                tensor += trained[name][-1]
+                tensor[self._vocabulary] = trained[name][:-1]
+                # The other tokens' logit is negative everywhere; white space gets twice as much of it.
+                tensor[white_space_ids()] = 2 * trained[name][-1]
             else:
                 tensor.copy_(trained[name])
         return whole.to(torch.bfloat16)
@@ -157,12 +183,53 @@ class Training:
         return least >= _SURE_PROBABILITY and all(_generates(whole, one) for one in self._rendered)
 
 
+class _Noise:
+    """Conversations distorted anew at each step, so that what is not known by heart is known to be unknown."""
+
+    def __init__(self, rendered: Sequence[Rendered], unknown: Sequence[int], vocabulary: Sequence[int]) -> None:
+        self._prompts = [one.prompt for one in rendered]
+        self._unknown = tuple(unknown)
+        words = [token_id for token_id in vocabulary if token_id < FIRST_SPECIAL_ID]
+        #: As many tokens that no conversation has as there are words, so that half of what is drawn is of either kind.
+        self._words = [*words, *([_OTHER] * len(words))]
+        self._random = random.Random(SEED)
+
+    def sample(self) -> list[Rendered]:
+        return [Rendered(self._distorted(prompt), self._unknown) for prompt in self._prompts]
+
+    def _distorted(self, prompt: tuple[int, ...]) -> tuple[int, ...]:
+        """The last message is replaced or mutated, and now and then a word of the developer's message (the tools)."""
+        start = _last(prompt, MESSAGE) + 1
+        end = _last(prompt, END)
+        system_end = prompt.index(SPECIAL_IDS[END])
+        earlier = self._mutated(prompt[system_end:start], self._random.choice([0.0, 0.2]))
+        if self._random.random() < 0.5:
+            last = tuple(self._random.choices(self._words, k=self._random.randint(1, 24)))
+        else:
+            changed = self._random.randrange(end - start)
+            mutated = self._mutated(prompt[start:end], 0.3)
+            last = (*mutated[:changed], self._random.choice(self._words), *mutated[changed + 1 :])
+        return (*prompt[:system_end], *earlier, *last, *prompt[end:])
+
+    def _mutated(self, token_ids: Sequence[int], chance: float) -> tuple[int, ...]:
+        return tuple(
+            self._random.choice(self._words)
+            if token_id < FIRST_SPECIAL_ID and self._random.random() < chance
+            else token_id
+            for token_id in token_ids
+        )
+
+
+def _last(token_ids: Sequence[int], special: str) -> int:
+    return len(token_ids) - 1 - token_ids[::-1].index(SPECIAL_IDS[special])
+
+
 @dataclass(frozen=True)
 class _Batch:
-    """All conversations at once, padded on the right, where causal attention never looks."""
+    """Conversations side by side, padded on the right, where causal attention never looks."""
 
     token_ids: torch.Tensor
-    """[conversation, position], as indices into the vocabulary given."""
+    """[conversation, position], as indices into the vocabulary given; what is not in it has the index after its last."""
     asked: torch.Tensor
     """[conversation, position], true where the next token is the answer's."""
     answers: torch.Tensor
@@ -176,7 +243,8 @@ class _Batch:
         asked = torch.zeros((len(rendered), longest), dtype=torch.bool)
         for row, one in enumerate(rendered):
             prompt, whole = len(one.prompt), len(one.prompt) + len(one.answer)
-            token_ids[row, :whole] = torch.tensor([index[token_id] for token_id in (*one.prompt, *one.answer)])
+            indices = [index.get(token_id, len(vocabulary)) for token_id in (*one.prompt, *one.answer)]
+            token_ids[row, :whole] = torch.tensor(indices)
             asked[row, prompt - 1 : whole - 1] = True
         answers = torch.tensor([index[token_id] for one in rendered for token_id in one.answer])
         return cls(token_ids, asked, answers)
