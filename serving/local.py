@@ -27,7 +27,7 @@ import yaml
 from serving import catalog, config, secret
 from serving.config import Settings
 from serving.engine import app as engine_app
-from serving.engine import processes
+from serving.engine import engine, processes
 from serving.engine.checkpoints import store as checkpoints
 from serving.errors import Refusal
 
@@ -35,6 +35,8 @@ from serving.errors import Refusal
 _NEEDED_MEMORY_MIB = 5 * 1024
 #: Seconds between two looks while waiting.
 _LOOK_INTERVAL_S = 0.2
+#: Seconds after which a state that has not changed is told again.
+_PROGRESS_INTERVAL_S = 10.0
 #: Seconds the gateway may take to finish what it is doing when the stack stops.
 _GATEWAY_GRACE_S = 5.0
 
@@ -153,6 +155,7 @@ def _everything_below_ends() -> Iterator[None]:
     finally:
         with _signals_ignored():
             processes.kill_all(processes.descendants)
+            engine.sweep()
 
 
 @contextlib.contextmanager
@@ -217,16 +220,16 @@ def _gateway_log(settings: Settings) -> Path:
 def _wait_for_model(settings: Settings, gateway: subprocess.Popen[bytes], started: float) -> None:
     """Return when the model answers; raises Refusal when it or the gateway failed."""
     url = f"http://{settings.gateway.host}:{settings.gateway.port}/health/models"
-    told = ""
+    told, told_at = "", started
     while True:
         if gateway.poll() is not None:
             raise Refusal(f"The gateway did not start; its last words are in {_gateway_log(settings)}.")
         is_ready, state = _model_state(url)
         if is_ready:
             return
-        if state and state != told:
-            _say(f"  {state} ({time.monotonic() - started:.0f} s)")
-            told = state
+        if state and (state != told or time.monotonic() - told_at > _PROGRESS_INTERVAL_S):
+            told, told_at = state, time.monotonic()
+            _say(f"  {state} ({told_at - started:.0f} s; about 40 s on 2 cores)")
         if time.monotonic() - started > settings.engine.start_timeout_s:
             raise Refusal(
                 f"No model answered within {settings.engine.start_timeout_s:.0f} s; see {settings.home / 'logs'}."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -39,8 +40,7 @@ def start_local_ray(serve_port: int) -> None:
         log_to_driver=False,
         logging_level=logging.ERROR,
         object_store_memory=_OBJECT_STORE_BYTES,
-        # Short, because socket paths below it must stay under 108 bytes; per user, because Ray writes modes 0700 there.
-        _temp_dir=str(Path(tempfile.gettempdir()) / f"serving-ray-{os.getuid()}"),
+        _temp_dir=str(_ray_folder()),
     )
     serve.start(
         proxy_location="HeadOnly",
@@ -51,9 +51,16 @@ def start_local_ray(serve_port: int) -> None:
 
 
 def stop_local_ray() -> None:
-    """Stop every Serve application, awaiting their drains, then Ray."""
+    """Stop every Serve application, awaiting their drains, then Ray; nothing of it stays on disk."""
+    session = _ray_folder() / ray.get_runtime_context().get_session_name()
     serve.shutdown()
     ray.shutdown()
+    shutil.rmtree(session, ignore_errors=True)
+
+
+def _ray_folder() -> Path:
+    """Short, because socket paths below it must stay under 108 bytes; per user, because Ray makes it private."""
+    return Path(tempfile.gettempdir()) / f"serving-ray-{os.getuid()}"
 
 
 def run_directory(cell: str, secret_file: Path) -> None:

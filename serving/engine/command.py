@@ -72,12 +72,14 @@ def arguments(spec: EngineSpec, port: int) -> list[str]:
     return line
 
 
-def environment(spec: EngineSpec, tree: str, inherited: Mapping[str, str]) -> dict[str, str]:
+def environment(spec: EngineSpec, tree: str, scratch: Path, inherited: Mapping[str, str]) -> dict[str, str]:
     """The engine's environment: offline, silent towards its makers, and marked as a member of `tree`."""
     result = dict(inherited) | {
         processes.TREE_VARIABLE: tree,
         processes.TITLES_KEEP_ENVIRONMENT: "1",
         SECRET_FILE_VARIABLE: spec.secret_file,
+        "TMPDIR": str(scratch),
+        "VLLM_RPC_BASE_PATH": str(scratch),
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",

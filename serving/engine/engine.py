@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import socket
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -30,6 +32,11 @@ _LOOK_INTERVAL_S = 0.25
 _PROBE_TIMEOUT_S = 5.0
 #: Seconds the first token may take: kernels are chosen and caches filled on the way.
 _FIRST_TOKEN_TIMEOUT_S = 120.0
+#: Engine logs of one model that are kept.
+_KEPT_LOGS = 10
+#: vLLM's sockets and rendezvous files; short, because a socket's path must stay under 108 bytes.
+_SCRATCH_ROOT = Path(tempfile.gettempdir())
+_SCRATCH_PREFIX = "serving-engine-"
 #: vLLM's own metric names that we read (0.32).
 RUNNING_METRIC = "vllm:num_requests_running"
 WAITING_METRIC = "vllm:num_requests_waiting"
@@ -132,16 +139,18 @@ class Engine:
 @asynccontextmanager
 async def running(spec: EngineSpec) -> AsyncIterator[Engine]:
     """Start an engine; whatever happens, nobody of its tree is left afterwards."""
-    await asyncio.to_thread(processes.kill_all, processes.orphans)
+    await asyncio.to_thread(sweep)
     tree = processes.new_tree()
     port = free_port(spec.settings.host)
-    log = Path(spec.log_folder) / f"engine-{spec.model}-{time.strftime('%Y%m%dT%H%M%S')}-{port}.log"
+    log = _new_log(spec, port)
+    scratch = _SCRATCH_ROOT / f"{_SCRATCH_PREFIX}{tree}"
+    scratch.mkdir(mode=0o700)
     supervisor = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "serving.engine.supervisor", "--log", str(log), "--"),
         *command.arguments(spec, port),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        env=command.environment(spec, tree, os.environ),
+        env=command.environment(spec, tree, scratch, os.environ),
         start_new_session=True,
     )
     told = supervisor.stdout or asyncio.StreamReader()  # a pipe was asked for, so there is one
@@ -151,6 +160,23 @@ async def running(spec: EngineSpec) -> AsyncIterator[Engine]:
     finally:
         await engine.stop()
         await asyncio.to_thread(processes.kill_all, lambda: processes.of_tree(tree))
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def sweep() -> None:
+    """Remove what engines left whose owner was killed: their processes first, then their scratch folders."""
+    processes.kill_all(processes.orphans)
+    for scratch in _SCRATCH_ROOT.glob(f"{_SCRATCH_PREFIX}*"):
+        if processes.is_ownerless(scratch.name.removeprefix(_SCRATCH_PREFIX)):
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _new_log(spec: EngineSpec, port: int) -> Path:
+    """The log of this start; only the newest few of a model are kept."""
+    folder = Path(spec.log_folder)
+    for old in sorted(folder.glob(f"engine-{spec.model}-*.log"))[: -_KEPT_LOGS + 1]:
+        old.unlink(missing_ok=True)
+    return folder / f"engine-{spec.model}-{time.strftime('%Y%m%dT%H%M%S')}-{port}.log"
 
 
 def expected_members(spec: EngineSpec) -> Counter[str]:

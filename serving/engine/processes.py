@@ -64,10 +64,11 @@ def of_tree(tree: str) -> list[psutil.Process]:
 def orphans() -> list[psutil.Process]:
     """Every living process of any tree whose owner is gone; on a GPU they would hold its memory."""
     members = ((process, _tree_of(process)) for process in psutil.process_iter())
-    return [process for process, tree in members if tree and _is_ownerless(tree) and is_alive(process)]
+    return [process for process, tree in members if tree and is_ownerless(tree) and is_alive(process)]
 
 
-def _is_ownerless(tree: str) -> bool:
+def is_ownerless(tree: str) -> bool:
+    """Is the process that owned this tree gone?"""
     pid, started, _ = tree.split(":")
     try:
         return psutil.Process(int(pid)).create_time() != float(started)

@@ -53,7 +53,7 @@ def test_every_process_of_the_tree_is_marked_offline_and_silent(tmp_path: Path) 
     """The mark finds orphans; nothing calls home; the secret travels as a path, never as a value."""
     (tmp_path / "secret").write_text("value-of-the-secret")
     model = catalog.find("smollm2-135m-instruct")
-    environment = command.environment(spec(model, tmp_path), "1:2:3", {"KEPT": "yes"})
+    environment = command.environment(spec(model, tmp_path), "1:2:3", tmp_path, {"KEPT": "yes"})
     assert environment[processes.TREE_VARIABLE] == "1:2:3" and environment["KEPT"] == "yes"
     assert environment["HF_HUB_OFFLINE"] == environment["VLLM_NO_USAGE_STATS"] == "1"
     assert "value-of-the-secret" not in str(environment) + str(command.arguments(spec(model, tmp_path), 1))

@@ -49,7 +49,8 @@ def supervised(tmp_path: Path) -> Iterator[Supervised]:
     running = Supervised(tmp_path / "engine.log")
     yield running
     processes.kill_all(lambda: processes.of_tree(running.tree))
-    running.process.wait()
+    with running.process:  # closes its pipes
+        pass
 
 
 @pytest.mark.parametrize(

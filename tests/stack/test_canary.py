@@ -1,13 +1,9 @@
 """Prompts, answers, schemas and keys appear in no log: a canary is sent down every path and looked for everywhere."""
 
-import re
-import tempfile
-from pathlib import Path
-
 from tests.stack.conftest import SMOLLM2
 from tests.stack.http import bearer, call
 from tests.stack.running import Stack
-from tests.waiting import until
+from tests.stack.traces import holding
 
 CANARY = "canary8b1f"
 SCHEMA = {"type": "object", "properties": {CANARY: {"type": "string"}}, "required": [CANARY]}
@@ -15,13 +11,6 @@ TOOL = {"type": "function", "function": {"name": CANARY, "description": CANARY, 
 MESSAGES = [{"role": "user", "content": f"Repeat: {CANARY}"}]
 CHAT = {"model": SMOLLM2, "messages": MESSAGES, "max_tokens": 8}
 BROKEN_SCHEMA = {"type": CANARY}
-
-
-def places(stack: Stack) -> list[Path]:
-    """Every file this stack writes: its home, and Ray's logs."""
-    ray = Path(tempfile.gettempdir()).glob("serving-ray-*/session_*/logs/**/*")
-    home = (path for path in stack.home.rglob("*") if "models" not in path.relative_to(stack.home).parts)
-    return [path for path in (*home, *ray) if path.is_file()]
 
 
 def test_a_canary_is_found_in_no_log(stack: Stack) -> None:
@@ -52,12 +41,6 @@ def test_a_canary_is_found_in_no_log(stack: Stack) -> None:
     for route, body in others:
         call(stack.url, "POST", route, body, bearer(stack.key))
     call(stack.url, "POST", "/v1/chat/completions", CHAT, bearer(f"sk-{CANARY}"))
-    assert _holding(stack, CANARY) == []
-    assert [path.name for path in _holding(stack, stack.key)] == ["admin.key", "up.out"]
-    assert [path.name for path in _holding(stack, stack.secret)] == ["plane.secret"]
-
-
-def _holding(stack: Stack, text: str) -> list[Path]:
-    pattern = re.compile(re.escape(text.encode()))
-    until(lambda: all(row.outcome != "open" for row in stack.ledger()), 20, 0.2)
-    return sorted(path for path in places(stack) if pattern.search(path.read_bytes()))
+    assert holding(stack, CANARY) == []
+    assert [path.name for path in holding(stack, stack.key)] == ["admin.key", "up.out"]
+    assert [path.name for path in holding(stack, stack.secret)] == ["plane.secret"]

@@ -13,6 +13,7 @@ from serving.engine import processes
 from serving.wire import ReplicaState
 from tests.stack.conftest import SMOLLM2
 from tests.stack.running import Stack
+from tests.stack.traces import holding
 from tests.waiting import until
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -55,11 +56,17 @@ def test_killing_any_member_leaves_nobody_and_brings_a_replacement(
 ) -> None:
     """kill -9 of the replica, the supervisor, vLLM's API server, its EngineCore or a worker: no survivor, then health."""
     before = stack.engine_members()
+    canary = f"canary-{victim}-5d1e"
+    cut_short = threading.Thread(target=_ask_at_length, args=(client, canary))
+    cut_short.start()
+    until(lambda: stack.engine_metrics()["vllm:num_requests_running"] > 0)
     engine = [before[name] for name in ("supervisor", "server", "EngineCore", "Worker")]
     before[victim].kill()
     until(lambda: not any(processes.is_alive(process) for process in engine), 15)
     until(lambda: _has_new_engine(stack, before["server"]), 180, 0.5)
     assert "Paris" in _ask_when_ready(client)
+    cut_short.join()
+    assert holding(stack, canary) == [], "a crash wrote down what was asked"
     assert [process for process in stack.members() if processes.role(process) == "EngineCore"] == [
         stack.engine_members()["EngineCore"]
     ]
@@ -74,6 +81,19 @@ def _is_listed_ready(stack: Stack) -> bool:
 
 def _has_new_engine(stack: Stack, old: psutil.Process) -> bool:
     return stack.engine_members().get("server") not in (None, old) and _is_listed_ready(stack)
+
+
+def _ask_at_length(client: openai.OpenAI, canary: str) -> None:
+    """A stream that the kill will cut: it must end in an error that says so, not hang and not look complete."""
+    chunks = client.chat.completions.create(
+        model=SMOLLM2,
+        messages=[{"role": "user", "content": f"Repeat for ever: {canary}"}],
+        max_tokens=3000,
+        stream=True,
+        extra_body={"min_tokens": 2900},
+    )
+    with pytest.raises(openai.APIError):
+        list(chunks)
 
 
 def _ask_when_ready(client: openai.OpenAI) -> str:
