@@ -77,6 +77,16 @@ MODELS: dict[str, Model] = {
             tool_parser="openai",
             reasoning_parser="openai_gptoss",
         ),
+        Model(
+            name="all-minilm-l6-v2",
+            summary="all-MiniLM-L6-v2: a 22-million-parameter model that embeds English texts of up to 256 tokens; it does not chat.",
+            source=Source.REGISTRY_PACKAGE,
+            task=Task.EMBED,
+            context_tokens=256,
+            download_mib=80,
+            disk_mib=88,
+            license="Apache-2.0",
+        ),
     )
 }
 

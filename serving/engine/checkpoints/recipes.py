@@ -34,6 +34,7 @@ RECIPES: Mapping[str, Recipe] = {
         packages=("gguf", "tokenizers"),
         scratch_bytes=190 * _MIB,
     ),
+    "all-minilm-l6-v2": Recipe(build=_module("minilm"), sources=(_HERE / "minilm.py",), scratch_bytes=80 * _MIB),
     "tiny-gpt-oss": Recipe(build=_module(_TINY, "trained"), sources=_TINY_SOURCES, packages=_TINY_PACKAGES),
     "random-gpt-oss": Recipe(build=_module(_TINY, "random"), sources=_TINY_SOURCES, packages=_TINY_PACKAGES),
 }

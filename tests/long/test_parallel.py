@@ -1,0 +1,98 @@
+"""Several processes behind one engine: tensor-parallel ranks compute the same tokens, API servers share the door."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from serving.gateway.usage import Call
+from tests.long.leaving import answering
+from tests.stack.conftest import SMOLLM2, TINY
+from tests.stack.http import bearer, call
+from tests.stack.running import Stack, running
+from tests.waiting import until
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+
+PROMPTS = (
+    "What is the capital of France?",
+    "Once upon a time",
+    "def fibonacci(n):",
+    "1, 2, 3, 4,",
+    "The weather in Paris is",
+)
+OUTPUT_TOKENS = 32
+REQUESTS = 24
+STREAMS = 4
+
+
+def greedy(stack: Stack, prompt: str) -> tuple[str, list[str]]:
+    """The text of a greedy completion and the ids of its tokens."""
+    body = {
+        "model": stack.model,
+        "prompt": prompt,
+        "temperature": 0,
+        "max_tokens": OUTPUT_TOKENS,
+        "logprobs": 0,
+        "return_tokens_as_token_ids": True,
+    }
+    status, _, answer = call(stack.url, "POST", "/v1/completions", body, bearer(stack.key))
+    assert status == 200, answer
+    choice = json.loads(answer)["choices"][0]
+    return choice["text"], choice["logprobs"]["tokens"]
+
+
+def test_two_ranks_generate_what_one_does(tmp_path: Path) -> None:
+    """Greedy output through the whole stack is the same token for token, and both ranks are there."""
+    with running(tmp_path / "one", TINY) as stack:
+        assert not {"Worker_TP0", "Worker_TP1"} & stack.engine_members().keys()
+        alone = [greedy(stack, prompt) for prompt in PROMPTS]
+    with running(tmp_path / "two", TINY, {"SERVING_ENGINE__TENSOR_PARALLEL": "2"}) as stack:
+        assert {"Worker_TP0", "Worker_TP1"} <= stack.engine_members().keys()
+        together = [greedy(stack, prompt) for prompt in PROMPTS]
+    assert together == alone
+    assert all(tokens and tokens[0].startswith("token_id:") for _, tokens in alone)
+
+
+def test_two_api_servers_answer_and_count_as_one(tmp_path: Path) -> None:
+    """Both come up; the ledger's tokens and the load that the directory tells are those of the whole engine."""
+    with running(tmp_path, SMOLLM2, {"SERVING_ENGINE__API_SERVERS": "2"}) as stack:
+        assert {"APIServer_0", "APIServer_1"} <= stack.engine_members().keys()
+        _compare_bills(stack)
+        _compare_loads(stack)
+
+
+def _compare_bills(stack: Stack) -> None:
+    before, rows_before = _counted(stack), len(stack.ledger())
+    with ThreadPoolExecutor(REQUESTS // 2) as pool:
+        list(pool.map(lambda number: greedy(stack, f"{number}, "), range(REQUESTS)))
+
+    def settled() -> list[Call] | None:
+        rows = stack.ledger()[rows_before:]
+        return rows if len(rows) == REQUESTS and all(row.outcome == "ok" for row in rows) else None
+
+    rows = until(settled) or []
+    assert not any(row.estimated_by for row in rows)
+    billed = (sum(row.prompt_tokens for row in rows), sum(row.completion_tokens for row in rows))
+    until(lambda: (_counted(stack)[0] - before[0], _counted(stack)[1] - before[1]) == billed)
+
+
+def _compare_loads(stack: Stack) -> None:
+    body = {"model": SMOLLM2, "prompt": "Go on", "max_tokens": 3000, "min_tokens": 2900, "stream": True}
+    with ExitStack() as streams:
+        for _ in range(STREAMS):
+            streams.enter_context(answering(stack.url, "/v1/completions", body, stack.key))
+        until(lambda: _running_requests(stack) == STREAMS)
+    until(lambda: _running_requests(stack) == 0)
+
+
+def _counted(stack: Stack) -> tuple[float, float]:
+    metrics = stack.engine_metrics()
+    return metrics["vllm:prompt_tokens_total"], metrics["vllm:generation_tokens_total"]
+
+
+def _running_requests(stack: Stack) -> int:
+    (listed,) = stack.listed()
+    return listed.report.load.running_requests

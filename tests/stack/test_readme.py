@@ -1,0 +1,48 @@
+"""What the README shows works as it is written there."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.stack.running import Stack
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def shown(language: str) -> str:
+    blocks: list[str] = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return blocks[0]
+
+
+def test_the_python_example_answers(stack: Stack) -> None:
+    """Only the address and the key are put in."""
+    code = shown("python").replace("http://127.0.0.1:8080", stack.url).replace("sk-…", stack.key)
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "Paris" in printed
+
+
+def test_the_banner_is_the_one_shown(stack: Stack) -> None:
+    """The README's picture of a start is what a start prints, but for seconds, port and key."""
+    variable = re.compile(r"\d+ s\.|:\d+/|sk-[\w…-]+")
+    picture = variable.sub("…", re.findall(r"```\n(Ready after.*?)```", README, re.DOTALL)[0])
+    assert picture.strip() in variable.sub("…", stack.banner())
+
+
+def test_the_commands_in_the_table_run(stack: Stack) -> None:
+    """Every command of the table but the two that serve, and models fetch, which has been done."""
+    cells = re.findall(r"^\| (`serving .*?) \| ", README, re.MULTILINE)
+    commands = [command for cell in cells for command in re.findall(r"`serving (.*?)`", cell)]
+    done = [command for command in commands if not command.startswith(("up ", "gateway "))]
+    assert len(done) >= 6
+    for command in done:
+        stack.command(*command.replace("NAME", stack.model).split())
+
+
+def test_the_settings_example_is_read(stack: Stack, tmp_path: Path) -> None:
+    """The YAML of the README is a settings file as it stands."""
+    (tmp_path / "settings.yaml").write_text(shown("yaml"))
+    line = [sys.executable, "-m", "serving", "--settings", str(tmp_path / "settings.yaml"), "models", "list"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SERVING_")}
+    subprocess.run(line, env=environment | {"SERVING_HOME": str(tmp_path)}, check=True, capture_output=True)
