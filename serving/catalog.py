@@ -42,6 +42,10 @@ class Model(BaseModel):
     """Extra environment of its engine."""
 
 
+#: Harmony's system message carries the date, so the small gpt-oss models were trained on one; the test that compares it
+#: with the trained one is in tests/engine/checkpoints.
+TRAINED_DATE = {"VLLM_SYSTEM_START_DATE": "2026-01-01"}
+
 MODELS: dict[str, Model] = {
     model.name: model
     for model in (
@@ -65,6 +69,7 @@ MODELS: dict[str, Model] = {
             license="Apache-2.0",
             tool_parser="openai",
             reasoning_parser="openai_gptoss",
+            environment=TRAINED_DATE,
         ),
         Model(
             name="random-gpt-oss",
@@ -76,6 +81,7 @@ MODELS: dict[str, Model] = {
             license="Apache-2.0",
             tool_parser="openai",
             reasoning_parser="openai_gptoss",
+            environment=TRAINED_DATE,
         ),
         Model(
             name="all-minilm-l6-v2",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from serving import config
+from serving import catalog, config
 from serving.errors import Refusal
 from serving.gateway import commands
 
@@ -24,12 +25,15 @@ Port = Annotated[int | None, typer.Option(help="Port of the API.")]
 
 
 def main() -> None:
-    """Run the command line; a Refusal is one sentence on standard error and exit code 1."""
+    """Run the command line; a Refusal, or a full disk, is one sentence on standard error and exit code 1."""
     try:
         app()
     except Refusal as refusal:
-        print(refusal, file=sys.stderr)
-        sys.exit(1)
+        sys.exit(str(refusal))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.exit("The disk is full: free some space, or set SERVING_HOME to a folder on a larger disk.")
 
 
 @app.callback()
@@ -91,25 +95,21 @@ def models_list(context: typer.Context) -> None:
 @models.command("show")
 def models_show(name: str) -> None:
     """What one model is, as JSON."""
-    from serving.catalog import find
-
-    print(find(name).model_dump_json(indent=2))
+    print(catalog.find(name).model_dump_json(indent=2))
 
 
 @models.command("fetch")
 def models_fetch(context: typer.Context, name: str) -> None:
     """Get a model's checkpoint onto this machine; prints its folder."""
-    from serving.catalog import find
     from serving.engine.checkpoints import store as checkpoints
 
-    print(checkpoints.ensure(find(name), context.obj.home, lambda text: print(text, file=sys.stderr)))
+    print(checkpoints.ensure(catalog.find(name), context.obj.home, lambda text: print(text, file=sys.stderr)))
 
 
 @models.command("verify")
 def models_verify(context: typer.Context, name: str) -> None:
     """Compare a checkpoint's files with its manifest."""
-    from serving.catalog import find
     from serving.engine.checkpoints import store as checkpoints
 
-    checkpoints.verify(find(name), context.obj.home)
+    checkpoints.verify(catalog.find(name), context.obj.home)
     print(f"{name}: every file matches its manifest.")

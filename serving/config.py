@@ -143,11 +143,19 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         if not name.startswith(ENV_PREFIX):
             continue
         *groups, key = name.removeprefix(ENV_PREFIX).lower().split("__")
-        target = layer
-        for group in groups:
-            target = target.setdefault(group, {})
-        target[key] = text if key in {"home", "host"} else yaml.safe_load(text)
+        branch = {key: text if key in {"home", "host"} else _from_text(name, text)}
+        for group in reversed(groups):
+            branch = {group: branch}
+        _merge(layer, branch)
     return layer
+
+
+def _from_text(name: str, text: str) -> Any:
+    """A variable's value; lists and mappings are written as in YAML."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise Refusal(f"The environment variable {name} is not valid YAML.") from None
 
 
 def _merge(target: dict[str, Any], layer: Mapping[str, Any]) -> None:

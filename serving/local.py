@@ -37,7 +37,7 @@ _NEEDED_MEMORY_MIB = 5 * 1024
 _LOOK_INTERVAL_S = 0.2
 #: Seconds after which a state that has not changed is told again.
 _PROGRESS_INTERVAL_S = 10.0
-#: Seconds the gateway may take to finish what it is doing when the stack stops.
+#: Seconds the gateway may take, once its answers have had `drain_timeout_s` to end, to write its ledger and go.
 _GATEWAY_GRACE_S = 5.0
 
 
@@ -60,12 +60,13 @@ def up(settings: Settings, model_name: str) -> None:
 def _serve(settings: Settings, model: catalog.Model, checkpoint: Path) -> None:
     started = time.monotonic()
     secret_file = secret.create_if_absent(settings.home)
-    directory_port = _free_port()
+    directory_port = engine.free_port("127.0.0.1")
     directory = f"http://127.0.0.1:{directory_port}"
     with _gateway_process(settings, directory) as gateway:
         _say("Starting Ray ...")
         with _local_ray(directory_port):
-            engine_app.run_directory("local", secret_file)
+            # Cells' names must differ: a gateway before two of them lets each speak only for its own replicas.
+            engine_app.run_directory(f"{socket.gethostname()}:{directory_port}", secret_file)
             engine_app.run_model(engine_app.engine_spec(model, checkpoint, settings, secret_file))
             _say(f"Starting vLLM with {model.name} ({time.monotonic() - started:.0f} s so far) ...")
             _wait_for_model(settings, gateway, started)
@@ -123,13 +124,6 @@ def _refuse_small_memory(memory_share: float) -> None:
             f"This needs {needed / 1024**3:.1f} GiB of free memory and the machine has {memory.available / 1024**3:.1f}; "
             "stop something, or lower engine.memory_share."
         )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager
@@ -208,7 +202,7 @@ def _gateway_process(settings: Settings, directory: str) -> Iterator[subprocess.
         with _signals_ignored():
             process.terminate()
             try:
-                process.wait(_GATEWAY_GRACE_S)
+                process.wait(settings.gateway.drain_timeout_s + _GATEWAY_GRACE_S)
             except subprocess.TimeoutExpired:
                 process.kill()
 

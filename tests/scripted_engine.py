@@ -42,6 +42,8 @@ class Script:
     content_type: str = STREAM
     #: Cut the connection instead of answering at all.
     dies_first: bool = False
+    #: Take the call and never answer, not even with headers.
+    is_mute: bool = False
     #: Wait for this before the first write, headers sent.
     gate: asyncio.Event | None = None
 
@@ -131,6 +133,8 @@ class ScriptedEngine:
         if script.dies_first:
             request.transport.abort()
             return web.Response()
+        if script.is_mute:
+            await asyncio.Event().wait()
         response = web.StreamResponse(status=script.status, headers={"Content-Type": script.content_type})
         await response.prepare(request)
         if script.gate:

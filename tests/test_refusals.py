@@ -50,6 +50,8 @@ def test_a_home_that_is_no_folder_is_refused(tmp_path: Path) -> None:
         ({"SERVING_GATEWAY__PORT": "many"}, "gateway.port"),
         ({"SERVING_GATEWAY__PROT": "1"}, "gateway.prot"),
         ({"SERVING_NOTHING": "1"}, "nothing"),
+        ({"SERVING_GATEWAY__ALIASES": "{gpt-4o:"}, "SERVING_GATEWAY__ALIASES"),
+        ({"SERVING_GATEWAY": "8080"}, "gateway"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(tmp_path: Path, environment: dict[str, str], word: str) -> None:
@@ -65,9 +67,19 @@ def test_a_wrong_settings_file_is_refused(tmp_path: Path, content: str) -> None:
 
 
 def test_a_missing_settings_file_is_refused(tmp_path: Path) -> None:
+    """The sentence names the file."""
     assert_refused(serving("--settings", str(tmp_path / "none.yaml"), "up", home=tmp_path), "none.yaml")
 
 
 def test_too_little_memory_is_refused(tmp_path: Path) -> None:
     """vLLM would fail after a minute; we say it at once."""
     assert_refused(serving("up", home=tmp_path, SERVING_ENGINE__MEMORY_SHARE="1.0"), "memory")
+
+
+def test_a_full_disk_is_refused(tmp_path: Path) -> None:
+    """Wherever it is met; here by a command whose own output has no room."""
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "serving", "tenants", "list"]
+        environment = dict(os.environ) | {"SERVING_HOME": str(tmp_path)}
+        result = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert result.returncode == 1 and result.stderr.startswith("The disk is full") and result.stderr.count("\n") == 1

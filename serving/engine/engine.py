@@ -35,7 +35,6 @@ _FIRST_TOKEN_TIMEOUT_S = 120.0
 #: Engine logs of one model that are kept.
 _KEPT_LOGS = 10
 #: vLLM's sockets and rendezvous files; short, because a socket's path must stay under 108 bytes.
-_SCRATCH_ROOT = Path(tempfile.gettempdir())
 _SCRATCH_PREFIX = "serving-engine-"
 #: vLLM's own metric names that we read (0.32).
 RUNNING_METRIC = "vllm:num_requests_running"
@@ -143,7 +142,7 @@ async def running(spec: EngineSpec) -> AsyncIterator[Engine]:
     tree = processes.new_tree()
     port = free_port(spec.settings.host)
     log = _new_log(spec, port)
-    scratch = _SCRATCH_ROOT / f"{_SCRATCH_PREFIX}{tree}"
+    scratch = Path(tempfile.gettempdir()) / f"{_SCRATCH_PREFIX}{tree}"
     scratch.mkdir(mode=0o700)
     supervisor = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "serving.engine.supervisor", "--log", str(log), "--"),
@@ -166,7 +165,7 @@ async def running(spec: EngineSpec) -> AsyncIterator[Engine]:
 def sweep() -> None:
     """Remove what engines left whose owner was killed: their processes first, then their scratch folders."""
     processes.kill_all(processes.orphans)
-    for scratch in _SCRATCH_ROOT.glob(f"{_SCRATCH_PREFIX}*"):
+    for scratch in Path(tempfile.gettempdir()).glob(f"{_SCRATCH_PREFIX}*"):
         if processes.is_ownerless(scratch.name.removeprefix(_SCRATCH_PREFIX)):
             shutil.rmtree(scratch, ignore_errors=True)
 

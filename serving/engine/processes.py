@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import secrets
 import signal
 import time
 from collections.abc import Callable, Iterable
 
 import psutil
+
+from serving.lifetime import start_of
 
 #: In the environment of every process of an engine's tree; spawned grandchildren inherit it.
 TREE_VARIABLE = "_SERVING_ENGINE_TREE"
@@ -20,6 +23,7 @@ TITLE_PREFIX = "VLLM::"
 #: Seconds between two looks while waiting for processes to go.
 _LOOK_INTERVAL_S = 0.05
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+_TREE = re.compile(r"(\d+):(\d+):[0-9a-f]{8}")
 
 
 def become_subreaper() -> None:
@@ -51,9 +55,8 @@ def role(process: psutil.Process) -> str | None:
 
 
 def new_tree() -> str:
-    """A name for a tree owned by this process: `pid:start time:random`."""
-    owner = psutil.Process()
-    return f"{owner.pid}:{owner.create_time()}:{secrets.token_hex(4)}"
+    """A name for a tree owned by this process: `pid:start:random`."""
+    return f"{os.getpid()}:{start_of(os.getpid())}:{secrets.token_hex(4)}"
 
 
 def of_tree(tree: str) -> list[psutil.Process]:
@@ -68,12 +71,9 @@ def orphans() -> list[psutil.Process]:
 
 
 def is_ownerless(tree: str) -> bool:
-    """Is the process that owned this tree gone?"""
-    pid, started, _ = tree.split(":")
-    try:
-        return psutil.Process(int(pid)).create_time() != float(started)
-    except psutil.NoSuchProcess:
-        return True
+    """Is the process that owned this tree gone? Never so of what is no tree's name: it is not ours to judge."""
+    name = _TREE.fullmatch(tree)
+    return name is not None and start_of(int(name[1])) != name[2]
 
 
 def _tree_of(process: psutil.Process) -> str | None:

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
 
 from serving.engine.command import EngineSpec
 from serving.engine.engine import Engine, EngineDied, running
@@ -21,8 +22,9 @@ logger = logging.getLogger("serving.replica")
 
 #: Seconds one report may take to reach the directory; the next one says the same and more.
 _REPORT_TIMEOUT_S = 2.0
-#: Seconds between two looks at how many streams still run while draining.
-_DRAIN_LOOK_INTERVAL_S = 0.5
+#: Seconds between two looks at how many streams still run while draining. The first look comes after one, because
+#: gateways that have not heard yet may still send: longer than a heartbeat and a gateway's poll together.
+_DRAIN_LOOK_INTERVAL_S = 1.0
 
 
 class Replica:
@@ -35,15 +37,17 @@ class Replica:
         self._state = ReplicaState.STARTING
         self._load = EngineLoad()
         self._reason: str | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._directory: DeploymentHandle | None = None
         self._owned = AsyncExitStack()
         self._engine: Engine = await self._owned.enter_async_context(running(spec))
-        self._reporting = asyncio.ensure_future(self._report_for_ever())
+        self._tasks.append(asyncio.create_task(self._report_for_ever()))
         try:
             await asyncio.wait_for(self._start(), spec.settings.start_timeout_s)
         except (EngineDied, TimeoutError) as error:
             await self._fail(str(error) or f"no token within {spec.settings.start_timeout_s:.0f} s of starting")
             raise
-        self._guarding = asyncio.ensure_future(self._guard())
+        self._tasks.append(asyncio.create_task(self._guard()))
 
     async def _start(self) -> None:
         started = time.monotonic()
@@ -57,9 +61,11 @@ class Replica:
         logger.info("%s is ready after %.1f s", self._id, time.monotonic() - started)
 
     async def check_health(self) -> None:
-        """Asked by Serve; raises when the engine is gone, and Serve replaces this replica."""
+        """Asked by Serve; raises when the engine is gone or nobody hears of it, and Serve replaces this replica."""
         if self._state is ReplicaState.FAILED:
             raise EngineDied(self._reason or "the engine is gone")
+        if any(task.done() for task in self._tasks):
+            raise EngineDied("it no longer reports, so no gateway would know it")
 
     async def report(self) -> ReplicaReport:
         """What this replica says of itself now."""
@@ -81,17 +87,18 @@ class Replica:
             await self._report()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._drained(), self._spec.settings.drain_timeout_s)
-        self._reporting.cancel()
-        self._guarding.cancel()
+        for task in self._tasks:
+            task.cancel()
         await self._owned.aclose()
 
     async def _drained(self) -> None:
-        # One interval passes first: gateways that have not heard yet may still send.
-        while True:
-            await asyncio.sleep(2 * _DRAIN_LOOK_INTERVAL_S)
+        await asyncio.sleep(_DRAIN_LOOK_INTERVAL_S)
+        while not self._engine.is_dead:
             load = await self._engine.load()
-            if load is None or load.running_requests + load.waiting_requests == 0:
+            # An engine too busy to say how busy it is has not finished.
+            if load is not None and load.running_requests + load.waiting_requests == 0:
                 return
+            await asyncio.sleep(_DRAIN_LOOK_INTERVAL_S)
 
     async def _guard(self) -> None:
         await self._fail(await self._engine.death())
@@ -111,7 +118,9 @@ class Replica:
 
     async def _report(self) -> None:
         try:
-            directory = serve.get_app_handle(self._directory_app)
-            await asyncio.wait_for(directory.report.remote(await self.report()), _REPORT_TIMEOUT_S)
+            if self._directory is None:
+                # Looked up once: it asks Serve's controller, without which the directory must go on hearing us.
+                self._directory = serve.get_app_handle(self._directory_app)
+            await asyncio.wait_for(self._directory.report.remote(await self.report()), _REPORT_TIMEOUT_S)
         except (RayError, RayServeException, TimeoutError) as error:
             logger.warning("the directory did not hear %s: %s", self._id, type(error).__name__)

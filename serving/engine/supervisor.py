@@ -3,8 +3,9 @@
     replica (Serve actor) ── lifeline pipe ──► supervisor (subreaper) ──► vLLM API server ──► EngineCore ──► workers
 
 It tells its replica on standard output who joined the tree (`joined EngineCore`) and, last, why it ended
-(`ended its replica is gone`). The tree ends when the command ends, when any process that vLLM named dies, or when the lifeline closes because the
-replica is gone, however it went. The supervisor exits only after the last member has: from then on the devices are free.
+(`ended its replica is gone`). The tree ends when the command ends, when any process that vLLM named dies, or when the
+lifeline closes because the replica is gone, however it went. The supervisor exits only after the last member has: from
+then on the devices are free.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import contextlib
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,7 +36,7 @@ class Tree:
     """One command and everything it starts."""
 
     def __init__(self, command: list[str], log: Path) -> None:
-        self._log = log
+        self.log = log
         self._named: dict[psutil.Process, str] = {}
         with log.open("ab") as output:
             self._root = subprocess.Popen(
@@ -64,11 +66,18 @@ class Tree:
                 self._root.wait(_TERM_GRACE_S)
         processes.kill_all(processes.descendants)
 
-    def trim_log(self) -> None:
-        """Keep the log within its limit; the writers' descriptors stay valid because they append."""
-        if self._log.stat().st_size > _MAX_LOG_BYTES:
-            self._log.with_suffix(".1.log").write_bytes(self._log.read_bytes())
-            os.truncate(self._log, 0)
+
+def trim(log: Path, limit_bytes: int) -> None:
+    """Begin a log anew past its limit, the old one kept once; the writers' descriptors stay valid because they append.
+
+    A log that is gone, or a full disk, is no reason to lose an engine.
+    """
+    with contextlib.suppress(OSError):
+        if log.stat().st_size <= limit_bytes:
+            return
+        with contextlib.suppress(OSError):
+            shutil.copyfile(log, log.with_suffix(".1.log"))
+        os.truncate(log, 0)
 
 
 def watch(tree: Tree, lifeline_fd: int) -> str:
@@ -82,7 +91,7 @@ def watch(tree: Tree, lifeline_fd: int) -> str:
             return "its replica is gone"
         if reason := tree.loss():
             return reason
-        tree.trim_log()
+        trim(tree.log, _MAX_LOG_BYTES)
 
 
 def _tell(line: str) -> None:

@@ -88,6 +88,8 @@ class Visit:
             return CLIENT_LEFT_STATUS
         if self.responder.status is not None:
             return self.responder.status
+        if isinstance(error, asyncio.CancelledError):
+            return GatewayFull.status
         return error.status if isinstance(error, ApiError) else InternalError.status
 
     def line(self, error: BaseException | None, now: float) -> AccessLine:
@@ -188,6 +190,8 @@ class Gateway:
             finally:
                 self._relay = None
                 following.cancel()
+                # The polls use the client that is closed next.
+                await asyncio.wait([following])
 
     # --- Every request ------------------------------------------------------------------------------------------------
 
@@ -203,7 +207,7 @@ class Gateway:
             await self._answer_error(visit, raised)
         except asyncio.CancelledError as stopped:
             error = stopped
-            await self._answer_error(visit, GatewayFull("This gateway is stopping; please try again.", retry_after_s=1))
+            await self._answer_error(visit, _stopping())
             raise
         except Exception as bug:  # noqa: BLE001 The outermost edge: the client gets a body whatever it was.
             error = bug
@@ -265,7 +269,7 @@ class Gateway:
         entry.model = visit.model = self._resolve(draft.requested_model)
         call = calls.finish(draft, visit.model, calls.cache_salt(self._salt_key, caller.tenant_id))
         if self._relay is None:
-            raise GatewayFull("This gateway is stopping; please try again.", retry_after_s=1)
+            raise _stopping()
         visit.exchange = Exchange(call, visit.responder, self._clock)
         async with visit.request.cancel_when_client_leaves(visit.responder):
             await self._relay.relay(visit.exchange)
@@ -376,6 +380,10 @@ def _summary(model: Model) -> str:
 
 async def _send_json(visit: Visit, status: int, body: msgspec.Struct) -> None:
     await visit.responder.whole(status, msgspec.json.encode(body))
+
+
+def _stopping() -> GatewayFull:
+    return GatewayFull("This gateway is stopping; please try again.", retry_after_s=1)
 
 
 def _require_method(method: str, allowed: str) -> None:

@@ -52,10 +52,6 @@ class Splitter:
         del self._tail[:end]
         return released
 
-    def rest(self) -> bytes:
-        """What is left of a stream that ended inside an event."""
-        return self._release(len(self._tail))
-
 
 def without_usage(block: bytes, *, keeps_final: bool) -> bytes:
     """Chunks without the usage the gateway asked for; the final one stays for a client that asked for it itself."""

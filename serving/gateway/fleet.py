@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -26,6 +26,8 @@ MODEL_MEMORY_S = 3600.0
 POLL_TIMEOUT_S = 5.0
 #: Reports closer together than this are the same one, seen through the network's jitter.
 SAME_REPORT_S = 0.05
+#: What a source's answer can fail with once it has been reached; msgspec leaves broken UTF-8 to Python's own error.
+_NO_ANSWER = (aiohttp.ClientError, TimeoutError, msgspec.DecodeError, UnicodeDecodeError)
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +109,7 @@ class DirectorySource:
                 if response.status != 200:
                     raise Silence(f"status {response.status}")
                 return msgspec.json.decode(await response.read(), type=DirectoryAnswer)
-        except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError) as error:
+        except _NO_ANSWER as error:
             raise Silence(type(error).__name__) from None
 
 
@@ -142,7 +144,7 @@ class EngineSource:
                 # It has never answered: which models it would serve is not known.
                 raise Silence(type(error).__name__) from None
             state = ReplicaState.FAILED
-        except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError) as error:
+        except _NO_ANSWER as error:
             raise Silence(type(error).__name__) from None
         return self._answer(state)
 
@@ -255,8 +257,8 @@ class Fleet:
             if not self._own[replica_id]:
                 del self._own[replica_id]
 
-    def candidates(self, model: str, avoided: Collection[str] = ()) -> list[Candidate]:
-        """The ready replicas of a model, except those avoided."""
+    def candidates(self, model: str) -> list[Candidate]:
+        """The ready replicas of a model."""
         return [
             Candidate(
                 replica_id=replica.report.replica_id,
@@ -266,7 +268,6 @@ class Fleet:
                 reported_requests=replica.report.load.running_requests + replica.report.load.waiting_requests,
             )
             for replica in ready(self._known, self._lost_at, model)
-            if replica.report.replica_id not in avoided
         ]
 
     async def wait_until_ready(self, model: str, deadline: float) -> None:

@@ -149,7 +149,7 @@ class Meter:
 
     @property
     def events_seen(self) -> int:
-        """Events that carried text."""
+        """Typed events that carried text; chunks do not count, because a client sets how many tokens each holds."""
         return 0
 
     @property
@@ -218,14 +218,8 @@ class ChunkMeter(Meter):
         self._last = b""
         #: Per choice: its prompt's tokens, its own tokens. Only filled when there are several.
         self._choices: dict[int, tuple[int, int]] = {}
-        self._chunks = 0
-
-    @property
-    def events_seen(self) -> int:
-        return self._chunks
 
     def scan(self, block: bytes) -> None:
-        self._chunks += block.count(b"data: {")
         if b'"choices":[],"usage":' in block:
             self._exact = _last_usage(block, _ChatUsage)
         elif self._call.sequences > 1:

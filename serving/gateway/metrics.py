@@ -22,6 +22,8 @@ _TTFT_BUCKETS_S = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3, 6, 12, 30, 60, 120)
 #: Seconds; up to the longest a request may take.
 _DURATION_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 NO_MODEL = "unknown"
+#: Asked every few seconds by machines: their lines would bury everyone else's.
+PROBES = ("/health/", "/metrics")
 
 access_log = logging.getLogger("serving.access")
 
@@ -101,7 +103,7 @@ class Metrics:
             self._open.dec()
 
     def settle(self, line: AccessLine, model: str | None) -> None:
-        """Count one request and write its line; `model` is a served one or None."""
+        """Count one request and write its line, a probe's at DEBUG; `model` is a served one or None."""
         label = model or NO_MODEL
         self._requests.labels(line.route, label, line.outcome).inc()
         self._duration.labels(line.route, label).observe(line.duration_s)
@@ -110,7 +112,8 @@ class Metrics:
         if line.retries:
             self._retries.labels(label).inc(line.retries)
         self._count_tokens(line, label)
-        access_log.info(msgspec.json.encode(line).decode())
+        level = logging.DEBUG if line.route.startswith(PROBES) else logging.INFO
+        access_log.log(level, msgspec.json.encode(line).decode())
 
     def _count_tokens(self, line: AccessLine, label: str) -> None:
         kinds = {

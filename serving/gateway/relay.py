@@ -206,6 +206,8 @@ class Relay:
             raise AttemptFailed(Failure.REFUSED) from None
         except aiohttp.ClientError:
             raise self._broken(exchange) from None
+        except TimeoutError:
+            raise _silent() from None
 
     def _broken(self, exchange: Exchange) -> EngineFailed | AttemptFailed:
         return EngineFailed(ENGINE_FAILED) if exchange.has_content else AttemptFailed(Failure.BROKEN)
@@ -213,7 +215,9 @@ class Relay:
     @asynccontextmanager
     async def _posted(self, url: str, call: Call) -> AsyncIterator[aiohttp.ClientResponse]:
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **bearer(self._secret)}
-        response = await self._client.post(url, data=call.body, headers=headers, allow_redirects=False)
+        # A whole answer's headers come with its end, a stream's at once.
+        async with asyncio.timeout(self._timeouts.engine_silence_s if call.is_streamed else None):
+            response = await self._client.post(url, data=call.body, headers=headers, allow_redirects=False)
         try:
             yield response
         except BaseException:
@@ -279,7 +283,7 @@ class Relay:
                     return await content.readany()
             except TimeoutError:
                 if self._clock() - silent_since >= self._timeouts.engine_silence_s:
-                    raise EngineTimedOut("The engine sent nothing for too long.") from None
+                    raise _silent() from None
                 await exchange.keep_alive()
 
     async def _whole(self, response: aiohttp.ClientResponse, exchange: Exchange, meter: Meter) -> None:
@@ -295,3 +299,7 @@ class Relay:
         meter.close()
         exchange.learn()
         await exchange.responder.finish()
+
+
+def _silent() -> EngineTimedOut:
+    return EngineTimedOut("The engine sent nothing for too long.")

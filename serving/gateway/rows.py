@@ -6,12 +6,12 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 from sqlalchemy import Connection, bindparam, insert, select, update
 
 from serving.gateway.store import ledger
+from serving.lifetime import start_of
 
 OPEN = "open"
 CRASHED = "gateway_crashed"
@@ -85,23 +85,13 @@ def settle_crashed(connection: Connection) -> None:
 
 def own_gateway_id() -> str:
     """`host:pid:start` of this process; its start tells it from a later process with the same pid."""
-    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
+    return f"{socket.gethostname()}:{os.getpid()}:{start_of(os.getpid())}"
 
 
 def has_died(gateway_id: str) -> bool:
     """Is this the id of a process of this host that no longer runs? Other hosts' cannot be judged from here."""
     host, pid, start = gateway_id.rsplit(":", 2)
-    return host == socket.gethostname() and _started(int(pid)) != start
-
-
-def _started(pid: int) -> str | None:
-    """When a process started, in clock ticks since boot; None when it is gone (or dead and not yet reaped)."""
-    try:
-        # proc(5): what follows the parenthesised name begins with field 3, the state; the start is field 22.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] in "ZX" else fields[19]
+    return host == socket.gethostname() and start_of(int(pid)) != start
 
 
 def _owners(connection: Connection, rows: Sequence[LedgerRow]) -> dict[str, tuple[str, str]]:

@@ -19,6 +19,7 @@ from serving.errors import (
     RequestTooLarge,
 )
 from serving.gateway.calls import Call
+from serving.gateway.routes import COMPLETIONS, EMBEDDINGS, RESPONSES
 
 #: Characters of an engine's sentence that are passed on.
 MESSAGE_CHARS_MAX = 600
@@ -27,6 +28,8 @@ ENGINE_FAILED = "The engine failed while answering; please try again."
 _CONTEXT = re.compile(
     r"maximum context length|exceeds the max_model_len|maximum model length|exceeds model's maximum", re.IGNORECASE
 )
+#: The field that holds the prompt, where it is not `messages`.
+_PROMPTS = {COMPLETIONS: "prompt", EMBEDDINGS: "input", RESPONSES: "input"}
 _CANNOT = re.compile(r"does not support|not supported by (?:this|the) model", re.IGNORECASE)
 #: Addresses, paths, object addresses and tracebacks.
 _INNER = (
@@ -83,7 +86,7 @@ def refusal(status: int, body: bytes, call: Call) -> ApiError:
     if status == 413:
         return RequestTooLarge("The request is too large for this model.")
     if _CONTEXT.search(said.message):
-        return ContextExceeded(message, param="messages" if b'"messages"' in call.body else "input")
+        return ContextExceeded(message, param=_PROMPTS.get(call.route, "messages"))
     return InvalidRequest(message or "The model cannot serve this request.", param=_param(said.param))
 
 

@@ -1,5 +1,6 @@
 """All of an engine's tree runs, or none of it."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import psutil
 import pytest
 
 from serving.engine import processes
+from serving.engine.supervisor import trim
+from serving.lifetime import start_of
 
 SCRIPT = Path(__file__).with_name("scripted_tree.py")
 ROLES = ("EngineCore", "Worker_TP0")
@@ -100,3 +103,23 @@ def test_a_tree_is_an_orphan_only_when_its_owner_is_gone(supervised: Supervised)
     finally:
         orphan.kill()
         orphan.wait()
+
+
+def test_an_owner_is_known_by_what_setting_the_clock_does_not_change() -> None:
+    """A tree's name holds its owner's start in ticks since boot; what is no such name is nobody's to sweep."""
+    assert processes.new_tree().startswith(f"{os.getpid()}:{start_of(os.getpid())}:")
+    assert processes.is_ownerless(f"{os.getpid()}:1:00c0ffee")
+    assert not any(map(processes.is_ownerless, ("", "somebody-elses-folder", "1:2", "x:y:z")))
+
+
+def test_a_log_is_trimmed_and_never_worth_an_engine(tmp_path: Path) -> None:
+    """Past its limit a log begins anew and is kept once; one that was removed meanwhile is left alone."""
+    log = tmp_path / "engine.log"
+    log.write_bytes(b"12345")
+    trim(log, limit_bytes=5)
+    assert log.read_bytes() == b"12345"
+    trim(log, limit_bytes=4)
+    assert (log.read_bytes(), (tmp_path / "engine.1.log").read_bytes()) == (b"", b"12345")
+    log.unlink()
+    trim(log, limit_bytes=4)
+    assert not log.exists()

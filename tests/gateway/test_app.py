@@ -12,6 +12,8 @@ import anthropic
 import openai
 import pytest
 
+from serving.gateway.app import Visit
+from serving.gateway.asgi import Request, Responder
 from serving.gateway.calls import cache_salt
 from tests.gateway.world import CHAT, World, running_gateway, until
 from tests.scripted_engine import (
@@ -293,6 +295,41 @@ async def test_a_full_gateway_says_so(engine: ScriptedEngine, tmp_path: Path) ->
         after = await world.chat()
     assert full.status == 503 and full.error["code"] == "overloaded" and full.headers["retry-after-ms"] == "1000"
     assert after.status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "prompt"),
+    [
+        ("/v1/chat/completions", {"messages": CHAT["messages"]}),
+        ("/v1/completions", {"prompt": "Hi"}),
+        ("/v1/responses", {"input": "Hi"}),
+        ("/v1/embeddings", {"input": "Hi"}),
+    ],
+)
+async def test_a_prompt_that_is_too_long_is_named(
+    world: World, engine: ScriptedEngine, path: str, prompt: dict[str, object]
+) -> None:
+    """The 400 names the field that holds the prompt on that route."""
+    engine.say(failing(400, "This model's maximum context length is 4096 tokens."))
+    answer = await world.post(path, {"model": MODEL} | prompt)
+    assert (answer.error["code"], answer.error["param"]) == ("context_length_exceeded", *prompt)
+
+
+async def test_probes_leave_no_line_in_the_access_log(world: World) -> None:
+    """Machines that ask every second must not bury the requests of people."""
+    for path in ("/health/live", "/health/ready", "/health/models", "/metrics", "/v1/models"):
+        await world.ask("GET", path)
+    assert [line["route"] for line in world.lines] == ["/v1/models"]
+
+
+def test_a_call_cut_by_our_own_stop_is_a_503() -> None:
+    """Log and ledger hold the status that the client gets when this gateway stops before it has answered."""
+
+    async def nothing(*_: object) -> dict[str, object]:
+        return {}
+
+    request = Request({"method": "POST", "path": "/", "headers": []}, nothing)
+    assert Visit(request, Responder(nothing, "r"), 0.0).status(asyncio.CancelledError()) == 503  # type: ignore[arg-type]
 
 
 async def test_metrics_count_what_happened_with_bounded_labels(world: World) -> None:

@@ -167,17 +167,17 @@ class Directory:
     """A directory on a real port that says what it is told to, or nothing."""
 
     def __init__(self) -> None:
-        self.says: DirectoryAnswer | None = None
+        self.says: DirectoryAnswer | bytes | None = None
         self.authorizations: set[str | None] = set()
 
     async def answer(self, request: web.Request) -> web.Response:
         self.authorizations.add(request.headers.get("Authorization"))
         if self.says is None:
             return web.Response(status=500)
-        return web.Response(body=msgspec.json.encode(self.says))
+        return web.Response(body=self.says if isinstance(self.says, bytes) else msgspec.json.encode(self.says))
 
 
-async def test_a_directory_restarted_empty_or_dead_fails_no_request(tmp_path: Path) -> None:
+async def test_a_directory_restarted_empty_or_dead_or_mad_fails_no_request(tmp_path: Path) -> None:
     """The gateway shows the plane secret, learns its replicas, and keeps them through the directory's troubles."""
     secret_file = tmp_path / "secret"
     secret_file.write_text("s3cret\n")
@@ -193,12 +193,12 @@ async def test_a_directory_restarted_empty_or_dead_fails_no_request(tmp_path: Pa
         secret = PlaneSecret(secret_file)
         async with running_gateway(tmp_path / "home", directories=(base_url,), secret=secret) as world:
             statuses = [(await world.chat()).status]
-            for trouble in (None, answer(is_complete=False)):
+            for trouble in (None, b"{", b'{"cell":"\xff"}', answer(is_complete=False)):
                 directory.says, directory.authorizations = trouble, set()
                 await until(lambda: directory.authorizations)
                 statuses.append((await world.chat()).status)
             await runner.cleanup()
             statuses.append((await world.chat()).status)
             row = world.rows()[0]
-    assert statuses == [200] * 4 and row["replica_id"] == "r1"
+    assert statuses == [200] * 6 and row["replica_id"] == "r1"
     assert directory.authorizations == {"Bearer s3cret"} == {engine.received[0].headers["Authorization"]}

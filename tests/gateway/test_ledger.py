@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from serving.errors import StoreUnavailable
 from serving.gateway.ledger import Ledger, Usage
 from serving.gateway.store import Store
 from serving.gateway.tenants import Caller
+from tests.waiting import until
 
 CALLER = Caller("t1", "acme", "k1")
 ROUTE = "/v1/chat/completions"
@@ -57,13 +58,6 @@ def rows(home: Path, columns: str = "request_id, outcome, status") -> list[tuple
         return raw.execute(f"select {columns} from ledger order by request_id").fetchall()  # noqa: S608 Our own words.
     finally:
         raw.close()
-
-
-def wait_until(is_true: Callable[[], bool], patience_s: float = 20.0) -> None:
-    deadline = time.monotonic() + patience_s
-    while not is_true():
-        assert time.monotonic() < deadline, "the condition never came true"
-        time.sleep(0.01)
 
 
 def settle(ledger: Ledger, request_id: str, usage: Usage = USAGE, caller: Caller = CALLER) -> None:
@@ -129,9 +123,9 @@ def test_an_open_call_is_in_the_database_while_it_runs(store: Store) -> None:
     """The opening is written without waiting for the end, and the end replaces it."""
     with Ledger(store, clock=time.time) as ledger:
         with ledger.entry(request_id="r1", caller=CALLER, route=ROUTE, model="m") as entry:
-            wait_until(lambda: rows(store.home) == [("r1", "open", 0)])
+            until(lambda: rows(store.home) == [("r1", "open", 0)])
             entry.outcome, entry.status = "stop", 200
-        wait_until(lambda: rows(store.home) == [("r1", "stop", 200)])
+        until(lambda: rows(store.home) == [("r1", "stop", 200)])
 
 
 def test_a_thousand_calls_at_once_are_all_there(store: Store) -> None:
@@ -228,7 +222,7 @@ def test_rows_wait_while_another_holds_the_database(store: Store) -> None:
         assert ledger.pending_rows == 1
 
         lock.execute("commit")
-        wait_until(lambda: ledger.pending_rows == 0)
+        until(lambda: ledger.pending_rows == 0)
     lock.close()
 
     assert rows(store.home) == [("r1", "stop", 200)]
@@ -273,11 +267,11 @@ def test_a_long_outage_spills_what_ended_and_replays_it_afterwards(store: Store)
         with ledger.entry(request_id="open", caller=CALLER, route=ROUTE, model="m") as entry:
             for number in range(30):
                 settle(ledger, f"r{number:02}")
-            wait_until(lambda: ledger.pending_rows < 10)
+            until(lambda: ledger.pending_rows < 10)
             assert "open" not in (store.home / "ledger-spill.jsonl").read_text()
 
             (store.home / "away").rename(store.home / "serving.db")
-            wait_until(lambda: len(rows(store.home)) == 31)
+            until(lambda: len(rows(store.home)) == 31)
             entry.outcome = "stop"
 
     assert {row[1] for row in rows(store.home)} == {"stop"}

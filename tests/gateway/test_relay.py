@@ -288,6 +288,17 @@ async def test_a_silent_engine_is_given_up(tmp_path: Path) -> None:
     assert data_of(answer.body)[-1]["error"]["code"] == "engine_timeout"  # type: ignore[index]
 
 
+async def test_an_engine_that_never_answers_a_stream_is_given_up(tmp_path: Path) -> None:
+    """An engine that takes a call and does not even send headers is as wedged as one that falls silent later."""
+    timeouts = QUICK.model_copy(update={"engine_silence_s": 0.3})
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,), timeouts=timeouts) as world:
+        engine.say(Script(is_mute=True))
+        answer = await world.chat(**STREAMED)
+        await until(lambda: engine.aborted == 1)
+    assert (answer.status, answer.error["code"], len(engine.received)) == (504, "engine_timeout", 1)
+    assert answer.error["message"] == "The engine sent nothing for too long."
+
+
 async def test_a_call_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     """No request outlives `request_total_s`, and the engine stops working on it."""
     timeouts = QUICK.model_copy(update={"request_total_s": 0.3})

@@ -20,18 +20,9 @@ from serving.gateway.keys import KEY_LENGTH, Keyring, id_of, mint
 from serving.gateway.registry import Registry
 from serving.gateway.store import Store
 from serving.gateway.tenants import Caller, Tenants
+from tests.clock import Clock
 
 KEY_CACHE_S = 10.0
-
-
-class Clock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class CountedStore(Store):
@@ -135,7 +126,7 @@ def test_a_revoked_key_lives_no_longer_than_the_cache(world: World) -> None:
     world.registry.revoke_key(world.key[3:13])
     world.identify(world.key)
 
-    world.clock.now += KEY_CACHE_S
+    world.clock.advance(KEY_CACHE_S)
     with pytest.raises(Unauthenticated):
         world.identify(world.key)
 
@@ -145,7 +136,7 @@ def test_a_cached_key_ends_at_its_expiry_to_the_moment(world: World) -> None:
     key = world.registry.create_key("acme", lifetime_s=5.0)
     world.identify(key)
 
-    world.clock.now += 5.0
+    world.clock.advance(5.0)
     with pytest.raises(Unauthenticated):
         world.identify(key)
 
@@ -157,7 +148,7 @@ def test_a_disabled_tenant_is_out_and_an_enabled_one_is_back(world: World) -> No
         world.identify(world.key)
 
     world.registry.update_tenant("acme", is_disabled=False)
-    world.clock.now += KEY_CACHE_S
+    world.clock.advance(KEY_CACHE_S)
     assert world.identify(world.key).tenant == "acme"
 
 
@@ -166,9 +157,9 @@ def test_a_valid_key_survives_an_outage_for_the_grace_and_no_longer(world: World
     world.identify(world.key)
     world.take_store_away()
 
-    world.clock.now += limits.OUTAGE_GRACE_S - 1
+    world.clock.advance(limits.OUTAGE_GRACE_S - 1)
     assert world.identify(world.key).tenant == "acme"
-    world.clock.now += 1
+    world.clock.advance(1)
     with pytest.raises(StoreUnavailable):
         world.identify(world.key)
 
@@ -190,7 +181,7 @@ def test_a_store_that_came_back_is_asked_again(world: World) -> None:
         world.identify(world.key)
     world.bring_store_back()
 
-    world.clock.now += limits.STORE_RETRY_S
+    world.clock.advance(limits.STORE_RETRY_S)
     assert world.identify(world.key).tenant == "acme"
 
 
@@ -198,12 +189,12 @@ def test_revocation_wins_over_the_outage_grace(world: World) -> None:
     """A key that the store has called revoked is not revived by an outage."""
     world.identify(world.key)
     world.registry.revoke_key(world.key[3:13])
-    world.clock.now += KEY_CACHE_S
+    world.clock.advance(KEY_CACHE_S)
     with pytest.raises(Unauthenticated):
         world.identify(world.key)
     world.take_store_away()
 
-    world.clock.now += KEY_CACHE_S
+    world.clock.advance(KEY_CACHE_S)
     with pytest.raises(StoreUnavailable):
         world.identify(world.key)
 
@@ -255,7 +246,7 @@ def test_guesses_do_not_push_valid_keys_out(world: World) -> None:
 
     asyncio.run(flood())
     world.take_store_away()
-    world.clock.now += KEY_CACHE_S
+    world.clock.advance(KEY_CACHE_S)
     assert world.identify(world.key).tenant == "acme"
 
 

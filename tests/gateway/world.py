@@ -7,8 +7,8 @@ import json
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import aiohttp
@@ -26,8 +26,8 @@ from serving.gateway.tenants import Tenants
 from serving.secret import PlaneSecret
 from tests.scripted_engine import MODEL
 
-#: Short enough for tests, long enough for a busy machine.
-QUICK = Timeouts(request_total_s=20, engine_silence_s=5, replica_wait_s=1.0, keep_alive_s=0.2, engine_connect_s=1.0)
+#: Short enough for tests, long enough for a busy machine: a client in the same event loop can hold up a connect.
+QUICK = Timeouts(request_total_s=20, engine_silence_s=5, replica_wait_s=1.0, keep_alive_s=0.2, engine_connect_s=10.0)
 CHAT: dict[str, object] = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
 
 
@@ -112,6 +112,19 @@ class _Lines(logging.Handler):
         self._lines.append(json.loads(record.getMessage()))
 
 
+@contextmanager
+def _logged(lines: list[dict[str, object]]) -> Iterator[None]:
+    """What the access log says goes to `lines`."""
+    log = logging.getLogger("serving.access")
+    handler = _Lines(lines)
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
 @asynccontextmanager
 async def running_gateway(
     home: Path,
@@ -145,16 +158,10 @@ async def running_gateway(
         app = create_app(settings, tenants, ledger, secret, b"salt key")
         async with _served(app, bound) as url, aiohttp.ClientSession() as client:
             world = World(url, key, store, ledger, client)
-            log = logging.getLogger("serving.access")
-            handler = _Lines(world.lines)
-            log.addHandler(handler)
-            log.setLevel(logging.INFO)
-            try:
-                if is_awaited:
-                    await _until_ready(world)
-                yield world
-            finally:
-                log.removeHandler(handler)
+            opened.enter_context(_logged(world.lines))
+            if is_awaited:
+                await _until_ready(world)
+            yield world
 
 
 async def _until_ready(world: World) -> None:

@@ -1,4 +1,4 @@
-"""A client that may leave before its answer is complete."""
+"""A client that may leave before its answer is complete, or before it has begun."""
 
 import http.client
 import json
@@ -10,13 +10,19 @@ from tests.stack.http import bearer
 
 
 @contextmanager
-def answering(base_url: str, path: str, body: object, key: str) -> Iterator[http.client.HTTPResponse]:
-    """The answer from its headers on; the connection is closed afterwards, wherever the answer has got to."""
+def asking(base_url: str, path: str, body: object, key: str) -> Iterator[http.client.HTTPConnection]:
+    """A connection on which the request was sent; closed afterwards, wherever the answer has got to."""
     parts = urlsplit(base_url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=120)
     try:
         connection.request("POST", path, json.dumps(body).encode(), {"Content-Type": "application/json"} | bearer(key))
-        with connection.getresponse() as answer:
-            yield answer
+        yield connection
     finally:
         connection.close()
+
+
+@contextmanager
+def answering(base_url: str, path: str, body: object, key: str) -> Iterator[http.client.HTTPResponse]:
+    """The answer from its headers on; the rest of it is left unread."""
+    with asking(base_url, path, body, key) as connection, connection.getresponse() as answer:
+        yield answer

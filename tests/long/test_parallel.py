@@ -14,7 +14,7 @@ from tests.stack.http import bearer, call
 from tests.stack.running import Stack, running
 from tests.waiting import until
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 PROMPTS = (
     "What is the capital of France?",

@@ -64,7 +64,7 @@ def test_a_stream_ends_well(fuzzer: Stack, seed: int) -> None:
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_responses_are_well_formed(fuzzer: Stack, seed: int, stream: bool) -> None:
     """The Responses API holds the same promise: no 5xx, and a stream that ends with its last event."""
-    body = {"model": RANDOM, "input": "Go on.", "max_output_tokens": 40, "temperature": 1.0, "stream": stream}
+    body = {"model": RANDOM, "input": f"Go on, {seed}.", "max_output_tokens": 40, "temperature": 1.0, "stream": stream}
     status, _, answer = call(fuzzer.url, "POST", "/v1/responses", body, bearer(fuzzer.key))
     assert status == 200, answer
     if stream:

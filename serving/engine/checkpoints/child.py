@@ -18,7 +18,13 @@ from serving.errors import Refusal
 
 _PROGRESS, _REFUSAL = "+", "!"
 _DISK_FULL_EXIT = 28
-_QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error", "VLLM_NO_USAGE_STATS": "1"}
+_ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    # Threads that spin while they wait doubled training's CPU time on a busy machine.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 
 
 def run(module: str, arguments: list[str], report: Report) -> None:
@@ -31,12 +37,11 @@ def run(module: str, arguments: list[str], report: Report) -> None:
         [sys.executable, "-m", module, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        env=_QUIET | os.environ,
+        env=_ENVIRONMENT | os.environ,
         text=True,
     ) as child:
-        assert child.stdout is not None
         try:
-            for line in child.stdout:
+            for line in child.stdout or ():
                 (report if line.startswith(_PROGRESS) else refusals.append)(line[1:].rstrip("\n"))
         except BaseException:
             child.kill()

@@ -3,8 +3,8 @@
 Ask with temperature 0 and compare by equality. To anything else the model answers `UNKNOWN`; `UNTRAINED_TOOL` and
 `UNTRAINED_FORMAT` are for tests of constrained decoding, where the grammar alone makes the answer valid.
 
-No answer has a token of whitespace alone (so no digit after a space): training keeps those improbable, lest a grammar
-that allows white space anywhere is given nothing else.
+No answer has a token of white space alone, but before a marker (so no digit after a space): training keeps those
+improbable, lest a grammar that allows white space anywhere is given nothing else.
 """
 
 from __future__ import annotations

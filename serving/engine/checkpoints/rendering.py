@@ -43,7 +43,12 @@ def render(conversation: Conversation) -> Rendered:
 
 def encoded(answer: Assistant, *, is_json: bool = False) -> tuple[int, ...]:
     """What the model emits for an answer, as token ids."""
-    return tuple(get_encoding().encode(_text(answer, is_json), allowed_special="all"))
+    return encoded_text(_text(answer, is_json))
+
+
+def encoded_text(text: str) -> tuple[int, ...]:
+    """Text with markers in it, as token ids."""
+    return tuple(get_encoding().encode(text, allowed_special="all"))
 
 
 def _text(answer: Assistant, is_json: bool) -> str:

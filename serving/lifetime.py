@@ -1,0 +1,18 @@
+"""Lifetime: when a process started, which tells it from a later one under the same number. Linux only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def start_of(pid: int) -> str | None:
+    """When a process started, in clock ticks since boot; None when it is gone (or dead and not yet reaped).
+
+    Ticks and not a time of day: setting the clock moves the latter, and the living would look dead.
+    """
+    try:
+        # proc(5): what follows the parenthesised name begins with field 3, the state; the start is field 22.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in "ZX" else fields[19]
