@@ -8,7 +8,6 @@
         │   ├── UnsupportedParameter 400 invalid_request_error  unsupported_parameter
         │   └── ContextExceeded    400 invalid_request_error  context_length_exceeded
         ├── Unauthenticated        401 invalid_request_error  invalid_api_key
-        ├── PermissionDenied       403 invalid_request_error  permission_denied
         ├── RouteNotFound          404 invalid_request_error  unknown_url
         ├── ModelNotFound          404 invalid_request_error  model_not_found
         ├── MethodNotAllowed       405 invalid_request_error  method_not_allowed
@@ -76,12 +75,6 @@ class Unauthenticated(ApiError):
     status = 401
     type = "invalid_request_error"
     code = "invalid_api_key"
-
-
-class PermissionDenied(ApiError):
-    status = 403
-    type = "invalid_request_error"
-    code = "permission_denied"
 
 
 class RouteNotFound(ApiError):

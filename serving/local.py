@@ -61,14 +61,14 @@ def _serve(settings: Settings, model: catalog.Model, checkpoint: Path) -> None:
     started = time.monotonic()
     secret_file = secret.create_if_absent(settings.home)
     directory_port = engine.free_port("127.0.0.1")
-    directory = f"http://127.0.0.1:{directory_port}"
-    with _gateway_process(settings, directory) as gateway:
-        _say("Starting Ray ...")
-        with _local_ray(directory_port):
-            # Cells' names must differ: a gateway before two of them lets each speak only for its own replicas.
-            engine_app.run_directory(f"{socket.gethostname()}:{directory_port}", secret_file)
-            engine_app.run_model(engine_app.engine_spec(model, checkpoint, settings, secret_file))
-            _say(f"Starting vLLM with {model.name} ({time.monotonic() - started:.0f} s so far) ...")
+    _say("Starting Ray ...")
+    with _local_ray(directory_port):
+        # Cells' names must differ: a gateway before two of them lets each speak only for its own replicas.
+        engine_app.run_directory(f"{socket.gethostname()}:{directory_port}", secret_file)
+        engine_app.run_model(engine_app.engine_spec(model, checkpoint, settings, secret_file))
+        _say(f"Starting vLLM with {model.name} ({time.monotonic() - started:.0f} s so far) ...")
+        # Inside Ray's, so that it ends first: engines drain at once when nobody streams from them any more.
+        with _gateway_process(settings, f"http://127.0.0.1:{directory_port}") as gateway:
             _wait_for_model(settings, gateway, started)
             print(banner(settings, model, time.monotonic() - started), flush=True)
             code = gateway.wait()

@@ -55,14 +55,12 @@ def arguments(spec: EngineSpec, port: int) -> list[str]:
         str(settings.tensor_parallel),
         "--api-server-count",
         str(settings.api_servers),
-        "--gpu-memory-utilization",
-        str(settings.memory_share),
         "--enable-prompt-tokens-details",  # the ledger counts cached prompt tokens
         "--disable-uvicorn-access-log",  # one line a request is the gateway's to write
     ]
     if is_cpu_build():
         # Compilation costs a minute at start and gains nothing for models this small.
-        line += ["--dtype", "bfloat16", "--enforce-eager"]
+        line += ["--dtype", "bfloat16", "--enforce-eager", "--gpu-memory-utilization", str(settings.memory_share)]
     if spec.tool_parser:
         line += ["--enable-auto-tool-choice", "--tool-call-parser", spec.tool_parser]
     if spec.reasoning_parser:
@@ -90,6 +88,8 @@ def environment(spec: EngineSpec, tree: str, scratch: Path, inherited: Mapping[s
             "VLLM_CPU_KVCACHE_SPACE": str(spec.settings.kv_cache_gib),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(threads),
+            # Spinning threads take the processor from the gateway and from each other on a small machine.
+            "OMP_WAIT_POLICY": "PASSIVE",
             "PYTHONPATH": os.pathsep.join(filter(None, (str(_vllm_alias(spec)), inherited.get("PYTHONPATH")))),
         }
     return result | dict(spec.environment)

@@ -41,17 +41,16 @@ class Stack:
         models.mkdir(parents=True, exist_ok=True)
         if not (home / "models").exists():
             (home / "models").symlink_to(models)
-        self._output = (home / "up.out").open("wb")
-        self._errors = (home / "up.err").open("wb")
         self.started_at = time.monotonic()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "serving", "up", "--model", model, "--port", str(self.port)],
-            env=dict(os.environ) | {"SERVING_HOME": str(home)} | (environment or {}),
-            stdin=subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=self._errors,
-            start_new_session=True,
-        )
+        with (home / "up.out").open("wb") as output, (home / "up.err").open("wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "serving", "up", "--model", model, "--port", str(self.port)],
+                env=dict(os.environ) | {"SERVING_HOME": str(home)} | (environment or {}),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+                start_new_session=True,
+            )
 
     @property
     def url(self) -> str:
@@ -75,7 +74,7 @@ class Stack:
             return "Base URL" in self.banner() or self.process.poll() is not None
 
         until(is_over, START_TIMEOUT_S, 0.2)
-        assert self.process.poll() is None, (self.home / "up.err").read_text()
+        assert self.process.poll() is None, (self.home / "up.err").read_text()[-500:]
         return time.monotonic() - self.started_at
 
     def members(self) -> list[psutil.Process]:
@@ -160,8 +159,6 @@ class Stack:
         code = self.process.wait(60)
         alive = [process for process in before if processes.is_alive(process)]
         assert not alive, f"{len(alive)} processes outlived the stack: {[' '.join(p.cmdline())[:80] for p in alive]}"
-        self._output.close()
-        self._errors.close()
         return code
 
 
