@@ -62,7 +62,7 @@ def _serve(settings: Settings, model: catalog.Model, checkpoint: Path) -> None:
     secret_file = secret.create_if_absent(settings.home)
     directory_port = engine.free_port("127.0.0.1")
     _say("Starting Ray ...")
-    with _local_ray(directory_port):
+    with _local_ray(directory_port, settings.home):
         # Cells' names must differ: a gateway before two of them lets each speak only for its own replicas.
         engine_app.run_directory(f"{socket.gethostname()}:{directory_port}", secret_file)
         engine_app.run_model(engine_app.engine_spec(model, checkpoint, settings, secret_file))
@@ -164,12 +164,12 @@ def _signals_ignored() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _local_ray(directory_port: int) -> Iterator[None]:
+def _local_ray(directory_port: int, home: Path) -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     # A terminal sends Ctrl-C to the whole group; Ray's processes inherit this mask and live until they are stopped
     # in order (seen: without it Ray's GCS dies first, and Serve waits 30 s for it).
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    engine_app.start_local_ray(directory_port)
+    engine_app.start_local_ray(directory_port, home)
     for number, handler in handlers.items():
         signal.signal(number, handler)  # Ray puts its own in their place
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -48,10 +48,10 @@ class PlaneSecret:
         return self._values
 
 
-def create_if_absent(home: Path) -> Path:
-    """The secret file in `home` (0600), made with a fresh value when there is none; safe when two do it at once."""
-    path = home / FILE_NAME
-    draft = home / f".{FILE_NAME}.{os.getpid()}"
+def create_if_absent(home: Path, name: str = FILE_NAME) -> Path:
+    """A secret file in `home` (0600), made with a fresh value when there is none; safe when two do it at once."""
+    path = home / name
+    draft = home / f".{name}.{os.getpid()}"
     if not path.exists():
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:

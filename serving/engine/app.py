@@ -15,6 +15,7 @@ from pathlib import Path
 import ray
 from ray import serve
 
+from serving import secret
 from serving.catalog import Model
 from serving.config import EngineSettings, Settings
 from serving.engine.command import EngineSpec
@@ -23,6 +24,7 @@ from serving.engine.replica import Replica
 from serving.wire import DIRECTORY_ROUTE
 
 DIRECTORY_APP = "directory"
+RAY_TOKEN_FILE = "ray.token"  # noqa: S105 A file's name.
 #: Seconds between Serve's health checks; it replaces a replica after three failures in a row.
 _HEALTH_PERIOD_S = 1.0
 _HEALTH_TIMEOUT_S = 10.0
@@ -30,12 +32,17 @@ _HEALTH_TIMEOUT_S = 10.0
 _OBJECT_STORE_BYTES = 80 * 1024 * 1024
 
 
-def start_local_ray(serve_port: int) -> None:
-    """Start a Ray of our own in this process's care, with Serve's proxy on a loopback port."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"  # loopback only; 2.60 turns token auth on for a local Ray
+def start_local_ray(serve_port: int, home: Path) -> None:
+    """Start a Ray of our own in this process's care, with Serve's proxy on a loopback port.
+
+    Some of Ray's servers listen on every interface whatever they are told, so its token authentication is on.
+    """
+    os.environ.pop("RAY_AUTH_MODE", None)  # unset means token to 2.60, and only unset is read after its import
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(secret.create_if_absent(home, RAY_TOKEN_FILE))
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(
         address="local",
+        _node_ip_address="127.0.0.1",
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,

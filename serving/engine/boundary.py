@@ -1,18 +1,24 @@
 """Boundary: which calls may enter a vLLM server? An ASGI middleware inside vLLM, given to it by `--middleware`.
 
 vLLM's own `--api-key` guards some of its routes only, and it has routes that sleep, reload or reconfigure an engine.
-Here everything is closed but the routes a gateway needs, and those want the plane secret.
+Here everything is closed but the routes a gateway needs, and those want the plane secret. On the way out, Harmony's
+markers are taken from what a gpt-oss says: vLLM hands on the raw text of what it cannot parse, markers included.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from serving.secret import PlaneSecret
 from serving.wire import ENGINE_ROUTES, LIVENESS_ROUTE
+
+#: Set for models that speak Harmony.
+MARKERS_VARIABLE = "_SERVING_REMOVE_HARMONY_MARKERS"
+_MARKER = re.compile(rb"<\|(?:start|end|message|channel|constrain|return|call|startoftext|endoftext)\|>")
 
 #: Names the secret file to the middleware, which vLLM constructs without arguments of ours.
 SECRET_FILE_VARIABLE = "_SERVING_PLANE_SECRET_FILE"  # noqa: S105 A variable's name.
@@ -28,6 +34,7 @@ class Boundary:
     def __init__(self, app: App) -> None:
         self._app = app
         self._secret = PlaneSecret(Path(os.environ[SECRET_FILE_VARIABLE]))
+        self._removes_markers = MARKERS_VARIABLE in os.environ
 
     async def __call__(
         self, scope: Scope, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
@@ -37,11 +44,37 @@ class Boundary:
         elif scope["type"] == "http" and (status := self._refusal_status(scope)):
             await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
             await send({"type": "http.response.body", "body": b""})
+        elif scope["type"] == "http" and self._removes_markers and scope["method"] == "POST":
+            await self._app(scope, receive, without_markers(send))
         else:
             await self._app(scope, receive, send)
 
     def _refusal_status(self, scope: Scope) -> int | None:
         return refusal_status(scope["method"], scope["path"], _authorization(scope), self._secret)
+
+
+def without_markers(send: Callable[[Message], Awaitable[None]]) -> Callable[[Message], Awaitable[None]]:
+    """A `send` that takes Harmony's markers out of every body.
+
+    A marker is one token, so it is never split: vLLM sends whole events, and whole answers at once. The start waits for
+    the first body, because a shorter whole answer has another length.
+    """
+    held: list[Message] = []
+
+    async def send_without(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            held.append(message)
+            return
+        body = _MARKER.sub(b"", message.get("body", b""))
+        for start in held:
+            if not message.get("more_body"):
+                start["headers"] = [pair for pair in start["headers"] if pair[0].lower() != b"content-length"]
+                start["headers"].append((b"content-length", str(len(body)).encode()))
+            await send(start)
+        held.clear()
+        await send({**message, "body": body})
+
+    return send_without
 
 
 def refusal_status(method: str, path: str, authorization: bytes, secret: PlaneSecret) -> int | None:

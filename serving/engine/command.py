@@ -12,7 +12,7 @@ import msgspec
 
 from serving.config import EngineSettings
 from serving.engine import processes
-from serving.engine.boundary import SECRET_FILE_VARIABLE
+from serving.engine.boundary import MARKERS_VARIABLE, SECRET_FILE_VARIABLE
 from serving.wire import Task
 
 
@@ -55,6 +55,9 @@ def arguments(spec: EngineSpec, port: int) -> list[str]:
         str(settings.tensor_parallel),
         "--api-server-count",
         str(settings.api_servers),
+        # One backend for all: with `auto` the first request's schema chooses for every later one (seen with 0.32).
+        "--structured-outputs-config",
+        '{"backend": "xgrammar"}',
         "--enable-prompt-tokens-details",  # the ledger counts cached prompt tokens
         "--disable-uvicorn-access-log",  # one line a request is the gateway's to write
     ]
@@ -62,7 +65,14 @@ def arguments(spec: EngineSpec, port: int) -> list[str]:
         # Compilation costs a minute at start and gains nothing for models this small.
         line += ["--dtype", "bfloat16", "--enforce-eager", "--gpu-memory-utilization", str(settings.memory_share)]
     if spec.tool_parser:
-        line += ["--enable-auto-tool-choice", "--tool-call-parser", spec.tool_parser]
+        # Without the strict level only tools marked strict get arguments that fit their schema (seen with 0.32).
+        line += [
+            "--enable-auto-tool-choice",
+            "--tool-call-parser",
+            spec.tool_parser,
+            "--tool-strict-level",
+            "parameter",
+        ]
     if spec.reasoning_parser:
         line += ["--reasoning-parser", spec.reasoning_parser]
     if spec.task is Task.EMBED:
@@ -82,6 +92,8 @@ def environment(spec: EngineSpec, tree: str, scratch: Path, inherited: Mapping[s
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
     }
+    if spec.reasoning_parser == "openai_gptoss":
+        result[MARKERS_VARIABLE] = "1"
     if is_cpu_build():
         threads = max(1, (os.cpu_count() or 1) // spec.settings.tensor_parallel)
         result |= {

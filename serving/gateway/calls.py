@@ -9,11 +9,14 @@ from typing import Any
 import msgspec
 
 from serving.errors import InvalidRequest, UnsupportedParameter
-from serving.gateway import checks, fields
+from serving.gateway import checks, constraints, fields
 from serving.gateway.routes import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES, TOKENIZE, EngineRoute, StreamKind
 
 #: Objects and lists inside one another; tool schemas need about ten. The engine's parsers recurse.
 NESTING_MAX = 64
+
+#: Fields that carry schemas an engine may compile.
+_SCHEMA_FIELDS = frozenset({"tools", "response_format", "structured_outputs", "text", "output_config"})
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -52,6 +55,8 @@ def read(route: EngineRoute, raw: bytes) -> Draft:
         raise InvalidRequest("The request body must be a JSON object.")
     kept = fields.sift(route, body)
     _RULES.get(route.path, _nothing_more)(body, kept)
+    for name in _SCHEMA_FIELDS & kept.keys():
+        constraints.require_cheap(name, kept[name])
     return Draft(route, kept["model"], kept)
 
 
@@ -148,6 +153,8 @@ def _completions_rule(body: dict[str, Any], kept: dict[str, Any]) -> None:
     sequences = checks.count_prompts(kept["prompt"]) * kept.get("n", 1)
     if sequences > checks.SEQUENCES_MAX:
         raise InvalidRequest(f"Prompts times 'n' must not exceed {checks.SEQUENCES_MAX}.", param="prompt")
+    if kept.get("echo") and kept.get("logprobs"):
+        raise UnsupportedParameter("Log probabilities of the prompt are not given here.", param="logprobs")
 
 
 def _responses_rule(body: dict[str, Any], kept: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from serving.errors import InvalidRequest, UnsupportedParameter
+from serving.gateway import constraints
 
 #: Decoded JSON in, checked JSON (or structs that encode to it) out. `Any`: JSON has no narrower type before its check.
 Check = Callable[[str, Any], Any]
@@ -29,7 +30,6 @@ EMBEDDING_INPUTS_MAX = 2048
 SEQUENCES_MAX = 128
 TOKEN_IDS_MAX = 1024
 PATTERN_CHARS_MAX = 8192
-GRAMMAR_CHARS_MAX = 65536
 
 Tokens = Annotated[int, Meta(ge=1, le=TOKENS_MAX)]
 TokensOrNone = Annotated[int, Meta(ge=0, le=TOKENS_MAX)]
@@ -43,13 +43,13 @@ RepetitionPenalty = Annotated[float, Meta(gt=0, le=10)]
 TopK = Annotated[int, Meta(ge=-1, le=TOKENS_MAX)]
 Choices = Annotated[int, Meta(ge=1, le=8)]
 ShortText = Annotated[str, Meta(max_length=512)]
-Name = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+Name = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}\Z")]
 ModelName = Annotated[str, Meta(min_length=1, max_length=256)]
 Stop = Annotated[str, Meta(min_length=1, max_length=STOP_CHARS_MAX)]
 Stops = Stop | Annotated[list[Stop], Meta(max_length=STOPS_MAX)]
 BadWords = Annotated[list[Stop], Meta(max_length=128)]
 LogitBias = Annotated[
-    dict[Annotated[str, Meta(pattern=r"^\d{1,9}$")], Annotated[float, Meta(ge=-100, le=100)]],
+    dict[Annotated[str, Meta(pattern=r"^[0-9]{1,9}\Z")], Annotated[float, Meta(ge=-100, le=100)]],
     Meta(max_length=TOKEN_IDS_MAX),
 ]
 Effort = Literal["low", "medium", "high"]
@@ -134,7 +134,6 @@ class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
     json: dict[str, Json] | str | UnsetType = UNSET
     regex: Annotated[str, Meta(max_length=PATTERN_CHARS_MAX)] | UnsetType = UNSET
     choice: Annotated[list[str], Meta(min_length=1, max_length=TOKEN_IDS_MAX)] | UnsetType = UNSET
-    grammar: Annotated[str, Meta(max_length=GRAMMAR_CHARS_MAX)] | UnsetType = UNSET
     json_object: bool | UnsetType = UNSET
     disable_any_whitespace: bool | UnsetType = UNSET
     disable_additional_properties: bool | UnsetType = UNSET
@@ -458,11 +457,18 @@ def count_prompts(value: Any) -> int:
 def structured_outputs(name: str, value: Any) -> Any:
     """Exactly one constraint."""
     outputs: StructuredOutputs = typed(StructuredOutputs)(name, value)
-    kinds = (outputs.json, outputs.regex, outputs.choice, outputs.grammar, outputs.json_object)
+    kinds = (outputs.json, outputs.regex, outputs.choice, outputs.json_object)
     if sum(kind is not UNSET for kind in kinds) != 1:
         raise InvalidRequest(
-            f"Invalid value for '{name}': give exactly one of json, regex, choice, grammar, json_object.", param=name
+            f"Invalid value for '{name}': give exactly one of json, regex, choice, json_object.", param=name
         )
+    if isinstance(outputs.regex, str):
+        constraints.require_cheap_pattern(f"{name}.regex", outputs.regex)
+    if isinstance(outputs.json, str):
+        try:
+            outputs.json = msgspec.json.decode(outputs.json, type=dict[str, Json])
+        except msgspec.DecodeError:
+            raise InvalidRequest(f"Invalid value for '{name}.json': it is no JSON object.", param=name) from None
     return outputs
 
 

@@ -132,7 +132,7 @@ _SAMPLING: Table = {
     "add_special_tokens": honoured("true or false", _FLAG),
     "response_format": honoured("`text`, `json_object` or `json_schema`", checks.response_format),
     "structured_outputs": honoured(
-        "exactly one of json, regex, choice, grammar, json_object", checks.structured_outputs
+        "exactly one of json, regex, choice, json_object; bounded", checks.structured_outputs
     ),
     "thinking_token_budget": honoured("-1 or more", typed(checks.TopK)),
     "repetition_detection": honoured("sizes up to 256", typed(checks.RepetitionDetection)),

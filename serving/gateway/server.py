@@ -15,6 +15,7 @@ from typing import Literal
 import msgspec
 import uvicorn
 import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving import secret
 from serving.config import GatewaySettings, Settings
@@ -31,6 +32,8 @@ from serving.secret import PlaneSecret
 
 #: Connections the kernel holds until they are accepted.
 BACKLOG = 2048
+#: Bytes of request headers read before they must be complete.
+HEADER_BYTES_MAX = 64 * 1024
 #: Seconds an idle client connection is kept: longer than the 60 s of common load balancers, which must close first.
 IDLE_CLIENT_S = 75
 
@@ -56,6 +59,29 @@ def serve(gateway: Gateway, settings: GatewaySettings, api: socket.socket) -> No
             servers.append((_uvicorn(MetricsApp(gateway.metrics), settings, "off"), metrics_socket))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve_all(servers))
+
+
+class BoundedHeaders(HttpToolsProtocol):
+    """uvicorn's own protocol, which has no bound of its own for headers that never end."""
+
+    _is_in_headers = False
+    _header_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._is_in_headers:
+            self._header_bytes += len(data)
+            if self._header_bytes > HEADER_BYTES_MAX:
+                self._is_in_headers = False
+                self.send_400_response("Request headers are too long.")
+
+    def on_message_begin(self) -> None:
+        self._is_in_headers, self._header_bytes = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._is_in_headers = False
+        super().on_headers_complete()
 
 
 class _Server(uvicorn.Server):
@@ -103,7 +129,7 @@ def _uvicorn(app: Gateway | MetricsApp, settings: GatewaySettings, lifespan: Lit
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=BoundedHeaders,
         ws="none",
         lifespan=lifespan,
         log_config=None,

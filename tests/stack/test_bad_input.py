@@ -124,8 +124,9 @@ def test_an_unknown_path_and_a_wrong_method_are_said(stack: Stack) -> None:
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: nonsense\r\n\r\n",
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZZ\r\n",
         b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 200_000 + b"\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX-Endless: " + b"a" * 200_000,
     ],
-    ids=["not HTTP", "bad length", "bad chunk", "huge header"],
+    ids=["not HTTP", "bad length", "bad chunk", "huge header", "endless header"],
 )
 def test_broken_http_is_refused_and_the_gateway_lives(stack: Stack, raw: bytes) -> None:
     """Bytes that are not a request get a 4xx or a closed connection; the next client is served."""
