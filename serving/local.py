@@ -27,7 +27,7 @@ import yaml
 from serving import catalog, config, secret
 from serving.config import Settings
 from serving.engine import app as engine_app
-from serving.engine import engine, processes
+from serving.engine import engine, processes, supervisor
 from serving.engine.checkpoints import store as checkpoints
 from serving.errors import Refusal
 
@@ -35,6 +35,9 @@ from serving.errors import Refusal
 _NEEDED_MEMORY_MIB = 5 * 1024
 #: Seconds between two looks while waiting.
 _LOOK_INTERVAL_S = 0.2
+#: Bytes of the gateway's log before it begins anew, the old one kept once, and seconds between two looks at it.
+_MAX_LOG_BYTES = 64 * 1024 * 1024
+_LOG_INTERVAL_S = 10.0
 #: Seconds after which a state that has not changed is told again.
 _PROGRESS_INTERVAL_S = 10.0
 #: Seconds the gateway may take, once its answers have had `drain_timeout_s` to end, to write its ledger and go.
@@ -71,7 +74,7 @@ def _serve(settings: Settings, model: catalog.Model, checkpoint: Path) -> None:
         with _gateway_process(settings, f"http://127.0.0.1:{directory_port}") as gateway:
             _wait_for_model(settings, gateway, started)
             print(banner(settings, model, time.monotonic() - started), flush=True)
-            code = gateway.wait()
+            code = _end_of(gateway, _gateway_log(settings))
     raise Refusal(f"The gateway ended with exit code {code}; its last words are in {_gateway_log(settings)}.")
 
 
@@ -205,6 +208,15 @@ def _gateway_process(settings: Settings, directory: str) -> Iterator[subprocess.
                 process.wait(settings.gateway.drain_timeout_s + _GATEWAY_GRACE_S)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def _end_of(gateway: subprocess.Popen[bytes], log: Path) -> int:
+    """Wait for the gateway's end and keep its log within its limit meanwhile; returns its exit code."""
+    while True:
+        try:
+            return gateway.wait(_LOG_INTERVAL_S)
+        except subprocess.TimeoutExpired:
+            supervisor.trim(log, _MAX_LOG_BYTES)
 
 
 def _gateway_log(settings: Settings) -> Path:
