@@ -4,9 +4,12 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from serving.engine.checkpoints import bodies
+from serving.engine.checkpoints.conversations import CONVERSATIONS, Assistant, Conversation, ToolCall
 from serving.gateway.usage import Call
 from tests.long.leaving import answering
 from tests.stack.conftest import SMOLLM2, TINY
@@ -24,36 +27,69 @@ PROMPTS = (
     "The weather in Paris is",
 )
 OUTPUT_TOKENS = 32
+#: Two ranks add up in another order than one, in bfloat16: that moved log probabilities by up to 0.054 (measured), so
+#: two tokens closer than about twice as much are a tie that either may win (seen: once, at 0.03 and 0.00 apart).
+TIE_LOGPROB = 0.125
+#: What follows a tie cannot be compared; this share of all tokens must have been (measured: 119 of 120).
+COMPARED_SHARE_MIN = 0.9
 REQUESTS = 24
 STREAMS = 4
 
 
-def greedy(stack: Stack, prompt: str) -> tuple[str, list[str]]:
-    """The text of a greedy completion and the ids of its tokens."""
+class Greedy(NamedTuple):
+    """A greedy completion: the ids of its tokens, and at each place the likeliest ids with their log probabilities."""
+
+    tokens: list[str]
+    likeliest: list[dict[str, float]]
+
+
+def greedy(stack: Stack, prompt: str) -> Greedy:
     body = {
         "model": stack.model,
         "prompt": prompt,
         "temperature": 0,
         "max_tokens": OUTPUT_TOKENS,
-        "logprobs": 0,
+        "logprobs": 5,
         "return_tokens_as_token_ids": True,
     }
     status, _, answer = call(stack.url, "POST", "/v1/completions", body, bearer(stack.key))
     assert status == 200, answer
-    choice = json.loads(answer)["choices"][0]
-    return choice["text"], choice["logprobs"]["tokens"]
+    logprobs = json.loads(answer)["choices"][0]["logprobs"]
+    return Greedy(logprobs["tokens"], logprobs["top_logprobs"])
+
+
+def said(stack: Stack, conversation: Conversation) -> Assistant:
+    body = bodies.chat_body(conversation, stack.model)
+    status, _, answer = call(stack.url, "POST", "/v1/chat/completions", body, bearer(stack.key))
+    assert status == 200, answer
+    message = json.loads(answer)["choices"][0]["message"]
+    functions = [it["function"] for it in message.get("tool_calls") or []]
+    tool_call = ToolCall(functions[0]["name"], functions[0]["arguments"]) if functions else None
+    return Assistant(content=message["content"], reasoning=message.get("reasoning"), tool_call=tool_call)
 
 
 def test_two_ranks_generate_what_one_does(tmp_path: Path) -> None:
-    """Greedy output through the whole stack is the same token for token, and both ranks are there."""
+    """Both ranks are there; what the model knows comes out by equality, anything else token for token up to a tie."""
     with running(tmp_path / "one", TINY) as stack:
         assert not {"Worker_TP0", "Worker_TP1"} & stack.engine_members().keys()
         alone = [greedy(stack, prompt) for prompt in PROMPTS]
     with running(tmp_path / "two", TINY, {"SERVING_ENGINE__TENSOR_PARALLEL": "2"}) as stack:
         assert {"Worker_TP0", "Worker_TP1"} <= stack.engine_members().keys()
+        assert [said(stack, it) for it in CONVERSATIONS] == [it.answer for it in CONVERSATIONS]
         together = [greedy(stack, prompt) for prompt in PROMPTS]
-    assert together == alone
-    assert all(tokens and tokens[0].startswith("token_id:") for _, tokens in alone)
+    compared = sum(_same_until_tie(one, two) for one, two in zip(alone, together, strict=True))
+    assert compared >= COMPARED_SHARE_MIN * sum(len(one.tokens) for one in alone)
+
+
+def _same_until_tie(one: Greedy, two: Greedy) -> int:
+    """How many tokens are the same; fails when the first that is not is no tie for both."""
+    for place, (left, right) in enumerate(zip(one.tokens, two.tokens, strict=False)):
+        if left != right:
+            for likeliest in (one.likeliest[place], two.likeliest[place]):
+                assert abs(likeliest[left] - likeliest[right]) < TIE_LOGPROB, (place, one, two)
+            return place
+    assert len(one.tokens) == len(two.tokens)
+    return len(one.tokens)
 
 
 def test_two_api_servers_answer_and_count_as_one(tmp_path: Path) -> None:
