@@ -27,13 +27,15 @@ class _Group(BaseModel):
 class Timeouts(_Group):
     """Client to engine, each longer than the next: whoever waits outside gives up last.
 
-    openai-python waits 600 s > request_total > engine_silence > replica_wait > keep_alive > engine_connect.
+    openai-python waits 600 s > request_total > engine_silence > request_body > replica_wait > keep_alive > engine_connect.
     """
 
     request_total_s: Annotated[float, Field(gt=0)] = 590.0
     """Seconds a request may take in all; just under openai-python's default of 600."""
     engine_silence_s: Annotated[float, Field(gt=0)] = 300.0
     """Seconds an engine may send nothing (a long prefill, or a wedge) before it is given up."""
+    request_body_s: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds a client may take to send its body: 8 MiB at 1 Mbit/s; a slower one would hold a place for nothing."""
     replica_wait_s: Annotated[float, Field(gt=0)] = 30.0
     """Seconds a request waits for a ready replica before 503 with Retry-After."""
     keep_alive_s: Annotated[float, Field(gt=0)] = 10.0

@@ -11,6 +11,7 @@
         ├── RouteNotFound          404 invalid_request_error  unknown_url
         ├── ModelNotFound          404 invalid_request_error  model_not_found
         ├── MethodNotAllowed       405 invalid_request_error  method_not_allowed
+        ├── RequestTimedOut        408 invalid_request_error  request_timeout
         ├── RequestTooLarge        413 invalid_request_error  request_too_large
         ├── GatewayFull            503 server_error           overloaded
         ├── NoReplicaReady         503 server_error           no_replica_ready
@@ -96,6 +97,12 @@ class MethodNotAllowed(ApiError):
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+
+class RequestTimedOut(ApiError):
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
 
 
 class RequestTooLarge(ApiError):

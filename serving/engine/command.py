@@ -97,6 +97,9 @@ def environment(spec: EngineSpec, tree: str, scratch: Path, inherited: Mapping[s
     if is_cpu_build():
         threads = max(1, (os.cpu_count() or 1) // spec.settings.tensor_parallel)
         result |= {
+            # Eager mode compiles a few sampling functions all the same: the first request for log probabilities then
+            # stalls the engine for 18 s, and kills it on a machine without a C++ compiler (seen with 0.32).
+            "TORCH_COMPILE_DISABLE": "1",
             "VLLM_CPU_KVCACHE_SPACE": str(spec.settings.kv_cache_gib),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(threads),

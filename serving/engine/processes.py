@@ -54,6 +54,17 @@ def role(process: psutil.Process) -> str | None:
     return title.removeprefix(TITLE_PREFIX).split()[0] if title.startswith(TITLE_PREFIX) else None
 
 
+def is_fork(process: psutil.Process, name: str) -> bool:
+    """Is it a helper between fork and exec (torch's compiler starts such), which still carries its parent's title?"""
+    try:
+        parent = process.parent()
+    except psutil.NoSuchProcess:
+        return True
+    inherited = role(parent) if parent else None
+    # The parent may have learnt its rank since: `Worker` is the same role as `Worker_TP0`.
+    return inherited is not None and inherited.partition("_")[0] == name.partition("_")[0]
+
+
 def new_tree() -> str:
     """A name for a tree owned by this process: `pid:start:random`."""
     return f"{os.getpid()}:{start_of(os.getpid())}:{secrets.token_hex(4)}"

@@ -53,7 +53,8 @@ class Tree:
                 return f"the engine's {known_as} process died"
         for process in processes.descendants():
             # A worker is called `Worker` first and `Worker_TP0` once it knows its rank.
-            if (name := processes.role(process)) and self._named.get(process) != name:
+            name = processes.role(process)
+            if name and self._named.get(process) != name and not processes.is_fork(process, name):
                 self._named[process] = name
                 _tell(f"joined {name}")
         return None

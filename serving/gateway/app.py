@@ -23,6 +23,7 @@ from serving.errors import (
     InternalError,
     MethodNotAllowed,
     ModelNotFound,
+    RequestTimedOut,
     RouteNotFound,
     Unauthenticated,
 )
@@ -265,7 +266,7 @@ class Gateway:
 
     async def _serve(self, visit: Visit, route: EngineRoute, caller: Caller, entry: Entry) -> None:
         require_json(visit.request)
-        draft = calls.read(route, await visit.request.read_body(self._settings.max_body_bytes))
+        draft = calls.read(route, await self._body(visit.request))
         entry.model = visit.model = self._resolve(draft.requested_model)
         call = calls.finish(draft, visit.model, calls.cache_salt(self._salt_key, caller.tenant_id))
         if self._relay is None:
@@ -273,6 +274,14 @@ class Gateway:
         visit.exchange = Exchange(call, visit.responder, self._clock)
         async with visit.request.cancel_when_client_leaves(visit.responder):
             await self._relay.relay(visit.exchange)
+
+    async def _body(self, request: Request) -> bytes:
+        limit_s = self._settings.timeouts.request_body_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await request.read_body(self._settings.max_body_bytes)
+        except TimeoutError:
+            raise RequestTimedOut(f"The request body did not arrive within {limit_s:g} seconds.") from None
 
     @contextmanager
     def _admitted(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ manner of OpenAI's (https://platform.openai.com/docs/guides/structured-outputs#s
 from __future__ import annotations
 
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 import msgspec
@@ -24,6 +25,8 @@ ALTERNATIVES_MAX = 200
 REPETITION_MAX = 1000
 
 _ALTERNATIVES = ("anyOf", "oneOf", "allOf", "prefixItems")
+#: What a request's fields call a schema: `json_schema.schema`, a tool's `parameters` or `input_schema`, vLLM's `json`.
+_SCHEMA_KEYS = ("schema", "parameters", "input_schema", "json")
 _BOUNDS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 
 
@@ -36,8 +39,8 @@ def require_cheap(name: str, value: Any) -> None:
     _require_few(name, nodes)
     for node in nodes:
         _require_sound(name, node)
-    for schema in nodes:
-        _require_references_end(name, schema)
+    for root in _roots(document):
+        _require_references_end(name, root)
 
 
 def require_cheap_pattern(name: str, pattern: str) -> None:
@@ -87,17 +90,50 @@ def _require_sound(name: str, node: dict[str, Any]) -> None:
             raise _refusal(name, f"'{bound}' is negative")
 
 
+def _roots(document: Any) -> Iterator[dict[str, Any]]:
+    """The schemas of a field, each whole; `#` in a reference means the one it stands in."""
+    pending = [document]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, list):
+            pending += value
+        elif isinstance(value, dict):
+            for key, below in value.items():
+                if key in _SCHEMA_KEYS and isinstance(below, dict):
+                    yield below
+                else:
+                    pending.append(below)
+
+
 def _require_references_end(name: str, root: dict[str, Any]) -> None:
-    """A `$ref` whose chain comes back to itself says nothing; recursion through properties or items is fine."""
-    kept = [root.get(key) for key in ("$defs", "definitions")]
-    for start in (root, *(schema for schemas in kept if isinstance(schemas, dict) for schema in schemas.values())):
-        seen: set[str] = set()
-        node: Any = start
-        while isinstance(node, dict) and isinstance(reference := node.get("$ref"), str):
-            if reference in seen:
-                raise _refusal(name, "a '$ref' leads back to itself")
-            seen.add(reference)
-            node = _resolved(root, reference)
+    """A `$ref` that comes back to itself at the same place says nothing; through properties or items it is fine."""
+    kept = [schemas for key in ("$defs", "definitions") if isinstance(schemas := root.get(key), dict)]
+    steps: dict[str, set[str]] = {"": _references(root, *(schema for schemas in kept for schema in schemas.values()))}
+    pending = [*steps[""]]
+    while pending:
+        reference = pending.pop()
+        if reference not in steps:
+            steps[reference] = _references(_resolved(root, reference))
+            pending += steps[reference]
+    try:
+        TopologicalSorter(steps).prepare()
+    except CycleError:
+        raise _refusal(name, "a '$ref' leads back to itself") from None
+
+
+def _references(*schemas: Any) -> set[str]:
+    """The references that apply to the same value as one of these schemas."""
+    found: set[str] = set()
+    pending = [*schemas]
+    while pending:
+        schema = pending.pop()
+        if isinstance(schema, dict):
+            if isinstance(reference := schema.get("$ref"), str):
+                found.add(reference)
+            for key in ("anyOf", "oneOf", "allOf"):
+                if isinstance(alternatives := schema.get(key), list):
+                    pending += alternatives
+    return found
 
 
 def _resolved(root: dict[str, Any], reference: str) -> Any:

@@ -34,6 +34,8 @@ from serving.secret import PlaneSecret
 BACKLOG = 2048
 #: Bytes of request headers read before they must be complete.
 HEADER_BYTES_MAX = 64 * 1024
+#: Seconds a connection may take to send its first byte and then its headers.
+HEADER_TIMEOUT_S = 30.0
 #: Seconds an idle client connection is kept: longer than the 60 s of common load balancers, which must close first.
 IDLE_CLIENT_S = 75
 
@@ -62,10 +64,20 @@ def serve(gateway: Gateway, settings: GatewaySettings, api: socket.socket) -> No
 
 
 class BoundedHeaders(HttpToolsProtocol):
-    """uvicorn's own protocol, which has no bound of its own for headers that never end."""
+    """uvicorn's own protocol, which has no bound of its own for headers that never end or never come."""
 
+    header_timeout_s = HEADER_TIMEOUT_S
     _is_in_headers = False
     _header_bytes = 0
+    _header_deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
+        super().connection_made(transport)
+        self._await_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._has_headers()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -77,11 +89,22 @@ class BoundedHeaders(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._is_in_headers, self._header_bytes = True, 0
+        if self._header_deadline is None:
+            self._await_headers()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         self._is_in_headers = False
+        self._has_headers()
         super().on_headers_complete()
+
+    def _await_headers(self) -> None:
+        self._header_deadline = self.loop.call_later(self.header_timeout_s, self.transport.close)
+
+    def _has_headers(self) -> None:
+        if self._header_deadline is not None:
+            self._header_deadline.cancel()
+            self._header_deadline = None
 
 
 class _Server(uvicorn.Server):

@@ -10,8 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import psutil
@@ -229,20 +227,19 @@ def test_interrupted_set_up_leaves_no_process(tmp_path: Path) -> None:
     assert not layout.stamp.exists()
 
 
-def test_second_set_up_waits_for_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_second_set_up_waits_for_the_first(tmp_path: Path) -> None:
     """Two commands at once do the work once: the second says that it waits, then finds everything in step."""
     layout = built(checkout(tmp_path))
     finished = layout.stamp.read_text()
     layout.stamp.unlink()
 
     with installer._alone(layout):
-        second = threading.Thread(target=installer.install, args=(layout, False, time.monotonic))
-        second.start()
-        said = ""
-        while "waiting for it" not in said:
-            said += capsys.readouterr().out
+        second = started(layout, "http://127.0.0.1:9/simple")
+        assert second.stdout is not None
+        said = second.stdout.readline()
         layout.stamp.write_text(finished)
-    second.join(timeout=10)
+    _, complained = second.communicate(timeout=30)
 
-    assert not second.is_alive()
+    assert "waiting for it" in said
+    assert (second.returncode, complained) == (0, "")
     assert layout.stamp.read_text() == finished

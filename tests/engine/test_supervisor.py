@@ -13,6 +13,7 @@ import pytest
 from serving.engine import processes
 from serving.engine.supervisor import trim
 from serving.lifetime import start_of
+from tests.waiting import until
 
 SCRIPT = Path(__file__).with_name("scripted_tree.py")
 ROLES = ("EngineCore", "Worker_TP0")
@@ -21,10 +22,13 @@ ROLES = ("EngineCore", "Worker_TP0")
 class Supervised:
     """A supervisor over the scripted tree, and the tree's members by role."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, *options: str) -> None:
         self.tree = processes.new_tree()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "serving.engine.supervisor", "--log", str(log), "--", sys.executable, str(SCRIPT)],
+            [
+                *(sys.executable, "-m", "serving.engine.supervisor", "--log", str(log)),
+                *("--", sys.executable, str(SCRIPT), "server", *options),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={processes.TREE_VARIABLE: self.tree, processes.TITLES_KEEP_ENVIRONMENT: "1"},
@@ -72,6 +76,26 @@ def test_any_death_ends_the_whole_tree(
     victim(supervised).send_signal(signal.SIGKILL)
     assert supervised.last_line() == f"ended {reason}"
     assert processes.of_tree(supervised.tree) == []
+
+
+def test_a_helper_between_fork_and_exec_is_nobodys_death(tmp_path: Path) -> None:
+    """It carries its worker's title for a moment; that it ends is no reason to end a healthy engine."""
+    forking = Supervised(tmp_path / "engine.log", "--forks")
+    seen: set[int] = set()
+
+    def are_enough() -> bool:
+        """So many that the supervisor has looked several times, each time at another one."""
+        seen.update(it.pid for it in worker.children() if processes.role(it) == "Worker_TP0")
+        return len(seen) >= 100 or forking.process.poll() is not None
+
+    try:
+        (worker,) = [it for it in processes.of_tree(forking.tree) if processes.role(it) == "Worker_TP0"][:1]
+        until(are_enough)
+        assert forking.process.poll() is None
+    finally:
+        processes.kill_all(lambda: processes.of_tree(forking.tree))
+        with forking.process:
+            pass
 
 
 def test_a_closed_lifeline_ends_the_tree(supervised: Supervised) -> None:

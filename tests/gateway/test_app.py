@@ -15,7 +15,7 @@ import pytest
 from serving.gateway.app import Visit
 from serving.gateway.asgi import Request, Responder
 from serving.gateway.calls import cache_salt
-from tests.gateway.world import CHAT, World, running_gateway, until
+from tests.gateway.world import CHAT, QUICK, World, running_gateway, until
 from tests.scripted_engine import (
     MODEL,
     Ending,
@@ -186,6 +186,25 @@ async def test_a_body_over_the_limit_is_413(world: World, engine: ScriptedEngine
         chunked = response.status
     assert announced.status == chunked == 413 and engine.received == []
     assert announced.error["code"] == "request_too_large"
+
+
+async def test_a_body_that_does_not_arrive_is_408(tmp_path: Path, engine: ScriptedEngine) -> None:
+    """A client that announces a body and never sends it gets its place taken back, and a row that says so."""
+    timeouts = QUICK.model_copy(update={"request_body_s": 0.2})
+    async with running_gateway(tmp_path, (engine.url,), timeouts=timeouts) as world:
+        over = asyncio.Event()
+
+        async def trickle() -> AsyncIterator[bytes]:
+            yield b"{"
+            await over.wait()
+
+        sent = world.headers() | JSON
+        async with world.client.post(world.url + "/v1/chat/completions", data=trickle(), headers=sent) as response:
+            status, body = response.status, await response.json()
+        over.set()
+        row = await world.row()
+    assert (status, body["error"]["code"], row["status"], row["outcome"]) == (408, "request_timeout", 408, "rejected")
+    assert engine.received == []
 
 
 async def test_unknown_models_are_404(world: World) -> None:

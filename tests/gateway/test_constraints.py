@@ -40,6 +40,8 @@ def test_usual_patterns_pass(pattern: str) -> None:
         {"$ref": "http://example.com/schema"},
         {"$ref": "file:///etc/passwd"},
         {"$ref": "#"},
+        {"allOf": [{"$ref": "#"}]},
+        {"anyOf": [{"type": "null"}, {"oneOf": [{"$ref": "#/$defs/a"}]}], "$defs": {"a": {"anyOf": [{"$ref": "#"}]}}},
         {
             "properties": {"a": {"$ref": "#/$defs/a"}},
             "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}},
@@ -58,7 +60,8 @@ def test_schemas_that_cannot_be_meant_are_refused(schema: dict[str, Any]) -> Non
 
 
 def test_recursive_schemas_pass() -> None:
-    """A tree of nodes refers to itself through its properties, and that is fine."""
+    """A tree of nodes refers to itself through its properties, and that is fine (OpenAI's guide shows both ways)."""
+    require_cheap("response_format", of({"properties": {"children": {"type": "array", "items": {"$ref": "#"}}}}))
     node = {"type": "object", "properties": {"children": {"type": "array", "items": {"$ref": "#/$defs/node"}}}}
     require_cheap("response_format", of({"$ref": "#/$defs/node", "$defs": {"node": node}}))
 

@@ -13,7 +13,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+import uvicorn
 
+from serving.gateway.asgi import Receive, Responder, Scope, Send
+from serving.gateway.server import BoundedHeaders
 from tests.gateway.world import CHAT, until
 from tests.scripted_engine import Ending, Script, ScriptedEngine, chat_stream
 
@@ -81,6 +84,31 @@ async def test_it_serves_with_the_first_key_and_ends_cleanly(tmp_path: Path) -> 
     assert b'"error"' in rest and rest.endswith(b"data: [DONE]\n\n") and process.returncode == 0, errors
     access = [line["message"] for line in map(json.loads, errors.splitlines()) if line["logger"] == "serving.access"]
     assert [line["outcome"] for line in access if line["route"] == "/v1/chat/completions"] == ["ok", "cancelled"]
+
+
+async def test_headers_that_never_come_end_the_connection() -> None:
+    """Neither a silent connection nor a head that trickles in is kept; one that asks in time is answered."""
+
+    class Impatient(BoundedHeaders):
+        header_timeout_s = 0.2
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await Responder(send, "x").whole(200, b"{}")
+
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        server = uvicorn.Server(uvicorn.Config(app, http=Impatient, ws="none", lifespan="off", log_config=None))
+        task = asyncio.create_task(server.serve(sockets=[bound]))
+        await until(lambda: server.started)
+        for said in (b"", b"GET / HTTP/1.1\r\nHo", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"):
+            reader, writer = await asyncio.open_connection(*bound.getsockname())
+            writer.write(said)
+            if said.endswith(b"\r\n\r\n"):
+                assert b"200 OK" in await reader.readline()
+            else:
+                assert await asyncio.wait_for(reader.read(), 10) == b""
+            writer.close()
+        server.should_exit = True
+        await task
 
 
 async def _read_until(content: aiohttp.StreamReader, mark: bytes) -> bytes:

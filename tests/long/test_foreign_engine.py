@@ -129,11 +129,12 @@ def test_it_answers_with_a_key_and_alone(gateway: Gateway) -> None:
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_a_row_holds_what_the_engine_counted(gateway: Gateway, stream: bool) -> None:
     """Exact tokens, though this engine was started without any of our flags."""
-    before, rows_before = engine_counts(gateway.engine), len(gateway.ledger())
+    before = engine_counts(gateway.engine)
     body = CHAT | {"max_tokens": 12, "stream": stream}
-    assert call(gateway.url, "POST", "/v1/chat/completions", body, bearer(gateway.key))[0] == 200
-    until(lambda: len(gateway.ledger()) > rows_before and gateway.ledger()[-1].outcome == "ok")
-    (row,) = gateway.ledger()[rows_before:]
+    status, headers, _ = call(gateway.url, "POST", "/v1/chat/completions", body, bearer(gateway.key))
+    assert status == 200
+    closed = ("ok", headers["x-request-id"])
+    (row,) = until(lambda: [row for row in gateway.ledger() if (row.outcome, row.request_id) == closed])
     billed = {"vllm:prompt_tokens_total": row.prompt_tokens, "vllm:generation_tokens_total": row.completion_tokens}
     until(lambda: {name: now - before[name] for name, now in engine_counts(gateway.engine).items()} == billed)
     assert row.estimated_by is None and row.prompt_tokens and row.completion_tokens

@@ -25,6 +25,8 @@ from tests.waiting import until
 
 #: Checkpoints are built once and shared by every home of a test run.
 CACHE = Path(__file__).parents[2] / ".cache"
+#: A laptop has no compiler: an engine that needs one dies in every test, and not only there.
+NO_COMPILER = {"CC": "/nonexistent/gcc", "CXX": "/nonexistent/g++"}
 #: Seconds a start may take, with a checkpoint still to be fetched or trained.
 START_TIMEOUT_S = 600.0
 
@@ -45,7 +47,7 @@ class Stack:
         with (home / "up.out").open("wb") as output, (home / "up.err").open("wb") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "serving", "up", "--model", model, "--port", str(self.port)],
-                env=dict(os.environ) | {"SERVING_HOME": str(home)} | (environment or {}),
+                env=dict(os.environ) | NO_COMPILER | {"SERVING_HOME": str(home)} | (environment or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=errors,
@@ -151,6 +153,17 @@ class Stack:
         """Every ledger row, oldest first."""
         with Store.open(self.home) as store:
             return calls(store, limit=100_000)
+
+    def row(self, request_id: str) -> Call:
+        """The ledger's row of one request, once it is closed; a batch of rows is written now and then."""
+
+        def closed() -> Call | None:
+            found = [it for it in self.ledger() if it.request_id == request_id and it.outcome != "open"]
+            return found[0] if found else None
+
+        row = until(closed, 20, 0.2)
+        assert row is not None
+        return row
 
     def stop(self, number: signal.Signals = signal.SIGINT) -> int:
         """Stop as a terminal does, by a signal to the whole group; returns the exit code once every process is gone."""

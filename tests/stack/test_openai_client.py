@@ -1,6 +1,7 @@
 """The official `openai` package works against the running stack, unchanged."""
 
 import json
+import re
 import subprocess
 
 import openai
@@ -56,6 +57,16 @@ def test_streaming_with_usage_ends_with_it(client: openai.OpenAI) -> None:
     assert all(chunk.usage is None and chunk.choices for chunk in chunks)
 
 
+def test_log_probabilities(client: openai.OpenAI) -> None:
+    """They come with every token, the likeliest first, on a machine without a compiler too."""
+    answer = client.chat.completions.create(
+        model=SMOLLM2, messages=QUESTION, temperature=0, max_tokens=4, logprobs=True, top_logprobs=2
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs and logprobs.content and len(logprobs.content) == 4
+    assert all(it.token == it.top_logprobs[0].token and it.logprob <= 0 for it in logprobs.content)
+
+
 def test_completions(client: openai.OpenAI) -> None:
     """The older text completion, whole and streamed, says the same."""
     arguments = {"model": SMOLLM2, "prompt": "The capital of France is", "temperature": 0, "max_tokens": 8}
@@ -104,6 +115,22 @@ def test_structured_output_of_an_untrained_schema(client: openai.OpenAI) -> None
 
     document = json.loads(answer.choices[0].message.content or "")
     assert document["city"] in ("Paris", "Rome") and isinstance(document["certain"], bool)
+
+
+def test_a_recursive_schema_is_kept(client: openai.OpenAI) -> None:
+    """`{"$ref": "#"}` below a property is how OpenAI's guide writes a tree."""
+    children = {"type": "array", "items": {"$ref": "#"}, "maxItems": 1}
+    node = {"type": "object", "properties": {"depth": {"enum": [1, 2]}, "children": children}}
+    schema = node | {"required": ["depth", "children"], "additionalProperties": False}
+    answer = client.chat.completions.create(
+        model=SMOLLM2,
+        messages=QUESTION,
+        temperature=0,
+        max_tokens=200,
+        response_format={"type": "json_schema", "json_schema": {"name": "tree", "schema": schema, "strict": True}},
+    )
+    # A model this small may not come to an end; as far as it got, it is such a tree.
+    assert re.match(r'\s*{\s*"depth"\s*:\s*[12]\s*,\s*"children"\s*:\s*\[', answer.choices[0].message.content or "")
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "look_up_population"}}])
