@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -27,12 +28,19 @@ Port = Annotated[int | None, typer.Option(help="Port of the API.")]
 def main() -> None:
     """Run the command line; a Refusal, or a full disk, is one sentence on standard error and exit code 1."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # what was held back may be what finds no room
     except Refusal as refusal:
         sys.exit(str(refusal))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
             raise
+        # Python would try to write the rest once more at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.EPIPE:  # whoever read has seen enough
+            sys.exit(1)
         sys.exit("The disk is full: free some space, or set SERVING_HOME to a folder on a larger disk.")
 
 

@@ -76,10 +76,19 @@ def test_too_little_memory_is_refused(tmp_path: Path) -> None:
     assert_refused(serving("up", home=tmp_path, SERVING_ENGINE__MEMORY_SHARE="1.0"), "memory")
 
 
-def test_a_full_disk_is_refused(tmp_path: Path) -> None:
-    """Wherever it is met; here by a command whose own output has no room."""
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["at the end", "at once"])
+def test_a_full_disk_is_refused(tmp_path: Path, unbuffered: str) -> None:
+    """Wherever it is met; here by a command whose own output has no room, as it writes or as it ends."""
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "serving", "tenants", "list"]
-        environment = dict(os.environ) | {"SERVING_HOME": str(tmp_path)}
+        environment = dict(os.environ) | {"SERVING_HOME": str(tmp_path), "PYTHONUNBUFFERED": unbuffered}
         result = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert result.returncode == 1 and result.stderr.startswith("The disk is full") and result.stderr.count("\n") == 1
+
+
+def test_a_reader_that_has_seen_enough_is_no_error_to_tell(tmp_path: Path) -> None:
+    """`serving models list | head -1` ends without a word on standard error."""
+    command = ["bash", "-c", f"{sys.executable} -m serving models list | true"]
+    environment = dict(os.environ) | {"SERVING_HOME": str(tmp_path)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.stderr == ""
