@@ -58,18 +58,19 @@ def read_settings(
 @app.command()
 def up(
     context: typer.Context,
-    model: Annotated[str, typer.Option(help="A name from `serving models list`.")] = "smollm2-135m-instruct",
+    model: Annotated[list[str] | None, typer.Option(help="A name from `serving models list`; repeat for more.")] = None,
     port: Port = None,
     host: Host = None,
 ) -> None:
-    """Serve a model on this machine: gateway, directory and one engine, until Ctrl-C."""
+    """Serve models on this machine: gateway, directory and an engine for each, until Ctrl-C."""
     if sys.platform != "linux":
         raise Refusal("`serving up` runs on Linux x86-64 only; the gateway alone runs elsewhere: `serving gateway`.")
     try:
         from serving import local
     except ModuleNotFoundError as missing:
         raise Refusal(f"The engine plane is not installed ({missing.name} is missing): run `make serve`.") from None
-    local.up(config.override(context.obj, gateway={"port": port, "host": host}), model)
+    chosen = config.override(context.obj, gateway={"port": port, "host": host})
+    local.up(config.with_models(chosen, model) if model else chosen)
 
 
 @app.command()
@@ -91,19 +92,44 @@ def gateway(
 
 @models.command("list")
 def models_list(context: typer.Context) -> None:
-    """Name, size and origin of every model, and which are on this machine."""
+    """Name, context, origin and GPU profiles of every model, and which are on this machine."""
     from serving.engine.checkpoints import store as checkpoints
 
-    for kept in checkpoints.listing(context.obj.home):
-        model = kept.model
-        state = "on this machine" if kept.is_ready else f"{model.source}, {model.download_mib} MiB to fetch"
-        print(f"{model.name:24} {model.context_tokens:>8} tokens  {state}")
+    ready = {kept.model.name for kept in checkpoints.listing(context.obj.home) if kept.is_ready}
+    for name, model in catalog.MODELS.items():
+        state = "on this machine" if name in ready else f"{model.source}, {model.download_mib} MiB to fetch"
+        print(f"{name:24} {model.context_tokens:>8} tokens  {state}; {_where(model)}")
+
+
+def _where(model: catalog.Model) -> str:
+    """What it runs on by default."""
+    if not model.profiles:
+        return "CPU"
+    first = model.profiles[0]
+    return f"{first.name} on {first.gpus_per_engine} × {first.gpu}"
 
 
 @models.command("show")
 def models_show(name: str) -> None:
     """What one model is, as JSON."""
     print(catalog.find(name).model_dump_json(indent=2))
+
+
+@models.command("budget")
+def models_budget(
+    name: str,
+    gpu: Annotated[str | None, typer.Option(help="A kind of GPU, e.g. h100; else the first profile's.")] = None,
+    profile: Annotated[str | None, typer.Option(help="A profile, e.g. balanced; else the first of that GPU.")] = None,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of one node.")] = 8,
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+) -> None:
+    """Memory and KV of a model on its GPUs, computed before anything starts; what cannot work is refused."""
+    from serving.budget import refuse, text
+
+    model = catalog.find(name)
+    chosen = model.profile(profile, gpu)
+    refuse(model, chosen, gpus_per_node)
+    print(text.as_json(model, chosen) if as_json else text.page(model, chosen))
 
 
 @models.command("fetch")

@@ -7,14 +7,15 @@ Under each field stand its unit and its reason.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import platformdirs
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from serving.catalog import Model
 from serving.errors import Refusal
 
 ENV_PREFIX = "SERVING_"
@@ -77,16 +78,45 @@ class EngineSettings(_Group):
     """CPU engines: share of the machine's memory that must be free at start (vLLM refuses to start otherwise)."""
     kv_cache_gib: Annotated[int, Field(ge=1)] = 1
     """CPU engines: whole GiB of KV cache."""
-    tensor_parallel: Annotated[int, Field(ge=1)] = 1
-    """Ranks that share one engine's layers."""
     api_servers: Annotated[int, Field(ge=1)] = 1
     """HTTP front-end processes of one engine."""
-    start_timeout_s: Annotated[float, Field(gt=0)] = 900.0
-    """Seconds from start to the first generated token."""
+    start_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds from an engine's first process to its first token, besides reading its weights: imports, graphs, kernels."""
+    load_mib_per_s: Annotated[float, Field(gt=0)] = 100.0
+    """MiB a second at which weights are read at the slowest: a checkpoint of 60 GiB adds ten minutes to the start's limit."""
+    directory_labels: dict[str, str] = {}
+    """Labels of the Ray nodes that may hold the directory; in a cluster, nodes that hold no engine to be lost with."""
+    gpus_per_node: Annotated[int, Field(ge=1)] = 8
+    """GPUs of a node; an engine with more of them spans several."""
+    program: tuple[str, ...] = ()
+    """A program in vLLM's place that takes its `serve` command line and speaks its HTTP; empty for vLLM itself."""
     drain_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     """Seconds running streams may take to finish when a replica goes; not below the gateway's request_total_s."""
     heartbeat_s: Annotated[float, Field(gt=0)] = 0.5
     """Seconds between two reports of a replica to the directory."""
+
+
+class ModelSettings(_Group):
+    """One model of a cell: which engine, and how many of it. Its bounds change live; the rest restarts its own engines."""
+
+    name: str
+    """A name of the catalogue (`serving models list`)."""
+    profile: str | None = None
+    """A named profile of the catalogue for GPUs; unset, the engine runs on vLLM's CPU build."""
+    gpu: str | None = None
+    """The GPU type whose profile is meant (`h100`, `h200`); unset, the first that has it."""
+    tensor: Annotated[int, Field(ge=1)] | None = None
+    """Ranks that share each layer; unset, the profile's, or 1."""
+    pipeline: Annotated[int, Field(ge=1)] | None = None
+    """Ranks that each hold some of the layers; unset, the profile's, or 1."""
+    data: Annotated[int, Field(ge=1)] | None = None
+    """Copies of the attention layers, each with requests of its own; unset, the profile's, or 1."""
+    expert: bool | None = None
+    """Whether ranks hold whole experts instead of a piece of each; unset, the profile's, or false."""
+    min_replicas: Annotated[int, Field(ge=0)] = 1
+    """Engines that always run; 0 lets the model sleep, and its first request wait for a start."""
+    max_replicas: Annotated[int, Field(ge=1)] = 1
+    """Engines that may run; the same as `min_replicas` for a fixed fleet."""
 
 
 class Settings(_Group):
@@ -96,6 +126,17 @@ class Settings(_Group):
     """One JSON object a line for collectors, or text for eyes."""
     gateway: GatewaySettings = GatewaySettings()
     engine: EngineSettings = EngineSettings()
+    models: tuple[ModelSettings, ...] = (ModelSettings(name="smollm2-135m-instruct"),)
+    """What this cell serves."""
+    own_models: tuple[Model, ...] = ()
+    """Models that the catalogue lacks, described with its keys: a fine-tune, another open model."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [model.name for model in self.models]
+        if repeated := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"models are named twice: {', '.join(sorted(repeated))}")
+        return self
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -109,6 +150,13 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
 def override(settings: Settings, **groups: Mapping[str, Any]) -> Settings:
     """The settings with what the command line said in its place (`gateway={"port": 9000}`); None leaves a key alone."""
     return _validated(settings.model_dump(), groups)
+
+
+def with_models(settings: Settings, names: Sequence[str]) -> Settings:
+    """The settings with these models alone; one that they describe already keeps its description."""
+    described = {model.name: model for model in settings.models}
+    chosen = tuple(described.get(name) or ModelSettings(name=name) for name in dict.fromkeys(names))
+    return settings.model_copy(update={"models": chosen})
 
 
 def _validated(*layers: Mapping[str, Any]) -> Settings:

@@ -25,14 +25,17 @@ import psutil
 import yaml
 
 from serving import catalog, config, secret
-from serving.config import Settings
+from serving.config import ModelSettings, Settings
 from serving.engine import app as engine_app
 from serving.engine import engine, processes, supervisor
 from serving.engine.checkpoints import store as checkpoints
+from serving.engine.command import EngineSpec
 from serving.errors import Refusal
+from serving.wire import ReplicaState, Task
 
-#: MiB that one engine, Ray and the gateway need together; seen resident: see the README's table.
-_NEEDED_MEMORY_MIB = 5 * 1024
+#: MiB that Ray and the gateway need, and each engine; seen resident: see the README's table.
+_BASE_MEMORY_MIB = 1024
+_ENGINE_MEMORY_MIB = 4 * 1024
 #: Seconds between two looks while waiting.
 _LOOK_INTERVAL_S = 0.2
 #: Bytes of the gateway's log before it begins anew, the old one kept once, and seconds between two looks at it.
@@ -48,52 +51,69 @@ class Stopped(BaseException):
     """Ctrl-C or SIGTERM; not an error."""
 
 
-def up(settings: Settings, model_name: str) -> None:
-    """Serve `model_name` here until stopped; raises Refusal before anything starts, or when a part is lost."""
-    model = catalog.find(model_name)
+def up(settings: Settings) -> None:
+    """Serve the settings' models here until stopped; raises Refusal before anything starts, or when a part is lost."""
+    models = {wanted: catalog.find(wanted.name, settings.own_models) for wanted in settings.models}
     gateway = settings.gateway
     _refuse_taken_port(gateway.host, gateway.port)
-    _refuse_small_memory(settings.engine.memory_share)
+    _refuse_small_memory(settings)
     _make_home(settings.home)
     with _signals_raise_stopped(), _everything_below_ends():
-        checkpoint = checkpoints.ensure(model, settings.home, _say)
-        _serve(settings, model, checkpoint)
+        checkpoint_of = {wanted: checkpoints.ensure(model, settings.home, _say) for wanted, model in models.items()}
+        secret_file = secret.create_if_absent(settings.home)
+        specs = {
+            wanted: engine_app.engine_spec(model, wanted, checkpoint_of[wanted], settings, secret_file)
+            for wanted, model in models.items()
+        }
+        _serve(settings, list(models.values()), specs, secret_file)
 
 
-def _serve(settings: Settings, model: catalog.Model, checkpoint: Path) -> None:
+def _serve(
+    settings: Settings, models: list[catalog.Model], specs: dict[ModelSettings, EngineSpec], secret_file: Path
+) -> None:
     started = time.monotonic()
-    secret_file = secret.create_if_absent(settings.home)
     directory_port = engine.free_port("127.0.0.1")
     _say("Starting Ray ...")
     with _local_ray(directory_port, settings.home):
         # Cells' names must differ: a gateway before two of them lets each speak only for its own replicas.
-        engine_app.run_directory(f"{socket.gethostname()}:{directory_port}", secret_file)
-        engine_app.run_model(engine_app.engine_spec(model, checkpoint, settings, secret_file))
-        _say(f"Starting vLLM with {model.name} ({time.monotonic() - started:.0f} s so far) ...")
+        engine_app.run_directory(f"{socket.gethostname()}:{directory_port}", secret_file, settings.engine)
+        for wanted, spec in specs.items():
+            engine_app.run_model(spec, wanted.max_replicas)
+        names = ", ".join(model.name for model in models)
+        _say(f"Starting vLLM with {names} ({time.monotonic() - started:.0f} s so far) ...")
         # Inside Ray's, so that it ends first: engines drain at once when nobody streams from them any more.
         with _gateway_process(settings, f"http://127.0.0.1:{directory_port}") as gateway:
-            _wait_for_model(settings, gateway, started)
-            print(banner(settings, model, time.monotonic() - started), flush=True)
+            _wait_for_models(settings, gateway, len(models), started)
+            print(banner(settings, models, time.monotonic() - started), flush=True)
             code = _end_of(gateway, _gateway_log(settings))
     raise Refusal(f"The gateway ended with exit code {code}; its last words are in {_gateway_log(settings)}.")
 
 
-def banner(settings: Settings, model: catalog.Model, seconds: float) -> str:
-    """What a newcomer needs: base URL, key, a curl line that works when pasted, and what this model is."""
+def banner(settings: Settings, models: list[catalog.Model], seconds: float) -> str:
+    """What a newcomer needs: base URL, key, a curl line that works when pasted, and what these models are."""
     base_url = f"http://{settings.gateway.host}:{settings.gateway.port}/v1"
     key = (settings.home / "admin.key").read_text().strip()
-    body = {"model": model.name, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
+    route, body = _example(next((model for model in models if model.task is Task.GENERATE), models[0]))
+    summaries = "\n".join(model.summary for model in models)
     return f"""
-Ready after {seconds:.0f} s. {model.summary}
+Ready after {seconds:.0f} s. {summaries}
 
   Base URL  {base_url}
   API key   {key}
 
-  curl {base_url}/chat/completions -H 'Authorization: Bearer {key}' \\
+  curl {base_url}{route} -H 'Authorization: Bearer {key}' \\
     -H 'Content-Type: application/json' \\
     -d '{json.dumps(body)}'
 
 Ctrl-C stops everything. Logs and the key are in {settings.home}."""
+
+
+def _example(model: catalog.Model) -> tuple[str, dict[str, object]]:
+    """A route below the base URL and a body that shows what a model does."""
+    question = "What is the capital of France?"
+    if model.task is Task.EMBED:
+        return "/embeddings", {"model": model.name, "input": question}
+    return "/chat/completions", {"model": model.name, "messages": [{"role": "user", "content": question}]}
 
 
 def _say(text: str) -> None:
@@ -119,13 +139,16 @@ def _refuse_taken_port(host: str, port: int) -> None:
             ) from None
 
 
-def _refuse_small_memory(memory_share: float) -> None:
+def _refuse_small_memory(settings: Settings) -> None:
     memory = psutil.virtual_memory()
-    needed = max(_NEEDED_MEMORY_MIB * 1024**2, int(memory.total * memory_share))
+    engines = sum(model.max_replicas for model in settings.models)
+    # vLLM looks at its share when its engine starts, and the engines before it have taken theirs by then.
+    share = int(memory.total * settings.engine.memory_share)
+    needed = max(_BASE_MEMORY_MIB * 1024**2 + engines * _ENGINE_MEMORY_MIB * 1024**2, share)
     if memory.available < needed:
         raise Refusal(
             f"This needs {needed / 1024**3:.1f} GiB of free memory and the machine has {memory.available / 1024**3:.1f}; "
-            "stop something, or lower engine.memory_share."
+            "stop something, serve fewer models, or lower engine.memory_share."
         )
 
 
@@ -223,32 +246,37 @@ def _gateway_log(settings: Settings) -> Path:
     return settings.home / "logs" / "gateway.log"
 
 
-def _wait_for_model(settings: Settings, gateway: subprocess.Popen[bytes], started: float) -> None:
-    """Return when the model answers; raises Refusal when it or the gateway failed."""
+def _wait_for_models(settings: Settings, gateway: subprocess.Popen[bytes], count: int, started: float) -> None:
+    """Return when every model answers; raises Refusal when one or the gateway failed."""
     url = f"http://{settings.gateway.host}:{settings.gateway.port}/health/models"
     told, told_at = "", started
     while True:
         if gateway.poll() is not None:
             raise Refusal(f"The gateway did not start; its last words are in {_gateway_log(settings)}.")
-        is_ready, state = _model_state(url)
-        if is_ready:
+        states = _model_states(url)
+        if len(states) == count and set(states.values()) == {ReplicaState.READY}:
             return
+        state = ", ".join(f"{name}: {state}" for name, state in states.items())
         if state and (state != told or time.monotonic() - told_at > _PROGRESS_INTERVAL_S):
             told, told_at = state, time.monotonic()
-            _say(f"  {state} ({told_at - started:.0f} s; about 40 s on 2 cores)")
-        if time.monotonic() - started > settings.engine.start_timeout_s:
+            _say(f"  {state} ({told_at - started:.0f} s; about 40 s a model on 2 cores)")
+        if time.monotonic() - started > settings.engine.start_timeout_s * count:
             raise Refusal(
-                f"No model answered within {settings.engine.start_timeout_s:.0f} s; see {settings.home / 'logs'}."
+                f"Not every model answered within {settings.engine.start_timeout_s * count:.0f} s; "
+                f"see {settings.home / 'logs'}."
             )
         time.sleep(_LOOK_INTERVAL_S)
 
 
-def _model_state(url: str) -> tuple[bool, str]:
+def _model_states(url: str) -> dict[str, str]:
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:
-            return True, answer.read().decode()
+            text = answer.read()
     except urllib.error.HTTPError as error:
-        states = json.load(error).get("models", {})
-        return False, ", ".join(f"{name}: {state}" for name, state in states.items())
-    except (OSError, ValueError):
-        return False, ""
+        text = error.read()
+    except OSError:
+        return {}
+    try:
+        return dict(json.loads(text).get("models", {}))
+    except ValueError:
+        return {}

@@ -70,8 +70,15 @@ class ReplicaReport(msgspec.Struct, frozen=True):
     #: Longest prompt plus output, in tokens.
     context_tokens: int = 0
     load: EngineLoad = EngineLoad()
-    #: One scrubbed sentence when the state is FAILED.
+    #: One scrubbed sentence when the state is FAILED, or on what a start waits for.
     reason: str | None = None
+    #: How far it has loaded (`45%`) while it is LOADING.
+    progress: str | None = None
+    #: Where it is: Ray's node and the indices of its GPUs.
+    node: str = ""
+    devices: tuple[str, ...] = ()
+    #: Which node's share of an engine over several nodes this is; only the first takes requests.
+    rank: int = 0
 
 
 class Listed(msgspec.Struct, frozen=True):
@@ -93,3 +100,5 @@ class DirectoryAnswer(msgspec.Struct, frozen=True):
     incarnation: str
     is_complete: bool
     replicas: tuple[Listed, ...]
+    #: Sentences for the operator, such as on a device where engines keep failing.
+    warnings: tuple[str, ...] = ()

@@ -12,14 +12,18 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import msgspec
 import ray
 from ray import serve
 
 from serving import secret
-from serving.catalog import Model
-from serving.config import EngineSettings, Settings
-from serving.engine.command import EngineSpec
+from serving.budget import refuse
+from serving.catalog import GPUS, Model
+from serving.config import EngineSettings, ModelSettings, Settings
+from serving.engine import command, placement
+from serving.engine.command import EngineSpec, Parallel
 from serving.engine.directory import Directory
+from serving.engine.flags import tuning_flags
 from serving.engine.replica import Replica
 from serving.wire import DIRECTORY_ROUTE
 
@@ -28,6 +32,12 @@ RAY_TOKEN_FILE = "ray.token"  # noqa: S105 A file's name.
 #: Seconds between Serve's health checks; it replaces a replica after three failures in a row.
 _HEALTH_PERIOD_S = 1.0
 _HEALTH_TIMEOUT_S = 10.0
+#: What Serve's controller reads at its start. Fill one node before the next, so that a large engine finds a whole one;
+#: and never give a deployment up (see placement.RETRIES_WITHOUT_END, of which this is the other half).
+SERVE_ENVIRONMENT = {
+    "RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY": "1",
+    "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": str(placement.RETRIES_WITHOUT_END),
+}
 #: Bytes of Ray's object store: no token passes through Ray, so its smallest size will do.
 _OBJECT_STORE_BYTES = 80 * 1024 * 1024
 
@@ -40,6 +50,7 @@ def start_local_ray(serve_port: int, home: Path) -> None:
     os.environ.pop("RAY_AUTH_MODE", None)  # unset means token to 2.60, and only unset is read after its import
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(secret.create_if_absent(home, RAY_TOKEN_FILE))
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ |= SERVE_ENVIRONMENT
     ray.init(
         address="local",
         _node_ip_address="127.0.0.1",
@@ -70,7 +81,7 @@ def _ray_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"serving-ray-{os.getuid()}"
 
 
-def run_directory(cell: str, secret_file: Path) -> None:
+def run_directory(cell: str, secret_file: Path, settings: EngineSettings) -> None:
     """Deploy the cell's directory and wait until it answers."""
     deployment = serve.deployment(
         name="Directory",
@@ -78,37 +89,57 @@ def run_directory(cell: str, secret_file: Path) -> None:
         max_ongoing_requests=1000,
         health_check_period_s=_HEALTH_PERIOD_S,
         graceful_shutdown_timeout_s=1,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "label_selector": settings.directory_labels},
     )(Directory)
     serve.run(deployment.bind(cell, str(secret_file)), name=DIRECTORY_APP, route_prefix=DIRECTORY_ROUTE)
 
 
-def run_model(spec: EngineSpec, replicas: int = 1) -> None:
+def run_model(spec: EngineSpec, engines: int = 1) -> None:
     """Deploy one model's application; returns at once, its replicas report their own progress."""
     deployment = serve.deployment(
         name="Replica",
-        num_replicas=replicas,
+        num_replicas=placement.serve_replicas(spec, engines),
         health_check_period_s=_HEALTH_PERIOD_S,
         health_check_timeout_s=_HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=spec.settings.drain_timeout_s + 30,  # the drain's own limit strikes first
-        ray_actor_options={"num_cpus": 0},
+        **placement.options(spec),
     )(Replica)
-    target = serve.RunTarget(deployment.bind(spec, DIRECTORY_APP), name=f"model-{spec.model}", route_prefix=None)
+    # Serve gives each `run` a new version, and so restarts what only changed in number (seen with 2.60).
+    versioned = deployment.options(version=command.version(spec), _internal=True)
+    target = serve.RunTarget(versioned.bind(spec, DIRECTORY_APP), name=f"model-{spec.model}", route_prefix=None)
     serve.run_many([target], wait_for_applications_running=False)
 
 
-def engine_spec(model: Model, checkpoint: Path, settings: Settings, secret_file: Path) -> EngineSpec:
-    """The engine that serves `model` from `checkpoint`."""
-    engine: EngineSettings = settings.engine
-    return EngineSpec(
+def engine_spec(
+    model: Model, wanted: ModelSettings, checkpoint: Path, settings: Settings, secret_file: Path
+) -> EngineSpec:
+    """The engine that serves `model` from `checkpoint`, as its settings want it; raises Refusal when it cannot work."""
+    common = EngineSpec(
         model=model.name,
         checkpoint=str(checkpoint),
         task=model.task,
         context_tokens=model.context_tokens,
-        settings=engine,
+        settings=settings.engine,
         secret_file=str(secret_file),
         log_folder=str(settings.home / "logs"),
+        cache_folder=str(settings.home / "cache"),
+        parallel=Parallel(wanted.tensor or 1, wanted.pipeline or 1, wanted.data or 1, bool(wanted.expert)),
         tool_parser=model.tool_parser,
         reasoning_parser=model.reasoning_parser,
         environment=tuple(sorted(model.environment.items())),
+    )
+    if wanted.profile is None:
+        return common
+    chosen = model.profile(wanted.profile, wanted.gpu).override(
+        wanted.tensor, wanted.pipeline, wanted.data, wanted.expert, settings.engine.gpus_per_node
+    )
+    refuse(model, chosen, settings.engine.gpus_per_node)
+    return msgspec.structs.replace(
+        common,
+        context_tokens=chosen.context_tokens or model.context_tokens,
+        parallel=Parallel(chosen.tensor, chosen.pipeline, chosen.data, chosen.expert),
+        nodes=chosen.nodes,
+        gpus_per_node=chosen.pod_gpus,
+        gpu_type=GPUS[chosen.gpu].ray_label,
+        flags=tuple(tuning_flags(model, chosen)),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import sys
@@ -16,6 +17,33 @@ from serving.engine.boundary import MARKERS_VARIABLE, SECRET_FILE_VARIABLE
 from serving.wire import Task
 
 
+class Parallel(msgspec.Struct, frozen=True):
+    """How one engine's work is divided; the four knobs are independent."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+    #: Experts are spread over the ranks instead of each being cut into as many pieces.
+    expert: bool = False
+
+    @property
+    def ranks(self) -> int:
+        return self.tensor * self.pipeline * self.data
+
+
+class Member(msgspec.Struct, frozen=True):
+    """Which node's share of an engine this is; an engine on one node has one member."""
+
+    rank: int = 0
+    #: Address of the first member, where the others find each other.
+    head: str = "127.0.0.1"
+    #: A TCP port there.
+    port: int = 0
+
+
+ONLY_MEMBER = Member()
+
+
 class EngineSpec(msgspec.Struct, frozen=True):
     """All that one engine needs to know; plain data, so that Ray can carry it and a version can hash it."""
 
@@ -26,19 +54,33 @@ class EngineSpec(msgspec.Struct, frozen=True):
     settings: EngineSettings
     secret_file: str
     log_folder: str
+    #: Compiled kernels and graphs, kept over restarts; a volume in a cluster.
+    cache_folder: str
     tool_parser: str | None = None
     reasoning_parser: str | None = None
+    parallel: Parallel = Parallel()
+    #: Nodes that one engine takes, and GPUs on each; none on the CPU.
+    nodes: int = 1
+    gpus_per_node: int = 0
+    #: The only GPU type it may run on, as Ray labels nodes; None for any.
+    gpu_type: str | None = None
+    #: vLLM flags that the model's profile adds.
+    flags: tuple[str, ...] = ()
     #: Extra environment a checkpoint asks for.
     environment: tuple[tuple[str, str], ...] = ()
 
 
-def arguments(spec: EngineSpec, port: int) -> list[str]:
-    """vLLM's `serve` command line for this engine on `port`."""
+def version(spec: EngineSpec) -> str:
+    """Names what an engine was started with: engines of the same version need no restart."""
+    content = msgspec.json.encode(spec, enc_hook=lambda settings: settings.model_dump(mode="json"))
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def arguments(spec: EngineSpec, port: int, member: Member = ONLY_MEMBER) -> list[str]:
+    """vLLM's `serve` command line for one member of this engine; the first one listens on `port`."""
     settings = spec.settings
     line = [
-        sys.executable,
-        "-m",
-        "vllm.entrypoints.cli.main",
+        *(settings.program or (sys.executable, "-m", "vllm.entrypoints.cli.main")),
         "serve",
         spec.checkpoint,
         "--served-model-name",
@@ -51,17 +93,14 @@ def arguments(spec: EngineSpec, port: int) -> list[str]:
         "serving.engine.boundary.Boundary",
         "--max-model-len",
         str(spec.context_tokens),
-        "--tensor-parallel-size",
-        str(settings.tensor_parallel),
-        "--api-server-count",
-        str(settings.api_servers),
+        *_parallel_flags(spec, member),
         # One backend for all: with `auto` the first request's schema chooses for every later one (seen with 0.32).
         "--structured-outputs-config",
         '{"backend": "xgrammar"}',
         "--enable-prompt-tokens-details",  # the ledger counts cached prompt tokens
         "--disable-uvicorn-access-log",  # one line a request is the gateway's to write
     ]
-    if is_cpu_build():
+    if not spec.gpus_per_node:
         # Compilation costs a minute at start and gains nothing for models this small.
         line += ["--dtype", "bfloat16", "--enforce-eager", "--gpu-memory-utilization", str(settings.memory_share)]
     if spec.tool_parser:
@@ -77,7 +116,21 @@ def arguments(spec: EngineSpec, port: int) -> list[str]:
         line += ["--reasoning-parser", spec.reasoning_parser]
     if spec.task is Task.EMBED:
         line += ["--runner", "pooling"]
-    return line
+    return line + list(spec.flags)
+
+
+def _parallel_flags(spec: EngineSpec, member: Member) -> list[str]:
+    parallel = spec.parallel
+    line = ["--tensor-parallel-size", str(parallel.tensor), "--pipeline-parallel-size", str(parallel.pipeline)]
+    if parallel.data > 1:
+        line += ["--data-parallel-size", str(parallel.data)]
+    if parallel.expert:
+        line += ["--enable-expert-parallel"]
+    if spec.nodes > 1:
+        line += ["--nnodes", str(spec.nodes), "--node-rank", str(member.rank)]
+        line += ["--master-addr", member.head, "--master-port", str(member.port)]
+    # Only the first member has a front end.
+    return line + (["--headless"] if member.rank else ["--api-server-count", str(spec.settings.api_servers)])
 
 
 def environment(spec: EngineSpec, tree: str, scratch: Path, inherited: Mapping[str, str]) -> dict[str, str]:
@@ -91,11 +144,12 @@ def environment(spec: EngineSpec, tree: str, scratch: Path, inherited: Mapping[s
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
+        **_caches(Path(spec.cache_folder)),
     }
     if spec.reasoning_parser == "openai_gptoss":
         result[MARKERS_VARIABLE] = "1"
-    if is_cpu_build():
-        threads = max(1, (os.cpu_count() or 1) // spec.settings.tensor_parallel)
+    if not spec.gpus_per_node:
+        threads = max(1, (os.cpu_count() or 1) // spec.parallel.ranks)
         result |= {
             # Eager mode compiles a few sampling functions all the same: the first request for log probabilities then
             # stalls the engine for 18 s, and kills it on a machine without a C++ compiler (seen with 0.32).
@@ -105,9 +159,20 @@ def environment(spec: EngineSpec, tree: str, scratch: Path, inherited: Mapping[s
             "OMP_NUM_THREADS": str(threads),
             # Spinning threads take the processor from the gateway and from each other on a small machine.
             "OMP_WAIT_POLICY": "PASSIVE",
-            "PYTHONPATH": os.pathsep.join(filter(None, (str(_vllm_alias(spec)), inherited.get("PYTHONPATH")))),
         }
+    if is_cpu_build():
+        result["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_vllm_alias(spec)), inherited.get("PYTHONPATH"))))
     return result | dict(spec.environment)
+
+
+def _caches(folder: Path) -> dict[str, str]:
+    """Where vLLM, torch, Triton and FlashInfer keep what they compile: minutes at each start of a large model."""
+    return {
+        "VLLM_CACHE_ROOT": str(folder / "vllm"),
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+        "TRITON_CACHE_DIR": str(folder / "triton"),
+        "FLASHINFER_WORKSPACE_BASE": str(folder / "flashinfer"),
+    }
 
 
 def is_cpu_build() -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import socket
 import sys
@@ -21,7 +22,7 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.engine import command, processes
-from serving.engine.command import EngineSpec
+from serving.engine.command import ONLY_MEMBER, EngineSpec, Member
 from serving.errors import ServingError
 from serving.secret import PlaneSecret
 from serving.wire import EngineLoad, Task
@@ -32,10 +33,15 @@ _LOOK_INTERVAL_S = 0.25
 _PROBE_TIMEOUT_S = 5.0
 #: Seconds the first token may take: kernels are chosen and caches filled on the way.
 _FIRST_TOKEN_TIMEOUT_S = 120.0
+#: Seconds after the first token in which every process of the engine must have been seen.
+_JOIN_TIMEOUT_S = 5.0
 #: Engine logs of one model that are kept.
 _KEPT_LOGS = 10
 #: vLLM's sockets and rendezvous files; short, because a socket's path must stay under 108 bytes.
 _SCRATCH_PREFIX = "serving-engine-"
+#: vLLM tells how far it has loaded at the end of its log.
+_LOG_TAIL_BYTES = 8192
+_LOADED = re.compile(rb"checkpoint shards: +(\d+)% Completed")
 #: vLLM's own metric names that we read (0.32).
 RUNNING_METRIC = "vllm:num_requests_running"
 WAITING_METRIC = "vllm:num_requests_waiting"
@@ -50,10 +56,18 @@ class Engine:
     """A running tree. Made by `running()`, which is the only way to have one and be rid of it."""
 
     def __init__(
-        self, spec: EngineSpec, port: int, supervisor: asyncio.subprocess.Process, told: asyncio.StreamReader
+        self,
+        spec: EngineSpec,
+        member: Member,
+        port: int,
+        log: Path,
+        supervisor: asyncio.subprocess.Process,
+        told: asyncio.StreamReader,
     ) -> None:
         self.url = f"http://{spec.settings.host}:{port}"
         self._spec = spec
+        self._member = member
+        self._log = log
         self._supervisor = supervisor
         self._told = told
         self._secret = PlaneSecret(Path(spec.secret_file))
@@ -76,10 +90,33 @@ class Engine:
                 raise EngineDied(self._ending.result())
             await asyncio.sleep(_LOOK_INTERVAL_S)
 
-    def require_members(self) -> None:
-        """Raise EngineDied unless every process that was asked for has joined: vLLM drops some options silently."""
-        if missing := expected_members(self._spec) - self._members:
-            raise EngineDied(f"the engine started without {', '.join(sorted(missing))}")
+    async def require_members(self) -> None:
+        """Raise EngineDied unless every process that was asked for has joined: vLLM drops some options silently.
+
+        The supervisor looks twice a second, so the last ones may be heard of a moment later.
+        """
+        try:
+            async with asyncio.timeout(_JOIN_TIMEOUT_S):
+                await self.until_joined()
+        except TimeoutError:
+            raise EngineDied(f"the engine started without {', '.join(sorted(self._missing()))}") from None
+
+    async def until_joined(self) -> None:
+        """Return when every process that was asked for has joined, where nobody listens; raises EngineDied."""
+        while self._missing():
+            if self.is_dead:
+                raise EngineDied(self._ending.result())
+            await asyncio.sleep(_LOOK_INTERVAL_S)
+
+    def progress(self) -> str | None:
+        """How much of the weights vLLM says it has loaded (`45%`), or None while it says nothing of them."""
+        try:
+            with self._log.open("rb") as log:
+                log.seek(max(0, self._log.stat().st_size - _LOG_TAIL_BYTES))
+                told = _LOADED.findall(log.read())
+        except OSError:
+            return None
+        return f"{told[-1].decode()}%" if told else None
 
     async def is_healthy(self) -> bool:
         """Does `/health` answer 200?"""
@@ -131,13 +168,16 @@ class Engine:
         await self._supervisor.wait()
         return reason
 
+    def _missing(self) -> Counter[str]:
+        return expected_members(self._spec, self._member) - self._members
+
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._secret.sent}"}
 
 
 @asynccontextmanager
-async def running(spec: EngineSpec) -> AsyncIterator[Engine]:
-    """Start an engine; whatever happens, nobody of its tree is left afterwards."""
+async def running(spec: EngineSpec, member: Member = ONLY_MEMBER) -> AsyncIterator[Engine]:
+    """Start an engine, or a node's share of one; whatever happens, nobody of its tree is left afterwards."""
     await asyncio.to_thread(sweep)
     tree = processes.new_tree()
     port = free_port(spec.settings.host)
@@ -146,14 +186,14 @@ async def running(spec: EngineSpec) -> AsyncIterator[Engine]:
     scratch.mkdir(mode=0o700)
     supervisor = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "serving.engine.supervisor", "--log", str(log), "--"),
-        *command.arguments(spec, port),
+        *command.arguments(spec, port, member),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         env=command.environment(spec, tree, scratch, os.environ),
         start_new_session=True,
     )
     told = supervisor.stdout or asyncio.StreamReader()  # a pipe was asked for, so there is one
-    engine = Engine(spec, port, supervisor, told)
+    engine = Engine(spec, member, port, log, supervisor, told)
     try:
         yield engine
     finally:
@@ -178,15 +218,43 @@ def _new_log(spec: EngineSpec, port: int) -> Path:
     return folder / f"engine-{spec.model}-{time.strftime('%Y%m%dT%H%M%S')}-{port}.log"
 
 
-def expected_members(spec: EngineSpec) -> Counter[str]:
-    """The processes that vLLM names when it does what it was told (titles of 0.32)."""
-    settings = spec.settings
-    names = ["EngineCore"]
-    if settings.api_servers > 1:  # a single one is the tree's root and keeps its own title
-        names += [f"APIServer_{index}" for index in range(settings.api_servers)]
-    if settings.tensor_parallel > 1:
-        names += [f"Worker_TP{rank}" for rank in range(settings.tensor_parallel)]
-    return Counter(names)
+def expected_members(spec: EngineSpec, member: Member = ONLY_MEMBER) -> Counter[str]:
+    """The processes that vLLM names on one member's node when it does what it was told (titles of 0.32)."""
+    names = [_core_of(spec, name) for name in _ranks(spec, member)]
+    if spec.parallel.data == 1 and member.rank:
+        names.clear()  # the one core is the first member's
+    if spec.parallel.tensor * spec.parallel.pipeline > 1:  # a single rank may run inside its core
+        names += [_worker_of(spec, rank) for rank in _ranks(spec, member)]
+    if spec.settings.api_servers > 1 and not member.rank:  # a single one is the tree's root and keeps its own title
+        names += [f"APIServer_{index}" for index in range(spec.settings.api_servers)]
+    return Counter(set(names))
+
+
+def _ranks(spec: EngineSpec, member: Member) -> range:
+    """A node's share of an engine's ranks; vLLM numbers them by data, then pipeline, then tensor rank."""
+    share = spec.parallel.ranks // spec.nodes
+    return range(member.rank * share, (member.rank + 1) * share)
+
+
+def _core_of(spec: EngineSpec, rank: int) -> str:
+    parallel = spec.parallel
+    data_rank = rank // (parallel.pipeline * parallel.tensor)
+    return f"EngineCore_DP{data_rank}" if parallel.data > 1 else "EngineCore"
+
+
+def _worker_of(spec: EngineSpec, rank: int) -> str:
+    parallel = spec.parallel
+    tensor_rank, pipeline_rank = rank % parallel.tensor, rank // parallel.tensor % parallel.pipeline
+    data_rank = rank // (parallel.pipeline * parallel.tensor)
+    return "".join(
+        (
+            "Worker",
+            f"_DP{data_rank}" if parallel.data > 1 else "",
+            f"_PP{pipeline_rank}" if parallel.pipeline > 1 else "",
+            f"_TP{tensor_rank}" if parallel.tensor > 1 else "",
+            f"_EP{data_rank * parallel.tensor + tensor_rank}" if parallel.expert else "",
+        )
+    )
 
 
 def free_port(host: str) -> int:

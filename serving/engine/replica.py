@@ -7,58 +7,102 @@ import contextlib
 import logging
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
 
+import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
-from serving.engine.command import EngineSpec
-from serving.engine.engine import Engine, EngineDied, running
+from serving.engine.checkpoints import manifest
+from serving.engine.command import ONLY_MEMBER, EngineSpec, Member
+from serving.engine.engine import Engine, EngineDied, free_port, running
+from serving.errors import Refusal
 from serving.wire import EngineLoad, ReplicaReport, ReplicaState
 
 logger = logging.getLogger("serving.replica")
 
 #: Seconds one report may take to reach the directory; the next one says the same and more.
 _REPORT_TIMEOUT_S = 2.0
+#: Seconds between two questions to the directory while a start waits.
+_BACK_OFF_LOOK_S = 1.0
 #: Seconds between two looks at how many streams still run while draining. The first look comes after one, because
 #: gateways that have not heard yet may still send: longer than a heartbeat and a gateway's poll together.
 _DRAIN_LOOK_INTERVAL_S = 1.0
 
 
 class Replica:
-    """Owns one engine from its first process to its last."""
+    """Owns one engine, or one node's share of one, from its first process to its last."""
 
     async def __init__(self, spec: EngineSpec, directory_app: str) -> None:  # type: ignore[misc]  # Serve awaits it
         self._spec = spec
         self._id = f"{spec.model}-{uuid.uuid4().hex[:8]}"
         self._directory_app = directory_app
+        self._directory: DeploymentHandle | None = None
+        self._node = ray.get_runtime_context().get_node_id()
+        self._devices = tuple(str(index) for index in ray.get_gpu_ids())
+        self._gang = serve.get_replica_context().gang_context
+        self._member = ONLY_MEMBER
         self._state = ReplicaState.STARTING
         self._load = EngineLoad()
         self._reason: str | None = None
-        self._tasks: list[asyncio.Task[None]] = []
-        self._directory: DeploymentHandle | None = None
+        self._engine: Engine | None = None
         self._owned = AsyncExitStack()
-        self._engine: Engine = await self._owned.enter_async_context(running(spec))
-        self._tasks.append(asyncio.create_task(self._report_for_ever()))
+        self._tasks = [asyncio.create_task(self._report_for_ever())]
         try:
-            await asyncio.wait_for(self._start(), spec.settings.start_timeout_s)
-        except (EngineDied, TimeoutError) as error:
-            await self._fail(str(error) or f"no token within {spec.settings.start_timeout_s:.0f} s of starting")
+            await self._back_off()
+            engine = await self._start()
+        except (EngineDied, Refusal, TimeoutError) as error:
+            await self._fail(str(error) or "no token within the start's time limit")
             raise
-        self._tasks.append(asyncio.create_task(self._guard()))
+        self._tasks.append(asyncio.create_task(self._guard(engine)))
 
-    async def _start(self) -> None:
-        started = time.monotonic()
-        self._state = ReplicaState.LOADING
-        await self._engine.until_listening()
-        self._state = ReplicaState.WARMING
-        await self._engine.first_token()
-        self._engine.require_members()
-        self._state = ReplicaState.READY
+    async def _back_off(self) -> None:
+        """Engines of this model that failed just now slow this one's start down."""
+        while wait_s := await self._ask_directory(lambda it: it.start_wait_s.remote(self._spec.model)) or 0.0:
+            self._reason = f"waits {wait_s:.0f} s because engines of this model keep failing"
+            await asyncio.sleep(min(wait_s, _BACK_OFF_LOOK_S))
+        self._reason = None
+
+    async def _start(self) -> Engine:
+        began = time.monotonic()
+        checkpoint = Path(self._spec.checkpoint)
+        stamps = Path(self._spec.cache_folder) / "verified"
+        if not await asyncio.to_thread(manifest.verify_once, checkpoint, stamps):
+            logger.warning("%s: its checkpoint has no manifest, so nothing was compared", self._id)
+        self._member = await self._meet()
+        async with asyncio.timeout(await asyncio.to_thread(start_limit_s, self._spec)):
+            self._engine = engine = await self._owned.enter_async_context(running(self._spec, self._member))
+            self._enter(ReplicaState.LOADING, began)
+            if self._member.rank:
+                await engine.until_joined()
+            else:
+                await engine.until_listening()
+                self._enter(ReplicaState.WARMING, began)
+                await engine.first_token()
+                await engine.require_members()
+        self._enter(ReplicaState.READY, began)
         await self._report()
-        logger.info("%s is ready after %.1f s", self._id, time.monotonic() - started)
+        return engine
+
+    def _enter(self, state: ReplicaState, began: float) -> None:
+        self._state = state
+        logger.info("%s is %s after %.1f s", self._id, state, time.monotonic() - began)
+
+    async def _meet(self) -> Member:
+        """Which member of its gang this is, and where the first one is found."""
+        if self._gang is None:
+            return ONLY_MEMBER
+        mine = (ray.util.get_node_ip_address(), free_port(self._spec.settings.host)) if self._gang.rank == 0 else None
+        gang = self._gang.gang_id
+        while True:
+            if place := await self._ask_directory(lambda it: it.meet.remote(gang, mine)):
+                return Member(self._gang.rank, *place)
+            await asyncio.sleep(_BACK_OFF_LOOK_S)
 
     async def check_health(self) -> None:
         """Asked by Serve; raises when the engine is gone or nobody hears of it, and Serve replaces this replica."""
@@ -72,36 +116,40 @@ class Replica:
         return ReplicaReport(
             replica_id=self._id,
             model=self._spec.model,
-            url=self._engine.url,
+            url=self._engine.url if self._engine else "",
             state=self._state,
             task=self._spec.task,
             context_tokens=self._spec.context_tokens,
             load=self._load,
             reason=self._reason,
+            progress=self._engine.progress() if self._engine and self._state is ReplicaState.LOADING else None,
+            node=self._node,
+            devices=self._devices,
+            rank=self._member.rank,
         )
 
     async def __del__(self) -> None:
         """Awaited by Serve when it stops this replica: let streams finish, then end the engine."""
-        if self._state is ReplicaState.READY:
+        if self._state is ReplicaState.READY and self._engine:
             self._state = ReplicaState.DRAINING
             await self._report()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._drained(), self._spec.settings.drain_timeout_s)
+                await asyncio.wait_for(self._drained(self._engine), self._spec.settings.drain_timeout_s)
         for task in self._tasks:
             task.cancel()
         await self._owned.aclose()
 
-    async def _drained(self) -> None:
+    async def _drained(self, engine: Engine) -> None:
         await asyncio.sleep(_DRAIN_LOOK_INTERVAL_S)
-        while not self._engine.is_dead:
-            load = await self._engine.load()
+        while not engine.is_dead:
+            load = await engine.load()
             # An engine too busy to say how busy it is has not finished.
             if load is not None and load.running_requests + load.waiting_requests == 0:
                 return
             await asyncio.sleep(_DRAIN_LOOK_INTERVAL_S)
 
-    async def _guard(self) -> None:
-        await self._fail(await self._engine.death())
+    async def _guard(self, engine: Engine) -> None:
+        await self._fail(await engine.death())
 
     async def _fail(self, reason: str) -> None:
         logger.error("%s failed: %s", self._id, reason)
@@ -111,16 +159,28 @@ class Replica:
 
     async def _report_for_ever(self) -> None:
         while True:
-            if self._state in (ReplicaState.READY, ReplicaState.DRAINING):
+            if self._engine and self._state in (ReplicaState.READY, ReplicaState.DRAINING):
                 self._load = await self._engine.load() or self._load
             await self._report()
             await asyncio.sleep(self._spec.settings.heartbeat_s)
 
     async def _report(self) -> None:
+        report = await self.report()
+        await self._ask_directory(lambda it: it.report.remote(report))
+
+    async def _ask_directory(self, ask: Callable[[DeploymentHandle], DeploymentResponse]) -> Any:
+        """Its answer (Serve's handles are not typed), or None when there is none: no engine waits for a directory."""
         try:
             if self._directory is None:
                 # Looked up once: it asks Serve's controller, without which the directory must go on hearing us.
                 self._directory = serve.get_app_handle(self._directory_app)
-            await asyncio.wait_for(self._directory.report.remote(await self.report()), _REPORT_TIMEOUT_S)
+            return await asyncio.wait_for(ask(self._directory), _REPORT_TIMEOUT_S)
         except (RayError, RayServeException, TimeoutError) as error:
             logger.warning("the directory did not hear %s: %s", self._id, type(error).__name__)
+            return None
+
+
+def start_limit_s(spec: EngineSpec) -> float:
+    """Seconds from the first process to the first token: as the settings say, and as long as its weights take to read."""
+    size_mib = sum(path.stat().st_size for path in Path(spec.checkpoint).rglob("*") if path.is_file()) / 2**20
+    return spec.settings.start_timeout_s + size_mib / spec.settings.load_mib_per_s

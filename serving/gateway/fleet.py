@@ -71,7 +71,7 @@ def ready(known: Mapping[str, Known], lost_at: Mapping[str, float], model: str) 
     by_url: dict[str, Known] = {}
     for replica_id, replica in known.items():
         report = replica.report
-        if report.model != model or report.state is not ReplicaState.READY:
+        if report.model != model or report.state is not ReplicaState.READY or report.rank:
             continue
         if replica.heard_at <= lost_at.get(replica_id, float("-inf")):
             continue

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from serving import catalog
 from serving.config import EngineSettings
 from serving.engine import command, processes
-from serving.engine.command import EngineSpec
+from serving.engine.command import EngineSpec, Member, Parallel
 from serving.engine.engine import KV_CACHE_METRIC, RUNNING_METRIC, WAITING_METRIC, expected_members, parse_load
 from serving.wire import EngineLoad
 
@@ -21,6 +22,7 @@ def spec(model: catalog.Model, folder: Path, settings: EngineSettings | None = N
         settings=settings or EngineSettings(),
         secret_file=str(folder / "secret"),
         log_folder=str(folder),
+        cache_folder=str(folder / "cache"),
         tool_parser=model.tool_parser,
         reasoning_parser=model.reasoning_parser,
     )
@@ -63,10 +65,35 @@ def test_what_was_asked_for_must_join(tmp_path: Path) -> None:
     """Two API servers and two ranks are four named processes beside the EngineCore; one of each names only it."""
     model = catalog.find("smollm2-135m-instruct")
     assert set(expected_members(spec(model, tmp_path))) == {"EngineCore"}
-    settings = EngineSettings(api_servers=2, tensor_parallel=2)
-    assert set(expected_members(spec(model, tmp_path, settings))) == {
-        *("EngineCore", "APIServer_0", "APIServer_1", "Worker_TP0", "Worker_TP1")
-    }
+    ranked = msgspec.structs.replace(spec(model, tmp_path, EngineSettings(api_servers=2)), parallel=Parallel(tensor=2))
+    assert set(expected_members(ranked)) == {*("EngineCore", "APIServer_0", "APIServer_1", "Worker_TP0", "Worker_TP1")}
+
+
+def test_a_version_names_what_an_engine_was_started_with(tmp_path: Path) -> None:
+    """Equal engines have equal versions, however they were described; any other flag or setting is another one."""
+    one, again = (spec(catalog.find("tiny-gpt-oss"), tmp_path, EngineSettings(api_servers=1)) for _ in range(2))
+    assert (
+        command.version(one) == command.version(again) == command.version(spec(catalog.find("tiny-gpt-oss"), tmp_path))
+    )
+    others = (
+        msgspec.structs.replace(one, parallel=Parallel(tensor=2)),
+        msgspec.structs.replace(one, settings=EngineSettings(api_servers=2)),
+        msgspec.structs.replace(one, flags=("--max-num-seqs", "8")),
+    )
+    assert len({command.version(it) for it in (one, *others)}) == 4
+
+
+def test_every_node_of_a_large_engine_has_its_share(tmp_path: Path) -> None:
+    """vLLM numbers ranks by data, pipeline and tensor rank; a node holds a run of them; the front end is the first's."""
+    base = spec(catalog.find("tiny-gpt-oss"), tmp_path)
+    spread = msgspec.structs.replace(base, parallel=Parallel(data=4, expert=True), nodes=2, gpus_per_node=2)
+    assert set(expected_members(spread, Member(rank=1))) == {"EngineCore_DP2", "EngineCore_DP3"}
+    layered = msgspec.structs.replace(base, parallel=Parallel(tensor=2, pipeline=2), nodes=2, gpus_per_node=2)
+    assert set(expected_members(layered, Member(rank=0))) == {"EngineCore", "Worker_PP0_TP0", "Worker_PP0_TP1"}
+    assert set(expected_members(layered, Member(rank=1))) == {"Worker_PP1_TP0", "Worker_PP1_TP1"}
+    line = command.arguments(layered, 8000, Member(rank=1, head="10.0.0.7", port=2345))
+    assert "--headless" in line and "--api-server-count" not in line
+    assert line[line.index("--master-addr") + 1] == "10.0.0.7" and line[line.index("--node-rank") + 1] == "1"
 
 
 def test_load_adds_up_over_front_ends_and_ranks() -> None:

@@ -67,7 +67,7 @@ def foreign_engine() -> Iterator[Engine]:
     line += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(model.context_tokens)]
     line += ["--dtype", "bfloat16", "--enforce-eager", "--gpu-memory-utilization", "0.25"]
     with tempfile.TemporaryDirectory(prefix="foreign-") as scratch, open(f"{scratch}/log", "wb") as log:
-        spec = EngineSpec(SMOLLM2, checkpoint, model.task, model.context_tokens, EngineSettings(), "", scratch)
+        spec = EngineSpec(SMOLLM2, checkpoint, model.task, model.context_tokens, EngineSettings(), "", scratch, scratch)
         environment = command.environment(spec, tree, Path(scratch), os.environ)
         server = subprocess.Popen(line, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 

@@ -73,7 +73,7 @@ def test_two_ranks_generate_what_one_does(tmp_path: Path) -> None:
     with running(tmp_path / "one", TINY) as stack:
         assert not {"Worker_TP0", "Worker_TP1"} & stack.engine_members().keys()
         alone = [greedy(stack, prompt) for prompt in PROMPTS]
-    with running(tmp_path / "two", TINY, {"SERVING_ENGINE__TENSOR_PARALLEL": "2"}) as stack:
+    with running(tmp_path / "two", TINY, {"SERVING_MODELS": f"[{{name: {TINY}, tensor: 2}}]"}) as stack:
         assert {"Worker_TP0", "Worker_TP1"} <= stack.engine_members().keys()
         assert [said(stack, it) for it in CONVERSATIONS] == [it.answer for it in CONVERSATIONS]
         together = [greedy(stack, prompt) for prompt in PROMPTS]

@@ -54,6 +54,28 @@ def verify(folder: Path) -> Manifest:
     return manifest
 
 
+def verify_once(folder: Path, stamps: Path) -> bool:
+    """Verify a checkpoint unless these very files were verified before; False when it has no manifest to compare with.
+
+    `stamps` is a folder that outlives restarts: reading 60 GiB again costs a minute at each of them.
+    """
+    if read(folder) is None:
+        return False
+    stamp = stamps / hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    state = _state(folder)
+    if not stamp.exists() or stamp.read_text() != state:
+        verify(folder)
+        stamps.mkdir(parents=True, exist_ok=True)
+        stamp.write_text(state)
+    return True
+
+
+def _state(folder: Path) -> str:
+    """What changes when any file does: names, sizes and times."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return "\n".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)
+
+
 def _measured(path: Path) -> File:
     with path.open("rb") as file:
         return File(hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)

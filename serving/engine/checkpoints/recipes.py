@@ -55,4 +55,7 @@ def recipe_of(model: Model) -> Recipe:
     try:
         return RECIPES[model.name]
     except KeyError:
-        raise Refusal(f"There is no recipe here for the checkpoint of '{model.name}'.") from None
+        raise Refusal(
+            f"{model.name} is not built here: its checkpoint comes from {model.source} and is meant for GPUs"
+            " (deploy/README.md, Profiles)."
+        ) from None

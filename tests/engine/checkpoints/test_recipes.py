@@ -8,21 +8,27 @@ from pathlib import Path
 
 import pytest
 
-from serving.catalog import MODELS
+from serving.catalog import MODELS, Model, RegistryPackageSource, TrainedHereSource
 from serving.engine.checkpoints import child
 from serving.engine.checkpoints.recipes import RECIPES, recipe_of
 from serving.errors import Refusal
 
 
-def test_every_model_has_a_recipe() -> None:
-    """Each model of the catalogue can be fetched, and every recipe belongs to one."""
-    assert set(RECIPES) == set(MODELS)
+def is_built_here(model: Model) -> bool:
+    return isinstance(model.source, RegistryPackageSource | TrainedHereSource)
+
+
+def test_every_local_model_has_a_recipe() -> None:
+    """Each model that is built here has a recipe, every recipe belongs to one, and of others it is said whence they come."""
+    assert set(RECIPES) == {name for name, model in MODELS.items() if is_built_here(model)}
+    with pytest.raises(Refusal, match="hub openai/gpt-oss-120b"):
+        recipe_of(MODELS["gpt-oss-120b"])
 
 
 def test_every_source_exists() -> None:
     """A recipe's hash covers files that are there."""
-    for model in MODELS.values():
-        assert all(source.is_file() for source in recipe_of(model).sources)
+    for name in RECIPES:
+        assert all(source.is_file() for source in recipe_of(MODELS[name]).sources)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.catalog import Model, Source
+from serving.catalog import Model, TrainedHereSource
 from serving.engine.checkpoints import manifest, store
 from serving.engine.checkpoints.recipe import Recipe, Report
 from serving.errors import Refusal
@@ -18,7 +18,7 @@ def a_model(disk_mib: int = 1) -> Model:
     return Model(
         name="toy",
         summary="A toy.",
-        source=Source.TRAINED_HERE,
+        source=TrainedHereSource(),
         context_tokens=8,
         download_mib=0,
         disk_mib=disk_mib,

@@ -1,0 +1,91 @@
+"""Oracle: the fewest replicas that keep the SLO, by perfect foresight and with the same start-up.
+
+It knows the work of every slice of the day: prompts at the prefill rate and outputs at the knee's decode rate. A slice
+needs that work divided by one fill ratio, rounded up; a replica is wanted from one start-up before it is needed. The
+fill ratio and the slice are searched, by simulating them, for the fewest GPU-hours that keep the attainment. All its
+freedom is spent: a fill above 1 misses calls on purpose as long as fewer than 1 % are missed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from loadtest.scaling.simulator import Outcome, Settings, run
+from loadtest.scaling.traces import Call
+from serving.engine.autoscale import Demand, Knee, ReplicaSignal
+
+#: Seconds of one slice.
+SLICES_S = (20.0, 60.0)
+#: Seconds between two looks at the schedule.
+INTERVAL_S = 5.0
+#: Halvings of the range of fill ratios: to 0.02.
+HALVINGS = 5
+
+
+@dataclass(slots=True)
+class Schedule:
+    """Replicas wanted per slice, known beforehand."""
+
+    replicas: Sequence[int]
+    slice_s: float
+    name: str = "oracle"
+    interval_s: float = INTERVAL_S
+
+    def wanted(self, signals: list[ReplicaSignal], demand: Demand, now: float) -> int:
+        return self.replicas[min(len(self.replicas) - 1, int(now / self.slice_s))]
+
+
+def work(calls: Iterable[Call], knee: Knee, slice_s: float) -> list[float]:
+    """Work arriving per slice, in replicas: seconds of work a second."""
+    found: list[float] = []
+    for call in calls:
+        index = int(call.arrived_at / slice_s)
+        found.extend([0.0] * (index + 1 - len(found)))
+        found[index] += (
+            call.prompt_tokens / knee.prefill_tokens_per_s + call.output_tokens / knee.decode_tokens_per_s
+        ) / slice_s
+    return found
+
+
+def schedule(per_slice: Sequence[float], fill_ratio: float, slice_s: float, startup_s: float) -> Schedule:
+    """The greatest need between a slice and one start-up later (and a decision's interval)."""
+    needs = [max(1, math.ceil(value / fill_ratio)) for value in per_slice]
+    ahead = math.ceil((startup_s + INTERVAL_S) / slice_s)
+    return Schedule([max(needs[index : index + ahead + 1]) for index in range(len(needs))], slice_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Oracle:
+    """The best schedule found."""
+
+    outcome: Outcome
+    fill_ratio: float
+    slice_s: float
+    initial_replicas: int
+
+
+def best(calls: Callable[[], Iterable[Call]], knee: Knee, settings: Settings, attainment: float) -> Oracle:
+    """The schedule with the fewest GPU-seconds among those that keep `attainment`."""
+    found = [_best_of_slice(calls, knee, settings, attainment, slice_s) for slice_s in SLICES_S]
+    return min(found, key=lambda oracle: oracle.outcome.gpu_s)
+
+
+def _best_of_slice(
+    calls: Callable[[], Iterable[Call]], knee: Knee, settings: Settings, attainment: float, slice_s: float
+) -> Oracle:
+    per_slice = work(calls(), knee, slice_s)
+    enough, too_much = 0.7, 1.3
+    kept: Oracle | None = None
+    for _ in range(HALVINGS):
+        fill_ratio = (enough + too_much) / 2
+        plan = schedule(per_slice, fill_ratio, slice_s, settings.startup_s)
+        outcome = run(calls(), plan, replace(settings, initial_replicas=plan.replicas[0]))
+        if outcome.attainment >= attainment:
+            enough, kept = fill_ratio, Oracle(outcome, fill_ratio, slice_s, plan.replicas[0])
+        else:
+            too_much = fill_ratio
+    if kept is None:
+        raise ValueError(f"No schedule with a fill ratio above {enough:.2f} keeps an attainment of {attainment:.1%}.")
+    return kept

@@ -1,0 +1,8 @@
+"""The budget: what an engine needs of its GPUs, and what is refused, before anything starts. Pure arithmetic."""
+
+from __future__ import annotations
+
+from serving.budget.memory import Budget, budget
+from serving.budget.refusals import refuse, refuse_on_cpu
+
+__all__ = ["Budget", "budget", "refuse", "refuse_on_cpu"]

@@ -1,0 +1,52 @@
+"""KV: bytes of cache one sequence takes on one GPU, as vLLM's own cache specs count them (v1/kv_cache_interface.py, 0.32)."""
+
+from __future__ import annotations
+
+from math import ceil
+
+from serving.catalog import Attention, Profile
+
+#: Tokens of one block of the cache, vLLM's default on CUDA.
+BLOCK_TOKENS = 16
+_BF16 = 2
+
+
+def layer_bytes_per_token(attention: Attention, profile: Profile) -> int:
+    """Bytes of one token in one layer on one GPU. MLA's latent is whole on every rank; KV heads are at least one."""
+    if attention.latent_dim is not None:
+        return attention.latent_dim * _BF16
+    heads = max(1, attention.kv_heads // profile.tensor)
+    return 2 * heads * attention.head_dim * _BF16
+
+
+def bytes_per_token(attention: Attention, profile: Profile) -> int:
+    """The slope: bytes that each further token costs on one GPU, in the fullest pipeline stage."""
+    return ceil(attention.full_layers / profile.pipeline) * layer_bytes_per_token(attention, profile)
+
+
+def tokens_in_flight(profile: Profile) -> int:
+    """Tokens scheduled and not yet settled: one batch per stage, and one more when the next is planned early."""
+    batches = profile.pipeline + (1 if profile.async_scheduling else 0)
+    return batches * profile.max_num_batched_tokens
+
+
+def full_bytes(attention: Attention, profile: Profile, tokens: int) -> int:
+    """Bytes on one GPU of `tokens` tokens in the layers that see everything, in whole blocks."""
+    return ceil(tokens / BLOCK_TOKENS) * BLOCK_TOKENS * bytes_per_token(attention, profile)
+
+
+def sliding_bytes(attention: Attention, profile: Profile, tokens: int) -> int:
+    """Bytes on one GPU that vLLM admits a sequence of `tokens` with in its sliding layers.
+
+    window − 1 + in-flight tokens, never more than the sequence, and one block more because a window need not start
+    at a block's beginning (SlidingWindowSpec.max_admission_blocks_per_request).
+    """
+    layers = ceil(attention.sliding_layers / profile.pipeline)
+    held = min(attention.window - 1 + tokens_in_flight(profile), tokens)
+    blocks = ceil(held / BLOCK_TOKENS) + 1
+    return layers * blocks * BLOCK_TOKENS * layer_bytes_per_token(attention, profile)
+
+
+def request_bytes(attention: Attention, profile: Profile, tokens: int) -> int:
+    """Bytes on one GPU of one sequence of `tokens`."""
+    return full_bytes(attention, profile, tokens) + sliding_bytes(attention, profile, tokens)

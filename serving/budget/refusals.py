@@ -1,0 +1,121 @@
+"""Refusals: what vLLM would fail at minutes later, or do silently wrong, is said in one sentence before anything starts.
+
+Each names its source and version. What vLLM handles is not here: experts that do not divide, more ranks than KV heads
+where the model class copies them, structured output with speculation.
+"""
+
+from __future__ import annotations
+
+from serving.budget import kv
+from serving.budget.memory import architecture_of, budget, context_of
+from serving.budget.weights import GIB
+from serving.catalog import Architecture, Model, Profile
+from serving.errors import Refusal
+
+#: MXFP4 kernels that take adapters and are right.
+_LORA_BACKENDS = frozenset({"auto", "marlin"})
+
+
+def refuse(model: Model, profile: Profile, gpus_per_node: int = 8, prefix_routing: bool = False) -> None:
+    """Raise Refusal when an engine of `model` under `profile` cannot work on nodes of `gpus_per_node` GPUs.
+
+    `prefix_routing` says whether the gateway sends requests to replicas by the prefixes these hold.
+    """
+    architecture = architecture_of(model)
+    _refuse_uneven_heads(model, architecture, profile)
+    _refuse_experts_of_a_dense_model(model, architecture, profile)
+    _refuse_small_nodes(model, profile, gpus_per_node)
+    _refuse_broken_adapters(model, architecture, profile)
+    if prefix_routing and not profile.prefix_caching:
+        raise Refusal(
+            f"Profile {profile.name} turns prefix caching off, so prefix routing would find nothing to reuse: turn one"
+            " of the two round (vLLM 0.32, --enable-prefix-caching)."
+        )
+    if context_of(model, profile) > model.context_tokens:
+        raise Refusal(
+            f"Profile {profile.name} promises {profile.context_tokens} tokens and {model.name} was trained for"
+            f" {model.context_tokens} (vLLM 0.32, config/model.py: max_model_len)."
+        )
+    _refuse_little_memory(model, architecture, profile)
+
+
+def refuse_on_cpu(model: Model, profile: Profile) -> None:
+    """Raise Refusal when vLLM's CPU build cannot run `model` as `profile` says; how much memory there is, is not asked."""
+    architecture = architecture_of(model)
+    _refuse_uneven_heads(model, architecture, profile)
+    _refuse_experts_of_a_dense_model(model, architecture, profile)
+    if profile.lora and architecture.experts is not None:
+        raise Refusal(
+            f"Adapters on {model.name} kill its engine on a CPU at the first request, whoever asks: its experts then need"
+            " Triton (seen with vLLM 0.32's CPU build)."
+        )
+
+
+def _refuse_uneven_heads(model: Model, architecture: Architecture, profile: Profile) -> None:
+    attention, tensor = architecture.attention, profile.tensor
+    if attention is None:
+        return
+    if attention.heads % tensor:
+        raise Refusal(
+            f"{model.name} has {attention.heads} attention heads, which {tensor} tensor ranks cannot share evenly"
+            " (vLLM 0.32, config/model.py: verify_with_parallel_config)."
+        )
+    if attention.replicates_kv_heads or attention.latent_dim is not None:
+        return
+    if attention.kv_heads % tensor:
+        raise Refusal(
+            f"{model.name} has {attention.kv_heads} KV heads, which {tensor} tensor ranks cannot share evenly, and"
+            " its model class does not copy them (vLLM 0.32, models/gpt_oss.py: num_key_value_heads // tp_size)."
+        )
+
+
+def _refuse_experts_of_a_dense_model(model: Model, architecture: Architecture, profile: Profile) -> None:
+    if profile.expert and architecture.experts is None:
+        raise Refusal(
+            f"{model.name} has no experts to spread: leave expert parallelism off"
+            " (vLLM 0.32, config/model.py: _verify_with_expert_parallelism)."
+        )
+
+
+def _refuse_small_nodes(model: Model, profile: Profile, gpus_per_node: int) -> None:
+    if profile.pod_gpus > gpus_per_node:
+        raise Refusal(
+            f"Profile {profile.name} of {model.name} asks for a pod of {profile.pod_gpus} GPUs and a node has"
+            f" {gpus_per_node}: Kubernetes never splits a pod (vLLM 0.32, config/parallel.py: world size)."
+        )
+    if profile.gpus_per_engine % profile.pod_gpus:
+        raise Refusal(
+            f"Profile {profile.name} of {model.name} spreads {profile.gpus_per_engine} GPUs over pods of"
+            f" {profile.pod_gpus}, which leaves one pod short (vLLM 0.32, config/parallel.py: nnodes)."
+        )
+
+
+def _refuse_broken_adapters(model: Model, architecture: Architecture, profile: Profile) -> None:
+    if not profile.lora:
+        return
+    if model.lora is None:
+        raise Refusal(f"The catalogue gives {model.name} no adapter limits, so profile {profile.name} can load none.")
+    is_mxfp4 = architecture.experts is not None and architecture.experts.format == "mxfp4"
+    if is_mxfp4 and profile.moe_backend not in _LORA_BACKENDS:
+        raise Refusal(
+            f"Adapters on {model.name} need Marlin, and profile {profile.name} asks for {profile.moe_backend}, which"
+            " gave garbage (vLLM issue 29539) or does not start (vLLM 0.32, fused_moe/modular_kernel.py)."
+        )
+
+
+def _refuse_little_memory(model: Model, architecture: Architecture, profile: Profile) -> None:
+    memory = budget(model, profile)
+    if memory.kv_gib <= 0:
+        raise Refusal(
+            f"{model.name} does not fit {profile.gpus_per_engine} {profile.gpu}: {memory.weights_gib:.1f} GiB of weights,"
+            f" {memory.adapters_gib:.1f} of adapters and {memory.workspace_gib:.1f} of workspace on each exceed"
+            f" {memory.usable_gib:.1f} (computed for vLLM 0.32; v1/core/kv_cache_utils.py refuses it too)."
+        )
+    if architecture.attention is None:
+        return
+    needed = kv.request_bytes(architecture.attention, profile, memory.context_tokens) / GIB
+    if needed > memory.kv_gib:
+        raise Refusal(
+            f"{memory.kv_gib:.1f} GiB are left for KV and one request of {memory.context_tokens} tokens needs"
+            f" {needed:.1f}: promise less, or take more GPUs (vLLM 0.32, v1/core/kv_cache_utils.py refuses it too)."
+        )

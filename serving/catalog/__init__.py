@@ -1,0 +1,89 @@
+"""The catalogue: which models this package knows, what they are, where they come from and how they run on GPUs.
+
+A user's own model is one more `Model`, written with the same keys. This one, in YAML, is served from a mounted folder:
+
+    name: my-model
+    summary: What it is and is not.
+    source: {kind: mounted, path: /models/my-model}
+    context_tokens: 32768
+    download_mib: 0
+    disk_mib: 16000
+    license: proprietary
+    profiles:
+      - {name: balanced, gpu: h100, reason: It fits one GPU., source: our own measurement}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from serving.catalog.gpt_oss import GPT_OSS_20B, GPT_OSS_120B
+from serving.catalog.gpus import GPUS
+from serving.catalog.local import LOCAL, TRAINED_DATE
+from serving.catalog.others import OTHERS
+from serving.catalog.shapes import (
+    Architecture,
+    Attention,
+    Experts,
+    Gpu,
+    HubSource,
+    LoraLimits,
+    Model,
+    MountedSource,
+    ObjectStoreSource,
+    Profile,
+    RegistryPackageSource,
+    Source,
+    TrainedHereSource,
+)
+from serving.errors import Refusal
+
+__all__ = [
+    "GPUS",
+    "MODELS",
+    "TRAINED_DATE",
+    "Architecture",
+    "Attention",
+    "Experts",
+    "Gpu",
+    "HubSource",
+    "LoraLimits",
+    "Model",
+    "MountedSource",
+    "ObjectStoreSource",
+    "Profile",
+    "RegistryPackageSource",
+    "Source",
+    "TrainedHereSource",
+    "find",
+    "fine_tune",
+]
+
+MODELS: dict[str, Model] = {model.name: model for model in (*LOCAL, GPT_OSS_120B, GPT_OSS_20B, *OTHERS)}
+
+
+def find(name: str, own: Sequence[Model] = ()) -> Model:
+    """The entry called `name`, a user's `own` before the catalogue's; raises Refusal that lists the names there are."""
+    known = MODELS | {model.name: model for model in own}
+    try:
+        return known[name]
+    except KeyError:
+        raise Refusal(f"There is no model called '{name}'; known are {', '.join(sorted(known))}.") from None
+
+
+def fine_tune(base: Model, name: str, source: Source, summary: str | None = None) -> Model:
+    """The entry of a full fine-tune: the shape, parsers and profiles of `base`, other weights under another name.
+
+    A fine-tune saved in another format (gpt-oss in bf16, say) has another shape: describe it whole instead.
+    """
+    return base.model_copy(
+        update={
+            "name": name,
+            "source": source,
+            "summary": summary or f"A fine-tune of {base.name}.",
+            "base": base.name,
+            "checksums": {},
+            # Our own small models were trained on a date; whoever tunes them further trains on another.
+            "environment": {},
+        }
+    )

@@ -1,0 +1,25 @@
+"""GPUs: the kinds that profiles are written for."""
+
+from __future__ import annotations
+
+from serving.catalog.shapes import Gpu
+
+GPUS: dict[str, Gpu] = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu(
+            name="h100",
+            title="H100-80GB",
+            ray_label="H100",
+            memory_gib=79.22,
+            source="measured: vLLM's log on an H100-80GB, github.com/vllm-project/vllm/pull/10511",
+        ),
+        Gpu(
+            name="h200",
+            title="H200-141GB",
+            ray_label="H200",
+            memory_gib=139.8,
+            source="unverified: 141 GB by NVIDIA's data sheet, less what the driver keeps on an H100",
+        ),
+    )
+}

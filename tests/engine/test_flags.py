@@ -1,0 +1,205 @@
+"""A profile's flags are what the installed vLLM parses and its configuration accepts.
+
+What a machine without a GPU cannot show: kernel choice, device capability, and the memory that is really left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving import catalog
+from serving.budget import kv
+from serving.catalog import Architecture, LoraLimits, Model, Profile
+from serving.engine.flags import gpu_flags, tuning_flags
+from serving.errors import Refusal
+from serving.wire import Task
+
+#: On the CPU one default profile stands for the local models, which have none of their own.
+CPU = Profile(name="any", gpu="h100", reason="Flags alone.", source="this test")
+PAIRS = [(model, profile) for model in catalog.MODELS.values() for profile in model.profiles or (CPU,)]
+#: All but the encoder, whose configuration is another family's.
+GENERATORS = [(model, profile) for model, profile in PAIRS if model.task is Task.GENERATE]
+BIG = catalog.find("gpt-oss-120b")
+BALANCED = BIG.profile("balanced", "h100")
+
+
+def name(value: object) -> str:
+    if isinstance(value, Profile):
+        return f"{value.name}-{value.gpu}"
+    return value.name if isinstance(value, Model) else str(value)
+
+
+def parsed(line: list[str]) -> argparse.Namespace:
+    """What `vllm serve` understands of a line."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    arguments: argparse.Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args(line)
+    validate_parsed_serve_args(arguments)
+    return arguments
+
+
+def config_json(model: Model, architecture: Architecture) -> dict[str, Any]:
+    """A `config.json` of the architecture's shape, as far as vLLM's configuration reads it."""
+    attention, experts = architecture.attention, architecture.experts
+    assert attention is not None
+    types = {
+        "GptOssForCausalLM": "gpt_oss",
+        "Qwen3MoeForCausalLM": "qwen3_moe",
+        "Qwen3ForCausalLM": "qwen3",
+        "LlamaForCausalLM": "llama",
+        "DeepseekV3ForCausalLM": "deepseek_v3",
+    }
+    config: dict[str, Any] = {
+        "architectures": [architecture.name],
+        "model_type": types[architecture.name],
+        "dtype": "bfloat16",
+        "hidden_size": architecture.hidden,
+        "vocab_size": architecture.vocabulary,
+        "num_hidden_layers": attention.full_layers + attention.sliding_layers,
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.heads if attention.latent_dim else attention.kv_heads,
+        "max_position_embeddings": model.context_tokens,
+    }
+    if attention.latent_dim is None:
+        config["head_dim"] = attention.head_dim
+    if attention.sliding_layers:
+        config["sliding_window"] = attention.window
+    if experts is None:
+        return config
+    if experts.format == "mxfp4":
+        config["quantization_config"] = {"quant_method": "mxfp4"}
+    counts = {"num_local_experts": experts.count, "num_experts": experts.count, "n_routed_experts": experts.count}
+    return config | counts | {"moe_intermediate_size": experts.intermediate, "num_experts_per_tok": experts.active}
+
+
+def engine_config(model: Model, profile: Profile, folder: Path) -> Any:
+    """vLLM's whole configuration, validated, for the CPU this runs on."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    assert model.architecture is not None
+    (folder / "config.json").write_text(json.dumps(config_json(model, model.architecture)))
+    # A reasoning parser wants the vocabulary; its name is checked in test_command.
+    without = model.model_copy(update={"reasoning_parser": None})
+    arguments = parsed(["--model", str(folder), "--skip-tokenizer-init", *gpu_flags(without, profile)])
+    return AsyncEngineArgs.from_cli_args(arguments).create_engine_config(UsageContext.OPENAI_API_SERVER)
+
+
+@pytest.mark.parametrize(("model", "profile"), PAIRS, ids=name)
+def test_vllm_parses_every_flag(model: Model, profile: Profile) -> None:
+    """Each model under each profile: the parser takes the whole line, and understands it as it was meant."""
+    arguments = parsed(["--model", "checkpoint", *gpu_flags(model, profile)])
+
+    assert (arguments.tensor_parallel_size, arguments.pipeline_parallel_size) == (profile.tensor, profile.pipeline)
+    assert (arguments.data_parallel_size, arguments.enable_expert_parallel) == (profile.data, profile.expert)
+    assert arguments.max_model_len == model.context_tokens
+    assert (arguments.max_num_seqs, arguments.max_num_batched_tokens) == (
+        profile.max_num_seqs,
+        profile.max_num_batched_tokens,
+    )
+    assert arguments.enable_prefix_caching is profile.prefix_caching
+    assert arguments.async_scheduling is profile.async_scheduling
+    assert (arguments.moe_backend, arguments.stream_interval) == (profile.moe_backend, 1)
+    assert bool(arguments.enable_lora) is profile.lora
+    assert arguments.tool_call_parser == model.tool_parser
+
+
+@pytest.mark.parametrize(("model", "profile"), GENERATORS, ids=name)
+def test_vllm_accepts_the_configuration(model: Model, profile: Profile, tmp_path: Path) -> None:
+    """Each profile passes vLLM's own cross-checks: heads against ranks, experts against EP, adapters against slots."""
+    config = engine_config(model, profile, tmp_path)
+
+    assert config.parallel_config.world_size == profile.tensor * profile.pipeline
+    assert config.parallel_config.enable_expert_parallel is profile.expert
+    assert config.kernel_config.moe_backend == profile.moe_backend
+    assert model.architecture is not None and model.architecture.attention is not None
+    if model.architecture.attention.latent_dim is None:  # on a CPU vLLM turns prefix caching off for MLA
+        assert config.cache_config.enable_prefix_caching is profile.prefix_caching
+    assert (config.lora_config is not None) is profile.lora
+
+
+@pytest.mark.parametrize(
+    ("model", "profile"),
+    [
+        (BIG, BALANCED.override(tensor=1, data=6, expert=True)),
+        (catalog.find("qwen3-30b-a3b-instruct"), BALANCED.override(tensor=8)),
+        (BIG, BIG.profile("lora", "h100").override(tensor=4, expert=True)),
+        (BIG, BALANCED.override(tensor=8, pipeline=2)),
+        (catalog.find("qwen3-32b"), BALANCED.override(tensor=1, data=2)),
+    ],
+    ids=["uneven-experts", "more-ranks-than-kv-heads", "adapters-with-ep", "two-nodes", "dense-data-ranks"],
+)
+def test_what_we_do_not_refuse_vllm_accepts(model: Model, profile: Profile, tmp_path: Path) -> None:
+    """serving.budget lets these pass because vLLM's own configuration does."""
+    engine_config(model, profile, tmp_path)
+
+
+def test_what_we_refuse_of_its_source_is_still_there() -> None:
+    """gpt-oss's model class divides KV heads without copying, and only some MXFP4 kernels take adapters."""
+    from vllm.model_executor.layers.fused_moe.experts import gpt_oss_triton_kernels_moe, marlin_moe
+    from vllm.model_executor.models import gpt_oss
+
+    assert "config.num_key_value_heads // tp_size" in Path(gpt_oss.__file__).read_text()
+    assert marlin_moe.MarlinExperts.supports_lora()
+    assert not gpt_oss_triton_kernels_moe.OAITritonExperts.supports_lora()
+
+
+def test_experts_of_a_dense_model_are_vllms_refusal_too(tmp_path: Path) -> None:
+    """vLLM turns down expert parallelism without experts, as we do."""
+    with pytest.raises(ValueError, match=r"[Ee]xpert"):
+        engine_config(catalog.find("qwen3-32b"), BALANCED.override(expert=True), tmp_path)
+
+
+def test_tokens_in_flight_are_vllms(tmp_path: Path) -> None:
+    """What sliding layers reserve for is vLLM's own count, with and without planning ahead."""
+    for is_async in (True, False):
+        profile = BALANCED.model_copy(update={"async_scheduling": is_async})
+        config = engine_config(BIG, profile, tmp_path)
+        config.scheduler_config.async_scheduling = is_async  # a CPU engine never plans ahead
+        assert config.max_in_flight_tokens == kv.tokens_in_flight(profile)
+
+
+def test_heads_that_do_not_divide_are_vllms_refusal_too(tmp_path: Path) -> None:
+    """The check is alive: vLLM turns the same profile down that we do."""
+    with pytest.raises(ValueError, match="must be divisible by tensor parallel size"):
+        engine_config(BIG, BALANCED.override(tensor=3), tmp_path)
+
+
+def test_tuning_flags_leave_the_rest_to_the_launcher() -> None:
+    """The launcher says how an engine is divided and what its model is: neither is said twice."""
+    launchers = {"parallel-size", "expert-parallel", "max-model-len", "parser", "api-server"}
+    line = tuning_flags(BIG, BIG.profile("lora", "h100"))
+
+    assert set(line) < set(gpu_flags(BIG, BIG.profile("lora", "h100")))
+    assert [flag for flag in line for word in launchers if word in flag] == []
+
+
+def test_off_is_said_aloud() -> None:
+    """vLLM's defaults are on for both; a profile without them says so."""
+    profile = CPU.model_copy(update={"prefix_caching": False, "async_scheduling": False})
+    line = gpu_flags(catalog.find("gpt-oss-20b"), profile)
+
+    assert {"--no-enable-prefix-caching", "--no-async-scheduling"} <= set(line)
+
+
+def test_adapters_need_limits() -> None:
+    """A profile that loads adapters of a model without limits is refused; with them the slots are vLLM's."""
+    model, profile = catalog.find("gpt-oss-20b"), CPU.model_copy(update={"lora": True})
+    arguments = parsed(["--model", "checkpoint", *gpu_flags(model, profile)])
+
+    assert model.lora == LoraLimits(
+        max_adapters=arguments.max_loras, max_rank=arguments.max_lora_rank, max_cpu_adapters=arguments.max_cpu_loras
+    )
+    with pytest.raises(Refusal, match="no adapter limits"):
+        gpu_flags(model.model_copy(update={"lora": None}), profile)
+
+
+def test_the_embedding_model_pools() -> None:
+    """An embedding model is run as one, whatever the profile."""
+    assert parsed(["--model", "checkpoint", *gpu_flags(catalog.find("all-minilm-l6-v2"), CPU)]).runner == "pooling"

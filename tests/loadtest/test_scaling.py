@@ -1,0 +1,187 @@
+"""The judge of autoscaling: its simulator, its oracle, its copies of other policies, and what it says of ours."""
+
+import random
+from itertools import pairwise, takewhile
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from loadtest.scaling import oracle
+from loadtest.scaling.calibration import Measurement, Point, compare, fit, replay, report
+from loadtest.scaling.model import H100_TP2, STARTUP_S, ReplicaModel, Slo
+from loadtest.scaling.policies import Hpa, Ours, ServeDefault, knee_of
+from loadtest.scaling.simulator import Fleet, Policy, Settings, run
+from loadtest.scaling.traces import Call, Shape, stretch
+from serving.engine.autoscale import Bounds, Demand
+
+MODEL = H100_TP2.thinned(16)
+SETTINGS = Settings(MODEL, Slo(), STARTUP_S, max_replicas=30, initial_replicas=4)
+KNEE = knee_of(MODEL, STARTUP_S, Slo().ttft_s)
+
+
+def hour(seed: int = 1) -> list[Call]:
+    """An hour of chat calls like Azure's (means of 1,155 and 211 tokens), evenly spread."""
+    chance = random.Random(seed)
+    return [
+        Call(float(at), round(1 + chance.expovariate(1 / 1155)), round(1 + chance.expovariate(1 / 211)))
+        for at in sorted(chance.uniform(0, 3600) for _ in range(19_000))
+    ]
+
+
+def window(seed: int, hours: float = 3) -> list[Call]:
+    """The hours of a day from nine o'clock: the morning's rise and the bursts that fall into it."""
+    begins_at, ends_at = 9 * 3600.0, (9 + hours) * 3600.0
+    day = stretch(hour(), Shape(top_rate=8.5), seed)
+    return [
+        Call(call.arrived_at - begins_at, call.prompt_tokens, call.output_tokens)
+        for call in takewhile(lambda call: call.arrived_at < ends_at, day)
+        if call.arrived_at >= begins_at
+    ]
+
+
+class Jumping:
+    """Wants anything at any time."""
+
+    name = "jumping"
+    interval_s = 5.0
+
+    def __init__(self) -> None:
+        self._chance = random.Random(1)
+
+    def wanted(self, signals: object, demand: Demand, now: float) -> int:
+        return self._chance.randrange(0, 9)
+
+
+def test_no_call_is_lost_or_doubled() -> None:
+    """However a fleet is scaled, every call that arrived was finished, shed, or is still inside."""
+    calls = window(1, hours=1)
+    outcome = run(calls, Jumping(), SETTINGS)
+    assert outcome.shed > 0
+    assert outcome.finished + outcome.shed + outcome.unfinished == outcome.arrived
+    # The last tick takes in what arrives within it.
+    assert outcome.arrived == len(calls)
+
+
+def test_a_call_alone_takes_its_own_time() -> None:
+    """On an idle replica: prefill beside one step a chunk, then one step a token."""
+    fleet = Fleet(SETTINGS)
+    replica = fleet.replicas[0]
+    replica.take(Call(0.0, 1000, 100))
+    done = [one for tick in range(100) for one in replica.advance(tick * 0.5, (tick + 1) * 0.5)]
+    assert len(done) == 1
+    assert done[0].ttft_s == pytest.approx(1000 / MODEL.prefill_tokens_per_s, rel=0.2)
+    assert done[0].itl_s == pytest.approx(MODEL.step_s(1), rel=0.1)
+
+
+def test_a_replica_computes_no_more_than_it_can() -> None:
+    """Under any load, prompts go no faster than the prefill rate and a batch no larger than its limit."""
+    replica = Fleet(SETTINGS).replicas[0]
+    chance = random.Random(1)
+    taken = 0
+    for tick in range(400):
+        for _ in range(4):
+            replica.take(Call(tick * 0.5, 1000 + chance.randrange(1000), 1 + chance.randrange(400)))
+            taken += replica.queue[-1].prompt_tokens
+        replica.advance(tick * 0.5, (tick + 1) * 0.5)
+        assert len(replica.running) <= MODEL.max_running
+        assert replica.kv <= MODEL.kv_cache_tokens
+        assert taken - replica.queued_tokens <= MODEL.prefill_tokens_per_s * (tick + 1) * 0.5 + 2000
+
+
+def test_a_started_replica_takes_calls_after_its_start() -> None:
+    """Replicas cost from the decision on, and serve one start-up later."""
+    fleet = Fleet(beginning_with(initial_replicas=0))
+    fleet.scale(1, now=0.0)
+    fleet.arrive(Call(STARTUP_S - 5, 100, 10))
+    fleet.route(STARTUP_S - 1)
+    assert len(fleet.waiting) == 1
+    fleet.route(STARTUP_S)
+    assert not fleet.waiting and fleet.replicas[0].requests == 1
+
+
+def beginning_with(initial_replicas: int) -> Settings:
+    return Settings(MODEL, Slo(), STARTUP_S, max_replicas=30, initial_replicas=initial_replicas)
+
+
+def test_a_day_repeats_itself_and_keeps_its_source() -> None:
+    """The same seed gives the same day, another seed another, and every pair of lengths is the source's."""
+    first, again, other = window(1), window(1), window(2)
+    assert first == again != other
+    pairs = {(call.prompt_tokens, call.output_tokens) for call in hour()}
+    assert {(call.prompt_tokens, call.output_tokens) for call in first} <= pairs
+    assert all(before.arrived_at <= after.arrived_at for before, after in pairwise(first))
+
+
+@pytest.fixture(scope="module")
+def ideal() -> oracle.Oracle:
+    calls = window(1)
+    return oracle.best(lambda: calls, KNEE, SETTINGS, 0.99)
+
+
+def test_ours_meets_its_target(ideal: oracle.Oracle) -> None:
+    """On a short bursty day: 99 % inside the SLO for at most 1.2 times the oracle's GPU-hours."""
+    calls = window(1)
+    settings = beginning_with(ideal.initial_replicas)
+    outcome = run(calls, Ours(KNEE, Bounds(1, 30)), settings)
+    assert outcome.attainment >= 0.99
+    assert outcome.gpu_s <= 1.2 * ideal.outcome.gpu_s
+
+
+def test_nobody_beats_the_oracle(ideal: oracle.Oracle) -> None:
+    """No policy and no fixed fleet keeps the oracle's attainment with fewer GPU-hours."""
+    calls = window(1)
+    settings = beginning_with(ideal.initial_replicas)
+    fixed = [oracle.Schedule([count], 1e9) for count in (4, 6, 8, 10)]
+    others: list[Policy] = [Ours(KNEE, Bounds(1, 30)), ServeDefault(3.0), Hpa(3.0), *fixed]
+    for policy in others:
+        outcome = run(calls, policy, settings)
+        assert outcome.attainment < 0.99 or outcome.gpu_s >= 0.99 * ideal.outcome.gpu_s
+
+
+def test_the_copy_of_serves_policy_decides_as_serve_does() -> None:
+    """Requests up and down at random: our ServeDefault and Ray's own functions agree at every step."""
+    ray_policy = pytest.importorskip("ray.serve.autoscaling_policy")
+    config = SimpleNamespace(
+        upscale_delay_s=30.0,
+        downscale_delay_s=600.0,
+        downscale_to_zero_delay_s=None,
+        get_upscaling_factor=lambda: 1.0,
+        get_downscaling_factor=lambda: 1.0,
+        get_target_ongoing_requests=lambda: 3.0,
+    )
+    state: dict[str, Any] = {}
+    chance, copy = random.Random(1), ServeDefault(3.0)
+    running = target = ours = 4
+    for tick in range(4000):
+        now = tick * 5.0
+        requests = chance.uniform(0, 8) * (1 + tick // 100 % 5)
+        context = SimpleNamespace(
+            current_num_replicas=running, target_num_replicas=target, total_num_requests=requests, config=config
+        )
+        desired, _ = ray_policy._core_replica_queue_length_policy(context)
+        scaled = ray_policy._apply_scaling_factors(desired, running, config)
+        target, state = ray_policy._apply_delay_logic(max(0, scaled), target, config, state, now)
+        target = max(1, min(20, target))
+        ours = max(1, min(20, copy.decide(requests, running, ours, now)))
+        assert ours == target
+        running = target
+
+
+def test_the_fit_finds_the_model_it_is_given() -> None:
+    """Closed loops replayed from a known model give back its rates, and small errors on the points not fitted to."""
+    truth = ReplicaModel(2000.0, 0.02, 0.003, 10**9, 64, 2048)
+    blank = [Point(clients, prompt, 32, 3 * clients, 0.0, 0.0) for prompt in (64, 512) for clients in (1, 2, 4, 8, 16)]
+    points = []
+    for point in blank:
+        ttft_s, itl_s = replay(truth, point)
+        points.append(msgspec.structs.replace(point, ttft_s=ttft_s, itl_s=itl_s))
+    found = fit(points, 2048, 64)
+    assert found.prefill_tokens_per_s == pytest.approx(2000, rel=0.25)
+    assert found.base_s == pytest.approx(0.02, rel=0.25)
+    assert found.per_request_s == pytest.approx(0.003, rel=0.35)
+    measurement = Measurement("truth", tuple(points), max_running=64)
+    errors = [abs(one.itl_error) for one in compare(measurement)]
+    assert sum(errors) / len(errors) < 0.15
+    assert "not fitted" in report(measurement)
