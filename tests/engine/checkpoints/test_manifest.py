@@ -19,7 +19,7 @@ def test_files_are_read_once_and_again_when_they_change(tmp_path: Path) -> None:
     verified_at = stamp.stat().st_mtime_ns
     assert manifest.verify_once(folder, stamps) and stamp.stat().st_mtime_ns == verified_at
     (folder / "model.safetensors").write_bytes(b"WEIGHTS")
-    with pytest.raises(Refusal, match="model.safetensors"):
+    with pytest.raises(Refusal, match="safetensors"):
         manifest.verify_once(folder, stamps)
 
 
