@@ -9,6 +9,7 @@ Whatever way it ends, every process it started ends with it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -58,7 +59,7 @@ def up(settings: Settings) -> None:
     _refuse_taken_port(gateway.host, gateway.port)
     _refuse_small_memory(settings)
     _make_home(settings.home)
-    with _signals_raise_stopped(), _everything_below_ends():
+    with _alone(settings.home), _signals_raise_stopped(), _everything_below_ends():
         checkpoint_of = {wanted: checkpoints.ensure(model, settings.home, _say) for wanted, model in models.items()}
         secret_file = secret.create_if_absent(settings.home)
         specs = {
@@ -150,6 +151,17 @@ def _refuse_small_memory(settings: Settings) -> None:
             f"This needs {needed / 1024**3:.1f} GiB of free memory and the machine has {memory.available / 1024**3:.1f}; "
             "stop something, serve fewer models, or lower engine.memory_share."
         )
+
+
+@contextlib.contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """Hold the home: two stacks would write each other's settings and logs. The system lets go when its holder dies."""
+    with (home / "up.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refusal(f"Another `serving up` uses {home}: set SERVING_HOME to another folder.") from None
+        yield
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """What cannot be done is refused in one sentence, with exit code 1, before anything starts."""
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -74,6 +75,13 @@ def test_a_missing_settings_file_is_refused(tmp_path: Path) -> None:
 def test_too_little_memory_is_refused(tmp_path: Path) -> None:
     """vLLM would fail after a minute; we say it at once."""
     assert_refused(serving("up", home=tmp_path, SERVING_ENGINE__MEMORY_SHARE="1.0"), "memory")
+
+
+def test_a_home_in_use_is_refused(tmp_path: Path) -> None:
+    """Two stacks on one home would write each other's settings: the second is told to take another."""
+    with (tmp_path / "up.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert_refused(serving("up", home=tmp_path), "SERVING_HOME")
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["at the end", "at once"])

@@ -18,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -26,8 +27,9 @@ from serving.engine import processes
 
 #: Seconds between two looks at the tree; a death of the command or the lifeline is seen at once.
 _LOOK_INTERVAL_S = 0.5
-#: Seconds the command may take to leave on SIGTERM before everything is killed.
+#: Seconds an engine may take to leave on SIGTERM before everything is killed, and between two looks meanwhile.
 _TERM_GRACE_S = 5.0
+_STOP_LOOK_INTERVAL_S = 0.05
 #: Bytes of one engine log; past it the log starts anew and the old one is kept once.
 _MAX_LOG_BYTES = 32 * 1024 * 1024
 
@@ -60,11 +62,20 @@ class Tree:
         return None
 
     def stop(self) -> None:
-        """End the tree and return when nobody is left."""
-        if self._root.poll() is None:
-            self._root.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._root.wait(_TERM_GRACE_S)
+        """End the tree and return when nobody is left.
+
+        Front ends go first and at once: asked politely, they end running streams as if these were complete (seen with
+        vLLM 0.32: `finish_reason` "abort", then [DONE]). The others may put away what they share before they are killed.
+        """
+        deadline = time.monotonic() + _TERM_GRACE_S
+        self._root.kill()
+        for process in processes.descendants():
+            is_front_end = (processes.role(process) or "").startswith("APIServer")
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL if is_front_end else signal.SIGTERM)
+        while processes.descendants() and time.monotonic() < deadline:
+            processes.reap()
+            time.sleep(_STOP_LOOK_INTERVAL_S)
         processes.kill_all(processes.descendants)
 
 
