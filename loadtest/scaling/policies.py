@@ -7,7 +7,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from loadtest.scaling.model import ReplicaModel
-from serving.engine.autoscale import COMING, TUNING, Bounds, Demand, Knee, Memory, ReplicaSignal, Tuning, wanted
+from serving.catalog import Knee
+from serving.engine.autoscale import COMING, TUNING, Bounds, Demand, Memory, ReplicaSignal, Tuning, wanted
 from serving.wire import ReplicaState
 
 #: The profile's knee as a share of vLLM's --max-num-seqs; assumed, until a measurement on a GPU says it.

@@ -173,6 +173,23 @@ class Gpu(_Shape):
     """Where that figure comes from."""
 
 
+class Knee(_Shape):
+    """What one replica does at the most load that keeps its SLO: measured by the operator, or the budget's estimate."""
+
+    running_requests: Count
+    """Requests in its batch."""
+    prefill_tokens_per_s: Annotated[float, Field(gt=0)]
+    """Prompt tokens it computes a second while nothing else runs."""
+    decode_tokens_per_s: Annotated[float, Field(gt=0)]
+    """Output tokens a second of all running requests together."""
+    startup_s: Annotated[float, Field(gt=0)]
+    """Seconds from the decision to the first generated token."""
+    ttft_slo_s: Annotated[float, Field(gt=0)] = 2.0
+    """Seconds to a first token that the operator promises at the longest."""
+    kv_cache_ratio: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of the KV cache beyond which preemption begins."""
+
+
 class Profile(_Shape):
     """One way to spread one engine over GPUs. Tensor, pipeline, data and expert parallelism are independent knobs."""
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from serving.catalog import Knee
 from serving.wire import ReplicaState
 
 #: A replica in one of these is capacity, or capacity on its way.
@@ -66,21 +67,6 @@ class Bounds(msgspec.Struct, frozen=True):
     max_replicas: int
     #: Seconds without any call after which the last replica goes; None: never.
     scale_to_zero_after_s: float | None = None
-
-
-class Knee(msgspec.Struct, frozen=True):
-    """What one replica of this profile does at the most load that keeps its SLO: measured, or the budget's estimate."""
-
-    running_requests: int
-    prefill_tokens_per_s: float
-    #: Output tokens of all running requests together.
-    decode_tokens_per_s: float
-    #: From the decision to the first generated token.
-    startup_s: float
-    #: Longest wait for a first token that the operator promises.
-    ttft_slo_s: float
-    #: Share of the KV cache beyond which preemption begins.
-    kv_cache_ratio: float = 0.9
 
 
 class Tuning(msgspec.Struct, frozen=True):

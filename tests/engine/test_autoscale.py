@@ -5,6 +5,7 @@ import random
 import msgspec
 import pytest
 
+from serving.catalog import Knee
 from serving.engine.autoscale import (
     PEAKS,
     STALE_S,
@@ -12,7 +13,6 @@ from serving.engine.autoscale import (
     Bounds,
     Decision,
     Demand,
-    Knee,
     Memory,
     ReplicaSignal,
     wanted,
