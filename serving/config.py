@@ -15,7 +15,7 @@ import platformdirs
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from serving.catalog import Model
+from serving.catalog import Knee, Model
 from serving.errors import Refusal
 
 ENV_PREFIX = "SERVING_"
@@ -28,11 +28,13 @@ class _Group(BaseModel):
 class Timeouts(_Group):
     """Client to engine, each longer than the next: whoever waits outside gives up last.
 
-    openai-python waits 600 s > request_total > engine_silence > request_body > replica_wait > keep_alive > engine_connect.
+    openai-python waits 600 s > request_total > wake_wait > engine_silence > request_body > replica_wait > keep_alive > engine_connect.
     """
 
     request_total_s: Annotated[float, Field(gt=0)] = 590.0
     """Seconds a request may take in all; just under openai-python's default of 600."""
+    wake_wait_s: Annotated[float, Field(gt=0)] = 420.0
+    """Seconds a request waits for a model that sleeps to start, before 503 with Retry-After; leaves time for the answer."""
     engine_silence_s: Annotated[float, Field(gt=0)] = 300.0
     """Seconds an engine may send nothing (a long prefill, or a wedge) before it is given up."""
     request_body_s: Annotated[float, Field(gt=0)] = 60.0
@@ -62,6 +64,8 @@ class GatewaySettings(_Group):
     """Bytes of one request body; 131,072 tokens of text are well under 1 MiB."""
     max_open_requests: Annotated[int, Field(ge=1)] = 1024
     """Requests held at once, waiting and streaming together: bounds memory (each holds at most its body and one chunk)."""
+    max_waiting_requests: Annotated[int, Field(ge=1)] = 256
+    """Requests held while no replica of their model is ready, first come first served; the next one is told to come back."""
     poll_interval_s: Annotated[float, Field(gt=0)] = 0.5
     """Seconds between two looks at each directory."""
     key_cache_s: Annotated[float, Field(gt=0)] = 10.0
@@ -117,6 +121,21 @@ class ModelSettings(_Group):
     """Engines that always run; 0 lets the model sleep, and its first request wait for a start."""
     max_replicas: Annotated[int, Field(ge=1)] = 1
     """Engines that may run; the same as `min_replicas` for a fixed fleet."""
+    sleep_after_s: Annotated[float, Field(gt=0)] = 900.0
+    """Seconds without any request after which the last engine goes, where `min_replicas` is 0: a start costs minutes."""
+    knee: Knee | None = None
+    """What one engine does at the most load that keeps its SLO, as measured here; unset, the catalogue's, or an estimate."""
+
+    @property
+    def is_scaled(self) -> bool:
+        """May the number of its engines change?"""
+        return self.min_replicas != self.max_replicas
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError("min_replicas must not be above max_replicas")
+        return self
 
 
 class Settings(_Group):

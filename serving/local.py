@@ -32,7 +32,7 @@ from serving.engine import engine, processes, supervisor
 from serving.engine.checkpoints import store as checkpoints
 from serving.engine.command import EngineSpec
 from serving.errors import Refusal
-from serving.wire import ReplicaState, Task
+from serving.wire import ASLEEP, ReplicaState, Task
 
 #: MiB that Ray and the gateway need, and each engine; seen resident: see the README's table.
 _BASE_MEMORY_MIB = 1024
@@ -73,17 +73,21 @@ def _serve(
     settings: Settings, models: list[catalog.Model], specs: dict[ModelSettings, EngineSpec], secret_file: Path
 ) -> None:
     started = time.monotonic()
+    by_name = {model.name: model for model in models}
+    plans = {wanted: engine_app.model_plan(by_name[wanted.name], wanted, spec) for wanted, spec in specs.items()}
     directory_port = engine.free_port("127.0.0.1")
     _say("Starting Ray ...")
+    directory = f"http://127.0.0.1:{directory_port}"
     with _local_ray(directory_port, settings.home):
         # Cells' names must differ: a gateway before two of them lets each speak only for its own replicas.
-        engine_app.run_directory(f"{socket.gethostname()}:{directory_port}", secret_file, settings.engine)
+        cell = f"{socket.gethostname()}:{directory_port}"
+        engine_app.run_directory(cell, secret_file, settings.engine, list(plans.values()))
         for wanted, spec in specs.items():
-            engine_app.run_model(spec, wanted.max_replicas)
+            engine_app.run_model(spec, plans[wanted].bounds, directory)
         names = ", ".join(model.name for model in models)
         _say(f"Starting vLLM with {names} ({time.monotonic() - started:.0f} s so far) ...")
         # Inside Ray's, so that it ends first: engines drain at once when nobody streams from them any more.
-        with _gateway_process(settings, f"http://127.0.0.1:{directory_port}") as gateway:
+        with _gateway_process(settings, directory) as gateway:
             _wait_for_models(settings, gateway, len(models), started)
             print(banner(settings, models, time.monotonic() - started), flush=True)
             code = _end_of(gateway, _gateway_log(settings))
@@ -266,7 +270,7 @@ def _wait_for_models(settings: Settings, gateway: subprocess.Popen[bytes], count
         if gateway.poll() is not None:
             raise Refusal(f"The gateway did not start; its last words are in {_gateway_log(settings)}.")
         states = _model_states(url)
-        if len(states) == count and set(states.values()) == {ReplicaState.READY}:
+        if len(states) == count and set(states.values()) <= {ReplicaState.READY, ASLEEP}:
             return
         state = ", ".join(f"{name}: {state}" for name, state in states.items())
         if state and (state != told or time.monotonic() - told_at > _PROGRESS_INTERVAL_S):

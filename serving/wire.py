@@ -29,6 +29,8 @@ LIVENESS_ROUTE: tuple[str, str] = ("GET", "/health")
 
 #: Where a cell's directory answers gateways, below its base URL.
 DIRECTORY_ROUTE = "/directory"
+#: Where it tells Serve's autoscaling how many replicas each model should have, below that.
+WANTED_ROUTE = "/wanted"
 
 
 class ReplicaState(StrEnum):
@@ -40,6 +42,10 @@ class ReplicaState(StrEnum):
     READY = "ready"
     DRAINING = "draining"
     FAILED = "failed"
+
+
+#: In place of a state: no replica of a model runs, and its first call will start one.
+ASLEEP = "asleep"
 
 
 class Task(StrEnum):
@@ -56,6 +62,8 @@ class EngineLoad(msgspec.Struct, frozen=True):
     waiting_requests: int = 0
     #: Share of KV-cache blocks in use, 0 to 1.
     kv_cache_used_ratio: float = 0.0
+    #: Prompt tokens that wait to be computed: requests waiting times the mean prompt.
+    queued_prefill_tokens: int = 0
 
 
 class ReplicaReport(msgspec.Struct, frozen=True):
@@ -88,6 +96,46 @@ class Listed(msgspec.Struct, frozen=True):
     heard_ago_s: float
 
 
+class Demand(msgspec.Struct, frozen=True):
+    """What the gateways see of one model, summed over gateways (`oldest_wait_s`: the greatest)."""
+
+    #: Calls held in waiting rooms, because no replica can take them.
+    waiting_requests: int = 0
+    oldest_wait_s: float = 0.0
+    waiting_prompt_tokens: int = 0
+    #: Of the calls that came in since the last answer, held or not; prompts as estimated at admission.
+    arrived_prompt_tokens_per_s: float = 0.0
+    #: The same calls times the mean output the gateway has learned.
+    expected_output_tokens_per_s: float = 0.0
+
+    @property
+    def is_any(self) -> bool:
+        return self.waiting_requests > 0 or self.arrived_prompt_tokens_per_s > 0
+
+
+class GatewayReport(msgspec.Struct, frozen=True):
+    """What a gateway sends when it asks a directory; the answer is the same for all of them."""
+
+    gateway_id: str
+    #: Model → what this gateway sees of it.
+    demand: dict[str, Demand] = {}
+
+
+class ListedModel(msgspec.Struct, frozen=True):
+    """A model of a cell, whether a replica of it runs or not."""
+
+    name: str
+    task: Task = Task.GENERATE
+    #: Longest prompt plus output, in tokens.
+    context_tokens: int = 0
+    #: Engines that should run now; None while a young directory does not know.
+    wanted: int | None = None
+    #: It may have no replica at all: its first call wakes it, and waits for a whole start.
+    may_sleep: bool = False
+    #: Why so many, or why one of them has to wait, in one sentence.
+    reason: str | None = None
+
+
 class DirectoryAnswer(msgspec.Struct, frozen=True):
     """What a gateway gets from one cell's directory.
 
@@ -102,3 +150,4 @@ class DirectoryAnswer(msgspec.Struct, frozen=True):
     replicas: tuple[Listed, ...]
     #: Sentences for the operator, such as on a device where engines keep failing.
     warnings: tuple[str, ...] = ()
+    models: tuple[ListedModel, ...] = ()

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from loadtest.scaling.model import ReplicaModel
 from serving.catalog import Knee
-from serving.engine.autoscale import COMING, TUNING, Bounds, Demand, Memory, ReplicaSignal, Tuning, wanted
-from serving.wire import ReplicaState
+from serving.engine.autoscale import COMING, TUNING, Bounds, Memory, ReplicaSignal, Tuning, wanted
+from serving.wire import Demand, ReplicaState
 
 #: The profile's knee as a share of vLLM's --max-num-seqs; assumed, until a measurement on a GPU says it.
 KNEE_RATIO = 0.5

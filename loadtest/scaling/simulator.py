@@ -15,8 +15,8 @@ from typing import Protocol
 
 from loadtest.scaling.model import ReplicaModel, Slo
 from loadtest.scaling.traces import Call
-from serving.engine.autoscale import Demand, ReplicaSignal
-from serving.wire import ReplicaState
+from serving.engine.autoscale import ReplicaSignal
+from serving.wire import Demand, ReplicaState
 
 #: Seconds.
 TICK_S = 0.5

@@ -6,25 +6,31 @@ changing one model must not be able to restart another.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import msgspec
 import ray
 from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from serving import secret
 from serving.budget import refuse
 from serving.catalog import GPUS, Model
 from serving.config import EngineSettings, ModelSettings, Settings
-from serving.engine import command, placement
+from serving.engine import command, placement, scaling
+from serving.engine.autoscale import Bounds
 from serving.engine.command import EngineSpec, Parallel
 from serving.engine.directory import Directory
 from serving.engine.flags import tuning_flags
 from serving.engine.replica import Replica
+from serving.engine.scaling import ModelPlan
 from serving.wire import DIRECTORY_ROUTE
 
 DIRECTORY_APP = "directory"
@@ -81,24 +87,29 @@ def _ray_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"serving-ray-{os.getuid()}"
 
 
-def run_directory(cell: str, secret_file: Path, settings: EngineSettings) -> None:
-    """Deploy the cell's directory and wait until it answers."""
+def run_directory(cell: str, secret_file: Path, settings: EngineSettings, plans: Sequence[ModelPlan] = ()) -> None:
+    """Deploy the cell's directory, or hand new plans to the one that runs, and wait until it answers."""
     deployment = serve.deployment(
         name="Directory",
         num_replicas=1,
         max_ongoing_requests=1000,
         health_check_period_s=_HEALTH_PERIOD_S,
         graceful_shutdown_timeout_s=1,
+        user_config=scaling.to_plain(plans),
         ray_actor_options={"num_cpus": 0, "label_selector": settings.directory_labels},
     )(Directory)
-    serve.run(deployment.bind(cell, str(secret_file)), name=DIRECTORY_APP, route_prefix=DIRECTORY_ROUTE)
+    versioned = deployment.options(version=hashlib.sha256(f"{cell} {secret_file}".encode()).hexdigest(), _internal=True)
+    serve.run(versioned.bind(cell, str(secret_file)), name=DIRECTORY_APP, route_prefix=DIRECTORY_ROUTE)
 
 
-def run_model(spec: EngineSpec, engines: int = 1) -> None:
-    """Deploy one model's application; returns at once, its replicas report their own progress."""
+def run_model(spec: EngineSpec, bounds: Bounds, directory: str) -> None:
+    """Deploy one model's application; returns at once, its replicas report their own progress.
+
+    Where its bounds differ Serve's autoscaling asks the directory, at the base URL `directory`, how many are wanted.
+    """
     deployment = serve.deployment(
         name="Replica",
-        num_replicas=placement.serve_replicas(spec, engines),
+        **_fleet(spec, bounds, directory),
         health_check_period_s=_HEALTH_PERIOD_S,
         health_check_timeout_s=_HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=spec.settings.drain_timeout_s + 30,  # the drain's own limit strikes first
@@ -108,6 +119,41 @@ def run_model(spec: EngineSpec, engines: int = 1) -> None:
     versioned = deployment.options(version=command.version(spec), _internal=True)
     target = serve.RunTarget(versioned.bind(spec, DIRECTORY_APP), name=f"model-{spec.model}", route_prefix=None)
     serve.run_many([target], wait_for_applications_running=False)
+
+
+class Fleet(TypedDict, total=False):
+    """Keyword arguments of `serve.deployment` that say how many."""
+
+    num_replicas: int
+    autoscaling_config: AutoscalingConfig
+
+
+def _fleet(spec: EngineSpec, bounds: Bounds, directory: str) -> Fleet:
+    """So many, or as many as the directory says within the bounds, without a delay of Serve's own."""
+    lowest, most = (placement.serve_replicas(spec, engines) for engines in (bounds.min_replicas, bounds.max_replicas))
+    if lowest == most:
+        return Fleet(num_replicas=most)
+    hook = {
+        "model": spec.model,
+        "members": spec.nodes,
+        "directory": directory,
+        "secret_file": spec.secret_file,
+    }
+    return Fleet(
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=lowest,
+            max_replicas=most,
+            upscale_delay_s=0,
+            downscale_delay_s=0,
+            downscale_to_zero_delay_s=0,
+            policy=AutoscalingPolicy(policy_function="serving.engine.hook:Wanted", policy_kwargs=hook),
+        )
+    )
+
+
+def model_plan(model: Model, wanted: ModelSettings, spec: EngineSpec) -> ModelPlan:
+    """What the directory has to know to scale `model`; raises Refusal where nothing says what one engine of it does."""
+    return scaling.plan(model, wanted, spec, None)
 
 
 def engine_spec(

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import msgspec
 
 from serving.catalog import Knee
-from serving.wire import ReplicaState
+from serving.wire import Demand, ReplicaState
 
 #: A replica in one of these is capacity, or capacity on its way.
 COMING = frozenset({ReplicaState.STARTING, ReplicaState.LOADING, ReplicaState.WARMING})
@@ -41,23 +41,6 @@ class ReplicaSignal(msgspec.Struct, frozen=True):
     queued_prefill_tokens: int = 0
     #: Share of KV-cache blocks in use, 0 to 1.
     kv_cache_used_ratio: float = 0.0
-
-
-class Demand(msgspec.Struct, frozen=True):
-    """What the gateways see of one model, summed over gateways (`oldest_wait_s`: the greatest)."""
-
-    #: Calls held in waiting rooms, because no replica can take them.
-    waiting_requests: int = 0
-    oldest_wait_s: float = 0.0
-    waiting_prompt_tokens: int = 0
-    #: Of the calls that came in since the last answer, held or not; prompts as estimated at admission.
-    arrived_prompt_tokens_per_s: float = 0.0
-    #: The same calls times the mean output the gateway has learned.
-    expected_output_tokens_per_s: float = 0.0
-
-    @property
-    def is_any(self) -> bool:
-        return self.waiting_requests > 0 or self.arrived_prompt_tokens_per_s > 0
 
 
 class Bounds(msgspec.Struct, frozen=True):

@@ -1,4 +1,5 @@
-"""Directory: who serves what in this cell? Replicas report here about twice a second; gateways ask over HTTP.
+"""Directory: who serves what in this cell, and how many should? Replicas report here about twice a second; gateways ask
+over HTTP and say what they see; Serve's autoscaling hook reads what is wanted.
 
 It keeps nothing: a restarted directory hears everyone again within one interval, and says until then that its answer
 is not complete, so that its silence removes nobody.
@@ -8,16 +9,19 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serving.engine import scaling
 from serving.engine.failures import Failure, Failures
+from serving.engine.scaling import ModelPlan, Scaler
 from serving.secret import PlaneSecret
-from serving.wire import DirectoryAnswer, Listed, ReplicaReport, ReplicaState
+from serving.wire import WANTED_ROUTE, DirectoryAnswer, GatewayReport, Listed, ReplicaReport, ReplicaState
 
 #: Seconds without a report after which a replica is no longer listed: twenty missed reports.
 EXPIRY_S = 10.0
@@ -25,6 +29,8 @@ EXPIRY_S = 10.0
 COMPLETE_AFTER_S = 5.0
 #: Gangs whose meeting place is remembered; a cell has fewer nodes.
 _MEETINGS_MAX = 1000
+#: Gateways whose demand is remembered; a cell has tens.
+_GATEWAYS_MAX = 1000
 
 #: Address and port of an engine's first member.
 Meeting = tuple[str, int]
@@ -41,6 +47,17 @@ class Listing:
         self._heard: dict[str, tuple[float, ReplicaReport]] = {}
         self._failures = Failures()
         self._meetings: dict[str, Meeting] = {}
+        self._gateways: dict[str, tuple[float, GatewayReport]] = {}
+        self._scaler = Scaler()
+
+    def plan(self, plans: Iterable[ModelPlan]) -> None:
+        """Take what the settings want of each model."""
+        self._scaler.plan(plans)
+
+    def hear_gateway(self, report: GatewayReport) -> None:
+        """What one gateway sees now stands until it says something else, or nothing for a while."""
+        if report.gateway_id in self._gateways or len(self._gateways) < _GATEWAYS_MAX:
+            self._gateways[report.gateway_id] = (self._clock(), report)
 
     def hear(self, report: ReplicaReport) -> None:
         now = self._clock()
@@ -61,15 +78,33 @@ class Listing:
                 del self._meetings[next(iter(self._meetings))]
         return self._meetings.get(gang)
 
-    def answer(self) -> DirectoryAnswer:
+    def wanted(self) -> dict[str, int] | None:
+        """Model → engines wanted; None while this directory has not heard from everyone."""
+        self._refresh()
+        return self._scaler.wanted() if self._is_complete() else None
+
+    def _is_complete(self) -> bool:
+        return self._clock() - self._started_at >= COMPLETE_AFTER_S
+
+    def _refresh(self) -> None:
         now = self._clock()
         self._heard = {key: (at, report) for key, (at, report) in self._heard.items() if now - at < EXPIRY_S}
+        self._gateways = {key: (at, report) for key, (at, report) in self._gateways.items() if now - at < EXPIRY_S}
+        if self._is_complete():
+            demands = [report.demand for _, report in self._gateways.values()]
+            self._scaler.decide(list(self._heard.values()), scaling.total(demands) if demands else None, now)
+
+    def answer(self) -> DirectoryAnswer:
+        """What gateways get."""
+        self._refresh()
+        now = self._clock()
         return DirectoryAnswer(
             cell=self._cell,
             incarnation=self._incarnation,
-            is_complete=now - self._started_at >= COMPLETE_AFTER_S,
+            is_complete=self._is_complete(),
             replicas=tuple(Listed(report=report, heard_ago_s=now - at) for at, report in self._heard.values()),
             warnings=tuple(self._failures.suspects(now)),
+            models=self._scaler.listed(),
         )
 
 
@@ -79,6 +114,10 @@ class Directory:
     def __init__(self, cell: str, secret_file: str) -> None:
         self._listing = Listing(cell, uuid.uuid4().hex, time.monotonic)
         self._secret = PlaneSecret(Path(secret_file))
+
+    def reconfigure(self, plans: list[dict[str, Any]]) -> None:
+        """Called by Serve at the start and when the settings' models change, which restarts nothing."""
+        self._listing.plan(scaling.from_plain(plans))
 
     async def report(self, report: ReplicaReport) -> None:
         """Called by replicas through Serve."""
@@ -93,7 +132,18 @@ class Directory:
         return self._listing.meet(gang, address)
 
     async def __call__(self, request: Request) -> Response:
-        """Called by gateways over HTTP; demands the plane secret and never returns it."""
+        """Called over HTTP by gateways and by Serve's hook; demands the plane secret and never returns it."""
         if not self._secret.accepts(request.headers.get("authorization", "").encode()):
             return Response(status_code=401)
-        return Response(msgspec.json.encode(self._listing.answer()), media_type="application/json")
+        if request.url.path.endswith(WANTED_ROUTE):
+            return _json(self._listing.wanted())
+        if request.method == "POST":
+            try:
+                self._listing.hear_gateway(msgspec.json.decode(await request.body(), type=GatewayReport))
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                return Response(status_code=400)
+        return _json(self._listing.answer())
+
+
+def _json(content: object) -> Response:
+    return Response(msgspec.json.encode(content), media_type="application/json")

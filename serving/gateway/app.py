@@ -29,6 +29,7 @@ from serving.errors import (
 )
 from serving.gateway import calls, relay, shapes
 from serving.gateway.asgi import ClientLeft, Header, Receive, Request, Responder, Scope, Send, require_json
+from serving.gateway.demand import Demands
 from serving.gateway.fleet import DirectorySource, EngineSource, Fleet, Model, Source
 from serving.gateway.ledger import Entry, Ledger, Usage
 from serving.gateway.metrics import AccessLine, Metrics
@@ -36,7 +37,7 @@ from serving.gateway.relay import Exchange, Relay
 from serving.gateway.routes import ENGINE_ROUTES, EngineRoute, dialect_of
 from serving.gateway.tenants import Caller, Tenants
 from serving.secret import PlaneSecret
-from serving.wire import ReplicaState
+from serving.wire import ASLEEP, ReplicaState
 
 #: The status in logs and ledger of a request whose client left first (nginx's convention; nobody receives it).
 CLIENT_LEFT_STATUS = 499
@@ -141,6 +142,7 @@ class Gateway:
         tenants: Tenants,
         ledger: Ledger,
         fleet: Fleet,
+        demands: Demands,
         secret: PlaneSecret | None,
         salt_key: bytes,
         clock: Callable[[], float],
@@ -149,6 +151,7 @@ class Gateway:
         self._tenants = tenants
         self._ledger = ledger
         self._fleet = fleet
+        self._demands = demands
         self._secret = secret
         self._salt_key = salt_key
         self._clock = clock
@@ -183,7 +186,7 @@ class Gateway:
     @asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
         async with relay.session(self._settings.timeouts) as client:
-            self._relay = Relay(client, self._fleet, self._settings.timeouts, self._secret, self._clock)
+            self._relay = Relay(client, self._fleet, self._demands, self._settings.timeouts, self._secret, self._clock)
             following = asyncio.create_task(self._fleet.follow(client))
             following.add_done_callback(_complain)
             try:
@@ -384,7 +387,8 @@ def _summary(model: Model) -> str:
         ReplicaState.DRAINING,
         ReplicaState.FAILED,
     )
-    return next(state.value for state in by_promise if state in model.states)
+    found = next((state.value for state in by_promise if state in model.states), None)
+    return found or (ASLEEP if model.wanted == 0 else ReplicaState.STARTING)
 
 
 async def _send_json(visit: Visit, status: int, body: msgspec.Struct) -> None:
@@ -424,5 +428,6 @@ def create_app(
     """The application before the directories and engines that `settings` names."""
     sources: list[Source] = [DirectorySource(url, secret) for url in settings.directories]
     sources += [EngineSource(url, secret) for url in settings.engines]
-    fleet = Fleet(sources, settings.poll_interval_s, clock, wall_clock)
-    return Gateway(settings, tenants, ledger, fleet, secret, salt_key, clock)
+    demands = Demands(clock)
+    fleet = Fleet(sources, settings, demands, clock, wall_clock)
+    return Gateway(settings, tenants, ledger, fleet, demands, secret, salt_key, clock)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,10 +16,22 @@ from typing import Protocol
 import aiohttp
 import msgspec
 
-from serving.errors import NoReplicaReady
+from serving.config import GatewaySettings
+from serving.errors import GatewayFull, NoReplicaReady
+from serving.gateway.demand import Demands, Reading, shared
 from serving.gateway.router import Candidate
 from serving.secret import PlaneSecret
-from serving.wire import DIRECTORY_ROUTE, LIVENESS_ROUTE, DirectoryAnswer, Listed, ReplicaReport, ReplicaState
+from serving.wire import (
+    DIRECTORY_ROUTE,
+    LIVENESS_ROUTE,
+    Demand,
+    DirectoryAnswer,
+    GatewayReport,
+    Listed,
+    ListedModel,
+    ReplicaReport,
+    ReplicaState,
+)
 
 #: Seconds after which a model nobody lists any more is unknown (404) instead of not ready (503): a cold restart is shorter.
 MODEL_MEMORY_S = 3600.0
@@ -90,8 +103,8 @@ class Source(Protocol):
 
     name: str
 
-    async def ask(self, session: aiohttp.ClientSession) -> DirectoryAnswer:
-        """What it lists now; raises Silence."""
+    async def ask(self, session: aiohttp.ClientSession, report: GatewayReport) -> DirectoryAnswer:
+        """Tell what this gateway sees; returns what the source lists now; raises Silence."""
         ...
 
 
@@ -103,9 +116,10 @@ class DirectorySource:
         self._url = base_url.rstrip("/") + DIRECTORY_ROUTE
         self._secret = secret
 
-    async def ask(self, session: aiohttp.ClientSession) -> DirectoryAnswer:
+    async def ask(self, session: aiohttp.ClientSession, report: GatewayReport) -> DirectoryAnswer:
         try:
-            async with session.get(self._url, headers=bearer(self._secret)) as response:
+            body = msgspec.json.encode(report)
+            async with session.post(self._url, data=body, headers=bearer(self._secret)) as response:
                 if response.status != 200:
                     raise Silence(f"status {response.status}")
                 return msgspec.json.decode(await response.read(), type=DirectoryAnswer)
@@ -134,7 +148,7 @@ class EngineSource:
         self._secret = secret
         self._models: Sequence[_ModelCard] = ()
 
-    async def ask(self, session: aiohttp.ClientSession) -> DirectoryAnswer:
+    async def ask(self, session: aiohttp.ClientSession, report: GatewayReport) -> DirectoryAnswer:
         try:
             state = ReplicaState.READY if await self._is_healthy(session) else ReplicaState.FAILED
             if state is ReplicaState.READY:
@@ -187,16 +201,26 @@ class Model(msgspec.Struct, frozen=True):
     first_seen_s: int
     context_tokens: int
     states: dict[ReplicaState, int]
+    #: Engines that should run, over all cells; None where nobody says so.
+    wanted: int | None = None
 
 
 class Fleet:
     """The replicas there are. `follow` keeps it current; everything else only reads, waits, or reports a loss."""
 
     def __init__(
-        self, sources: Sequence[Source], interval_s: float, clock: Callable[[], float], wall_clock: Callable[[], float]
+        self,
+        sources: Sequence[Source],
+        settings: GatewaySettings,
+        demands: Demands,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
     ) -> None:
         self._sources = sources
-        self._interval_s = interval_s
+        self._interval_s = settings.poll_interval_s
+        self._waiting_max = settings.max_waiting_requests
+        self._demands = demands
+        self._id = uuid.uuid4().hex
         self._clock = clock
         self._wall_clock = wall_clock
         self._known: dict[str, Known] = {}
@@ -207,6 +231,8 @@ class Fleet:
         self._first_seen_s: dict[str, int] = {}
         self._last_listed_at: dict[str, float] = {}
         self._waiting: dict[asyncio.Future[None], str] = {}
+        #: Cell → what it serves, whether a replica runs or not.
+        self._listed: dict[str, dict[str, ListedModel]] = {}
 
     async def follow(self, session: aiohttp.ClientSession) -> None:
         """Poll every source until cancelled."""
@@ -216,28 +242,36 @@ class Fleet:
 
     async def _follow_one(self, source: Source, session: aiohttp.ClientSession) -> None:
         is_silent = False
+        told = self._demands.read()
         while True:
             asked_at = self._clock()
+            telling = self._demands.read()
             try:
                 async with asyncio.timeout(POLL_TIMEOUT_S):
-                    answer = await source.ask(session)
+                    answer = await source.ask(session, GatewayReport(self._id, self._demand(told, telling)))
             except (Silence, TimeoutError) as silence:
                 if not is_silent:
                     log.warning("no answer from %s (%s); its replicas stay as they were", source.name, silence)
                 is_silent = True
             else:
                 is_silent = False
+                told = telling
                 self._unheard.discard(source.name)
                 self.hear(answer, asked_at)
             await asyncio.sleep(self._interval_s)
+
+    def _demand(self, told: Reading, telling: Reading) -> dict[str, Demand]:
+        cells = Counter(name for models in self._listed.values() for name in models)
+        return {name: shared(it, cells[name]) for name, it in self._demands.since(told, telling).items()}
 
     def hear(self, answer: DirectoryAnswer, asked_at: float) -> None:
         """Take in one answer and wake those whose model is ready now, in the order they came."""
         self._known = merge(self._known, answer, asked_at, self._own)
         self._lost_at = {lost: at for lost, at in self._lost_at.items() if lost in self._known}
-        for replica in self._known.values():
-            self._first_seen_s.setdefault(replica.report.model, int(self._wall_clock()))
-            self._last_listed_at[replica.report.model] = asked_at
+        self._listed[answer.cell] = {model.name: model for model in answer.models}
+        for name in {replica.report.model for replica in self._known.values()} | self._listed[answer.cell].keys():
+            self._first_seen_s.setdefault(name, int(self._wall_clock()))
+            self._last_listed_at[name] = asked_at
         for waiter, model in list(self._waiting.items()):
             if not waiter.done() and self.candidates(model):
                 waiter.set_result(None)
@@ -270,18 +304,31 @@ class Fleet:
             for replica in ready(self._known, self._lost_at, model)
         ]
 
-    async def wait_until_ready(self, model: str, deadline: float) -> None:
-        """Return when a replica of `model` is ready, first come first woken; raises NoReplicaReady at the deadline."""
-        while not self.candidates(model):
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiting[waiter] = model
-            try:
-                async with asyncio.timeout(deadline - self._clock()):
-                    await waiter
-            except TimeoutError:
-                raise NoReplicaReady(f"The model '{model}' is not ready; try again soon.", retry_after_s=5) from None
-            finally:
-                del self._waiting[waiter]
+    async def wait_until_ready(self, model: str, deadline: float, prompt_tokens: int = 0) -> None:
+        """Return when a replica of `model` is ready, first come first woken.
+
+        Raises NoReplicaReady at the deadline, and GatewayFull when too many wait already.
+        """
+        with self._demands.held(model, prompt_tokens):
+            if self._demands.held_requests > self._waiting_max:
+                raise GatewayFull("Too many requests wait for a model to start; please try again.", retry_after_s=5)
+            while not self.candidates(model):
+                await self._wait(model, deadline)
+
+    async def _wait(self, model: str, deadline: float) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting[waiter] = model
+        try:
+            async with asyncio.timeout(deadline - self._clock()):
+                await waiter
+        except TimeoutError:
+            raise NoReplicaReady(f"The model '{model}' is not ready; try again soon.", retry_after_s=5) from None
+        finally:
+            del self._waiting[waiter]
+
+    def may_sleep(self, model: str) -> bool:
+        """May it have no replica at all, so that a call has to wake it?"""
+        return any(models[model].may_sleep for models in self._listed.values() if model in models)
 
     def may_know(self, model: str) -> bool:
         """False only when every source has answered and none has listed this model for a while."""
@@ -295,9 +342,15 @@ class Fleet:
         return model in self._last_listed_at
 
     def models(self) -> list[Model]:
-        """Every model that some replica is for, in whatever state."""
+        """Every model that some replica is for, in whatever state, or that a cell serves without one now."""
         states: dict[str, Counter[ReplicaState]] = {}
         context_tokens: Counter[str] = Counter()
+        wanted: dict[str, int] = {}
+        for listed in (it for models in self._listed.values() for it in models.values()):
+            states.setdefault(listed.name, Counter())
+            context_tokens[listed.name] = max(context_tokens[listed.name], listed.context_tokens)
+            if listed.wanted is not None:
+                wanted[listed.name] = wanted.get(listed.name, 0) + listed.wanted
         for replica_id, replica in self._known.items():
             report = replica.report
             is_lost = replica.heard_at <= self._lost_at.get(replica_id, float("-inf"))
@@ -305,6 +358,6 @@ class Fleet:
             states.setdefault(report.model, Counter())[state] += 1
             context_tokens[report.model] = max(context_tokens[report.model], report.context_tokens)
         return [
-            Model(name, self._first_seen_s[name], context_tokens[name], dict(counts))
+            Model(name, self._first_seen_s[name], context_tokens[name], dict(counts), wanted.get(name))
             for name, counts in sorted(states.items())
         ]

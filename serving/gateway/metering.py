@@ -13,6 +13,7 @@ Bytes per token, tokens per second and tokens per event are learned per model fr
 
 from __future__ import annotations
 
+import math
 import re
 
 import msgspec
@@ -31,6 +32,7 @@ BYTES_SENT_TIME_ELAPSED = "bytes_sent_time_elapsed"
 BYTES_PER_PROMPT_TOKEN = 4.0
 TOKENS_PER_S = 20.0
 TOKENS_PER_EVENT = 1.0
+OUTPUT_TOKENS_PER_SEQUENCE = 256.0
 #: Weight of the newest observation in a moving average: about the last 20 calls count.
 LEARNING_RATE = 0.1
 
@@ -122,12 +124,23 @@ class Rates(msgspec.Struct):
     bytes_per_prompt_token: float = BYTES_PER_PROMPT_TOKEN
     tokens_per_s: float = TOKENS_PER_S
     tokens_per_event: float = TOKENS_PER_EVENT
+    output_tokens_per_sequence: float = OUTPUT_TOKENS_PER_SEQUENCE
 
     def prompt_tokens(self, call: Call) -> int:
         return round(len(call.body) / self.bytes_per_prompt_token)
 
+    def output_tokens(self, call: Call) -> float:
+        """What this call will probably generate: the mean of those before it, within its own limit."""
+        if not call.route.is_billed or call.route.streams is StreamKind.NONE:
+            return 0.0
+        limit = math.inf if call.output_tokens_max is None else call.output_tokens_max
+        return call.sequences * min(limit, self.output_tokens_per_sequence)
+
     def learn(self, call: Call, usage: Usage, seconds: float, events: int) -> None:
         """Take in one exact usage."""
+        if usage.completion_tokens:
+            each = usage.completion_tokens / call.sequences
+            self.output_tokens_per_sequence += LEARNING_RATE * (each - self.output_tokens_per_sequence)
         if usage.prompt_tokens:
             self.bytes_per_prompt_token += LEARNING_RATE * (
                 len(call.body) / usage.prompt_tokens - self.bytes_per_prompt_token

@@ -59,6 +59,15 @@ class _ReplicaStates(Collector):
             for state, count in model.states.items():
                 family.add_metric([model.name, state], count)
         yield family
+        wanted = GaugeMetricFamily(
+            "serving_gateway_wanted_replicas",
+            "Replicas that the directories want, as this gateway heard.",
+            labels=["model"],
+        )
+        for model in self._models():
+            if model.wanted is not None:
+                wanted.add_metric([model.name], model.wanted)
+        yield wanted
 
 
 class Metrics:

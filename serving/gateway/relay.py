@@ -19,6 +19,7 @@ from serving.errors import EngineFailed, EngineTimedOut, NoReplicaReady
 from serving.gateway import events, metering, router, translation
 from serving.gateway.asgi import Header, Responder
 from serving.gateway.calls import Call
+from serving.gateway.demand import Demands
 from serving.gateway.fleet import Fleet, bearer
 from serving.gateway.ledger import Usage
 from serving.gateway.metering import Meter, Rates
@@ -138,12 +139,14 @@ class Relay:
         self,
         client: aiohttp.ClientSession,
         fleet: Fleet,
+        demands: Demands,
         timeouts: Timeouts,
         secret: PlaneSecret | None,
         clock: Callable[[], float],
     ) -> None:
         self._client = client
         self._fleet = fleet
+        self._demands = demands
         self._timeouts = timeouts
         self._secret = secret
         self._clock = clock
@@ -152,12 +155,17 @@ class Relay:
 
     async def relay(self, exchange: Exchange) -> None:
         """Answer a call. Raises ApiError; the responder knows how far the answer had got."""
-        model = exchange.call.model
-        deadline = self._clock() + self._timeouts.replica_wait_s
+        call, model = exchange.call, exchange.call.model
+        rates = self._rates.setdefault(model, Rates())
+        prompt_tokens = rates.prompt_tokens(call) if call.route.is_billed else 0
+        self._demands.arrive(model, prompt_tokens, rates.output_tokens(call))
+        is_woken = self._fleet.may_sleep(model)
+        deadline = self._clock() + (self._timeouts.wake_wait_s if is_woken else self._timeouts.replica_wait_s)
         seen: set[tuple[str, Failure]] = set()
         failures = 0
         while failures < FAILURES_MAX:
-            replica = await self._next_replica(model, {replica_id for replica_id, _ in seen}, deadline)
+            suspects = {replica_id for replica_id, _ in seen}
+            replica = await self._next_replica(model, suspects, deadline, prompt_tokens)
             try:
                 with self._fleet.committed(replica.replica_id):
                     return await self._attempt(replica, exchange)
@@ -178,7 +186,9 @@ class Relay:
             self._fleet.report_lost(replica_id)
         seen.add((replica_id, failure))
 
-    async def _next_replica(self, model: str, suspects: set[str], deadline: float) -> router.Candidate:
+    async def _next_replica(
+        self, model: str, suspects: set[str], deadline: float, prompt_tokens: int
+    ) -> router.Candidate:
         """The best replica not suspected, else a suspected one after a pause, else whichever becomes ready in time."""
         self._turn += 1
         while True:
@@ -189,7 +199,7 @@ class Relay:
             if candidates:
                 await asyncio.sleep(PAUSE_S)
                 return router.rank(candidates, self._turn)[0]
-            await self._fleet.wait_until_ready(model, deadline)
+            await self._fleet.wait_until_ready(model, deadline, prompt_tokens)
 
     async def _attempt(self, replica: router.Candidate, exchange: Exchange) -> None:
         call = exchange.call

@@ -12,12 +12,11 @@ from serving.engine.autoscale import (
     TUNING,
     Bounds,
     Decision,
-    Demand,
     Memory,
     ReplicaSignal,
     wanted,
 )
-from serving.wire import ReplicaState
+from serving.wire import Demand, ReplicaState
 
 KNEE = Knee(running_requests=100, prefill_tokens_per_s=10_000, decode_tokens_per_s=5_000, startup_s=120, ttft_slo_s=2)
 BOUNDS = Bounds(min_replicas=1, max_replicas=20)

@@ -9,11 +9,13 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from serving.errors import NoReplicaReady
+from serving.config import GatewaySettings
+from serving.errors import GatewayFull, NoReplicaReady
+from serving.gateway.demand import Demands
 from serving.gateway.fleet import Fleet, Known, merge, ready
 from serving.gateway.router import Candidate, rank
 from serving.secret import PlaneSecret
-from serving.wire import DirectoryAnswer, EngineLoad, Listed, ReplicaReport, ReplicaState
+from serving.wire import DirectoryAnswer, EngineLoad, Listed, ListedModel, ReplicaReport, ReplicaState
 from tests.clock import Clock
 from tests.gateway.world import running_gateway, until
 from tests.scripted_engine import MODEL, ScriptedEngine
@@ -109,8 +111,9 @@ def test_equals_take_turns() -> None:
     assert rank([], 3) == []
 
 
-def fleet(clock: Clock) -> Fleet:
-    return Fleet([], 1.0, clock, clock)
+def fleet(clock: Clock, demands: Demands | None = None, max_waiting_requests: int = 10) -> Fleet:
+    settings = GatewaySettings(max_waiting_requests=max_waiting_requests)
+    return Fleet([], settings, demands or Demands(clock), clock, clock)
 
 
 async def test_waiting_ends_when_a_replica_is_ready_in_order_of_arrival() -> None:
@@ -183,7 +186,7 @@ async def test_a_directory_restarted_empty_or_dead_or_mad_fails_no_request(tmp_p
     secret_file.write_text("s3cret\n")
     directory = Directory()
     app = web.Application()
-    app.router.add_get("/directory", directory.answer)
+    app.router.add_post("/directory", directory.answer)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -202,3 +205,31 @@ async def test_a_directory_restarted_empty_or_dead_or_mad_fails_no_request(tmp_p
             row = world.rows()[0]
     assert statuses == [200] * 6 and row["replica_id"] == "r1"
     assert directory.authorizations == {"Bearer s3cret"} == {engine.received[0].headers["Authorization"]}
+
+
+async def test_the_waiting_room_has_a_last_place() -> None:
+    """Whoever comes after the last place is taken is told to come back; nobody who waits is touched."""
+    clock = Clock()
+    demands = Demands(clock)
+    one = fleet(clock, demands, max_waiting_requests=1)
+    waits = asyncio.create_task(one.wait_until_ready("m", clock.now + 5, prompt_tokens=7))
+    await asyncio.sleep(0)
+    with pytest.raises(GatewayFull) as refused:
+        await one.wait_until_ready("m", clock.now + 5)
+    assert refused.value.retry_after_s and not waits.done() and demands.held_requests == 1
+    one.hear(answer(report("a")), clock.now)
+    await waits
+    assert demands.held_requests == 0
+
+
+def test_a_model_that_sleeps_is_known() -> None:
+    """A cell lists a model without a replica: it is served, may be slow to wake, and how many are wanted is told."""
+    clock = Clock()
+    one = fleet(clock)
+    asleep = ListedModel("m", context_tokens=4096, wanted=0, may_sleep=True)
+    one.hear(msgspec.structs.replace(answer(), models=(asleep,)), clock.now)
+    assert one.may_know("m") and one.lists("m") and one.may_sleep("m") and not one.may_sleep("other")
+    (model,) = one.models()
+    assert (model.name, model.context_tokens, model.states, model.wanted) == ("m", 4096, {}, 0)
+    one.hear(answer(), clock.now)  # removed from the settings
+    assert one.models() == [] and not one.may_sleep("m")

@@ -24,6 +24,7 @@ from ray.cluster_utils import Cluster
 from serving import catalog, secret
 from serving.config import EngineSettings, ModelSettings, Settings
 from serving.engine import app, processes
+from serving.engine.autoscale import Bounds
 from serving.engine.engine import free_port
 from serving.wire import DirectoryAnswer, ReplicaReport, ReplicaState
 from tests.waiting import until
@@ -86,7 +87,7 @@ class Cell:
         """Set a model's fleet, as a change of settings does."""
         wanted = ModelSettings.model_validate({"name": model, "gpu": "h100"} | knobs)
         spec = app.engine_spec(catalog.find(model), wanted, self.home / "checkpoint", self.settings, self.secret_file)
-        app.run_model(spec, engines)
+        app.run_model(spec, Bounds(engines, engines), f"http://127.0.0.1:{self.port}")
 
     def answer(self) -> DirectoryAnswer:
         headers = {"Authorization": f"Bearer {self.secret_file.read_text().strip()}"}

@@ -36,7 +36,8 @@ class SecondCell:
         cell = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
                 cell.asked += 1
                 body = msgspec.json.encode(cell.listing.answer())
                 self.send_response(200 if self.path == DIRECTORY_ROUTE else 404)

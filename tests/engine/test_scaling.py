@@ -1,0 +1,123 @@
+"""The directory decides how many engines each model should have, from what replicas and gateways say."""
+
+import pytest
+
+from serving import catalog
+from serving.catalog import Knee
+from serving.config import ModelSettings
+from serving.engine import scaling
+from serving.engine.autoscale import Bounds
+from serving.engine.command import EngineSpec
+from serving.engine.directory import COMPLETE_AFTER_S, EXPIRY_S, Listing
+from serving.engine.scaling import ModelPlan
+from serving.errors import Refusal
+from serving.wire import Demand, EngineLoad, GatewayReport, ListedModel, ReplicaReport, ReplicaState, Task
+from tests.clock import Clock
+
+KNEE = Knee(running_requests=4, prefill_tokens_per_s=1000, decode_tokens_per_s=100, startup_s=10)
+WAITING = Demand(waiting_requests=1, waiting_prompt_tokens=10)
+
+
+def plan(lowest: int, most: int, sleep_after_s: float | None = None) -> ModelPlan:
+    return ModelPlan("m", Task.GENERATE, 4096, Bounds(lowest, most, sleep_after_s), KNEE)
+
+
+def listing(clock: Clock, *plans: ModelPlan) -> Listing:
+    """A directory that has heard from everyone."""
+    it = Listing("cell", "one", clock)
+    it.plan(plans)
+    clock.advance(COMPLETE_AFTER_S)
+    return it
+
+
+def report(replica_id: str, running_requests: int = 0, rank: int = 0) -> ReplicaReport:
+    load = EngineLoad(running_requests=running_requests)
+    return ReplicaReport(replica_id, "m", "http://127.0.0.1:1", ReplicaState.READY, load=load, rank=rank)
+
+
+def test_a_young_directory_wants_nothing_yet() -> None:
+    """Until everyone has had time to report it does not say a number, which would shrink a fleet it has not heard."""
+    clock = Clock()
+    it = Listing("cell", "one", clock)
+    it.plan([plan(1, 3)])
+    assert it.wanted() is None
+    assert it.answer().models == (ListedModel("m", Task.GENERATE, 4096),)
+    clock.advance(COMPLETE_AFTER_S)
+    it.hear_gateway(GatewayReport("g"))
+    assert it.wanted() == {"m": 1}
+
+
+def test_a_call_that_waits_wakes_a_sleeping_model() -> None:
+    """None while nobody asks; one as soon as a gateway holds a call; none again when it has been idle."""
+    clock = Clock()
+    it = listing(clock, plan(0, 2, sleep_after_s=30))
+    it.hear_gateway(GatewayReport("g"))
+    assert it.wanted() == {"m": 0} and it.answer().models[0].may_sleep
+    clock.advance(1)
+    it.hear_gateway(GatewayReport("g", {"m": WAITING}))
+    assert it.wanted() == {"m": 1}
+    for _ in range(40):
+        it.hear(report("a"))
+        it.hear_gateway(GatewayReport("g"))
+        last = it.wanted()
+        clock.advance(1)
+    assert last == {"m": 0}
+
+
+def test_gateways_add_up() -> None:
+    """Each sees its own part of the arrivals; together they need more engines than either."""
+    clock = Clock()
+    it = listing(clock, plan(1, 9))
+    it.hear(report("a"))
+    for gateway in ("g", "h"):
+        it.hear_gateway(GatewayReport(gateway, {"m": Demand(arrived_prompt_tokens_per_s=1200.0)}))
+    assert it.wanted() == {"m": 3}
+
+
+def test_without_gateways_nothing_changes() -> None:
+    """Nobody to say what is asked for: the fleet stays as it was decided last."""
+    clock = Clock()
+    it = listing(clock, plan(1, 9))
+    it.hear(report("a"))
+    it.hear_gateway(GatewayReport("g", {"m": Demand(arrived_prompt_tokens_per_s=2400.0)}))
+    before = it.wanted()
+    clock.advance(EXPIRY_S + 100)
+    it.hear(report("a"))
+    assert it.wanted() == before == {"m": 3}
+
+
+def test_an_engine_over_two_nodes_counts_once() -> None:
+    """Only the first member of an engine serves; the others' reports are not more engines."""
+    clock = Clock()
+    it = listing(clock, plan(1, 9))
+    it.hear(report("a", running_requests=8))
+    it.hear(report("b", running_requests=8, rank=1))
+    it.hear_gateway(GatewayReport("g"))
+    assert it.wanted() == {"m": 2}
+
+
+def test_new_bounds_take_effect_and_a_removed_model_is_gone() -> None:
+    """Settings change while the directory runs."""
+    clock = Clock()
+    it = listing(clock, plan(1, 9))
+    it.hear_gateway(GatewayReport("g"))
+    assert it.wanted() == {"m": 1}
+    it.plan([plan(2, 9)])
+    assert it.wanted() == {"m": 2}
+    it.plan([])
+    assert it.wanted() == {} and it.answer().models == ()
+
+
+def test_plans_survive_the_way_through_serve() -> None:
+    """What goes out as plain data comes back as it was."""
+    plans = [plan(0, 2, 30.0), ModelPlan("n", Task.EMBED, 256, Bounds(1, 1))]
+    assert scaling.from_plain(scaling.to_plain(plans)) == plans
+
+
+def test_a_fleet_that_may_change_needs_a_knee() -> None:
+    """Where nothing says what one engine does, only a fixed fleet is accepted."""
+    spec = EngineSpec("random-gpt-oss", "", Task.GENERATE, 4096, None, "", "", "")  # type: ignore[arg-type]
+    model = catalog.find("random-gpt-oss")
+    scaling.plan(model, ModelSettings(name=model.name), spec, None)
+    with pytest.raises(Refusal, match="knee"):
+        scaling.plan(model, ModelSettings(name=model.name, max_replicas=2), spec, None)
