@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray import serve
@@ -20,6 +20,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from serving.engine.checkpoints import manifest
 from serving.engine.command import ONLY_MEMBER, EngineSpec, Member
+from serving.engine.directory import Meeting
 from serving.engine.engine import Engine, EngineDied, free_port, running
 from serving.errors import Refusal
 from serving.wire import EngineLoad, ReplicaReport, ReplicaState
@@ -98,11 +99,16 @@ class Replica:
         if self._gang is None:
             return ONLY_MEMBER
         mine = (ray.util.get_node_ip_address(), free_port(self._spec.settings.host)) if self._gang.rank == 0 else None
-        gang = self._gang.gang_id
-        while True:
-            if place := await self._ask_directory(lambda it: it.meet.remote(gang, mine)):
-                return Member(self._gang.rank, *place)
+        try:
+            async with asyncio.timeout(self._spec.settings.start_timeout_s):
+                return Member(self._gang.rank, *await self._meeting_place(self._gang.gang_id, mine))
+        except TimeoutError:
+            raise EngineDied("the first member of this engine did not say where it is") from None
+
+    async def _meeting_place(self, gang: str, mine: Meeting | None) -> Meeting:
+        while not (place := await self._ask_directory(lambda it: it.meet.remote(gang, mine))):
             await asyncio.sleep(_BACK_OFF_LOOK_S)
+        return cast(Meeting, place)
 
     async def check_health(self) -> None:
         """Asked by Serve; raises when the engine is gone or nobody hears of it, and Serve replaces this replica."""

@@ -1,7 +1,7 @@
 """A stand-in for `vllm serve` where only its place matters: it takes the same line, has the same processes, says a token.
 
-It writes what it was given to `$SCRIPTED_VLLM_RECORDS/PORT.json`: its devices and its command line. With
-`$SCRIPTED_VLLM_BROKEN` in its environment it ends at once, as an engine on a bad GPU does.
+It writes what it was given to `$SCRIPTED_VLLM_RECORDS/PORT.json`: its devices and its command line. It says that a
+request runs as long as there is a file `busy` beside. With `$SCRIPTED_VLLM_BROKEN` in its environment it ends at once, as an engine on a bad GPU does.
 """
 
 import json
@@ -17,6 +17,8 @@ from serving.config import EngineSettings
 from serving.engine.command import EngineSpec, Member, Parallel
 from serving.engine.engine import expected_members
 from serving.wire import Task
+
+RECORDS = Path(os.environ["SCRIPTED_VLLM_RECORDS"])
 
 
 def flag(name: str, default: int) -> int:
@@ -36,10 +38,11 @@ def spec() -> EngineSpec:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Healthy, idle, and one token long."""
+    """Healthy, and one token long."""
 
     def do_GET(self) -> None:
-        self._answer(b"vllm:num_requests_running 0\n" if self.path == "/metrics" else b"{}")
+        running = int((RECORDS / "busy").exists())
+        self._answer(f"vllm:num_requests_running {running}\n".encode() if self.path == "/metrics" else b"{}")
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -60,7 +63,7 @@ def main() -> None:
         sys.exit(1)
     port = flag("--port", 0)
     record = {"devices": os.environ.get("CUDA_VISIBLE_DEVICES"), "line": sys.argv, "pid": os.getpid()}
-    (Path(os.environ["SCRIPTED_VLLM_RECORDS"]) / f"{port}.json").write_text(json.dumps(record))
+    (RECORDS / f"{port}.json").write_text(json.dumps(record))
     for title in expected_members(spec(), Member(rank=flag("--node-rank", 0))):
         subprocess.Popen(["bash", "-c", f"exec -a VLLM::{title} sleep 36000"])
     ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()

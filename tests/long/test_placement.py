@@ -6,6 +6,7 @@ Ray hands out logical GPUs exactly as it does real ones, CUDA_VISIBLE_DEVICES in
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import urllib.request
 from collections import Counter
@@ -50,7 +51,7 @@ class Record(msgspec.Struct):
 class Cell:
     """A Ray cluster of counted GPUs with a directory on it."""
 
-    def __init__(self, home: Path, gpus_per_node: int = GPUS) -> None:
+    def __init__(self, home: Path, gpus_per_node: int = GPUS, drain_timeout_s: float = 1) -> None:
         self.records = home / "records"
         self.records.mkdir(parents=True)
         (home / "logs").mkdir()
@@ -66,7 +67,10 @@ class Cell:
         self.settings = Settings(
             home=home,
             engine=EngineSettings(
-                program=program, gpus_per_node=gpus_per_node, drain_timeout_s=1, directory_labels=DIRECTORY_NODE
+                program=program,
+                gpus_per_node=gpus_per_node,
+                drain_timeout_s=drain_timeout_s,
+                directory_labels=DIRECTORY_NODE,
             ),
         )
         head = {"num_cpus": 4, "num_gpus": 0, "labels": DIRECTORY_NODE}
@@ -95,9 +99,12 @@ class Cell:
         with urllib.request.urlopen(request, timeout=10) as response:
             return msgspec.json.decode(response.read(), type=DirectoryAnswer)
 
-    def ready(self, model: str) -> list[ReplicaReport]:
+    def in_state(self, model: str, state: ReplicaState) -> list[ReplicaReport]:
         reports = [it.report for it in self.answer().replicas if it.heard_ago_s < 3]
-        return [it for it in reports if it.model == model and it.state is ReplicaState.READY]
+        return [it for it in reports if it.model == model and it.state is state]
+
+    def ready(self, model: str) -> list[ReplicaReport]:
+        return self.in_state(model, ReplicaState.READY)
 
     def until_ready(self, model: str, members: int) -> list[ReplicaReport]:
         """Wait until so many are ready and Serve has nothing left to change."""
@@ -116,6 +123,18 @@ class Cell:
 
     def pids(self, model: str) -> set[int]:
         return {self.record(it).pid for it in self.ready(model)}
+
+    def drain_node(self, node_id: str) -> None:
+        """Tell Ray that a node is about to go, as KubeRay's autoscaler does."""
+        reason = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "maintenance")
+        ray_command = Path(sys.executable).parent / "ray"
+        address = ("--address", self.cluster.address)
+        subprocess.run([ray_command, "drain-node", *address, "--node-id", node_id, *reason], check=True)
+
+    @property
+    def busy(self) -> Path:
+        """While this file is there every engine says that a stream runs."""
+        return self.records / "busy"
 
     def close(self) -> None:
         serve.shutdown()
@@ -209,5 +228,32 @@ def test_an_engine_over_two_nodes_lands_as_a_gang(tmp_path: Path) -> None:
         lines = [cell.record(it).line for it in members]
         heads = {" ".join(line[line.index("--master-addr") + 1 : line.index("--master-port") + 2]) for line in lines}
         assert len(heads) == 1 and sum("--headless" in line for line in lines) == 1
+    finally:
+        cell.close()
+
+
+@pytest.mark.parametrize("way", ["scale-in", "upgrade", "node drain"])
+def test_a_replica_that_goes_lets_its_streams_finish(tmp_path: Path, way: str) -> None:
+    """It takes no more requests, stays as long as a stream runs, and is gone when none does, whyever it has to go."""
+    cell = Cell(tmp_path, drain_timeout_s=120)
+    try:
+        cell.want(SMALL, 2 if way == "scale-in" else 1, profile="balanced", tensor=2)
+        before = cell.until_ready(SMALL, 2 if way == "scale-in" else 1)
+        cell.busy.touch()
+        if way == "scale-in":
+            cell.want(SMALL, 1, profile="balanced", tensor=2)
+        elif way == "upgrade":
+            cell.want(SMALL, 1, profile="balanced", tensor=4)
+        else:
+            cell.drain_node(before[0].node)
+        (going,) = until(lambda: cell.in_state(SMALL, ReplicaState.DRAINING), 60, 0.5)
+        pid = cell.record(going).pid
+        if way == "node drain":  # a replacement serves before the old one goes
+            assert [it.node != before[0].node for it in cell.ready(SMALL)] == [True]
+        reports = [cell.in_state(SMALL, ReplicaState.DRAINING) for _ in range(3)]
+        assert psutil.pid_exists(pid) and all(it[0].replica_id == going.replica_id for it in reports)
+        cell.busy.unlink()
+        until(lambda: not psutil.pid_exists(pid), 60, 0.5)
+        cell.until_ready(SMALL, 1)
     finally:
         cell.close()
