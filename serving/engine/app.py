@@ -31,6 +31,7 @@ from serving.engine.directory import Directory
 from serving.engine.flags import tuning_flags
 from serving.engine.replica import Replica
 from serving.engine.scaling import ModelPlan
+from serving.errors import Refusal
 from serving.wire import DIRECTORY_ROUTE
 
 DIRECTORY_APP = "directory"
@@ -57,15 +58,19 @@ def start_local_ray(serve_port: int, home: Path) -> None:
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(secret.create_if_absent(home, RAY_TOKEN_FILE))
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ |= SERVE_ENVIRONMENT
-    ray.init(
-        address="local",
-        _node_ip_address="127.0.0.1",
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        _temp_dir=str(_ray_folder()),
-    )
+    try:
+        ray.init(
+            address="local",
+            _node_ip_address="127.0.0.1",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _temp_dir=str(_ray_folder()),
+        )
+    except Exception as error:
+        logging.getLogger("serving.engine").debug("Ray did not start", exc_info=error)
+        raise Refusal("Ray did not start on this machine in time: is it very busy? Try again in a moment.") from None
     serve.start(
         proxy_location="HeadOnly",
         http_options={"host": "127.0.0.1", "port": serve_port},

@@ -106,9 +106,10 @@ class Replica:
             raise EngineDied("the first member of this engine did not say where it is") from None
 
     async def _meeting_place(self, gang: str, mine: Meeting | None) -> Meeting:
-        while not (place := await self._ask_directory(lambda it: it.meet.remote(gang, mine))):
+        while True:
+            if place := await self._ask_directory(lambda it: it.meet.remote(gang, mine)):
+                return cast(Meeting, place)
             await asyncio.sleep(_BACK_OFF_LOOK_S)
-        return cast(Meeting, place)
 
     async def check_health(self) -> None:
         """Asked by Serve; raises when the engine is gone or nobody hears of it, and Serve replaces this replica."""
