@@ -68,9 +68,13 @@ def up(
     try:
         from serving import local
     except ModuleNotFoundError as missing:
-        raise Refusal(f"The engine plane is not installed ({missing.name} is missing): run `make serve`.") from None
+        raise _no_engine_plane(missing) from None
     chosen = config.override(context.obj, gateway={"port": port, "host": host})
     local.up(config.with_models(chosen, model) if model else chosen)
+
+
+def _no_engine_plane(missing: ModuleNotFoundError) -> Refusal:
+    return Refusal(f"The engine plane is not installed ({missing.name} is missing): run `make serve`.")
 
 
 @app.command()
@@ -147,3 +151,13 @@ def models_verify(context: typer.Context, name: str) -> None:
 
     checkpoints.verify(catalog.find(name), context.obj.home)
     print(f"{name}: every file matches its manifest.")
+
+
+@models.command("diff")
+def models_diff(before: Path, after: Path) -> None:
+    """Which engines restart when settings file AFTER takes the place of BEFORE, and why; nothing is started or fetched."""
+    try:
+        from serving.engine import changes
+    except ModuleNotFoundError as missing:
+        raise _no_engine_plane(missing) from None
+    print("\n".join(changes.told(config.load(before), config.load(after))))

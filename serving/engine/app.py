@@ -102,6 +102,7 @@ def run_model(spec: EngineSpec, engines: int = 1) -> None:
         health_check_period_s=_HEALTH_PERIOD_S,
         health_check_timeout_s=_HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=spec.settings.drain_timeout_s + 30,  # the drain's own limit strikes first
+        user_config=spec.settings.model_dump(mode="json"),  # what changed of it reaches the replicas that run
         **placement.options(spec),
     )(Replica)
     # Serve gives each `run` a new version, and so restarts what only changed in number (seen with 2.60).

@@ -12,12 +12,14 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
+from serving.config import EngineSettings
 from serving.engine.checkpoints import manifest
 from serving.engine.command import ONLY_MEMBER, EngineSpec, Member
 from serving.engine.engine import Engine, EngineDied, free_port, running
@@ -103,6 +105,13 @@ class Replica:
             if place := await self._ask_directory(lambda it: it.meet.remote(gang, mine)):
                 return Member(self._gang.rank, *place)
             await asyncio.sleep(_BACK_OFF_LOOK_S)
+
+    def reconfigure(self, settings: dict[str, Any]) -> None:
+        """Called by Serve at the start and when settings change that restart no engine: heartbeat and drain follow at once.
+
+        Without it Serve would keep the old spec even for later starts: equal version, equal deployment (seen with 2.60).
+        """
+        self._spec = msgspec.structs.replace(self._spec, settings=EngineSettings.model_validate(settings))
 
     async def check_health(self) -> None:
         """Asked by Serve; raises when the engine is gone or nobody hears of it, and Serve replaces this replica."""
