@@ -17,8 +17,8 @@ import ray
 from ray import serve
 
 from serving import secret
-from serving.budget import refuse
-from serving.catalog import GPUS, Model
+from serving.budget import gpu_of, refuse, refuse_on_cpu
+from serving.catalog import Model, Profile
 from serving.config import EngineSettings, ModelSettings, Settings
 from serving.engine import command, placement
 from serving.engine.command import EngineSpec, Parallel
@@ -38,6 +38,8 @@ SERVE_ENVIRONMENT = {
     "RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY": "1",
     "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": str(placement.RETRIES_WITHOUT_END),
 }
+#: What the settings' knobs change where no profile is chosen; only its ranks mean anything on a CPU.
+_ON_CPU = Profile(name="cpu", gpu="none", reason="No GPU.", source="vLLM's own defaults")
 #: Bytes of Ray's object store: no token passes through Ray, so its smallest size will do.
 _OBJECT_STORE_BYTES = 80 * 1024 * 1024
 
@@ -114,33 +116,39 @@ def run_model(spec: EngineSpec, engines: int = 1) -> None:
 def engine_spec(
     model: Model, wanted: ModelSettings, checkpoint: Path, settings: Settings, secret_file: Path
 ) -> EngineSpec:
-    """The engine that serves `model` from `checkpoint`, as its settings want it; raises Refusal when it cannot work."""
+    """The engine that serves `model` from `checkpoint`, as its settings want it; raises Refusal when it cannot work.
+
+    Neither the checkpoint nor the secret need be there yet: whoever is refused has fetched nothing.
+    """
+    base = model.profile(wanted.profile, wanted.gpu) if wanted.profile else _ON_CPU
+    chosen = base.override(wanted.tensor, wanted.pipeline, wanted.data, wanted.expert, settings.engine.gpus_per_node)
+    is_known = model.architecture is not None  # what a user's own model does not say of its shape, vLLM finds out
+    if is_known and wanted.profile is None:
+        refuse_on_cpu(model, chosen)
+    elif is_known:
+        refuse(model, chosen, settings.engine.gpus_per_node)
     common = EngineSpec(
         model=model.name,
         checkpoint=str(checkpoint),
         task=model.task,
-        context_tokens=model.context_tokens,
+        context_tokens=chosen.context_tokens or model.context_tokens,
         settings=settings.engine,
         secret_file=str(secret_file),
         log_folder=str(settings.home / "logs"),
         cache_folder=str(settings.home / "cache"),
-        parallel=Parallel(wanted.tensor or 1, wanted.pipeline or 1, wanted.data or 1, bool(wanted.expert)),
+        parallel=Parallel(chosen.tensor, chosen.pipeline, chosen.data, chosen.expert),
         tool_parser=model.tool_parser,
         reasoning_parser=model.reasoning_parser,
         environment=tuple(sorted(model.environment.items())),
     )
-    if wanted.profile is None:
-        return common
-    chosen = model.profile(wanted.profile, wanted.gpu).override(
-        wanted.tensor, wanted.pipeline, wanted.data, wanted.expert, settings.engine.gpus_per_node
-    )
-    refuse(model, chosen, settings.engine.gpus_per_node)
+    return common if wanted.profile is None else _on_gpus(common, model, chosen)
+
+
+def _on_gpus(spec: EngineSpec, model: Model, chosen: Profile) -> EngineSpec:
     return msgspec.structs.replace(
-        common,
-        context_tokens=chosen.context_tokens or model.context_tokens,
-        parallel=Parallel(chosen.tensor, chosen.pipeline, chosen.data, chosen.expert),
+        spec,
         nodes=chosen.nodes,
         gpus_per_node=chosen.pod_gpus,
-        gpu_type=GPUS[chosen.gpu].ray_label,
+        gpu_type=gpu_of(chosen).ray_label,
         flags=tuple(tuning_flags(model, chosen)),
     )
