@@ -132,7 +132,7 @@ def engine_spec(
         checkpoint=str(checkpoint),
         task=model.task,
         context_tokens=chosen.context_tokens or model.context_tokens,
-        settings=settings.engine,
+        settings=settings.engine.model_copy(update={"api_servers": chosen.api_servers or settings.engine.api_servers}),
         secret_file=str(secret_file),
         log_folder=str(settings.home / "logs"),
         cache_folder=str(settings.home / "cache"),
@@ -140,6 +140,8 @@ def engine_spec(
         tool_parser=model.tool_parser,
         reasoning_parser=model.reasoning_parser,
         environment=tuple(sorted(model.environment.items())),
+        tokenizer=model.tokenizer,
+        checksums=tuple(sorted(model.checksums.items())),
     )
     return common if wanted.profile is None else _on_gpus(common, model, chosen)
 

@@ -68,6 +68,10 @@ class EngineSpec(msgspec.Struct, frozen=True):
     flags: tuple[str, ...] = ()
     #: Extra environment a checkpoint asks for.
     environment: tuple[tuple[str, str], ...] = ()
+    #: A tokenizer that the checkpoint does not carry.
+    tokenizer: str | None = None
+    #: SHA-256 of files of the checkpoint, compared before their first load.
+    checksums: tuple[tuple[str, str], ...] = ()
 
 
 #: What an operator calls a flag or variable whose setting has another name than vLLM gives it.
@@ -121,6 +125,7 @@ def start_of(spec: EngineSpec) -> dict[str, str]:
         "nodes": str(spec.nodes),
         "gpus_per_node": str(spec.gpus_per_node),
         "gpu_type": spec.gpu_type or "any",
+        **{f"checksum of {name}": sha256 for name, sha256 in spec.checksums},  # others mean other weights
     }
 
 
@@ -165,6 +170,8 @@ def _model_flags(spec: EngineSpec) -> list[str]:
         # Compilation costs a minute at start and gains nothing for models this small.
         line += ["--dtype", "bfloat16", "--enforce-eager"]
         line += ["--gpu-memory-utilization", str(spec.settings.memory_share)]
+    if spec.tokenizer:
+        line += ["--tokenizer", spec.tokenizer]
     if spec.tool_parser:
         line += ["--enable-auto-tool-choice", "--tool-call-parser", spec.tool_parser]
         # Without the strict level only tools marked strict get arguments that fit their schema (seen with 0.32).

@@ -74,8 +74,9 @@ class Replica:
         began = time.monotonic()
         checkpoint = Path(self._spec.checkpoint)
         stamps = Path(self._spec.cache_folder) / "verified"
-        if not await asyncio.to_thread(manifest.verify_once, checkpoint, stamps):
-            logger.warning("%s: its checkpoint has no manifest, so nothing was compared", self._id)
+        checksums = dict(self._spec.checksums)
+        if not await asyncio.to_thread(manifest.verify_once, checkpoint, stamps, checksums):
+            logger.warning("%s: its checkpoint has neither manifest nor checksums: nothing was compared", self._id)
         self._member = await self._meet()
         async with asyncio.timeout(await asyncio.to_thread(start_limit_s, self._spec)):
             self._engine = engine = await self._owned.enter_async_context(running(self._spec, self._member))

@@ -9,6 +9,7 @@ import pytest
 from serving import catalog
 from serving.catalog import Model, MountedSource, Profile
 from serving.config import EngineSettings, ModelSettings, Settings
+from serving.engine import command
 from serving.engine.app import engine_spec
 from serving.engine.command import EngineSpec, Parallel
 from serving.errors import Refusal
@@ -53,3 +54,23 @@ def test_what_the_budget_refuses_makes_no_engine() -> None:
         made(catalog.find("gpt-oss-120b"), profile="balanced", tensor=3)
     with pytest.raises(Refusal, match="9 attention heads, which 2 tensor ranks"):
         made(catalog.find("smollm2-135m-instruct"), tensor=2)
+
+
+def test_the_profile_says_how_many_front_ends_or_else_the_setting() -> None:
+    """One number reaches the command line: the profile's where it has one."""
+    two = OWN.model_copy(update={"profiles": (BALANCED.model_copy(update={"api_servers": 2}),)})
+    engine = EngineSettings(api_servers=3)
+    specs = (made(two, engine, profile="balanced"), made(OWN, engine, profile="balanced"), made(OWN, engine))
+    lines = [command.arguments(spec, 8000) for spec in specs]
+    assert [line[line.index("--api-server-count") + 1] for line in lines] == ["2", "3", "3"]
+
+
+def test_a_models_tokenizer_and_checksums_reach_its_engine() -> None:
+    """The one on the command line, the others to whoever compares the weights; both name another engine."""
+    told = made(OWN.model_copy(update={"tokenizer": "/models/tokenizer", "checksums": {"config.json": "a" * 64}}))
+    line = command.arguments(told, 8000)
+    assert line[line.index("--tokenizer") + 1] == "/models/tokenizer" and told.checksums == (("config.json", "a" * 64),)
+    assert command.differences(made(OWN), told) == [
+        "tokenizer unset -> /models/tokenizer",
+        f"checksum of config.json unset -> {'a' * 64}",
+    ]
