@@ -68,9 +68,13 @@ def up(
     try:
         from serving import local
     except ModuleNotFoundError as missing:
-        raise Refusal(f"The engine plane is not installed ({missing.name} is missing): run `make serve`.") from None
+        raise _no_engine_plane(missing) from None
     chosen = config.override(context.obj, gateway={"port": port, "host": host})
     local.up(config.with_models(chosen, model) if model else chosen)
+
+
+def _no_engine_plane(missing: ModuleNotFoundError) -> Refusal:
+    return Refusal(f"The engine plane is not installed ({missing.name} is missing): run `make serve`.")
 
 
 @app.command()
@@ -95,10 +99,16 @@ def models_list(context: typer.Context) -> None:
     """Name, context, origin and GPU profiles of every model, and which are on this machine."""
     from serving.engine.checkpoints import store as checkpoints
 
-    ready = {kept.model.name for kept in checkpoints.listing(context.obj.home) if kept.is_ready}
-    for name, model in catalog.MODELS.items():
+    known = catalog.MODELS | {model.name: model for model in context.obj.own_models}
+    ready = {kept.model.name for kept in checkpoints.listing(context.obj.home, known) if kept.is_ready}
+    for name, model in known.items():
         state = "on this machine" if name in ready else f"{model.source}, {model.download_mib} MiB to fetch"
         print(f"{name:24} {model.context_tokens:>8} tokens  {state}; {_where(model)}")
+
+
+def _find(context: typer.Context, name: str) -> catalog.Model:
+    """The settings' own model of that name, or the catalogue's."""
+    return catalog.find(name, context.obj.own_models)
 
 
 def _where(model: catalog.Model) -> str:
@@ -110,13 +120,14 @@ def _where(model: catalog.Model) -> str:
 
 
 @models.command("show")
-def models_show(name: str) -> None:
+def models_show(context: typer.Context, name: str) -> None:
     """What one model is, as JSON."""
-    print(catalog.find(name).model_dump_json(indent=2))
+    print(_find(context, name).model_dump_json(indent=2))
 
 
 @models.command("budget")
 def models_budget(
+    context: typer.Context,
     name: str,
     gpu: Annotated[str | None, typer.Option(help="A kind of GPU, e.g. h100; else the first profile's.")] = None,
     profile: Annotated[str | None, typer.Option(help="A profile, e.g. balanced; else the first of that GPU.")] = None,
@@ -126,7 +137,7 @@ def models_budget(
     """Memory and KV of a model on its GPUs, computed before anything starts; what cannot work is refused."""
     from serving.budget import refuse, text
 
-    model = catalog.find(name)
+    model = _find(context, name)
     chosen = model.profile(profile, gpu)
     refuse(model, chosen, gpus_per_node)
     print(text.as_json(model, chosen) if as_json else text.page(model, chosen))
@@ -137,13 +148,23 @@ def models_fetch(context: typer.Context, name: str) -> None:
     """Get a model's checkpoint onto this machine; prints its folder."""
     from serving.engine.checkpoints import store as checkpoints
 
-    print(checkpoints.ensure(catalog.find(name), context.obj.home, lambda text: print(text, file=sys.stderr)))
+    print(checkpoints.ensure(_find(context, name), context.obj.home, lambda text: print(text, file=sys.stderr)))
 
 
 @models.command("verify")
 def models_verify(context: typer.Context, name: str) -> None:
-    """Compare a checkpoint's files with its manifest."""
+    """Compare a checkpoint's files with its manifest, and with the model's checksums."""
     from serving.engine.checkpoints import store as checkpoints
 
-    checkpoints.verify(catalog.find(name), context.obj.home)
-    print(f"{name}: every file matches its manifest.")
+    checkpoints.verify(_find(context, name), context.obj.home)
+    print(f"{name}: every file matches what was measured.")
+
+
+@models.command("diff")
+def models_diff(before: Path, after: Path) -> None:
+    """Which engines restart when settings file AFTER takes the place of BEFORE, and why; nothing is started or fetched."""
+    try:
+        from serving.engine import changes
+    except ModuleNotFoundError as missing:
+        raise _no_engine_plane(missing) from None
+    print("\n".join(changes.told(config.load(before), config.load(after))))

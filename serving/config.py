@@ -83,7 +83,7 @@ class EngineSettings(_Group):
     kv_cache_gib: Annotated[int, Field(ge=1)] = 1
     """CPU engines: whole GiB of KV cache."""
     api_servers: Annotated[int, Field(ge=1)] = 1
-    """HTTP front-end processes of one engine."""
+    """HTTP front-end processes of one engine, where its profile does not say how many."""
     start_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     """Seconds from an engine's first process to its first token, besides reading its weights: imports, graphs, kernels."""
     load_mib_per_s: Annotated[float, Field(gt=0)] = 100.0

@@ -55,18 +55,21 @@ class Stopped(BaseException):
 def up(settings: Settings) -> None:
     """Serve the settings' models here until stopped; raises Refusal before anything starts, or when a part is lost."""
     models = {wanted: catalog.find(wanted.name, settings.own_models) for wanted in settings.models}
+    specs = {wanted: _spec(model, wanted, settings) for wanted, model in models.items()}
     gateway = settings.gateway
     _refuse_taken_port(gateway.host, gateway.port)
     _refuse_small_memory(settings)
     _make_home(settings.home)
     with _alone(settings.home), _signals_raise_stopped(), _everything_below_ends():
-        checkpoint_of = {wanted: checkpoints.ensure(model, settings.home, _say) for wanted, model in models.items()}
-        secret_file = secret.create_if_absent(settings.home)
-        specs = {
-            wanted: engine_app.engine_spec(model, wanted, checkpoint_of[wanted], settings, secret_file)
-            for wanted, model in models.items()
-        }
-        _serve(settings, list(models.values()), specs, secret_file)
+        for model in models.values():
+            checkpoints.ensure(model, settings.home, _say)
+        _serve(settings, list(models.values()), specs, secret.create_if_absent(settings.home))
+
+
+def _spec(model: catalog.Model, wanted: ModelSettings, settings: Settings) -> EngineSpec:
+    """What will be started; made first, because it refuses what cannot work before anything is fetched."""
+    checkpoint = checkpoints.folder_of(model, settings.home)
+    return engine_app.engine_spec(model, wanted, checkpoint, settings, settings.home / secret.FILE_NAME)
 
 
 def _serve(

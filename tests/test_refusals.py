@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 
 def serving(*arguments: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -82,6 +83,25 @@ def test_a_home_in_use_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "up.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert_refused(serving("up", home=tmp_path), "SERVING_HOME")
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"name": "smollm2-135m-instruct", "tensor": 2}, ("9 attention heads", "2 tensor ranks")),
+        ({"name": "smollm2-135m-instruct", "expert": True}, ("no experts",)),
+        ({"name": "tiny-gpt-oss", "tensor": 4}, ("2 KV heads", "4 tensor ranks")),
+        ({"name": "gpt-oss-120b", "profile": "balanced"}, ("not built here",)),
+    ],
+)
+def test_an_engine_that_cannot_work_is_refused_before_anything_is_fetched(
+    tmp_path: Path, model: dict[str, object], words: tuple[str, ...]
+) -> None:
+    """Minutes of download or training before the same sentence would be wasted; not even a home is made."""
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump({"models": [model]}))
+    home = tmp_path / "home"
+    assert_refused(serving("--settings", str(tmp_path / "settings.yaml"), "up", home=home), *words)
+    assert not home.exists()
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["at the end", "at once"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving.budget.memory import Budget, budget
+from serving.budget.memory import Budget, budget, gpu_of
 from serving.budget.refusals import refuse, refuse_on_cpu
 
-__all__ = ["Budget", "budget", "refuse", "refuse_on_cpu"]
+__all__ = ["Budget", "budget", "gpu_of", "refuse", "refuse_on_cpu"]

@@ -6,7 +6,7 @@ import msgspec
 
 from serving.budget import kv, weights, workspace
 from serving.budget.weights import GIB
-from serving.catalog import GPUS, Architecture, Attention, Model, Profile
+from serving.catalog import GPUS, Architecture, Attention, Gpu, Model, Profile
 from serving.errors import Refusal
 
 _8K, _128K = 8192, 131_072
@@ -66,8 +66,7 @@ def context_of(model: Model, profile: Profile) -> int:
 def budget(model: Model, profile: Profile) -> Budget:
     """The memory of one engine of `model` under `profile`; raises Refusal when the catalogue lacks the facts."""
     architecture = architecture_of(model)
-    gpu = _gpu(profile)
-    usable = gpu * profile.gpu_memory_utilization
+    usable = gpu_of(profile).memory_gib * profile.gpu_memory_utilization
     experts, rest = weights.expert_gib(architecture, profile), weights.rest_gib(architecture, profile)
     adapters = weights.adapter_gib(architecture, model.lora, profile) if profile.lora and model.lora else 0.0
     spent = workspace.workspace_gib(architecture, profile)
@@ -95,9 +94,10 @@ def budget(model: Model, profile: Profile) -> Budget:
     )
 
 
-def _gpu(profile: Profile) -> float:
+def gpu_of(profile: Profile) -> Gpu:
+    """The kind of GPU a profile is for; raises Refusal that lists those there are."""
     try:
-        return GPUS[profile.gpu].memory_gib
+        return GPUS[profile.gpu]
     except KeyError:
         raise Refusal(f"There is no GPU called '{profile.gpu}'; known are {', '.join(sorted(GPUS))}.") from None
 

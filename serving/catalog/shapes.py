@@ -227,8 +227,8 @@ class Profile(_Shape):
     """Load adapters, within the model's limits."""
     stream_interval: Count = 1
     """Tokens per streamed chunk; benchmark recipes say 20 and clients then see bursts."""
-    api_servers: Count = 1
-    """HTTP front-end processes of one engine."""
+    api_servers: Count | None = None
+    """HTTP front-end processes of one engine; None is the setting `engine.api_servers`."""
     gpus_per_node: Count = 8
     """GPUs of the largest pod this profile may ask for; an engine with more spans several."""
 

@@ -21,8 +21,8 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from serving import secret
-from serving.budget import refuse
-from serving.catalog import GPUS, Model
+from serving.budget import gpu_of, refuse, refuse_on_cpu
+from serving.catalog import Model, Profile
 from serving.config import EngineSettings, ModelSettings, Settings
 from serving.engine import command, placement, scaling
 from serving.engine.autoscale import Bounds
@@ -45,6 +45,8 @@ SERVE_ENVIRONMENT = {
     "RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY": "1",
     "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": str(placement.RETRIES_WITHOUT_END),
 }
+#: What the settings' knobs change where no profile is chosen; only its ranks mean anything on a CPU.
+_ON_CPU = Profile(name="cpu", gpu="none", reason="No GPU.", source="vLLM's own defaults")
 #: Bytes of Ray's object store: no token passes through Ray, so its smallest size will do.
 _OBJECT_STORE_BYTES = 80 * 1024 * 1024
 
@@ -118,6 +120,7 @@ def run_model(spec: EngineSpec, bounds: Bounds, directory: str) -> None:
         health_check_period_s=_HEALTH_PERIOD_S,
         health_check_timeout_s=_HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=spec.settings.drain_timeout_s + 30,  # the drain's own limit strikes first
+        user_config=spec.settings.model_dump(mode="json"),  # what changed of it reaches the replicas that run
         **placement.options(spec),
     )(Replica)
     # Serve gives each `run` a new version, and so restarts what only changed in number (seen with 2.60).
@@ -164,33 +167,41 @@ def model_plan(model: Model, wanted: ModelSettings, spec: EngineSpec) -> ModelPl
 def engine_spec(
     model: Model, wanted: ModelSettings, checkpoint: Path, settings: Settings, secret_file: Path
 ) -> EngineSpec:
-    """The engine that serves `model` from `checkpoint`, as its settings want it; raises Refusal when it cannot work."""
+    """The engine that serves `model` from `checkpoint`, as its settings want it; raises Refusal when it cannot work.
+
+    Neither the checkpoint nor the secret need be there yet: whoever is refused has fetched nothing.
+    """
+    base = model.profile(wanted.profile, wanted.gpu) if wanted.profile else _ON_CPU
+    chosen = base.override(wanted.tensor, wanted.pipeline, wanted.data, wanted.expert, settings.engine.gpus_per_node)
+    is_known = model.architecture is not None  # what a user's own model does not say of its shape, vLLM finds out
+    if is_known and wanted.profile is None:
+        refuse_on_cpu(model, chosen)
+    elif is_known:
+        refuse(model, chosen, settings.engine.gpus_per_node)
     common = EngineSpec(
         model=model.name,
         checkpoint=str(checkpoint),
         task=model.task,
-        context_tokens=model.context_tokens,
-        settings=settings.engine,
+        context_tokens=chosen.context_tokens or model.context_tokens,
+        settings=settings.engine.model_copy(update={"api_servers": chosen.api_servers or settings.engine.api_servers}),
         secret_file=str(secret_file),
         log_folder=str(settings.home / "logs"),
         cache_folder=str(settings.home / "cache"),
-        parallel=Parallel(wanted.tensor or 1, wanted.pipeline or 1, wanted.data or 1, bool(wanted.expert)),
+        parallel=Parallel(chosen.tensor, chosen.pipeline, chosen.data, chosen.expert),
         tool_parser=model.tool_parser,
         reasoning_parser=model.reasoning_parser,
         environment=tuple(sorted(model.environment.items())),
+        tokenizer=model.tokenizer,
+        checksums=tuple(sorted(model.checksums.items())),
     )
-    if wanted.profile is None:
-        return common
-    chosen = model.profile(wanted.profile, wanted.gpu).override(
-        wanted.tensor, wanted.pipeline, wanted.data, wanted.expert, settings.engine.gpus_per_node
-    )
-    refuse(model, chosen, settings.engine.gpus_per_node)
+    return common if wanted.profile is None else _on_gpus(common, model, chosen)
+
+
+def _on_gpus(spec: EngineSpec, model: Model, chosen: Profile) -> EngineSpec:
     return msgspec.structs.replace(
-        common,
-        context_tokens=chosen.context_tokens or model.context_tokens,
-        parallel=Parallel(chosen.tensor, chosen.pipeline, chosen.data, chosen.expert),
+        spec,
         nodes=chosen.nodes,
         gpus_per_node=chosen.pod_gpus,
-        gpu_type=GPUS[chosen.gpu].ray_label,
+        gpu_type=gpu_of(chosen).ray_label,
         flags=tuple(tuning_flags(model, chosen)),
     )

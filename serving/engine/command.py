@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -45,7 +45,7 @@ ONLY_MEMBER = Member()
 
 
 class EngineSpec(msgspec.Struct, frozen=True):
-    """All that one engine needs to know; plain data, so that Ray can carry it and a version can hash it."""
+    """All that one engine needs to know; plain data, so that Ray can carry it."""
 
     model: str
     checkpoint: str
@@ -68,55 +68,119 @@ class EngineSpec(msgspec.Struct, frozen=True):
     flags: tuple[str, ...] = ()
     #: Extra environment a checkpoint asks for.
     environment: tuple[tuple[str, str], ...] = ()
+    #: A tokenizer that the checkpoint does not carry.
+    tokenizer: str | None = None
+    #: SHA-256 of files of the checkpoint, compared before their first load.
+    checksums: tuple[tuple[str, str], ...] = ()
+
+
+#: What an operator calls a flag or variable whose setting has another name than vLLM gives it.
+_SETTINGS = {
+    "--tensor-parallel-size": "tensor",
+    "--pipeline-parallel-size": "pipeline",
+    "--data-parallel-size": "data",
+    "--enable-expert-parallel": "expert",
+    "--max-model-len": "context_tokens",
+    "--api-server-count": "api_servers",
+    "--tool-call-parser": "tool_parser",
+    "VLLM_CPU_KVCACHE_SPACE": "kv_cache_gib",
+}
+#: What the absence of a setting means, where it is neither "off" nor "unset".
+_ABSENT = {"data": "1"}
 
 
 def version(spec: EngineSpec) -> str:
-    """Names what an engine was started with: engines of the same version need no restart."""
-    content = msgspec.json.encode(spec, enc_hook=lambda settings: settings.model_dump(mode="json"))
-    return hashlib.sha256(content).hexdigest()[:16]
+    """Names what an engine was started with: Serve restarts a model's engines when it changes, and only then.
+
+    Settings that no engine is started with (`heartbeat_s`, `drain_timeout_s`, limits of a start) are not part of it.
+    Serve hands them to the running replicas (`Replica.reconfigure`); what is only read while an engine starts takes
+    effect at its next start.
+    """
+    return hashlib.sha256(msgspec.json.encode(sorted(start_of(spec).items()))).hexdigest()[:16]
+
+
+def differences(before: EngineSpec, after: EngineSpec) -> list[str]:
+    """Why engines of one spec are not those of the other (`tensor 2 -> 4`); empty exactly when their versions are equal."""
+    old, new = start_of(before), start_of(after)
+    names = [name for name in new | old if old.get(name) != new.get(name)]
+    return [f"{name} {_told(name, old, new)} -> {_told(name, new, old)}" for name in names]
+
+
+def _told(name: str, values: Mapping[str, str], others: Mapping[str, str]) -> str:
+    absent = "off" if others.get(name) == "on" else _ABSENT.get(name, "unset")
+    return values.get(name, absent)
+
+
+def start_of(spec: EngineSpec) -> dict[str, str]:
+    """All that the start of an engine depends on, by the name an operator knows; the rest under vLLM's own names.
+
+    What a machine adds to it (its threads, the folders of one start) is left out: it differs from node to node.
+    """
+    names = _SETTINGS if spec.gpus_per_node else _SETTINGS | {"--gpu-memory-utilization": "memory_share"}
+    entered = _by_flag(_flags(spec, port=0, member=ONLY_MEMBER)) | _decided(spec)
+    return {
+        "program": " ".join(spec.settings.program) or "vllm",
+        "checkpoint": spec.checkpoint,
+        **{names.get(name, name.removeprefix("--").replace("-", "_")): value for name, value in entered.items()},
+        "nodes": str(spec.nodes),
+        "gpus_per_node": str(spec.gpus_per_node),
+        "gpu_type": spec.gpu_type or "any",
+        **{f"checksum of {name}": sha256 for name, sha256 in spec.checksums},  # others mean other weights
+    }
+
+
+def _by_flag(line: Sequence[str]) -> dict[str, str]:
+    """The words after each flag; a flag without any is on."""
+    words, name = dict[str, list[str]](), ""
+    for word in line:
+        if word.startswith("--"):
+            name = word
+            words.setdefault(name, [])
+        else:
+            words[name].append(word)
+    return {name: " ".join(values) or "on" for name, values in words.items()}
 
 
 def arguments(spec: EngineSpec, port: int, member: Member = ONLY_MEMBER) -> list[str]:
     """vLLM's `serve` command line for one member of this engine; the first one listens on `port`."""
-    settings = spec.settings
-    line = [
-        *(settings.program or (sys.executable, "-m", "vllm.entrypoints.cli.main")),
-        "serve",
-        spec.checkpoint,
-        "--served-model-name",
-        spec.model,
-        "--host",
-        settings.host,
-        "--port",
-        str(port),
-        "--middleware",
-        "serving.engine.boundary.Boundary",
-        "--max-model-len",
-        str(spec.context_tokens),
+    program = spec.settings.program or (sys.executable, "-m", "vllm.entrypoints.cli.main")
+    return [*program, "serve", spec.checkpoint, *_flags(spec, port, member)]
+
+
+def _flags(spec: EngineSpec, port: int, member: Member) -> list[str]:
+    return [
+        *("--served-model-name", spec.model),
+        *("--host", spec.settings.host),
+        *("--port", str(port)),
+        *("--middleware", "serving.engine.boundary.Boundary"),
+        *("--max-model-len", str(spec.context_tokens)),
         *_parallel_flags(spec, member),
         # One backend for all: with `auto` the first request's schema chooses for every later one (seen with 0.32).
-        "--structured-outputs-config",
-        '{"backend": "xgrammar"}',
+        *("--structured-outputs-config", '{"backend": "xgrammar"}'),
         "--enable-prompt-tokens-details",  # the ledger counts cached prompt tokens
         "--disable-uvicorn-access-log",  # one line a request is the gateway's to write
+        *_model_flags(spec),
+        *spec.flags,
     ]
+
+
+def _model_flags(spec: EngineSpec) -> list[str]:
+    line: list[str] = []
     if not spec.gpus_per_node:
         # Compilation costs a minute at start and gains nothing for models this small.
-        line += ["--dtype", "bfloat16", "--enforce-eager", "--gpu-memory-utilization", str(settings.memory_share)]
+        line += ["--dtype", "bfloat16", "--enforce-eager"]
+        line += ["--gpu-memory-utilization", str(spec.settings.memory_share)]
+    if spec.tokenizer:
+        line += ["--tokenizer", spec.tokenizer]
     if spec.tool_parser:
+        line += ["--enable-auto-tool-choice", "--tool-call-parser", spec.tool_parser]
         # Without the strict level only tools marked strict get arguments that fit their schema (seen with 0.32).
-        line += [
-            "--enable-auto-tool-choice",
-            "--tool-call-parser",
-            spec.tool_parser,
-            "--tool-strict-level",
-            "parameter",
-        ]
+        line += ["--tool-strict-level", "parameter"]
     if spec.reasoning_parser:
         line += ["--reasoning-parser", spec.reasoning_parser]
     if spec.task is Task.EMBED:
         line += ["--runner", "pooling"]
-    return line + list(spec.flags)
+    return line
 
 
 def _parallel_flags(spec: EngineSpec, member: Member) -> list[str]:
@@ -138,9 +202,20 @@ def environment(spec: EngineSpec, tree: str, scratch: Path, inherited: Mapping[s
     result = dict(inherited) | {
         processes.TREE_VARIABLE: tree,
         processes.TITLES_KEEP_ENVIRONMENT: "1",
-        SECRET_FILE_VARIABLE: spec.secret_file,
         "TMPDIR": str(scratch),
         "VLLM_RPC_BASE_PATH": str(scratch),
+    }
+    if not spec.gpus_per_node:
+        result["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // spec.parallel.ranks))
+    if is_cpu_build():
+        result["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_vllm_alias(spec)), inherited.get("PYTHONPATH"))))
+    return result | _decided(spec)
+
+
+def _decided(spec: EngineSpec) -> dict[str, str]:
+    """The part of an engine's environment that its spec decides, on whatever machine it starts."""
+    result = {
+        SECRET_FILE_VARIABLE: spec.secret_file,
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
@@ -149,19 +224,15 @@ def environment(spec: EngineSpec, tree: str, scratch: Path, inherited: Mapping[s
     if spec.reasoning_parser == "openai_gptoss":
         result[MARKERS_VARIABLE] = "1"
     if not spec.gpus_per_node:
-        threads = max(1, (os.cpu_count() or 1) // spec.parallel.ranks)
         result |= {
             # Eager mode compiles a few sampling functions all the same: the first request for log probabilities then
             # stalls the engine for 18 s, and kills it on a machine without a C++ compiler (seen with 0.32).
             "TORCH_COMPILE_DISABLE": "1",
             "VLLM_CPU_KVCACHE_SPACE": str(spec.settings.kv_cache_gib),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": str(threads),
             # Spinning threads take the processor from the gateway and from each other on a small machine.
             "OMP_WAIT_POLICY": "PASSIVE",
         }
-    if is_cpu_build():
-        result["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_vllm_alias(spec)), inherited.get("PYTHONPATH"))))
     return result | dict(spec.environment)
 
 

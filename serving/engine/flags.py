@@ -1,36 +1,21 @@
-"""Flags: a profile of the catalogue as vLLM `serve` flags (0.32). Pure; the launcher adds address, checkpoint and secret.
+"""Flags: what a profile of the catalogue adds to vLLM's `serve` line (0.32). Pure.
 
-What belongs to one pod of several (`--nnodes`, `--node-rank`, `--data-parallel-address` ...) is known where pods are
-placed, and added there.
+How an engine is divided, what its model is and where it listens is the launcher's to say (`engine/command`).
 """
 
 from __future__ import annotations
 
 from serving.catalog import Model, Profile
 from serving.errors import Refusal
-from serving.wire import Task
-
-
-def gpu_flags(model: Model, profile: Profile) -> list[str]:
-    """All flags that make vLLM run `model` as `profile` says; raises Refusal when it loads adapters without limits."""
-    context = profile.context_tokens or model.context_tokens
-    return [*_parallel(profile), "--max-model-len", str(context), *tuning_flags(model, profile), *_task(model)]
 
 
 def tuning_flags(model: Model, profile: Profile) -> list[str]:
-    """Those of them that neither divide the engine nor describe the model: memory, batches, kernel, adapters."""
+    """What a profile adds to the launcher's line: memory, batches, kernel, adapters.
+
+    Raises Refusal when it loads adapters of a model without limits.
+    """
     adapters = _adapters(model) if profile.lora else []
     return [*_memory(profile), *_scheduling(profile), *_kernel(profile), *adapters]
-
-
-def _parallel(profile: Profile) -> list[str]:
-    line = [
-        *("--tensor-parallel-size", str(profile.tensor)),
-        *("--pipeline-parallel-size", str(profile.pipeline)),
-        *("--data-parallel-size", str(profile.data)),
-        *("--api-server-count", str(profile.api_servers)),
-    ]
-    return [*line, "--enable-expert-parallel"] if profile.expert else line
 
 
 def _memory(profile: Profile) -> list[str]:
@@ -65,14 +50,3 @@ def _adapters(model: Model) -> list[str]:
         *("--max-lora-rank", str(model.lora.max_rank)),
         *("--max-cpu-loras", str(model.lora.max_cpu_adapters)),
     ]
-
-
-def _task(model: Model) -> list[str]:
-    line = ["--tokenizer", model.tokenizer] if model.tokenizer else []
-    if model.task is Task.EMBED:
-        return [*line, "--runner", "pooling"]
-    if model.tool_parser:
-        line += ["--enable-auto-tool-choice", "--tool-call-parser", model.tool_parser]
-    if model.reasoning_parser:
-        line += ["--reasoning-parser", model.reasoning_parser]
-    return line

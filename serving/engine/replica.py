@@ -12,12 +12,14 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
+from serving.config import EngineSettings
 from serving.engine.checkpoints import manifest
 from serving.engine.command import ONLY_MEMBER, EngineSpec, Member
 from serving.engine.directory import Meeting
@@ -73,8 +75,9 @@ class Replica:
         began = time.monotonic()
         checkpoint = Path(self._spec.checkpoint)
         stamps = Path(self._spec.cache_folder) / "verified"
-        if not await asyncio.to_thread(manifest.verify_once, checkpoint, stamps):
-            logger.warning("%s: its checkpoint has no manifest, so nothing was compared", self._id)
+        checksums = dict(self._spec.checksums)
+        if not await asyncio.to_thread(manifest.verify_once, checkpoint, stamps, checksums):
+            logger.warning("%s: its checkpoint has neither manifest nor checksums: nothing was compared", self._id)
         self._member = await self._meet()
         async with asyncio.timeout(await asyncio.to_thread(start_limit_s, self._spec)):
             self._engine = engine = await self._owned.enter_async_context(running(self._spec, self._member))
@@ -110,6 +113,13 @@ class Replica:
             if place := await self._ask_directory(lambda it: it.meet.remote(gang, mine)):
                 return cast(Meeting, place)
             await asyncio.sleep(_BACK_OFF_LOOK_S)
+
+    def reconfigure(self, settings: dict[str, Any]) -> None:
+        """Called by Serve at the start and when settings change that restart no engine: heartbeat and drain follow at once.
+
+        Without it Serve would keep the old spec even for later starts: equal version, equal deployment (seen with 2.60).
+        """
+        self._spec = msgspec.structs.replace(self._spec, settings=EngineSettings.model_validate(settings))
 
     async def check_health(self) -> None:
         """Asked by Serve; raises when the engine is gone or nobody hears of it, and Serve replaces this replica."""

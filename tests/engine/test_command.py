@@ -70,17 +70,47 @@ def test_what_was_asked_for_must_join(tmp_path: Path) -> None:
 
 
 def test_a_version_names_what_an_engine_was_started_with(tmp_path: Path) -> None:
-    """Equal engines have equal versions, however they were described; any other flag or setting is another one."""
+    """Equal engines have equal versions; any other flag, variable, weights or place is another one, and is named."""
     one, again = (spec(catalog.find("tiny-gpt-oss"), tmp_path, EngineSettings(api_servers=1)) for _ in range(2))
-    assert (
-        command.version(one) == command.version(again) == command.version(spec(catalog.find("tiny-gpt-oss"), tmp_path))
-    )
-    others = (
-        msgspec.structs.replace(one, parallel=Parallel(tensor=2)),
-        msgspec.structs.replace(one, settings=EngineSettings(api_servers=2)),
-        msgspec.structs.replace(one, flags=("--max-num-seqs", "8")),
-    )
-    assert len({command.version(it) for it in (one, *others)}) == 4
+    assert command.version(one) == command.version(again) and command.differences(one, again) == []
+    others = {
+        "tensor 1 -> 2": msgspec.structs.replace(one, parallel=Parallel(tensor=2)),
+        "data 1 -> 2": msgspec.structs.replace(one, parallel=Parallel(data=2)),
+        "expert off -> on": msgspec.structs.replace(one, parallel=Parallel(expert=True)),
+        "api_servers 1 -> 2": msgspec.structs.replace(one, settings=EngineSettings(api_servers=2)),
+        "memory_share 0.25 -> 0.3": msgspec.structs.replace(one, settings=EngineSettings(memory_share=0.3)),
+        "kv_cache_gib 1 -> 2": msgspec.structs.replace(one, settings=EngineSettings(kv_cache_gib=2)),
+        "max_num_seqs unset -> 8": msgspec.structs.replace(one, flags=("--max-num-seqs", "8")),
+        "A_VARIABLE unset -> 1": msgspec.structs.replace(one, environment=(("A_VARIABLE", "1"),)),
+        f"checkpoint {tmp_path} -> /other": msgspec.structs.replace(one, checkpoint="/other"),
+        "gpu_type any -> H100": msgspec.structs.replace(one, gpu_type="H100"),
+        "program vllm -> a b": msgspec.structs.replace(one, settings=EngineSettings(program=("a", "b"))),
+    }
+    assert {name: command.differences(one, other) for name, other in others.items()} == {
+        name: [name] for name in others
+    }
+    assert len({command.version(it) for it in (one, *others.values())}) == len(others) + 1
+
+
+@pytest.mark.parametrize(
+    "change", [{"heartbeat_s": 9}, {"drain_timeout_s": 9}, {"start_timeout_s": 9}, {"load_mib_per_s": 9}]
+)
+def test_what_no_engine_is_started_with_restarts_none(change: dict[str, float], tmp_path: Path) -> None:
+    """A heartbeat or a time limit is the replica's own: changing it costs no engine its streams."""
+    one = spec(catalog.find("tiny-gpt-oss"), tmp_path)
+    other = msgspec.structs.replace(one, settings=EngineSettings.model_validate(change))
+    assert command.version(one) == command.version(other)
+
+
+def test_a_version_is_the_same_on_every_machine(tmp_path: Path) -> None:
+    """Threads, folders of one start and the port are the machine's; reading a version leaves nothing behind."""
+    one = spec(catalog.find("tiny-gpt-oss"), tmp_path)
+    machines = set(command.environment(one, "tree", tmp_path, {})) - set(command.start_of(one))
+    assert {"OMP_NUM_THREADS", "TMPDIR", processes.TREE_VARIABLE} <= machines
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    command.version(msgspec.structs.replace(one, log_folder=str(empty), cache_folder=str(empty)))
+    assert list(empty.iterdir()) == []
 
 
 def test_every_node_of_a_large_engine_has_its_share(tmp_path: Path) -> None:

@@ -15,7 +15,10 @@ import pytest
 from serving import catalog
 from serving.budget import kv
 from serving.catalog import Architecture, LoraLimits, Model, Profile
-from serving.engine.flags import gpu_flags, tuning_flags
+from serving.config import EngineSettings, ModelSettings, Settings
+from serving.engine import command
+from serving.engine.app import engine_spec
+from serving.engine.flags import tuning_flags
 from serving.errors import Refusal
 from serving.wire import Task
 
@@ -42,6 +45,15 @@ def parsed(line: list[str]) -> argparse.Namespace:
     arguments: argparse.Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args(line)
     validate_parsed_serve_args(arguments)
     return arguments
+
+
+def line(model: Model, profile: Profile, checkpoint: Path = Path("checkpoint")) -> list[str]:
+    """What production starts an engine with, whatever the budget would say: nothing is refused of an unknown shape."""
+    unknown = model.model_copy(update={"architecture": None, "profiles": (profile,)})
+    settings = Settings(home=Path("/nowhere"), engine=EngineSettings(gpus_per_node=profile.gpus_per_node))
+    wanted = ModelSettings(name=model.name, profile=profile.name)
+    whole = command.arguments(engine_spec(unknown, wanted, checkpoint, settings, Path("secret")), 8000)
+    return whole[whole.index("serve") + 1 :]
 
 
 def config_json(model: Model, architecture: Architecture) -> dict[str, Any]:
@@ -87,14 +99,15 @@ def engine_config(model: Model, profile: Profile, folder: Path) -> Any:
     (folder / "config.json").write_text(json.dumps(config_json(model, model.architecture)))
     # A reasoning parser wants the vocabulary; its name is checked in test_command.
     without = model.model_copy(update={"reasoning_parser": None})
-    arguments = parsed(["--model", str(folder), "--skip-tokenizer-init", *gpu_flags(without, profile)])
+    arguments = parsed([*line(without, profile, folder), "--skip-tokenizer-init"])
+    arguments.model = arguments.model_tag  # as `vllm serve` does
     return AsyncEngineArgs.from_cli_args(arguments).create_engine_config(UsageContext.OPENAI_API_SERVER)
 
 
 @pytest.mark.parametrize(("model", "profile"), PAIRS, ids=name)
 def test_vllm_parses_every_flag(model: Model, profile: Profile) -> None:
     """Each model under each profile: the parser takes the whole line, and understands it as it was meant."""
-    arguments = parsed(["--model", "checkpoint", *gpu_flags(model, profile)])
+    arguments = parsed(line(model, profile))
 
     assert (arguments.tensor_parallel_size, arguments.pipeline_parallel_size) == (profile.tensor, profile.pipeline)
     assert (arguments.data_parallel_size, arguments.enable_expert_parallel) == (profile.data, profile.expert)
@@ -174,32 +187,30 @@ def test_heads_that_do_not_divide_are_vllms_refusal_too(tmp_path: Path) -> None:
 def test_tuning_flags_leave_the_rest_to_the_launcher() -> None:
     """The launcher says how an engine is divided and what its model is: neither is said twice."""
     launchers = {"parallel-size", "expert-parallel", "max-model-len", "parser", "api-server"}
-    line = tuning_flags(BIG, BIG.profile("lora", "h100"))
+    tuning = tuning_flags(BIG, BIG.profile("lora", "h100"))
 
-    assert set(line) < set(gpu_flags(BIG, BIG.profile("lora", "h100")))
-    assert [flag for flag in line for word in launchers if word in flag] == []
+    assert set(tuning) < set(line(BIG, BIG.profile("lora", "h100")))
+    assert [flag for flag in tuning for word in launchers if word in flag] == []
 
 
 def test_off_is_said_aloud() -> None:
     """vLLM's defaults are on for both; a profile without them says so."""
     profile = CPU.model_copy(update={"prefix_caching": False, "async_scheduling": False})
-    line = gpu_flags(catalog.find("gpt-oss-20b"), profile)
-
-    assert {"--no-enable-prefix-caching", "--no-async-scheduling"} <= set(line)
+    assert {"--no-enable-prefix-caching", "--no-async-scheduling"} <= set(line(catalog.find("gpt-oss-20b"), profile))
 
 
 def test_adapters_need_limits() -> None:
     """A profile that loads adapters of a model without limits is refused; with them the slots are vLLM's."""
     model, profile = catalog.find("gpt-oss-20b"), CPU.model_copy(update={"lora": True})
-    arguments = parsed(["--model", "checkpoint", *gpu_flags(model, profile)])
+    arguments = parsed(line(model, profile))
 
     assert model.lora == LoraLimits(
         max_adapters=arguments.max_loras, max_rank=arguments.max_lora_rank, max_cpu_adapters=arguments.max_cpu_loras
     )
     with pytest.raises(Refusal, match="no adapter limits"):
-        gpu_flags(model.model_copy(update={"lora": None}), profile)
+        line(model.model_copy(update={"lora": None}), profile)
 
 
 def test_the_embedding_model_pools() -> None:
     """An embedding model is run as one, whatever the profile."""
-    assert parsed(["--model", "checkpoint", *gpu_flags(catalog.find("all-minilm-l6-v2"), CPU)]).runner == "pooling"
+    assert parsed(line(catalog.find("all-minilm-l6-v2"), CPU)).runner == "pooling"

@@ -202,6 +202,18 @@ def test_changing_one_model_leaves_the_others_processes_alone(cell: Cell) -> Non
     assert before < cell.pids(SMALL)
 
 
+def test_a_setting_that_restarts_nobody_reaches_those_who_run(cell: Cell) -> None:
+    """A slower heartbeat shows in how long ago replicas were heard, and their engines keep their processes."""
+    cell.want(SMALL, 2, profile="balanced", tensor=2)
+    cell.until_ready(SMALL, 2)
+    before = cell.pids(SMALL)
+    slower = cell.settings.engine.model_copy(update={"heartbeat_s": 2.9})
+    cell.settings = cell.settings.model_copy(update={"engine": slower})
+    cell.want(SMALL, 2, profile="balanced", tensor=2)
+    until(lambda: max(it.heard_ago_s for it in cell.answer().replicas) > 1.5, 60, 0.2)
+    assert cell.pids(SMALL) == before
+
+
 def test_after_fifty_random_steps_a_whole_node_is_still_found(cell: Cell) -> None:
     """Small engines come and go; Serve fills one node before the next, so a TP=8 engine finds one that is free."""
     random = Random(7)

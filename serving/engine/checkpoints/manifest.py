@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
 from serving.errors import Refusal
 
 NAME = "manifest.json"
+_NO_CHECKSUMS: Mapping[str, str] = MappingProxyType({})
 
 
 class File(msgspec.Struct, frozen=True):
@@ -54,17 +57,31 @@ def verify(folder: Path) -> Manifest:
     return manifest
 
 
-def verify_once(folder: Path, stamps: Path) -> bool:
-    """Verify a checkpoint unless these very files were verified before; False when it has no manifest to compare with.
+def compare(folder: Path, checksums: Mapping[str, str]) -> bool:
+    """Compare files with the manifest, if there is one, and with the SHA-256 `checksums` by name; False without either.
+
+    Raises Refusal that names the first file which differs.
+    """
+    built = verify(folder).files if read(folder) else {}
+    for name, expected in checksums.items():
+        path = folder / name
+        known = built.get(name) or (_measured(path) if path.is_file() else None)
+        if known is None or known.sha256 != expected:
+            raise Refusal(f"The file {path} is not the one the model's checksums name: put the right one in its place.")
+    return bool(built or checksums)
+
+
+def verify_once(folder: Path, stamps: Path, checksums: Mapping[str, str] = _NO_CHECKSUMS) -> bool:
+    """Compare a checkpoint unless these very files were compared before; False when there is nothing to compare with.
 
     `stamps` is a folder that outlives restarts: reading 60 GiB again costs a minute at each of them.
     """
-    if read(folder) is None:
+    if read(folder) is None and not checksums:
         return False
     stamp = stamps / hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    state = _state(folder)
+    state = "\n".join([_state(folder), *(f"{name} {sha256}" for name, sha256 in sorted(checksums.items()))])
     if not stamp.exists() or stamp.read_text() != state:
-        verify(folder)
+        compare(folder, checksums)
         stamps.mkdir(parents=True, exist_ok=True)
         stamp.write_text(state)
     return True

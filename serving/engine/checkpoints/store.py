@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.catalog import MODELS, Model
+from serving.catalog import MODELS, Model, MountedSource
 from serving.engine.checkpoints import manifest
 from serving.engine.checkpoints.download import SCRATCH
 from serving.engine.checkpoints.recipe import Recipe, Report
@@ -26,6 +26,8 @@ _MIB = 2**20
 #: Left free for everything else on the same disk (ledger, logs).
 _SPARE_BYTES = 64 * _MIB
 _ANY_HASH = "?" * 12
+#: What vLLM reads first of a checkpoint.
+_CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class Kept:
 
 
 def folder_of(model: Model, home: Path, recipe: Recipe | None = None) -> Path:
-    """Where the checkpoint of `model` lies, or will lie."""
+    """Where the checkpoint of `model` lies, or will lie; raises Refusal when nothing here can bring it."""
+    if isinstance(model.source, MountedSource):
+        return Path(model.source.path)
     return home / "models" / f"{model.name}-{(recipe or recipe_of(model)).hash()}"
 
 
@@ -55,29 +59,58 @@ def ensure(
 ) -> Path:
     """Return the folder of a whole, verified checkpoint of `model`, building it first when it is missing.
 
-    Raises Refusal, in one sentence that says what to do, when the disk is full, a download fails or a file differs
-    from its checksum.
+    A mounted one is only looked at: an engine compares its files before their first load. Raises Refusal, in one
+    sentence that says what to do, when the disk is full, a download fails or a file differs from its checksum.
     """
+    if isinstance(model.source, MountedSource):
+        return _mounted(model)
     recipe = recipe or recipe_of(model)
     folder = folder_of(model, home, recipe)
     if not folder.exists():
         with _refusing_full_disk(model), _lock(model, folder.parent, report):
             if not folder.exists():
                 _build(model, recipe, folder, report, clock)
-    manifest.verify(folder)
+    return _compared(model, folder)
+
+
+def _mounted(model: Model) -> Path:
+    """The folder of a mounted checkpoint; raises Refusal when it does not hold one."""
+    folder = folder_of(model, Path())
+    if not folder.is_dir():
+        raise Refusal(
+            f"{model.name} is {model.source}, and there is no such folder here: mount it, or correct its path."
+        )
+    if not (folder / _CONFIG).is_file():
+        raise Refusal(f"{model.name} is {model.source}, and that folder has no {_CONFIG}: it holds no checkpoint.")
     return folder
 
 
 def verify(model: Model, home: Path) -> Path:
-    """Compare the checkpoint of `model` with its manifest; raises Refusal when it is missing or a file differs."""
-    folder = folder_of(model, home)
-    manifest.verify(folder)
-    return folder
+    """Compare the checkpoint of `model` with its manifest and checksums; raises Refusal when that fails or cannot be done."""
+    return _compared(model, _mounted(model) if isinstance(model.source, MountedSource) else folder_of(model, home))
+
+
+def _compared(model: Model, folder: Path) -> Path:
+    if manifest.compare(folder, model.checksums):
+        return folder
+    if isinstance(model.source, MountedSource):
+        raise Refusal(f"{folder} has no manifest and {model.name} no checksums, so there is nothing to compare.")
+    raise Refusal(f"There is no finished checkpoint in {folder}: fetch the model first.")
 
 
 def listing(home: Path, models: Mapping[str, Model] = MODELS, recipes: Mapping[str, Recipe] = RECIPES) -> list[Kept]:
-    """Every model of the catalogue and what of it is kept here."""
-    return [_kept(model, home, recipes[name]) for name, model in sorted(models.items()) if name in recipes]
+    """Every model that is built here or mounted, and what of it is kept."""
+    return [
+        _found(model) if isinstance(model.source, MountedSource) else _kept(model, home, recipes[name])
+        for name, model in sorted(models.items())
+        if name in recipes or isinstance(model.source, MountedSource)
+    ]
+
+
+def _found(model: Model) -> Kept:
+    folder = folder_of(model, Path())
+    size_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return Kept(model, folder, (folder / _CONFIG).is_file(), size_bytes, outdated=())
 
 
 def _kept(model: Model, home: Path, recipe: Recipe) -> Kept:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from serving.catalog import Model, TrainedHereSource
+from serving.catalog import Model, MountedSource, TrainedHereSource
 from serving.engine.checkpoints import manifest, store
 from serving.engine.checkpoints.recipe import Recipe, Report
 from serving.errors import Refusal
@@ -189,3 +190,46 @@ def test_listing_knows_what_is_absent(tmp_path: Path) -> None:
     [kept] = store.listing(tmp_path, {"toy": a_model()}, {"toy": a_recipe(tmp_path, write_weights)})
 
     assert (kept.is_ready, kept.size_bytes, kept.outdated) == (False, 0, ())
+
+
+def mounted(folder: Path, **facts: object) -> Model:
+    return a_model().model_copy(update={"source": MountedSource(path=str(folder))} | facts)
+
+
+def test_a_mounted_checkpoint_is_used_where_it_is(tmp_path: Path) -> None:
+    """Nothing is built or copied, and it is listed as ready; a folder that holds none is refused, and says why."""
+    folder, home = tmp_path / "volume", tmp_path / "home"
+    with pytest.raises(Refusal, match="no such folder here"):
+        store.ensure(mounted(folder), home, silent)
+    folder.mkdir()
+    with pytest.raises(Refusal, match=r"has no config\.json"):
+        store.ensure(mounted(folder), home, silent)
+    assert not store.listing(home, {"toy": mounted(folder)}, {})[0].is_ready
+    (folder / "config.json").write_text("{}")
+    assert store.ensure(mounted(folder), home, silent) == store.folder_of(mounted(folder), home) == folder
+    [kept] = store.listing(home, {"toy": mounted(folder)}, {})
+    assert (kept.is_ready, kept.size_bytes, home.exists()) == (True, 2, False)
+
+
+def test_a_mounted_checkpoint_is_compared_with_what_there_is(tmp_path: Path) -> None:
+    """Its manifest, its model's checksums, or both; with neither nothing can be verified, and that is said."""
+    (tmp_path / "config.json").write_text("{}")
+    right, wrong = hashlib.sha256(b"{}").hexdigest(), hashlib.sha256(b"other").hexdigest()
+    with pytest.raises(Refusal, match="nothing to compare"):
+        store.verify(mounted(tmp_path), tmp_path)
+    assert store.verify(mounted(tmp_path, checksums={"config.json": right}), tmp_path) == tmp_path
+    for checksums in ({"config.json": wrong}, {"model.safetensors": right}):
+        with pytest.raises(Refusal, match="not the one the model's checksums name"):
+            store.verify(mounted(tmp_path, checksums=checksums), tmp_path)
+    manifest.write(tmp_path, "toy", "measured once")
+    assert store.verify(mounted(tmp_path), tmp_path) == tmp_path
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(Refusal, match="not what was built"):
+        store.verify(mounted(tmp_path), tmp_path)
+
+
+def test_a_built_checkpoint_must_match_the_models_checksums_too(tmp_path: Path) -> None:
+    """A whole build of other weights than the catalogue names is refused."""
+    wrong = a_model().model_copy(update={"checksums": {"weights": "0" * 64}})
+    with pytest.raises(Refusal, match="checksums name"):
+        store.ensure(wrong, tmp_path, silent, a_recipe(tmp_path, write_weights))

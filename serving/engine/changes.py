@@ -1,0 +1,64 @@
+"""Changes: which engines restart when one settings file takes another's place? Asked by `serving models diff`; starts nothing.
+
+It compares what production compares: Serve restarts a model's engines when `command.version` of their spec changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from serving import catalog, secret
+from serving.config import EngineSettings, ModelSettings, Settings
+from serving.engine import command
+from serving.engine.app import engine_spec
+from serving.engine.command import EngineSpec
+
+
+def told(before: Settings, after: Settings) -> list[str]:
+    """One line for each model of either settings; raises Refusal when an engine of one of them cannot work."""
+    old = {wanted.name: wanted for wanted in before.models}
+    new = {wanted.name: wanted for wanted in after.models}
+    lines = []
+    for name in new | old:
+        if name not in old:
+            _spec(new[name], after)  # refused here rather than when it starts
+            lines.append(f"{name}: added, starts {_engines(new[name])}")
+        elif name not in new:
+            lines.append(f"{name}: removed, which drains and stops its {_engines(old[name])}")
+        else:
+            lines.append(f"{name}: {_change(old[name], before, new[name], after)}")
+    return lines
+
+
+def _change(old: ModelSettings, before: Settings, new: ModelSettings, after: Settings) -> str:
+    old_spec, new_spec = _spec(old, before), _spec(new, after)
+    bounds = _differing(old, new, ("min_replicas", "max_replicas"))
+    if reasons := command.differences(old_spec, new_spec):
+        named = _differing(old, new, ("profile", "gpu"))
+        return f"restarts its {_engines(old)} ({', '.join(named + reasons + bounds)})"
+    live = _differing(old_spec.settings, new_spec.settings, tuple(EngineSettings.model_fields))
+    without = f"; without a restart: {', '.join(live)}" if live else ""
+    if bounds:
+        return f"only its bounds change ({', '.join(bounds)}), nothing restarts{without}"
+    return f"unchanged{without}"
+
+
+def _differing(old: BaseModel, new: BaseModel, names: Sequence[str]) -> list[str]:
+    before, after = old.model_dump(), new.model_dump()
+    return [f"{name} {before[name]} -> {after[name]}" for name in names if before[name] != after[name]]
+
+
+def _engines(wanted: ModelSettings) -> str:
+    low, high = wanted.min_replicas, wanted.max_replicas
+    count = str(high) if low >= high else f"{low} to {high}"
+    return f"{count} engine{'' if count == '1' else 's'}"
+
+
+def _spec(wanted: ModelSettings, settings: Settings) -> EngineSpec:
+    """The spec that production would build; the name of the checkpoint's source stands for its folder."""
+    model = catalog.find(wanted.name, settings.own_models)
+    source = Path(" ".join(str(value) for value in model.source.model_dump().values()))
+    return engine_spec(model, wanted, source, settings, settings.home / secret.FILE_NAME)
