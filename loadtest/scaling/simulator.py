@@ -143,11 +143,28 @@ class Replica:
         done: list[Done] = []
         while self._now < end and self.requests:
             if self._has_prompt():
+                self._steps_of_one_prompt(end)
                 self._step_with_prompts()
             else:
                 self._steps_without(end)
             self._finish(done)
         return done
+
+    def _steps_of_one_prompt(self, end: float) -> None:
+        """The steps that the first prompt fills and does not end in, all at once: until a request ends or the tick is over.
+
+        Nothing but speed: `_step_with_prompts` would do the same one after another.
+        """
+        room = max(1, self._model.chunk_tokens - len(self.running))
+        steps = (self.queue[0].prompt_tokens - self._computed - 1) // room
+        if self.running:
+            steps = min(steps, self.running[0][0] - self._steps - 1)
+        step_s = self._model.step_s(len(self.running)) + room / self._model.prefill_tokens_per_s
+        steps = min(steps, int((end - self._now) / step_s))
+        self._computed += steps * room
+        self.queued_tokens -= steps * room
+        self._now += steps * step_s
+        self._steps += steps
 
     def _step_with_prompts(self) -> None:
         """One step: a token for every running request, and prompts in order of arrival in what is left of the chunk."""
