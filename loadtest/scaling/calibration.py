@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -49,6 +52,15 @@ class Measurement(msgspec.Struct, frozen=True):
     max_running: int = 256
 
 
+#: Seconds between the calls of clients whose last calls ended in one step: HTTP is parsed one call after another. So the
+#: first of them is computed in a step of its own and the others together in the next.
+TURN_S = 0.002
+
+
+#: The fit's steps, coarse to fine.
+FACTORS = (1.5, 1.2, 1.08, 1.03)
+
+
 class Comparison(msgspec.Struct, frozen=True):
     """A point beside what the model says of it; errors are (model - measured) / measured."""
 
@@ -67,45 +79,53 @@ class Comparison(msgspec.Struct, frozen=True):
 
 
 def fit(points: Sequence[Point], chunk_tokens: int, max_running: int) -> ReplicaModel:
-    """The model's rates from closed loops; at least one of them with one client, and two concurrencies.
+    """The model whose replayed closed loops come nearest; at least one point with one client.
 
-    Prefill: the first token of a lone call takes its prompt and one step. Decode: of a gap between tokens, the share
-    that went to the c prompts of one round is taken off; what is left is one step of c requests, a line in c.
+    A guess from a lone call (its prompt and one step until the first token, then a step a token), then each rate up or
+    down by ever smaller factors for as long as that helps.
     """
-    alone = [point for point in points if point.concurrency == 1]
-    rate = statistics.fmean(point.prompt_tokens / max(1e-6, point.ttft_s - point.itl_s) for point in alone)
-    steps = [(point.concurrency, _step_s(point, rate)) for point in points]
-    line = statistics.linear_regression([count for count, _ in steps], [step_s for _, step_s in steps])
-    return ReplicaModel(
-        prefill_tokens_per_s=rate,
-        base_s=max(1e-6, line.intercept),
-        per_request_s=max(0.0, line.slope),
+    alone = min(points, key=lambda point: (point.concurrency, point.prompt_tokens))
+    model = ReplicaModel(
+        prefill_tokens_per_s=alone.prompt_tokens / max(1e-6, alone.ttft_s - alone.itl_s),
+        base_s=alone.itl_s,
+        per_request_s=alone.itl_s / 50,
         kv_cache_tokens=10**9,  # Closed loops of this size never fill it.
         max_running=max_running,
         chunk_tokens=chunk_tokens,
     )
+    for factor in FACTORS:
+        before = None
+        while model is not before:
+            before, model = model, min((model, *_beside(model, factor)), key=partial(_distance, points))
+    return model
 
 
-def _step_s(point: Point, prefill_tokens_per_s: float) -> float:
-    round_s = point.ttft_s + point.output_tokens * point.itl_s
-    prefill_share = point.concurrency * point.prompt_tokens / prefill_tokens_per_s / round_s
-    return point.itl_s * max(0.1, 1 - prefill_share)
+def _beside(model: ReplicaModel, factor: float) -> list[ReplicaModel]:
+    rates = ("prefill_tokens_per_s", "base_s", "per_request_s")
+    return [replace(model, **{name: getattr(model, name) * by}) for name in rates for by in (factor, 1 / factor)]
+
+
+def _distance(points: Sequence[Point], model: ReplicaModel) -> float:
+    """How many times too long or too short, TTFT and ITL, as logarithms: too much weighs as much as too little."""
+    replayed = [(point, *replay(model, point)) for point in points]
+    return sum(
+        abs(math.log(ttft_s / point.ttft_s)) + abs(math.log(itl_s / point.itl_s)) for point, ttft_s, itl_s in replayed
+    )
 
 
 def replay(model: ReplicaModel, point: Point) -> tuple[float, float]:
     """TTFT and ITL of the same closed loop on the modelled replica, in seconds."""
     replica = Replica(model, 1, ready_at=0.0)
-    tick_s = model.step_s(1) / 2
-    for _ in range(point.concurrency):
-        replica.take(Call(0.0, point.prompt_tokens, point.output_tokens))
+    for client in range(point.concurrency):
+        replica.take(Call(client * TURN_S, point.prompt_tokens, point.output_tokens))
     done: list[Done] = []
     now = 0.0
     while len(done) < point.calls + point.concurrency:
-        finished = replica.advance(now, now + tick_s)
-        now += tick_s
+        finished = replica.advance(now, now + TURN_S)
+        now += TURN_S
         done.extend(finished)
-        for one in finished:
-            replica.take(Call(one.finished_at, point.prompt_tokens, point.output_tokens))
+        for turn, one in enumerate(finished, start=1):
+            replica.take(Call(one.finished_at + turn * TURN_S, point.prompt_tokens, point.output_tokens))
     settled = done[point.concurrency :]
     return statistics.fmean(one.ttft_s for one in settled), statistics.fmean(one.itl_s for one in settled)
 

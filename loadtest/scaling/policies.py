@@ -7,12 +7,10 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from loadtest.scaling.model import ReplicaModel
+from serving.budget.knee import KNEE_RATIO
 from serving.catalog import Knee
 from serving.engine.autoscale import COMING, TUNING, Bounds, Memory, ReplicaSignal, Tuning, wanted
 from serving.wire import Demand, ReplicaState
-
-#: The profile's knee as a share of vLLM's --max-num-seqs; assumed, until a measurement on a GPU says it.
-KNEE_RATIO = 0.5
 
 
 def knee_of(model: ReplicaModel, startup_s: float, ttft_slo_s: float) -> Knee:

@@ -1,13 +1,15 @@
 """Simulator: a fleet of modelled replicas behind a gateway, in virtual time.
 
-Time goes in ticks. Within one, every replica computes prompts in order of arrival at a constant rate and gives every
-running request tokens at a constant rate; when prompts end and outputs finish is computed inside the tick. Each replica
-counts the tokens that any request running since the beginning would have: a request is done at a known count.
+Calls are routed in ticks. Inside one, a replica goes from step to step as vLLM's scheduler does: every running request
+gets a token and what is left of the chunk is filled with waiting prompts, whose first tokens all come when that step
+ends. Steps without prompts are passed over up to the next event. Each replica counts its steps, and so the tokens that
+a request running since the beginning would have: a request is done at a known count.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -86,17 +88,17 @@ class Done:
 
     @property
     def itl_s(self) -> float:
-        return (self.finished_at - self.first_token_at) / self.call.output_tokens
+        return (self.finished_at - self.first_token_at) / max(1, self.call.output_tokens - 1)
 
 
 class Replica:
     """One engine."""
 
     __slots__ = (
-        "_carried",
-        "_count",
-        "_free_at",
+        "_computed",
         "_model",
+        "_now",
+        "_steps",
         "committed",
         "draining",
         "kv",
@@ -112,14 +114,15 @@ class Replica:
         self.number = number
         self.ready_at = ready_at
         self.draining = False
-        #: Calls whose prompt is not computed, and how much of the first one is.
+        #: Calls whose prompt is not computed, and how many tokens of the first one are.
         self.queue: deque[Call] = deque()
-        self._carried = 0.0
-        #: When the prefill of what was accepted so far could go on.
-        self._free_at = 0.0
-        #: Tokens that a request running for ever would have, and running requests by the count at which they end.
-        self._count = 0.0
-        self.running: list[tuple[float, int, float, Call]] = []
+        self._computed = 0
+        #: When the last step ended.
+        self._now = 0.0
+        #: Steps so far, and running requests by the step at which they end: with that, a number of their own and when
+        #: their first token came.
+        self._steps = 0
+        self.running: list[tuple[int, int, float, Call]] = []
         #: Tokens of all calls inside, for the router; KV of running ones; prompt tokens not computed.
         self.committed = 0
         self.kv = 0
@@ -135,60 +138,85 @@ class Replica:
         self.queued_tokens += call.prompt_tokens
 
     def advance(self, start: float, end: float) -> list[Done]:
-        """Work from `start` to `end`."""
-        step_s = self._model.step_s(max(1, len(self.running)))
-        joined, prefilling_s = self._prefill(start, end, step_s) if self.queue else ((), 0.0)
-        if not self.running and not joined:
-            return []
-        chunk_s = self._model.chunk_tokens / self._model.prefill_tokens_per_s
-        idle_s = end - start - prefilling_s
-        rate = (prefilling_s / (chunk_s + step_s) + idle_s / step_s) / (end - start)
-        for at, call in joined:
-            ends_at_count = self._count + rate * (at - start) + call.output_tokens
-            heapq.heappush(self.running, (ends_at_count, id(call), at + step_s, call))
-        return self._finish(start, end, rate)
+        """Work from `start` to `end`, and to the end of the step that runs then."""
+        self._now = max(self._now, start)
+        done: list[Done] = []
+        while self._now < end and self.requests:
+            if self._has_prompt():
+                self._steps_of_one_prompt(end)
+                self._step_with_prompts()
+            else:
+                self._steps_without(end)
+            self._finish(done)
+        return done
 
-    def _prefill(self, start: float, end: float, step_s: float) -> tuple[list[tuple[float, Call]], float]:
-        """Prompts done in this tick, when, and the seconds spent on prompts."""
-        chunk_s = self._model.chunk_tokens / self._model.prefill_tokens_per_s
-        rate = self._model.prefill_tokens_per_s * chunk_s / (chunk_s + step_s)
-        joined: list[tuple[float, Call]] = []
-        spent_s = 0.0
-        while self.queue and self._fits(self.queue[0], len(joined)):
+    def _steps_of_one_prompt(self, end: float) -> None:
+        """The steps that the first prompt fills and does not end in, all at once: until a request ends or the tick is over.
+
+        Nothing but speed: `_step_with_prompts` would do the same one after another.
+        """
+        room = max(1, self._model.chunk_tokens - len(self.running))
+        steps = (self.queue[0].prompt_tokens - self._computed - 1) // room
+        if self.running:
+            steps = min(steps, self.running[0][0] - self._steps - 1)
+        step_s = self._model.step_s(len(self.running)) + room / self._model.prefill_tokens_per_s
+        steps = min(steps, int((end - self._now) / step_s))
+        self._computed += steps * room
+        self.queued_tokens -= steps * room
+        self._now += steps * step_s
+        self._steps += steps
+
+    def _step_with_prompts(self) -> None:
+        """One step: a token for every running request, and prompts in order of arrival in what is left of the chunk."""
+        model = self._model
+        room = budget = max(1, model.chunk_tokens - len(self.running))
+        computed: list[Call] = []
+        while room and self._has_prompt(len(computed)):
             call = self.queue[0]
-            begin = max(self._free_at, call.arrived_at, start)
-            if begin >= end:
+            missing = call.prompt_tokens - self._computed
+            if missing > room:
+                self._computed, room = self._computed + room, 0
                 break
-            done_at = begin + (call.prompt_tokens - self._carried) / rate
-            self._free_at = min(done_at, end)
-            spent_s += self._free_at - begin
-            if done_at > end:
-                self._carried += (end - begin) * rate
-                break
-            self._carried = 0.0
-            self.queue.popleft()
-            self.queued_tokens -= call.prompt_tokens
+            room, self._computed = room - missing, 0
+            computed.append(self.queue.popleft())
             self.kv += self._kv_of(call)
-            joined.append((done_at, call))
-        return joined, spent_s
+        tokens = budget - room
+        self.queued_tokens -= tokens
+        self._now += model.step_s(len(self.running) + len(computed)) + tokens / model.prefill_tokens_per_s
+        self._steps += 1
+        for call in computed:
+            ends_at = self._steps + call.output_tokens - 1
+            heapq.heappush(self.running, (ends_at, id(call), self._now, call))
 
-    def _fits(self, call: Call, joined: int) -> bool:
+    def _steps_without(self, end: float) -> None:
+        """Whole steps of running requests alone: until one ends, a call comes or the tick is over."""
+        if self.queue and self.queue[0].arrived_at > self._now:
+            end = min(end, self.queue[0].arrived_at)
+        if not self.running:
+            self._now = end
+            return
+        step_s = self._model.step_s(len(self.running))
+        steps = min(math.ceil((end - self._now) / step_s), self.running[0][0] - self._steps)
+        self._now += steps * step_s
+        self._steps += steps
+
+    def _has_prompt(self, joined: int = 0) -> bool:
+        """Whether the next call in the queue is there and has room beside the batch and `joined` more."""
+        if not self.queue or self.queue[0].arrived_at > self._now:
+            return False
         running = len(self.running) + joined
-        has_room = self.kv + self._kv_of(call) <= self._model.kv_cache_tokens
+        has_room = self.kv + self._kv_of(self.queue[0]) <= self._model.kv_cache_tokens
         return running == 0 or (running < self._model.max_running and has_room)
 
     def _kv_of(self, call: Call) -> int:
         return call.prompt_tokens + call.output_tokens + self._model.kv_fixed_tokens
 
-    def _finish(self, start: float, end: float, rate: float) -> list[Done]:
-        before, self._count = self._count, self._count + rate * (end - start)
-        done = []
-        while self.running and self.running[0][0] <= self._count:
-            ends_at_count, _, first_token_at, call = heapq.heappop(self.running)
+    def _finish(self, done: list[Done]) -> None:
+        while self.running and self.running[0][0] <= self._steps:
+            _, _, first_token_at, call = heapq.heappop(self.running)
             self.kv -= self._kv_of(call)
             self.committed -= call.prompt_tokens + call.output_tokens
-            done.append(Done(call, first_token_at, start + (ends_at_count - before) / rate))
-        return done
+            done.append(Done(call, first_token_at, self._now))
 
     def signal(self, now: float) -> ReplicaSignal:
         state = ReplicaState.DRAINING if self.draining else ReplicaState.READY

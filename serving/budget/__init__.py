@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from serving.budget.knee import estimate
 from serving.budget.memory import Budget, budget, gpu_of
 from serving.budget.refusals import refuse, refuse_on_cpu
 
-__all__ = ["Budget", "budget", "gpu_of", "refuse", "refuse_on_cpu"]
+__all__ = ["Budget", "budget", "estimate", "gpu_of", "refuse", "refuse_on_cpu"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from serving.budget.knee import estimate
 from serving.budget.memory import Budget, budget
 from serving.catalog import GPUS, Model, Profile
 
@@ -13,7 +14,7 @@ BEGIN, END = "<!-- profiles -->\n", "<!-- end of profiles -->"
 
 def page(model: Model, profile: Profile) -> str:
     """What `serving models budget` prints."""
-    memory = budget(model, profile)
+    memory, knee = budget(model, profile), estimate(model, profile)
     lines = [
         f"{model.name}, {profile.name} on {profile.gpus_per_engine} × {GPUS[profile.gpu].title}: {profile.reason}",
         f"  why        {profile.source}",
@@ -32,15 +33,22 @@ def page(model: Model, profile: Profile) -> str:
         f"  sliding    {memory.sliding_kv_bytes / 2**20:.0f} MiB of each GPU for one such request",
         f"  requests   {memory.requests_8k} of 8k tokens, or {memory.requests_128k} of 128k; {memory.batch_limit}"
         " run at once at most",
+        "Its knee (computed from the GPU's data sheet; a measured one belongs in the settings):",
+        f"  requests   {knee.running_requests} running",
+        f"  prefill    {knee.prefill_tokens_per_s:,.0f} tokens/s",
+        f"  decode     {knee.decode_tokens_per_s:,.0f} tokens/s at that many requests",
+        f"  start-up   {knee.startup_s:.0f} s",
     ]
     return "\n".join(lines)
 
 
 def as_json(model: Model, profile: Profile) -> str:
-    """The same as one JSON object: the profile with what follows from it, and the budget."""
+    """The same as one JSON object: the profile with what follows from it, the budget, and the estimated knee."""
     derived = ("gpus_per_engine", "pod_gpus", "nodes", "scaling_step_gpus", "blast_radius")
     knobs = profile.model_dump() | {name: getattr(profile, name) for name in derived}
-    return msgspec.json.format(msgspec.json.encode({"profile": knobs, "budget": budget(model, profile)})).decode()
+    knee = estimate(model, profile).model_dump() | {"source": "computed"}
+    answer = {"profile": knobs, "budget": budget(model, profile), "knee": knee}
+    return msgspec.json.format(msgspec.json.encode(answer)).decode()
 
 
 def table(*models: Model) -> str:

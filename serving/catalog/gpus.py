@@ -12,14 +12,18 @@ GPUS: dict[str, Gpu] = {
             title="H100-80GB",
             ray_label="H100",
             memory_gib=79.22,
-            source="measured: vLLM's log on an H100-80GB, github.com/vllm-project/vllm/pull/10511",
+            bandwidth_tb_per_s=3.35,
+            bf16_tflops=989.4,
+            source="memory measured: vLLM's log on an H100-80GB, github.com/vllm-project/vllm/pull/10511; rates: NVIDIA's data sheet of the H100 SXM",
         ),
         Gpu(
             name="h200",
             title="H200-141GB",
             ray_label="H200",
             memory_gib=139.8,
-            source="unverified: 141 GB by NVIDIA's data sheet, less what the driver keeps on an H100",
+            bandwidth_tb_per_s=4.8,
+            bf16_tflops=989.4,
+            source="memory unverified: 141 GB by NVIDIA's data sheet, less what the driver keeps on an H100; rates: NVIDIA's data sheet of the H200 SXM",
         ),
     )
 }

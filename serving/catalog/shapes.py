@@ -169,8 +169,13 @@ class Gpu(_Shape):
     """As Ray labels its nodes (`ray.io/accelerator-type`)."""
     memory_gib: Annotated[float, Field(gt=0)]
     """GiB that CUDA reports as its total: what vLLM takes its share of."""
+    bandwidth_tb_per_s: Annotated[float, Field(gt=0)]
+    """Peak of its memory, in 10^12 bytes a second: what decoding is limited by."""
+    bf16_tflops: Annotated[float, Field(gt=0)]
+    """Peak of its tensor cores without sparsity, in 10^12 FLOP a second: what prefill is limited by. Quantised weights are
+    unpacked to bf16 by the kernels in use here."""
     source: str
-    """Where that figure comes from."""
+    """Where these figures come from."""
 
 
 class Knee(_Shape):
@@ -307,6 +312,8 @@ class Model(_Shape):
     """Without it there is no budget, and nothing is refused before an engine starts."""
     lora: LoraLimits | None = None
     """None where adapters are not offered."""
+    cpu_knee: Knee | None = None
+    """What one engine of it does on the CPU; None: its fleet there is fixed."""
     base: str | None = None
     """The catalogue entry a fine-tune was derived from."""
     profiles: tuple[Profile, ...] = ()
