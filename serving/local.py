@@ -27,8 +27,8 @@ import yaml
 
 from serving import catalog, config, secret
 from serving.config import ModelSettings, Settings
+from serving.engine import adapters, engine, processes, supervisor
 from serving.engine import app as engine_app
-from serving.engine import engine, processes, supervisor
 from serving.engine.checkpoints import store as checkpoints
 from serving.engine.command import EngineSpec
 from serving.errors import Refusal
@@ -66,6 +66,10 @@ def up(settings: Settings) -> None:
             wanted: engine_app.engine_spec(model, wanted, checkpoint_of[wanted], settings, secret_file)
             for wanted, model in models.items()
         }
+        for wanted, spec in specs.items():
+            if spec.lora:
+                for adapter in wanted.adapters:  # in a cluster they are not here: a replica refuses one and goes on
+                    adapters.examine(adapter, spec.lora)
         _serve(settings, list(models.values()), specs, secret_file)
 
 
@@ -79,7 +83,7 @@ def _serve(
         # Cells' names must differ: a gateway before two of them lets each speak only for its own replicas.
         engine_app.run_directory(f"{socket.gethostname()}:{directory_port}", secret_file, settings.engine)
         for wanted, spec in specs.items():
-            engine_app.run_model(spec, wanted.max_replicas)
+            engine_app.run_model(spec, wanted.max_replicas, wanted.adapters)
         names = ", ".join(model.name for model in models)
         _say(f"Starting vLLM with {names} ({time.monotonic() - started:.0f} s so far) ...")
         # Inside Ray's, so that it ends first: engines drain at once when nobody streams from them any more.

@@ -79,6 +79,8 @@ class ReplicaReport(msgspec.Struct, frozen=True):
     devices: tuple[str, ...] = ()
     #: Which node's share of an engine over several nodes this is; only the first takes requests.
     rank: int = 0
+    #: Names of the adapters that it answers to as models, or will once it is READY.
+    adapters: tuple[str, ...] = ()
 
 
 class Listed(msgspec.Struct, frozen=True):

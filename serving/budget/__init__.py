@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from serving.budget.memory import Budget, budget
-from serving.budget.refusals import refuse, refuse_on_cpu
+from serving.budget.refusals import refuse, refuse_on_cpu, refuse_room
 
-__all__ = ["Budget", "budget", "refuse", "refuse_on_cpu"]
+__all__ = ["Budget", "budget", "refuse", "refuse_on_cpu", "refuse_room"]

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from serving.catalog.shapes import Architecture, Attention, Experts, Model, RegistryPackageSource, TrainedHereSource
+from serving.catalog.shapes import (
+    Architecture,
+    Attention,
+    Experts,
+    LoraLimits,
+    Model,
+    RegistryPackageSource,
+    TrainedHereSource,
+)
 from serving.wire import Task
 
 #: Harmony's system message carries the date, so the small gpt-oss models were trained on one; the test that compares it
@@ -41,6 +49,7 @@ LOCAL = (
             attention=Attention(heads=9, kv_heads=3, head_dim=64, full_layers=30),
             source="huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct config.json",
         ),
+        lora=LoraLimits(max_adapters=4, max_rank=64, max_cpu_adapters=16),
     ),
     Model(
         name="tiny-gpt-oss",

@@ -306,7 +306,7 @@ class Model(_Shape):
     architecture: Architecture | None = None
     """Without it there is no budget, and nothing is refused before an engine starts."""
     lora: LoraLimits | None = None
-    """None where adapters are not offered."""
+    """The most room that an engine may keep for adapters; None where adapters are not offered."""
     base: str | None = None
     """The catalogue entry a fine-tune was derived from."""
     profiles: tuple[Profile, ...] = ()

@@ -17,14 +17,15 @@ import ray
 from ray import serve
 
 from serving import secret
-from serving.budget import refuse
-from serving.catalog import GPUS, Model
-from serving.config import EngineSettings, ModelSettings, Settings
+from serving.budget import refuse, refuse_on_cpu, refuse_room
+from serving.catalog import GPUS, Model, Profile
+from serving.config import AdapterSettings, EngineSettings, ModelSettings, Settings
 from serving.engine import command, placement
 from serving.engine.command import EngineSpec, Parallel
 from serving.engine.directory import Directory
-from serving.engine.flags import tuning_flags
+from serving.engine.flags import room_flags, tuning_flags
 from serving.engine.replica import Replica
+from serving.errors import Refusal
 from serving.wire import DIRECTORY_ROUTE
 
 DIRECTORY_APP = "directory"
@@ -38,6 +39,8 @@ SERVE_ENVIRONMENT = {
     "RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY": "1",
     "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": str(placement.RETRIES_WITHOUT_END),
 }
+#: An engine on the CPU, in a profile's words.
+_ON_CPU = Profile(name="cpu", gpu="none", reason="No GPU is asked for.", source="the settings")
 #: Bytes of Ray's object store: no token passes through Ray, so its smallest size will do.
 _OBJECT_STORE_BYTES = 80 * 1024 * 1024
 
@@ -94,19 +97,25 @@ def run_directory(cell: str, secret_file: Path, settings: EngineSettings) -> Non
     serve.run(deployment.bind(cell, str(secret_file)), name=DIRECTORY_APP, route_prefix=DIRECTORY_ROUTE)
 
 
-def run_model(spec: EngineSpec, engines: int = 1) -> None:
-    """Deploy one model's application; returns at once, its replicas report their own progress."""
+def run_model(spec: EngineSpec, engines: int = 1, adapters: tuple[AdapterSettings, ...] = ()) -> None:
+    """Deploy one model's application; returns at once, its replicas report their own progress.
+
+    Run again with other `adapters` it restarts nothing: they are no part of the version.
+    """
     deployment = serve.deployment(
         name="Replica",
         num_replicas=placement.serve_replicas(spec, engines),
         health_check_period_s=_HEALTH_PERIOD_S,
         health_check_timeout_s=_HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=spec.settings.drain_timeout_s + 30,  # the drain's own limit strikes first
+        user_config=[adapter.model_dump() for adapter in adapters],
         **placement.options(spec),
     )(Replica)
     # Serve gives each `run` a new version, and so restarts what only changed in number (seen with 2.60).
     versioned = deployment.options(version=command.version(spec), _internal=True)
-    target = serve.RunTarget(versioned.bind(spec, DIRECTORY_APP), name=f"model-{spec.model}", route_prefix=None)
+    target = serve.RunTarget(
+        versioned.bind(spec, DIRECTORY_APP, adapters), name=f"model-{spec.model}", route_prefix=None
+    )
     serve.run_many([target], wait_for_applications_running=False)
 
 
@@ -128,18 +137,38 @@ def engine_spec(
         reasoning_parser=model.reasoning_parser,
         environment=tuple(sorted(model.environment.items())),
     )
+    chosen, limited = _profile(model, wanted, settings.engine)
     if wanted.profile is None:
-        return common
-    chosen = model.profile(wanted.profile, wanted.gpu).override(
-        wanted.tensor, wanted.pipeline, wanted.data, wanted.expert, settings.engine.gpus_per_node
-    )
-    refuse(model, chosen, settings.engine.gpus_per_node)
+        return msgspec.structs.replace(
+            common, lora=wanted.lora, flags=tuple(room_flags(wanted.lora)) if wanted.lora else ()
+        )
     return msgspec.structs.replace(
         common,
+        lora=limited.lora if chosen.lora else None,
         context_tokens=chosen.context_tokens or model.context_tokens,
         parallel=Parallel(chosen.tensor, chosen.pipeline, chosen.data, chosen.expert),
         nodes=chosen.nodes,
         gpus_per_node=chosen.pod_gpus,
         gpu_type=GPUS[chosen.gpu].ray_label,
-        flags=tuple(tuning_flags(model, chosen)),
+        flags=tuple(tuning_flags(limited, chosen)),
     )
+
+
+def _profile(model: Model, wanted: ModelSettings, settings: EngineSettings) -> tuple[Profile, Model]:
+    """The profile with what the settings say in its place, and the model with the room they want; raises Refusal."""
+    on_cpu = wanted.profile is None
+    chosen = (_ON_CPU if on_cpu else model.profile(wanted.profile, wanted.gpu)).override(
+        wanted.tensor, wanted.pipeline, wanted.data, wanted.expert, settings.gpus_per_node
+    )
+    limited = model
+    if wanted.lora:
+        chosen, limited = chosen.model_copy(update={"lora": True}), model.model_copy(update={"lora": wanted.lora})
+    if wanted.adapters and not chosen.lora:
+        raise Refusal(f"{model.name} is given adapters and no room for them: set its `lora`, or take none.")
+    if on_cpu and model.architecture:  # a model of the user's own may come without
+        refuse_on_cpu(model, chosen)
+    if chosen.lora and limited.lora:
+        refuse_room(model, limited.lora, settings.api_servers, 1 if on_cpu else chosen.nodes)
+    if not on_cpu:
+        refuse(limited, chosen, settings.gpus_per_node)
+    return chosen, limited

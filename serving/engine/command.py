@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from serving.catalog import LoraLimits
 from serving.config import EngineSettings
 from serving.engine import processes
 from serving.engine.boundary import MARKERS_VARIABLE, SECRET_FILE_VARIABLE
@@ -68,6 +69,8 @@ class EngineSpec(msgspec.Struct, frozen=True):
     flags: tuple[str, ...] = ()
     #: Extra environment a checkpoint asks for.
     environment: tuple[tuple[str, str], ...] = ()
+    #: Room for adapters, which `flags` asks vLLM for; which adapters there are is not an engine's to know at its start.
+    lora: LoraLimits | None = None
 
 
 def version(spec: EngineSpec) -> str:
@@ -160,9 +163,17 @@ def environment(spec: EngineSpec, tree: str, scratch: Path, inherited: Mapping[s
             # Spinning threads take the processor from the gateway and from each other on a small machine.
             "OMP_WAIT_POLICY": "PASSIVE",
         }
+    if spec.lora:
+        # vLLM looks there for a model that it does not know, once it may change its adapters at all.
+        result |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_LORA_RESOLVER_CACHE_DIR": str(shelf_folder(scratch))}
     if is_cpu_build():
         result["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_vllm_alias(spec)), inherited.get("PYTHONPATH"))))
     return result | dict(spec.environment)
+
+
+def shelf_folder(scratch: Path) -> Path:
+    """Where an engine finds its adapters; it must be there before the engine is."""
+    return scratch / "adapters"
 
 
 def _caches(folder: Path) -> dict[str, str]:

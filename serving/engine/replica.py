@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
+from serving.config import AdapterSettings
 from serving.engine.checkpoints import manifest
 from serving.engine.command import ONLY_MEMBER, EngineSpec, Member
 from serving.engine.engine import Engine, EngineDied, free_port, running
@@ -38,8 +39,11 @@ _DRAIN_LOOK_INTERVAL_S = 1.0
 class Replica:
     """Owns one engine, or one node's share of one, from its first process to its last."""
 
-    async def __init__(self, spec: EngineSpec, directory_app: str) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, spec: EngineSpec, directory_app: str, adapters: tuple[AdapterSettings, ...] = ()
+    ) -> None:
         self._spec = spec
+        self._adapters = adapters
         self._id = f"{spec.model}-{uuid.uuid4().hex[:8]}"
         self._directory_app = directory_app
         self._directory: DeploymentHandle | None = None
@@ -77,6 +81,7 @@ class Replica:
         self._member = await self._meet()
         async with asyncio.timeout(await asyncio.to_thread(start_limit_s, self._spec)):
             self._engine = engine = await self._owned.enter_async_context(running(self._spec, self._member))
+            await self._stock(engine)
             self._enter(ReplicaState.LOADING, began)
             if self._member.rank:
                 await engine.until_joined()
@@ -88,6 +93,30 @@ class Replica:
         self._enter(ReplicaState.READY, began)
         await self._report()
         return engine
+
+    async def reconfigure(self, user_config: list[dict[str, str]]) -> None:
+        """Called by Serve after the start, and when the adapters change: no engine restarts for them."""
+        self._adapters = tuple(AdapterSettings.model_validate(adapter) for adapter in user_config)
+        if self._engine and not self._engine.is_dead:
+            await self._stock(self._engine)
+
+    async def _stock(self, engine: Engine) -> None:
+        """Bring the engine's shelf in step with the settings; an adapter that cannot be loaded stops nothing."""
+        shelf = engine.shelf
+        if shelf is None:
+            return
+        gone = await asyncio.to_thread(shelf.withdraw, self._adapters)
+        if gone:
+            await self._report()  # gateways first, so that few calls meet its absence
+        for name in gone:
+            if not await engine.unload(name):
+                logger.warning("%s: the engine did not unload adapter %s", self._id, name)
+        for adapter in self._adapters:
+            try:
+                await asyncio.to_thread(shelf.offer, adapter)
+            except (Refusal, OSError) as error:
+                logger.error("%s: %s", self._id, error)
+        await self._report()
 
     def _enter(self, state: ReplicaState, began: float) -> None:
         self._state = state
@@ -126,6 +155,7 @@ class Replica:
             node=self._node,
             devices=self._devices,
             rank=self._member.rank,
+            adapters=self._engine.shelf.names if self._engine and self._engine.shelf else (),
         )
 
     async def __del__(self) -> None:

@@ -67,11 +67,14 @@ def merge(
 
 
 def ready(known: Mapping[str, Known], lost_at: Mapping[str, float], model: str) -> list[Known]:
-    """Replicas that may get a call: said READY, and after the last refused connection. One per address."""
+    """Replicas that may get a call for a model or an adapter: said READY, and after the last refused connection.
+
+    One per address.
+    """
     by_url: dict[str, Known] = {}
     for replica_id, replica in known.items():
         report = replica.report
-        if report.model != model or report.state is not ReplicaState.READY or report.rank:
+        if model not in names(report) or report.state is not ReplicaState.READY or report.rank:
             continue
         if replica.heard_at <= lost_at.get(replica_id, float("-inf")):
             continue
@@ -79,6 +82,21 @@ def ready(known: Mapping[str, Known], lost_at: Mapping[str, float], model: str) 
         if twin is None or replica.heard_at > twin.heard_at:
             by_url[report.url] = replica
     return list(by_url.values())
+
+
+def names(report: ReplicaReport) -> tuple[str, ...]:
+    """What a replica answers to: its model, and the adapters it offers."""
+    return (report.model, *report.adapters)
+
+
+def is_withdrawn(known: Mapping[str, Known], adapter: str, base: str) -> bool:
+    """Does a ready replica of its base say that it has this adapter no longer, and does nobody offer it?
+
+    While no replica is ready, nobody knows: they may be restarting.
+    """
+    reports = [replica.report for replica in known.values() if replica.report.model == base]
+    is_base_ready = any(report.state is ReplicaState.READY for report in reports)
+    return is_base_ready and not any(adapter in report.adapters for report in reports)
 
 
 class Silence(Exception):
@@ -187,6 +205,8 @@ class Model(msgspec.Struct, frozen=True):
     first_seen_s: int
     context_tokens: int
     states: dict[ReplicaState, int]
+    #: Of an adapter, the model it belongs to.
+    base: str | None = None
 
 
 class Fleet:
@@ -206,6 +226,8 @@ class Fleet:
         #: Model → when it was first and last listed: seconds since the epoch, and on the clock.
         self._first_seen_s: dict[str, int] = {}
         self._last_listed_at: dict[str, float] = {}
+        #: Adapter → its model.
+        self._base_of: dict[str, str] = {}
         self._waiting: dict[asyncio.Future[None], str] = {}
 
     async def follow(self, session: aiohttp.ClientSession) -> None:
@@ -236,8 +258,10 @@ class Fleet:
         self._known = merge(self._known, answer, asked_at, self._own)
         self._lost_at = {lost: at for lost, at in self._lost_at.items() if lost in self._known}
         for replica in self._known.values():
-            self._first_seen_s.setdefault(replica.report.model, int(self._wall_clock()))
-            self._last_listed_at[replica.report.model] = asked_at
+            for name in names(replica.report):
+                self._first_seen_s.setdefault(name, int(self._wall_clock()))
+                self._last_listed_at[name] = asked_at
+            self._base_of |= dict.fromkeys(replica.report.adapters, replica.report.model)
         for waiter, model in list(self._waiting.items()):
             if not waiter.done() and self.candidates(model):
                 waiter.set_result(None)
@@ -284,9 +308,12 @@ class Fleet:
                 del self._waiting[waiter]
 
     def may_know(self, model: str) -> bool:
-        """False only when every source has answered and none has listed this model for a while."""
+        """False only when every source has answered and none has listed this model for a while, or an adapter now."""
         if self._unheard:
             return True
+        base = self._base_of.get(model)
+        if base is not None and is_withdrawn(self._known, model, base):
+            return False
         listed_at = self._last_listed_at.get(model)
         return listed_at is not None and self._clock() - listed_at < MODEL_MEMORY_S
 
@@ -296,15 +323,22 @@ class Fleet:
 
     def models(self) -> list[Model]:
         """Every model that some replica is for, in whatever state."""
+        return self._listed(lambda report: (report.model,))
+
+    def adapters(self) -> list[Model]:
+        """Every adapter that some replica offers, or will when it is ready."""
+        return self._listed(lambda report: report.adapters)
+
+    def _listed(self, names_of: Callable[[ReplicaReport], Sequence[str]]) -> list[Model]:
         states: dict[str, Counter[ReplicaState]] = {}
         context_tokens: Counter[str] = Counter()
         for replica_id, replica in self._known.items():
-            report = replica.report
             is_lost = replica.heard_at <= self._lost_at.get(replica_id, float("-inf"))
-            state = ReplicaState.FAILED if is_lost else report.state
-            states.setdefault(report.model, Counter())[state] += 1
-            context_tokens[report.model] = max(context_tokens[report.model], report.context_tokens)
+            state = ReplicaState.FAILED if is_lost else replica.report.state
+            for name in names_of(replica.report):
+                states.setdefault(name, Counter())[state] += 1
+                context_tokens[name] = max(context_tokens[name], replica.report.context_tokens)
         return [
-            Model(name, self._first_seen_s[name], context_tokens[name], dict(counts))
+            Model(name, self._first_seen_s[name], context_tokens[name], dict(counts), self._base_of.get(name))
             for name, counts in sorted(states.items())
         ]
