@@ -15,7 +15,7 @@ import platformdirs
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from serving.catalog import Knee, Model
+from serving.catalog import Knee, LoraLimits, Model
 from serving.errors import Refusal
 
 ENV_PREFIX = "SERVING_"
@@ -100,8 +100,20 @@ class EngineSettings(_Group):
     """Seconds between two reports of a replica to the directory."""
 
 
+class AdapterSettings(_Group):
+    """One LoRA adapter of a model. These lists are the whole registry: nothing else can be loaded, whatever a client asks."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
+    """What clients ask for as a model; plain, because vLLM makes a path of it. Changed weights get a new name."""
+    path: Annotated[str, Field(pattern="^/")]
+    """Absolute folder in the engine's pod with `adapter_config.json` and `adapter_model.safetensors`, as PEFT writes them."""
+
+
 class ModelSettings(_Group):
-    """One model of a cell: which engine, and how many of it. Its bounds change live; the rest restarts its own engines."""
+    """One model of a cell: which engine, and how many of it.
+
+    Its bounds and its adapters change live; the rest restarts its own engines.
+    """
 
     name: str
     """A name of the catalogue (`serving models list`)."""
@@ -125,6 +137,10 @@ class ModelSettings(_Group):
     """Seconds without any request after which the last engine goes, where `min_replicas` is 0: a start costs minutes."""
     knee: Knee | None = None
     """What one engine does at the most load that keeps its SLO, as measured here; unset, the catalogue's, or an estimate."""
+    lora: LoraLimits | None = None
+    """Room for adapters in each engine, taken at its start; unset, the profile's, or none."""
+    adapters: tuple[AdapterSettings, ...] = ()
+    """Adapters that clients may ask for as models; each is loaded when it is first asked for."""
 
     @property
     def is_scaled(self) -> bool:
@@ -153,8 +169,9 @@ class Settings(_Group):
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
         names = [model.name for model in self.models]
+        names += [adapter.name for model in self.models for adapter in model.adapters]
         if repeated := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"models are named twice: {', '.join(sorted(repeated))}")
+            raise ValueError(f"models or adapters are named twice: {', '.join(sorted(repeated))}")
         return self
 
 

@@ -27,10 +27,10 @@ import yaml
 
 from serving import catalog, config, secret
 from serving.config import ModelSettings, Settings
+from serving.engine import adapters, engine, processes, supervisor
 from serving.engine import app as engine_app
-from serving.engine import engine, processes, supervisor
+from serving.engine.app import Deployment
 from serving.engine.checkpoints import store as checkpoints
-from serving.engine.command import EngineSpec
 from serving.errors import Refusal
 from serving.wire import ASLEEP, ReplicaState, Task
 
@@ -54,39 +54,36 @@ class Stopped(BaseException):
 
 def up(settings: Settings) -> None:
     """Serve the settings' models here until stopped; raises Refusal before anything starts, or when a part is lost."""
-    models = {wanted: catalog.find(wanted.name, settings.own_models) for wanted in settings.models}
-    specs = {wanted: _spec(model, wanted, settings) for wanted, model in models.items()}
+    models = [catalog.find(wanted.name, settings.own_models) for wanted in settings.models]
+    # Made first, because it refuses what cannot work before anything is fetched.
+    deployments = [_deployment(model, wanted, settings) for model, wanted in zip(models, settings.models, strict=True)]
     gateway = settings.gateway
     _refuse_taken_port(gateway.host, gateway.port)
     _refuse_small_memory(settings)
     _make_home(settings.home)
     with _alone(settings.home), _signals_raise_stopped(), _everything_below_ends():
-        for model in models.values():
+        for model in models:
             checkpoints.ensure(model, settings.home, _say)
-        _serve(settings, list(models.values()), specs, secret.create_if_absent(settings.home))
+        secret.create_if_absent(settings.home)
+        _serve(settings, models, deployments)
 
 
-def _spec(model: catalog.Model, wanted: ModelSettings, settings: Settings) -> EngineSpec:
-    """What will be started; made first, because it refuses what cannot work before anything is fetched."""
-    checkpoint = checkpoints.folder_of(model, settings.home)
-    return engine_app.engine_spec(model, wanted, checkpoint, settings, settings.home / secret.FILE_NAME)
+def _deployment(model: catalog.Model, wanted: ModelSettings, settings: Settings) -> Deployment:
+    it = engine_app.deployment_of(model, wanted, settings, checkpoints.folder_of(model, settings.home))
+    if it.spec.lora:
+        for adapter in it.adapters:  # in a cluster they are not here: a replica refuses one and goes on
+            adapters.examine(adapter, it.spec.lora)
+    return it
 
 
-def _serve(
-    settings: Settings, models: list[catalog.Model], specs: dict[ModelSettings, EngineSpec], secret_file: Path
-) -> None:
+def _serve(settings: Settings, models: list[catalog.Model], deployments: list[Deployment]) -> None:
     started = time.monotonic()
-    by_name = {model.name: model for model in models}
-    plans = {wanted: engine_app.model_plan(by_name[wanted.name], wanted, spec) for wanted, spec in specs.items()}
     directory_port = engine.free_port("127.0.0.1")
     _say("Starting Ray ...")
     directory = f"http://127.0.0.1:{directory_port}"
     with _local_ray(directory_port, settings.home):
         # Cells' names must differ: a gateway before two of them lets each speak only for its own replicas.
-        cell = f"{socket.gethostname()}:{directory_port}"
-        engine_app.run_directory(cell, secret_file, settings.engine, list(plans.values()))
-        for wanted, spec in specs.items():
-            engine_app.run_model(spec, plans[wanted].bounds, directory)
+        engine_app.deploy(f"{socket.gethostname()}:{directory_port}", directory, settings, deployments)
         names = ", ".join(model.name for model in models)
         _say(f"Starting vLLM with {names} ({time.monotonic() - started:.0f} s so far) ...")
         # Inside Ray's, so that it ends first: engines drain at once when nobody streams from them any more.

@@ -87,6 +87,8 @@ class ReplicaReport(msgspec.Struct, frozen=True):
     devices: tuple[str, ...] = ()
     #: Which node's share of an engine over several nodes this is; only the first takes requests.
     rank: int = 0
+    #: Names of the adapters that it answers to as models, or will once it is READY.
+    adapters: tuple[str, ...] = ()
 
 
 class Listed(msgspec.Struct, frozen=True):
@@ -130,6 +132,8 @@ class ListedModel(msgspec.Struct, frozen=True):
     context_tokens: int = 0
     #: Engines that should run now; None while a young directory does not know.
     wanted: int | None = None
+    #: Adapters that clients may ask for in its place.
+    adapters: tuple[str, ...] = ()
     #: It may have no replica at all: its first call wakes it, and waits for a whole start.
     may_sleep: bool = False
     #: Why so many, or why one of them has to wait, in one sentence.

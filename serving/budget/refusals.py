@@ -9,7 +9,7 @@ from __future__ import annotations
 from serving.budget import kv
 from serving.budget.memory import architecture_of, budget, context_of
 from serving.budget.weights import GIB
-from serving.catalog import Architecture, Model, Profile
+from serving.catalog import Architecture, LoraLimits, Model, Profile
 from serving.errors import Refusal
 
 #: MXFP4 kernels that take adapters and are right.
@@ -48,6 +48,27 @@ def refuse_on_cpu(model: Model, profile: Profile) -> None:
         raise Refusal(
             f"Adapters on {model.name} kill its engine on a CPU at the first request, whoever asks: its experts then need"
             " Triton (seen with vLLM 0.32's CPU build)."
+        )
+
+
+def refuse_room(model: Model, wanted: LoraLimits, api_servers: int, nodes: int) -> None:
+    """Raise Refusal when engines of `model` cannot keep the room for adapters that the settings want."""
+    if model.lora is None:
+        raise Refusal(f"The catalogue gives {model.name} no adapter limits, so it can load none: leave `lora` unset.")
+    for name, most in model.lora.model_dump().items():
+        if (asked := getattr(wanted, name)) > most:
+            raise Refusal(
+                f"`lora.{name}` of {model.name} is {asked} and the catalogue allows {most}: its memory was computed for that."
+            )
+    if api_servers > 1:
+        raise Refusal(
+            f"An engine that loads adapters has one HTTP front end and engine.api_servers asks for {api_servers}: each would"
+            " number adapters on its own (vLLM 0.32, entrypoints/cli/serve.py refuses it too)."
+        )
+    if nodes > 1:
+        raise Refusal(
+            f"An engine of {model.name} over {nodes} nodes loads no adapters: each node's workers would read them from"
+            " where only the first has them (vLLM 0.32, lora/worker_manager.py)."
         )
 
 

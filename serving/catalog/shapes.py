@@ -311,7 +311,7 @@ class Model(_Shape):
     architecture: Architecture | None = None
     """Without it there is no budget, and nothing is refused before an engine starts."""
     lora: LoraLimits | None = None
-    """None where adapters are not offered."""
+    """The most room that an engine may keep for adapters; None where adapters are not offered."""
     cpu_knee: Knee | None = None
     """What one engine of it does on the CPU; None: its fleet there is fixed."""
     base: str | None = None

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import msgspec
 import ray
@@ -21,14 +21,14 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from serving import secret
-from serving.budget import gpu_of, refuse, refuse_on_cpu
+from serving.budget import estimate, gpu_of, refuse, refuse_on_cpu, refuse_room
 from serving.catalog import Model, Profile
-from serving.config import EngineSettings, ModelSettings, Settings
+from serving.config import AdapterSettings, EngineSettings, ModelSettings, Settings
 from serving.engine import command, placement, scaling
 from serving.engine.autoscale import Bounds
 from serving.engine.command import EngineSpec, Parallel
 from serving.engine.directory import Directory
-from serving.engine.flags import tuning_flags
+from serving.engine.flags import room_flags, tuning_flags
 from serving.engine.replica import Replica
 from serving.engine.scaling import ModelPlan
 from serving.errors import Refusal
@@ -94,8 +94,36 @@ def _ray_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"serving-ray-{os.getuid()}"
 
 
-def run_directory(cell: str, secret_file: Path, settings: EngineSettings, plans: Sequence[ModelPlan] = ()) -> None:
+class Deployment(NamedTuple):
+    """One model as the engine plane is given it."""
+
+    spec: EngineSpec
+    plan: ModelPlan
+    adapters: tuple[AdapterSettings, ...] = ()
+
+
+def deployment_of(model: Model, wanted: ModelSettings, settings: Settings, checkpoint: Path) -> Deployment:
+    """What `settings` make of `model`; starts and fetches nothing. Raises Refusal when it cannot work."""
+    spec = engine_spec(model, wanted, checkpoint, settings, settings.home / secret.FILE_NAME)
+    return Deployment(spec, model_plan(model, wanted, spec), wanted.adapters)
+
+
+def deploy(cell: str, directory: str, settings: Settings, deployments: Sequence[Deployment]) -> None:
+    """Make the running Ray serve these models and no other; whoever has not changed goes on undisturbed.
+
+    Returns when the directory answers at the base URL `directory`; replicas report their own progress there.
+    """
+    run_directory(cell, settings, [it.plan for it in deployments])
+    for it in deployments:
+        run_model(it, directory)
+    kept = {DIRECTORY_APP, *(_app_name(it.spec.model) for it in deployments)}
+    for name in serve.status().applications.keys() - kept:
+        serve.delete(name, _blocking=False)
+
+
+def run_directory(cell: str, settings: Settings, plans: Sequence[ModelPlan]) -> None:
     """Deploy the cell's directory, or hand new plans to the one that runs, and wait until it answers."""
+    secret_file = settings.home / secret.FILE_NAME
     deployment = serve.deployment(
         name="Directory",
         num_replicas=1,
@@ -103,30 +131,45 @@ def run_directory(cell: str, secret_file: Path, settings: EngineSettings, plans:
         health_check_period_s=_HEALTH_PERIOD_S,
         graceful_shutdown_timeout_s=1,
         user_config=scaling.to_plain(plans),
-        ray_actor_options={"num_cpus": 0, "label_selector": settings.directory_labels},
+        ray_actor_options={"num_cpus": 0, "label_selector": settings.engine.directory_labels},
     )(Directory)
     versioned = deployment.options(version=hashlib.sha256(f"{cell} {secret_file}".encode()).hexdigest(), _internal=True)
     serve.run(versioned.bind(cell, str(secret_file)), name=DIRECTORY_APP, route_prefix=DIRECTORY_ROUTE)
 
 
-def run_model(spec: EngineSpec, bounds: Bounds, directory: str) -> None:
-    """Deploy one model's application; returns at once, its replicas report their own progress.
+def run_model(it: Deployment, directory: str) -> None:
+    """Deploy one model's application; returns at once.
 
     Where its bounds differ Serve's autoscaling asks the directory, at the base URL `directory`, how many are wanted.
+    Run again with other bounds or adapters it restarts nothing: they are no part of the version.
     """
+    spec = it.spec
     deployment = serve.deployment(
         name="Replica",
-        **_fleet(spec, bounds, directory),
+        **_fleet(spec, it.plan.bounds, directory),
         health_check_period_s=_HEALTH_PERIOD_S,
         health_check_timeout_s=_HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=spec.settings.drain_timeout_s + 30,  # the drain's own limit strikes first
-        user_config=spec.settings.model_dump(mode="json"),  # what changed of it reaches the replicas that run
+        user_config=live_config(spec.settings, it.adapters),
         **placement.options(spec),
     )(Replica)
     # Serve gives each `run` a new version, and so restarts what only changed in number (seen with 2.60).
     versioned = deployment.options(version=command.version(spec), _internal=True)
-    target = serve.RunTarget(versioned.bind(spec, DIRECTORY_APP), name=f"model-{spec.model}", route_prefix=None)
+    bound = versioned.bind(spec, DIRECTORY_APP, it.adapters)
+    target = serve.RunTarget(bound, name=_app_name(spec.model), route_prefix=None)
     serve.run_many([target], wait_for_applications_running=False)
+
+
+def _app_name(model: str) -> str:
+    return f"model-{model}"
+
+
+def live_config(settings: EngineSettings, adapters: Sequence[AdapterSettings]) -> dict[str, object]:
+    """What reaches replicas that run (`Replica.reconfigure`), as plain data."""
+    return {
+        "settings": settings.model_dump(mode="json"),
+        "adapters": [adapter.model_dump() for adapter in adapters],
+    }
 
 
 class Fleet(TypedDict, total=False):
@@ -161,7 +204,12 @@ def _fleet(spec: EngineSpec, bounds: Bounds, directory: str) -> Fleet:
 
 def model_plan(model: Model, wanted: ModelSettings, spec: EngineSpec) -> ModelPlan:
     """What the directory has to know to scale `model`; raises Refusal where nothing says what one engine of it does."""
-    return scaling.plan(model, wanted, spec, None)
+    if wanted.profile is None:
+        knee = model.cpu_knee
+    else:
+        chosen, limited = _profile(model, wanted, spec.settings)
+        knee = estimate(limited, chosen) if model.architecture else None
+    return scaling.plan(model, wanted, spec, knee)
 
 
 def engine_spec(
@@ -171,13 +219,7 @@ def engine_spec(
 
     Neither the checkpoint nor the secret need be there yet: whoever is refused has fetched nothing.
     """
-    base = model.profile(wanted.profile, wanted.gpu) if wanted.profile else _ON_CPU
-    chosen = base.override(wanted.tensor, wanted.pipeline, wanted.data, wanted.expert, settings.engine.gpus_per_node)
-    is_known = model.architecture is not None  # what a user's own model does not say of its shape, vLLM finds out
-    if is_known and wanted.profile is None:
-        refuse_on_cpu(model, chosen)
-    elif is_known:
-        refuse(model, chosen, settings.engine.gpus_per_node)
+    chosen, limited = _profile(model, wanted, settings.engine)
     common = EngineSpec(
         model=model.name,
         checkpoint=str(checkpoint),
@@ -193,8 +235,10 @@ def engine_spec(
         environment=tuple(sorted(model.environment.items())),
         tokenizer=model.tokenizer,
         checksums=tuple(sorted(model.checksums.items())),
+        lora=limited.lora if chosen.lora else None,
+        flags=tuple(room_flags(wanted.lora)) if wanted.lora else (),
     )
-    return common if wanted.profile is None else _on_gpus(common, model, chosen)
+    return common if wanted.profile is None else _on_gpus(common, limited, chosen)
 
 
 def _on_gpus(spec: EngineSpec, model: Model, chosen: Profile) -> EngineSpec:
@@ -205,3 +249,24 @@ def _on_gpus(spec: EngineSpec, model: Model, chosen: Profile) -> EngineSpec:
         gpu_type=gpu_of(chosen).ray_label,
         flags=tuple(tuning_flags(model, chosen)),
     )
+
+
+def _profile(model: Model, wanted: ModelSettings, settings: EngineSettings) -> tuple[Profile, Model]:
+    """The profile with what the settings say in its place, and the model with the room they want; raises Refusal."""
+    on_cpu = wanted.profile is None
+    chosen = (_ON_CPU if on_cpu else model.profile(wanted.profile, wanted.gpu)).override(
+        wanted.tensor, wanted.pipeline, wanted.data, wanted.expert, settings.gpus_per_node
+    )
+    limited = model
+    if wanted.lora:
+        chosen, limited = chosen.model_copy(update={"lora": True}), model.model_copy(update={"lora": wanted.lora})
+    if wanted.adapters and not chosen.lora:
+        raise Refusal(f"{model.name} is given adapters and no room for them: set its `lora`, or take none.")
+    is_known = model.architecture is not None  # what a user's own model does not say of its shape, vLLM finds out
+    if is_known and on_cpu:
+        refuse_on_cpu(model, chosen)
+    if chosen.lora and limited.lora:
+        refuse_room(model, limited.lora, chosen.api_servers or settings.api_servers, 1 if on_cpu else chosen.nodes)
+    if is_known and not on_cpu:
+        refuse(limited, chosen, settings.gpus_per_node)
+    return chosen, limited

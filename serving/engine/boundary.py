@@ -1,8 +1,9 @@
 """Boundary: which calls may enter a vLLM server? An ASGI middleware inside vLLM, given to it by `--middleware`.
 
 vLLM's own `--api-key` guards some of its routes only, and it has routes that sleep, reload or reconfigure an engine.
-Here everything is closed but the routes a gateway needs, and those want the plane secret. On the way out, Harmony's
-markers are taken from what a gpt-oss says: vLLM hands on the raw text of what it cannot parse, markers included.
+Here everything is closed but the routes that a gateway or the engine's replica needs, and those want the plane secret.
+On the way out, Harmony's markers are taken from what a gpt-oss says: vLLM hands on the raw text of what it cannot parse,
+markers included.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from typing import Any
 
 from serving.secret import PlaneSecret
 from serving.wire import ENGINE_ROUTES, LIVENESS_ROUTE
+
+#: Routes for the replica that owns the engine. Loading is not among them: vLLM's own resolver loads, from one folder.
+OWNER_ROUTES: frozenset[tuple[str, str]] = frozenset({("POST", "/v1/unload_lora_adapter")})
 
 #: Set for models that speak Harmony.
 MARKERS_VARIABLE = "_SERVING_REMOVE_HARMONY_MARKERS"
@@ -83,7 +87,7 @@ def refusal_status(method: str, path: str, authorization: bytes, secret: PlaneSe
         return None
     if not secret.accepts(authorization):
         return 401
-    return None if (method, path) in ENGINE_ROUTES else 404
+    return None if (method, path) in ENGINE_ROUTES | OWNER_ROUTES else 404
 
 
 def _authorization(scope: Scope) -> bytes:

@@ -36,10 +36,11 @@ def told(before: Settings, after: Settings) -> list[str]:
 def _change(old: ModelSettings, before: Settings, new: ModelSettings, after: Settings) -> str:
     old_spec, new_spec = _spec(old, before), _spec(new, after)
     bounds = _differing(old, new, ("min_replicas", "max_replicas"))
+    fleet = _differing(old, new, ("sleep_after_s", "knee", "adapters"))
     if reasons := command.differences(old_spec, new_spec):
         named = _differing(old, new, ("profile", "gpu"))
         return f"restarts its {_engines(old)} ({', '.join(named + reasons + bounds)})"
-    live = _differing(old_spec.settings, new_spec.settings, tuple(EngineSettings.model_fields))
+    live = fleet + _differing(old_spec.settings, new_spec.settings, tuple(EngineSettings.model_fields))
     without = f"; without a restart: {', '.join(live)}" if live else ""
     if bounds:
         return f"only its bounds change ({', '.join(bounds)}), nothing restarts{without}"
@@ -47,7 +48,7 @@ def _change(old: ModelSettings, before: Settings, new: ModelSettings, after: Set
 
 
 def _differing(old: BaseModel, new: BaseModel, names: Sequence[str]) -> list[str]:
-    before, after = old.model_dump(), new.model_dump()
+    before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
     return [f"{name} {before[name]} -> {after[name]}" for name in names if before[name] != after[name]]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from serving.catalog import LoraLimits
 from serving.config import EngineSettings
 from serving.engine import processes
 from serving.engine.boundary import MARKERS_VARIABLE, SECRET_FILE_VARIABLE
@@ -72,6 +73,8 @@ class EngineSpec(msgspec.Struct, frozen=True):
     tokenizer: str | None = None
     #: SHA-256 of files of the checkpoint, compared before their first load.
     checksums: tuple[tuple[str, str], ...] = ()
+    #: Room for adapters, which `flags` asks vLLM for; which adapters there are is not an engine's to know at its start.
+    lora: LoraLimits | None = None
 
 
 #: What an operator calls a flag or variable whose setting has another name than vLLM gives it.
@@ -209,6 +212,8 @@ def environment(spec: EngineSpec, tree: str, scratch: Path, inherited: Mapping[s
         result["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // spec.parallel.ranks))
     if is_cpu_build():
         result["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_vllm_alias(spec)), inherited.get("PYTHONPATH"))))
+    if spec.lora:
+        result["VLLM_LORA_RESOLVER_CACHE_DIR"] = str(shelf_folder(scratch))
     return result | _decided(spec)
 
 
@@ -221,6 +226,9 @@ def _decided(spec: EngineSpec) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         **_caches(Path(spec.cache_folder)),
     }
+    if spec.lora:
+        # vLLM asks its resolver for a model that it does not know, once it may change its adapters at all.
+        result["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     if spec.reasoning_parser == "openai_gptoss":
         result[MARKERS_VARIABLE] = "1"
     if not spec.gpus_per_node:
@@ -234,6 +242,11 @@ def _decided(spec: EngineSpec) -> dict[str, str]:
             "OMP_WAIT_POLICY": "PASSIVE",
         }
     return result | dict(spec.environment)
+
+
+def shelf_folder(scratch: Path) -> Path:
+    """Where an engine finds its adapters; it must be there before the engine is."""
+    return scratch / "adapters"
 
 
 def _caches(folder: Path) -> dict[str, str]:

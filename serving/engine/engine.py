@@ -22,6 +22,7 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.engine import command, processes
+from serving.engine.adapters import Shelf
 from serving.engine.command import ONLY_MEMBER, EngineSpec, Member
 from serving.errors import ServingError
 from serving.secret import PlaneSecret
@@ -63,8 +64,11 @@ class Engine:
         log: Path,
         supervisor: asyncio.subprocess.Process,
         told: asyncio.StreamReader,
+        shelf: Shelf | None,
     ) -> None:
         self.url = f"http://{spec.settings.host}:{port}"
+        #: Its adapters, where it has room for any.
+        self.shelf = shelf
         self._spec = spec
         self._member = member
         self._log = log
@@ -141,6 +145,21 @@ class Engine:
         except (aiohttp.ClientError, TimeoutError):
             raise EngineDied("the engine did not survive its first request") from None
 
+    async def unload(self, adapter: str) -> bool:
+        """Let the engine forget an adapter that is on its shelf no longer; False when it did not answer.
+
+        Its weights leave the engine's memory when others need the room.
+        """
+        timeout = aiohttp.ClientTimeout(_PROBE_TIMEOUT_S)
+        body = {"lora_name": adapter}
+        try:
+            async with self._client.post(
+                "/v1/unload_lora_adapter", json=body, headers=self._headers(), timeout=timeout
+            ) as answer:
+                return answer.status in (200, 404)  # nobody may have asked for it yet
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
     async def load(self) -> EngineLoad | None:
         """The engine's own figures, or None while it does not answer."""
         timeout = aiohttp.ClientTimeout(_PROBE_TIMEOUT_S)
@@ -184,6 +203,7 @@ async def running(spec: EngineSpec, member: Member = ONLY_MEMBER) -> AsyncIterat
     log = _new_log(spec, port)
     scratch = Path(tempfile.gettempdir()) / f"{_SCRATCH_PREFIX}{tree}"
     scratch.mkdir(mode=0o700)
+    shelf = _shelf(spec, scratch)
     supervisor = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "serving.engine.supervisor", "--log", str(log), "--"),
         *command.arguments(spec, port, member),
@@ -193,7 +213,7 @@ async def running(spec: EngineSpec, member: Member = ONLY_MEMBER) -> AsyncIterat
         start_new_session=True,
     )
     told = supervisor.stdout or asyncio.StreamReader()  # a pipe was asked for, so there is one
-    engine = Engine(spec, member, port, log, supervisor, told)
+    engine = Engine(spec, member, port, log, supervisor, told, shelf)
     try:
         yield engine
     finally:
@@ -208,6 +228,14 @@ def sweep() -> None:
     for scratch in Path(tempfile.gettempdir()).glob(f"{_SCRATCH_PREFIX}*"):
         if processes.is_ownerless(scratch.name.removeprefix(_SCRATCH_PREFIX)):
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _shelf(spec: EngineSpec, scratch: Path) -> Shelf | None:
+    if spec.lora is None:
+        return None
+    folder = command.shelf_folder(scratch)
+    folder.mkdir()
+    return Shelf(folder, spec.checkpoint, spec.lora)
 
 
 def _new_log(spec: EngineSpec, port: int) -> Path:

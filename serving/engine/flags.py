@@ -5,7 +5,7 @@ How an engine is divided, what its model is and where it listens is the launcher
 
 from __future__ import annotations
 
-from serving.catalog import Model, Profile
+from serving.catalog import LoraLimits, Model, Profile
 from serving.errors import Refusal
 
 
@@ -44,9 +44,14 @@ def _kernel(profile: Profile) -> list[str]:
 def _adapters(model: Model) -> list[str]:
     if model.lora is None:
         raise Refusal(f"The catalogue gives {model.name} no adapter limits, so it can load none.")
+    return room_flags(model.lora)
+
+
+def room_flags(limits: LoraLimits) -> list[str]:
+    """Those that make an engine keep room for adapters, on CPU and GPU alike."""
     return [
         "--enable-lora",
-        *("--max-loras", str(model.lora.max_adapters)),
-        *("--max-lora-rank", str(model.lora.max_rank)),
-        *("--max-cpu-loras", str(model.lora.max_cpu_adapters)),
+        *("--max-loras", str(limits.max_adapters)),
+        *("--max-lora-rank", str(limits.max_rank)),
+        *("--max-cpu-loras", str(limits.max_cpu_adapters)),
     ]

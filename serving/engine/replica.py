@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
-from serving.config import EngineSettings
+from serving.config import AdapterSettings, EngineSettings
 from serving.engine.checkpoints import manifest
 from serving.engine.command import ONLY_MEMBER, EngineSpec, Member
 from serving.engine.directory import Meeting
@@ -41,8 +41,11 @@ _DRAIN_LOOK_INTERVAL_S = 1.0
 class Replica:
     """Owns one engine, or one node's share of one, from its first process to its last."""
 
-    async def __init__(self, spec: EngineSpec, directory_app: str) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, spec: EngineSpec, directory_app: str, adapters: tuple[AdapterSettings, ...] = ()
+    ) -> None:
         self._spec = spec
+        self._adapters = adapters
         self._id = f"{spec.model}-{uuid.uuid4().hex[:8]}"
         self._directory_app = directory_app
         self._directory: DeploymentHandle | None = None
@@ -81,6 +84,7 @@ class Replica:
         self._member = await self._meet()
         async with asyncio.timeout(await asyncio.to_thread(start_limit_s, self._spec)):
             self._engine = engine = await self._owned.enter_async_context(running(self._spec, self._member))
+            await self._stock(engine)
             self._enter(ReplicaState.LOADING, began)
             if self._member.rank:
                 await engine.until_joined()
@@ -92,6 +96,34 @@ class Replica:
         self._enter(ReplicaState.READY, began)
         await self._report()
         return engine
+
+    async def reconfigure(self, live: dict[str, Any]) -> None:
+        """Called by Serve after the start, and when settings change that restart no engine: adapters, heartbeat, drain.
+
+        Without it Serve would keep the old ones even for later starts: equal version, equal deployment (seen with 2.60).
+        """
+        self._spec = msgspec.structs.replace(self._spec, settings=EngineSettings.model_validate(live["settings"]))
+        self._adapters = tuple(AdapterSettings.model_validate(adapter) for adapter in live["adapters"])
+        if self._engine and not self._engine.is_dead:
+            await self._stock(self._engine)
+
+    async def _stock(self, engine: Engine) -> None:
+        """Bring the engine's shelf in step with the settings; an adapter that cannot be loaded stops nothing."""
+        shelf = engine.shelf
+        if shelf is None:
+            return
+        gone = await asyncio.to_thread(shelf.withdraw, self._adapters)
+        if gone:
+            await self._report()  # gateways first, so that few calls meet its absence
+        for name in gone:
+            if not await engine.unload(name):
+                logger.warning("%s: the engine did not unload adapter %s", self._id, name)
+        for adapter in self._adapters:
+            try:
+                await asyncio.to_thread(shelf.offer, adapter)
+            except (Refusal, OSError) as error:
+                logger.error("%s: %s", self._id, error)
+        await self._report()
 
     def _enter(self, state: ReplicaState, began: float) -> None:
         self._state = state
@@ -113,13 +145,6 @@ class Replica:
             if place := await self._ask_directory(lambda it: it.meet.remote(gang, mine)):
                 return cast(Meeting, place)
             await asyncio.sleep(_BACK_OFF_LOOK_S)
-
-    def reconfigure(self, settings: dict[str, Any]) -> None:
-        """Called by Serve at the start and when settings change that restart no engine: heartbeat and drain follow at once.
-
-        Without it Serve would keep the old spec even for later starts: equal version, equal deployment (seen with 2.60).
-        """
-        self._spec = msgspec.structs.replace(self._spec, settings=EngineSettings.model_validate(settings))
 
     async def check_health(self) -> None:
         """Asked by Serve; raises when the engine is gone or nobody hears of it, and Serve replaces this replica."""
@@ -143,6 +168,7 @@ class Replica:
             node=self._node,
             devices=self._devices,
             rank=self._member.rank,
+            adapters=self._engine.shelf.names if self._engine and self._engine.shelf else (),
         )
 
     async def __del__(self) -> None:

@@ -34,6 +34,7 @@ class ModelPlan(msgspec.Struct, frozen=True):
     bounds: Bounds
     #: None where the fleet is fixed.
     knee: Knee | None = None
+    adapters: tuple[str, ...] = ()
 
 
 def plan(model: Model, settings: ModelSettings, spec: EngineSpec, estimate: Knee | None) -> ModelPlan:
@@ -49,7 +50,8 @@ def plan(model: Model, settings: ModelSettings, spec: EngineSpec, estimate: Knee
         settings.max_replicas,
         settings.sleep_after_s if settings.min_replicas == 0 else None,
     )
-    return ModelPlan(model.name, model.task, spec.context_tokens, bounds, knee)
+    adapters = tuple(adapter.name for adapter in settings.adapters)
+    return ModelPlan(model.name, model.task, spec.context_tokens, bounds, knee, adapters)
 
 
 def to_plain(plans: Iterable[ModelPlan]) -> list[dict[str, Any]]:
@@ -132,6 +134,7 @@ def _listed(model: ModelPlan, decision: Decision | None) -> ListedModel:
         name=model.name,
         task=model.task,
         context_tokens=model.context_tokens,
+        adapters=model.adapters,
         wanted=None if decision is None else decision.replicas,
         may_sleep=model.bounds.min_replicas == 0,
         reason=None if decision is None else decision.reason,

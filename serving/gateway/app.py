@@ -324,10 +324,10 @@ class Gateway:
         raise ModelNotFound(name[:256])
 
     def _cards(self) -> list[ModelCard]:
-        models = {model.name: model for model in self._fleet.models()}
+        models = {model.name: model for model in (*self._fleet.adapters(), *self._fleet.models())}
         aliased = {alias: models[name] for alias, name in self._settings.aliases.items() if name in models}
         return [
-            ModelCard(id=name, created=model.first_seen_s, max_model_len=model.context_tokens or None)
+            ModelCard(name, model.first_seen_s, max_model_len=model.context_tokens or None, parent=model.base)
             for name, model in (models | aliased).items()
         ]
 
@@ -356,6 +356,8 @@ class ModelCard(msgspec.Struct):
     object: str = "model"
     owned_by: str = "serving"
     max_model_len: int | None = None
+    #: The model an adapter belongs to, as vLLM says it.
+    parent: str | None = None
 
 
 class ModelList(msgspec.Struct):

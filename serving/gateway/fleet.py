@@ -80,11 +80,14 @@ def merge(
 
 
 def ready(known: Mapping[str, Known], lost_at: Mapping[str, float], model: str) -> list[Known]:
-    """Replicas that may get a call: said READY, and after the last refused connection. One per address."""
+    """Replicas that may get a call for a model or an adapter: said READY, and after the last refused connection.
+
+    One per address.
+    """
     by_url: dict[str, Known] = {}
     for replica_id, replica in known.items():
         report = replica.report
-        if report.model != model or report.state is not ReplicaState.READY or report.rank:
+        if model not in names(report) or report.state is not ReplicaState.READY or report.rank:
             continue
         if replica.heard_at <= lost_at.get(replica_id, float("-inf")):
             continue
@@ -92,6 +95,21 @@ def ready(known: Mapping[str, Known], lost_at: Mapping[str, float], model: str) 
         if twin is None or replica.heard_at > twin.heard_at:
             by_url[report.url] = replica
     return list(by_url.values())
+
+
+def names(report: ReplicaReport) -> tuple[str, ...]:
+    """What a replica answers to: its model, and the adapters it offers."""
+    return (report.model, *report.adapters)
+
+
+def is_withdrawn(known: Mapping[str, Known], adapter: str, base: str) -> bool:
+    """Does a ready replica of its base say that it has this adapter no longer, and does nobody offer it?
+
+    While no replica is ready, nobody knows: they may be restarting.
+    """
+    reports = [replica.report for replica in known.values() if replica.report.model == base]
+    is_base_ready = any(report.state is ReplicaState.READY for report in reports)
+    return is_base_ready and not any(adapter in report.adapters for report in reports)
 
 
 class Silence(Exception):
@@ -203,6 +221,8 @@ class Model(msgspec.Struct, frozen=True):
     states: dict[ReplicaState, int]
     #: Engines that should run, over all cells; None where nobody says so.
     wanted: int | None = None
+    #: Of an adapter, the model it belongs to.
+    base: str | None = None
 
 
 class Fleet:
@@ -230,6 +250,8 @@ class Fleet:
         #: Model → when it was first and last listed: seconds since the epoch, and on the clock.
         self._first_seen_s: dict[str, int] = {}
         self._last_listed_at: dict[str, float] = {}
+        #: Adapter → its model.
+        self._base_of: dict[str, str] = {}
         self._waiting: dict[asyncio.Future[None], str] = {}
         #: Cell → what it serves, whether a replica runs or not.
         self._listed: dict[str, dict[str, ListedModel]] = {}
@@ -269,12 +291,23 @@ class Fleet:
         self._known = merge(self._known, answer, asked_at, self._own)
         self._lost_at = {lost: at for lost, at in self._lost_at.items() if lost in self._known}
         self._listed[answer.cell] = {model.name: model for model in answer.models}
-        for name in {replica.report.model for replica in self._known.values()} | self._listed[answer.cell].keys():
-            self._first_seen_s.setdefault(name, int(self._wall_clock()))
-            self._last_listed_at[name] = asked_at
+        for replica in self._known.values():
+            self._take_names(replica.report.model, replica.report.adapters, asked_at)
+        for listed in answer.models:
+            self._take_names(listed.name, listed.adapters, asked_at)
         for waiter, model in list(self._waiting.items()):
             if not waiter.done() and self.candidates(model):
                 waiter.set_result(None)
+
+    def _take_names(self, model: str, adapters: Sequence[str], at: float) -> None:
+        self._base_of |= dict.fromkeys(adapters, model)
+        for name in (model, *adapters):
+            self._first_seen_s.setdefault(name, int(self._wall_clock()))
+            self._last_listed_at[name] = at
+
+    def base_of(self, name: str) -> str:
+        """The model whose engines serve this name: itself, or an adapter's base."""
+        return self._base_of.get(name, name)
 
     def report_lost(self, replica_id: str) -> None:
         """It refused a connection: it gets no calls until it is heard ready again after now."""
@@ -309,7 +342,7 @@ class Fleet:
 
         Raises NoReplicaReady at the deadline, and GatewayFull when too many wait already.
         """
-        with self._demands.held(model, prompt_tokens):
+        with self._demands.held(self.base_of(model), prompt_tokens):
             if self._demands.held_requests > self._waiting_max:
                 raise GatewayFull("Too many requests wait for a model to start; please try again.", retry_after_s=5)
             while not self.candidates(model):
@@ -327,13 +360,18 @@ class Fleet:
             del self._waiting[waiter]
 
     def may_sleep(self, model: str) -> bool:
-        """May it have no replica at all, so that a call has to wake it?"""
-        return any(models[model].may_sleep for models in self._listed.values() if model in models)
+        """May it, or its base, have no replica at all, so that a call has to wake it?"""
+        base = self.base_of(model)
+        return any(listed.may_sleep for listed in self._all_listed() if listed.name == base)
 
     def may_know(self, model: str) -> bool:
-        """False only when every source has answered and none has listed this model for a while."""
+        """False only when every source has answered and none has listed this model for a while, or an adapter now."""
         if self._unheard:
             return True
+        base = self._base_of.get(model)
+        is_listed = any(model in listed.adapters for listed in self._all_listed())
+        if base is not None and not is_listed and is_withdrawn(self._known, model, base):
+            return False
         listed_at = self._last_listed_at.get(model)
         return listed_at is not None and self._clock() - listed_at < MODEL_MEMORY_S
 
@@ -343,21 +381,44 @@ class Fleet:
 
     def models(self) -> list[Model]:
         """Every model that some replica is for, in whatever state, or that a cell serves without one now."""
+        return self._with_states(lambda listed: (listed.name,), lambda report: (report.model,))
+
+    def adapters(self) -> list[Model]:
+        """Every adapter that some replica offers, or will when there is one."""
+        return self._with_states(lambda listed: listed.adapters, lambda report: report.adapters)
+
+    def _with_states(
+        self,
+        listed_names: Callable[[ListedModel], Sequence[str]],
+        reported_names: Callable[[ReplicaReport], Sequence[str]],
+    ) -> list[Model]:
         states: dict[str, Counter[ReplicaState]] = {}
         context_tokens: Counter[str] = Counter()
-        wanted: dict[str, int] = {}
-        for listed in (it for models in self._listed.values() for it in models.values()):
-            states.setdefault(listed.name, Counter())
-            context_tokens[listed.name] = max(context_tokens[listed.name], listed.context_tokens)
-            if listed.wanted is not None:
-                wanted[listed.name] = wanted.get(listed.name, 0) + listed.wanted
+        wanted: Counter[str] = Counter()
+        for listed in self._all_listed():
+            for name in listed_names(listed):
+                states.setdefault(name, Counter())
+                context_tokens[name] = max(context_tokens[name], listed.context_tokens)
+                if listed.wanted is not None:
+                    wanted[name] += listed.wanted
         for replica_id, replica in self._known.items():
-            report = replica.report
             is_lost = replica.heard_at <= self._lost_at.get(replica_id, float("-inf"))
-            state = ReplicaState.FAILED if is_lost else report.state
-            states.setdefault(report.model, Counter())[state] += 1
-            context_tokens[report.model] = max(context_tokens[report.model], report.context_tokens)
+            state = ReplicaState.FAILED if is_lost else replica.report.state
+            for name in reported_names(replica.report):
+                states.setdefault(name, Counter())[state] += 1
+                context_tokens[name] = max(context_tokens[name], replica.report.context_tokens)
         return [
-            Model(name, self._first_seen_s[name], context_tokens[name], dict(counts), wanted.get(name))
+            Model(
+                name=name,
+                first_seen_s=self._first_seen_s[name],
+                context_tokens=context_tokens[name],
+                states=dict(counts),
+                wanted=wanted.get(name),
+                base=self._base_of.get(name),
+            )
             for name, counts in sorted(states.items())
         ]
+
+    def _all_listed(self) -> Iterator[ListedModel]:
+        for models in self._listed.values():
+            yield from models.values()

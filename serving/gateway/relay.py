@@ -158,7 +158,7 @@ class Relay:
         call, model = exchange.call, exchange.call.model
         rates = self._rates.setdefault(model, Rates())
         prompt_tokens = rates.prompt_tokens(call) if call.route.is_billed else 0
-        self._demands.arrive(model, prompt_tokens, rates.output_tokens(call))
+        self._demands.arrive(self._fleet.base_of(model), prompt_tokens, rates.output_tokens(call))
         is_woken = self._fleet.may_sleep(model)
         deadline = self._clock() + (self._timeouts.wake_wait_s if is_woken else self._timeouts.replica_wait_s)
         seen: set[tuple[str, Failure]] = set()

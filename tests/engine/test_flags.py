@@ -16,7 +16,7 @@ from serving import catalog
 from serving.budget import kv
 from serving.catalog import Architecture, LoraLimits, Model, Profile
 from serving.config import EngineSettings, ModelSettings, Settings
-from serving.engine import command
+from serving.engine import app, command
 from serving.engine.app import engine_spec
 from serving.engine.flags import tuning_flags
 from serving.errors import Refusal
@@ -209,6 +209,27 @@ def test_adapters_need_limits() -> None:
     )
     with pytest.raises(Refusal, match="no adapter limits"):
         line(model.model_copy(update={"lora": None}), profile)
+
+
+@pytest.mark.parametrize("name", ["gpt-oss-20b", "gpt-oss-120b"])
+def test_settings_give_any_profile_room_for_adapters(name: str, tmp_path: Path) -> None:
+    """With `lora` in a model's settings its GPU engines keep exactly that room, and gpt-oss's experts use Marlin."""
+    from vllm.model_executor.layers.fused_moe.experts.marlin_moe import MarlinExperts
+    from vllm.model_executor.layers.fused_moe.oracle.mxfp4 import (
+        Mxfp4MoeBackend,
+        backend_to_kernel_cls,
+        map_mxfp4_backend,
+    )
+
+    model, room = catalog.find(name), {"max_adapters": 1, "max_rank": 8, "max_cpu_adapters": 2}
+    for profile in model.profiles:
+        wanted = ModelSettings.model_validate({"name": name, "profile": profile.name, "gpu": profile.gpu, "lora": room})
+        spec = app.engine_spec(model, wanted, tmp_path, Settings(), tmp_path / "secret")
+        arguments = parsed(["--model", "checkpoint", *spec.flags])
+        limits = (arguments.max_loras, arguments.max_lora_rank, arguments.max_cpu_loras)
+        assert (arguments.enable_lora, *limits) == (True, 1, 8, 2) and spec.lora == LoraLimits.model_validate(room)
+        (chosen,) = map_mxfp4_backend(arguments.moe_backend)
+        assert chosen is Mxfp4MoeBackend.MARLIN and backend_to_kernel_cls(chosen) == [MarlinExperts]
 
 
 def test_the_embedding_model_pools() -> None:

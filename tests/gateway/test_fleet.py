@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,7 @@ from aiohttp import web
 from serving.config import GatewaySettings
 from serving.errors import GatewayFull, NoReplicaReady
 from serving.gateway.demand import Demands
-from serving.gateway.fleet import Fleet, Known, merge, ready
+from serving.gateway.fleet import Fleet, Known, is_withdrawn, merge, ready
 from serving.gateway.router import Candidate, rank
 from serving.secret import PlaneSecret
 from serving.wire import DirectoryAnswer, EngineLoad, Listed, ListedModel, ReplicaReport, ReplicaState
@@ -28,9 +29,10 @@ def report(
     model: str = "m",
     url: str = "",
     running: int = 0,
+    adapters: tuple[str, ...] = (),
 ) -> ReplicaReport:
     url = url or f"http://{replica_id}"
-    return ReplicaReport(replica_id, model, url, state, load=EngineLoad(running_requests=running))
+    return ReplicaReport(replica_id, model, url, state, load=EngineLoad(running_requests=running), adapters=adapters)
 
 
 def answer(
@@ -39,8 +41,8 @@ def answer(
     return DirectoryAnswer(cell, "1", is_complete, tuple(Listed(said, heard_ago_s) for said in reports))
 
 
-def ids(known: dict[str, Known], lost_at: dict[str, float] | None = None) -> set[str]:
-    return {replica.report.replica_id for replica in ready(known, lost_at or {}, "m")}
+def ids(known: dict[str, Known], lost_at: dict[str, float] | None = None, model: str = "m") -> set[str]:
+    return {replica.report.replica_id for replica in ready(known, lost_at or {}, model)}
 
 
 def merged(*answers: DirectoryAnswer) -> dict[str, Known]:
@@ -77,6 +79,23 @@ def test_only_ready_replicas_get_calls(state: ReplicaState) -> None:
     """Draining, failed, or not ready yet: known, and left alone."""
     known = merged(answer(report("1")), answer(report("1", state)))
     assert ids(known) == set() and known["1"].report.state is state
+
+
+def test_an_adapter_is_asked_for_where_it_is_offered() -> None:
+    """Its calls go to ready replicas that offer it, its model's to all."""
+    loading = report("4", ReplicaState.LOADING, adapters=("x",))
+    known = merged(answer(report("1", adapters=("x",)), report("2", adapters=("x", "y")), report("3"), loading))
+    assert (ids(known), ids(known, model="x"), ids(known, model="y")) == ({"1", "2", "3"}, {"1", "2"}, {"2"})
+    assert ids(known, {"2": 101.0}, "y") == set()
+
+
+def test_an_adapter_is_withdrawn_when_a_ready_replica_says_so() -> None:
+    """Not while another offers it, nor while none is ready: those may be restarting with it."""
+    without, offering = report("1"), report("2", ReplicaState.LOADING, adapters=("x",))
+    assert is_withdrawn(merged(answer(without)), "x", "m")
+    assert not is_withdrawn(merged(answer(without, offering)), "x", "m")
+    assert not is_withdrawn(merged(answer(report("1", ReplicaState.STARTING))), "x", "m")
+    assert not is_withdrawn(merged(answer(report("1", model="another"))), "x", "m")
 
 
 def test_an_older_report_does_not_undo_a_newer_one() -> None:
@@ -166,12 +185,52 @@ def test_a_model_without_replicas_is_remembered_for_a_while() -> None:
     assert not one.may_know("m")
 
 
+async def test_who_waits_for_an_adapter_is_woken_by_a_replica_that_offers_it() -> None:
+    """A ready replica of its model without it wakes nobody."""
+    clock = Clock()
+    one = fleet(clock)
+    waiting = asyncio.create_task(one.wait_until_ready("x", clock.now + 5))
+    await asyncio.sleep(0)
+    one.hear(answer(report("1")), clock.now)
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    clock.advance(1)
+    one.hear(answer(report("1", adapters=("x",))), clock.now)
+    await waiting
+    assert [it.replica_id for it in one.candidates("x")] == ["1"]
+
+
+def test_an_adapter_is_unknown_as_soon_as_it_is_withdrawn() -> None:
+    """Its model's replicas restarting is "not ready"; one that is ready and no longer offers it is "unknown"."""
+    clock = Clock()
+    one = fleet(clock)
+    known = []
+    for said in (answer(report("1", adapters=("x",))), answer(report("1", ReplicaState.FAILED)), answer(report("1"))):
+        clock.advance(1)
+        one.hear(said, clock.now)
+        known.append(one.may_know("x"))
+    assert known == [True, True, False] and one.may_know("m") and not one.may_know("never")
+    assert [it.name for it in one.models()] == ["m"] and one.adapters() == []
+
+
 class Directory:
     """A directory on a real port that says what it is told to, or nothing."""
 
     def __init__(self) -> None:
         self.says: DirectoryAnswer | bytes | None = None
         self.authorizations: set[str | None] = set()
+        app = web.Application()
+        app.router.add_post("/directory", self.answer)
+        self._runner = web.AppRunner(app, access_log=None)
+
+    async def start(self) -> str:
+        """Listen; returns its base URL."""
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        return f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def stop(self) -> None:
+        await self._runner.cleanup()
 
     async def answer(self, request: web.Request) -> web.Response:
         self.authorizations.add(request.headers.get("Authorization"))
@@ -180,17 +239,44 @@ class Directory:
         return web.Response(body=self.says if isinstance(self.says, bytes) else msgspec.json.encode(self.says))
 
 
+async def test_an_adapter_is_a_model_to_clients(tmp_path: Path) -> None:
+    """Its name, or an alias of it, reaches the engine as the model, and is what the ledger, the list and metrics say."""
+    (tmp_path / "secret").write_text("s3cret\n")
+    directory = Directory()
+    base_url = await directory.start()
+    async with ScriptedEngine() as bare, ScriptedEngine() as offering:
+        one, two = report("r1", model=MODEL, url=bare.url), report("r2", model=MODEL, url=offering.url, adapters=("x",))
+        directory.says = answer(one, two)
+        secret = PlaneSecret(tmp_path / "secret")
+        async with running_gateway(
+            tmp_path / "home", directories=(base_url,), secret=secret, aliases={"tuned": "x"}
+        ) as world:
+            statuses = [(await world.chat(model=name)).status for name in ("x", "tuned", "x", "y")]
+            cards = json.loads((await world.ask("GET", "/v1/models")).body)["data"]
+            shown = (await world.ask("GET", "/v1/models/x")).json
+            health = (await world.ask("GET", "/health/models")).json
+            metrics = (await world.ask("GET", "/metrics")).body.decode()
+            models = [row["model"] for row in world.rows()]
+            directory.says = answer(one, report("r2", model=MODEL, url=offering.url))
+            for _ in range(2):  # whoever asks again has taken the answer before in
+                directory.authorizations = set()
+                await until(lambda: directory.authorizations)
+            gone = await world.chat(model="tuned")
+        await directory.stop()
+    assert statuses == [200, 200, 200, 404] and models == ["x", "x", "x", ""] and bare.received == []
+    assert {received.body["model"] for received in offering.received} == {"x"}
+    assert {card["id"]: card["parent"] for card in cards} == {MODEL: None, "x": MODEL, "tuned": MODEL}
+    assert shown["parent"] == MODEL and health == {"models": {MODEL: "ready"}}
+    assert 'serving_gateway_tokens_total{kind="completion",model="x"}' in metrics
+    assert (gone.status, gone.error["code"]) == (404, "model_not_found")
+
+
 async def test_a_directory_restarted_empty_or_dead_or_mad_fails_no_request(tmp_path: Path) -> None:
     """The gateway shows the plane secret, learns its replicas, and keeps them through the directory's troubles."""
     secret_file = tmp_path / "secret"
     secret_file.write_text("s3cret\n")
     directory = Directory()
-    app = web.Application()
-    app.router.add_post("/directory", directory.answer)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    base_url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    base_url = await directory.start()
     async with ScriptedEngine() as engine:
         directory.says = answer(report("r1", model=MODEL, url=engine.url))
         secret = PlaneSecret(secret_file)
@@ -200,7 +286,7 @@ async def test_a_directory_restarted_empty_or_dead_or_mad_fails_no_request(tmp_p
                 directory.says, directory.authorizations = trouble, set()
                 await until(lambda: directory.authorizations)
                 statuses.append((await world.chat()).status)
-            await runner.cleanup()
+            await directory.stop()
             statuses.append((await world.chat()).status)
             row = world.rows()[0]
     assert statuses == [200] * 6 and row["replica_id"] == "r1"

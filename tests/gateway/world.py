@@ -135,12 +135,13 @@ async def running_gateway(
     secret: PlaneSecret | None = None,
     is_awaited: bool = True,
     max_open_requests: int = 64,
+    aliases: dict[str, str] | None = None,
 ) -> AsyncIterator[World]:
     """Serve until the end of the `with`; by default it begins when a model is ready."""
     settings = GatewaySettings(
         engines=engines,
         directories=directories,
-        aliases={"gpt-4o": MODEL},
+        aliases=aliases or {"gpt-4o": MODEL},
         poll_interval_s=0.05,
         max_body_bytes=64 * 1024,
         max_open_requests=max_open_requests,

@@ -25,7 +25,6 @@ from ray.cluster_utils import Cluster
 from serving import catalog, secret
 from serving.config import EngineSettings, ModelSettings, Settings
 from serving.engine import app, processes
-from serving.engine.autoscale import Bounds
 from serving.engine.engine import free_port
 from serving.wire import DirectoryAnswer, ReplicaReport, ReplicaState
 from tests.waiting import until
@@ -78,9 +77,11 @@ class Cell:
         self.gpus_per_node = gpus_per_node
         self.nodes = [self.add_node() for _ in range(NODES)]
         ray.init(address=self.cluster.address, log_to_driver=False)
-        self.port = free_port("127.0.0.1")
-        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": self.port})
-        app.run_directory("cell", self.secret_file, self.settings.engine)
+        port = free_port("127.0.0.1")
+        self.directory = f"http://127.0.0.1:{port}"
+        self.wanted: dict[str, app.Deployment] = {}
+        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+        app.deploy("cell", self.directory, self.settings, [])
 
     def add_node(self) -> Any:
         """Ray's own handle of a node, which has no public type."""
@@ -89,13 +90,23 @@ class Cell:
 
     def want(self, model: str, engines: int, **knobs: object) -> None:
         """Set a model's fleet, as a change of settings does."""
-        wanted = ModelSettings.model_validate({"name": model, "gpu": "h100"} | knobs)
-        spec = app.engine_spec(catalog.find(model), wanted, self.home / "checkpoint", self.settings, self.secret_file)
-        app.run_model(spec, Bounds(engines, engines), f"http://127.0.0.1:{self.port}")
+        wanted = ModelSettings.model_validate(
+            {"name": model, "gpu": "h100", "min_replicas": engines, "max_replicas": engines} | knobs
+        )
+        self.wanted[model] = app.deployment_of(catalog.find(model), wanted, self.settings, self.home / "checkpoint")
+        self.deploy()
+
+    def remove(self, model: str) -> None:
+        """Take a model out of the settings."""
+        del self.wanted[model]
+        self.deploy()
+
+    def deploy(self) -> None:
+        app.deploy("cell", self.directory, self.settings, list(self.wanted.values()))
 
     def answer(self) -> DirectoryAnswer:
         headers = {"Authorization": f"Bearer {self.secret_file.read_text().strip()}"}
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/directory", headers=headers)
+        request = urllib.request.Request(f"{self.directory}/directory", headers=headers)
         with urllib.request.urlopen(request, timeout=10) as response:
             return msgspec.json.decode(response.read(), type=DirectoryAnswer)
 
@@ -194,7 +205,7 @@ def test_changing_one_model_leaves_the_others_processes_alone(cell: Cell) -> Non
     first = cell.pids(BIG)
     cell.want(BIG, 1, profile="latency", tensor=4)
     until(lambda: cell.pids(BIG) and cell.pids(BIG) != first, 120, 0.5)
-    serve.delete(f"model-{BIG}")
+    cell.remove(BIG)
     until(lambda: not cell.ready(BIG), 60, 0.5)
     assert cell.pids(SMALL) == before
     cell.want(SMALL, 3, profile="balanced", tensor=2)  # more of the same: none of those that run restarts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -113,12 +114,16 @@ class Stack:
         return url
 
     def listed(self) -> list[Listed]:
+        """The replicas that the directory knows now."""
+        return list(self.directory().replicas)
+
+    def directory(self) -> DirectoryAnswer:
         """What the directory says now."""
         request = urllib.request.Request(
             f"{self.directory_url()}/directory", headers={"Authorization": f"Bearer {self.secret}"}
         )
         with urllib.request.urlopen(request, timeout=5) as answer:
-            return list(msgspec.json.decode(answer.read(), type=DirectoryAnswer).replicas)
+            return msgspec.json.decode(answer.read(), type=DirectoryAnswer)
 
     def ready_engine_url(self) -> str:
         """Base URL of the engine that is ready."""
@@ -164,6 +169,17 @@ class Stack:
         row = until(closed, 20, 0.2)
         assert row is not None
         return row
+
+    def resettle(self, environment: dict[str, str]) -> None:
+        """Give the running stack other settings, as whoever deploys a cell does."""
+        lines = [" ".join(process.cmdline()) for process in self.members()]
+        (address,) = {found[1] for line in lines if (found := re.search(r"--gcs-address=([\d.:]+)", line))}
+        subprocess.run(
+            [sys.executable, "-m", "tests.long.resettle", address, self.directory().cell, self.directory_url()],
+            env=dict(os.environ) | environment | {"SERVING_HOME": str(self.home)},
+            check=True,
+            timeout=120,
+        )
 
     def stop(self, number: signal.Signals = signal.SIGINT) -> int:
         """Stop as a terminal does, by a signal to the whole group; returns the exit code once every process is gone."""

@@ -1,0 +1,152 @@
+"""Adapters: which LoRA adapters may one engine load, and where does it find them?
+
+    settings ── checked, copied ──► shelf ── asked for by name ──► vLLM's memory ── least recently used ──► its slots
+
+vLLM's filesystem resolver (0.32, plugins/lora_resolvers) looks at the shelf for a model it does not know; loading, slots
+and eviction are vLLM's own. It reads an adapter again after each eviction, and dies when the files are gone by then
+(lora/worker_manager.py, _apply_adapters): so the shelf holds copies, and what was on it stays readable until the engine
+has ended.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from serving.catalog import LoraLimits
+from serving.config import AdapterSettings
+from serving.errors import Refusal
+
+CONFIG = "adapter_config.json"
+#: The only weights that are read: vLLM would also unpickle `adapter_model.bin`.
+WEIGHTS = "adapter_model.safetensors"
+#: Bytes of an adapter's description; PEFT writes about one KiB.
+_CONFIG_BYTES_MAX = 1024 * 1024
+#: What vLLM's resolver compares with its own checkpoint; no checkpoint is called so.
+_WITHDRAWN = "withdrawn"
+
+
+def examine(adapter: AdapterSettings, limits: LoraLimits) -> dict[str, Any]:
+    """The adapter's description, once its files have proved sound; raises Refusal."""
+    config = _config(adapter)
+    if config.get("peft_type") != "LORA":
+        raise _refusal(adapter, f"{CONFIG} describes {config.get('peft_type')!r} and not a LoRA")
+    patterns = config.get("rank_pattern") or {}
+    ranks = [config.get("r"), *(patterns.values() if isinstance(patterns, dict) else [patterns])]
+    if not all(isinstance(rank, int) and rank > 0 for rank in ranks):
+        raise _refusal(adapter, f"{CONFIG} names no rank")
+    if max(ranks) > limits.max_rank:
+        raise _refusal(
+            adapter, f"its rank is {max(ranks)} and the engine has room for {limits.max_rank} (`lora.max_rank`)"
+        )
+    weights = _file(adapter, WEIGHTS)
+    try:
+        with safe_open(weights, framework="numpy") as tensors:
+            is_lora = any(".lora_A." in name for name in tensors.keys())  # noqa: SIM118 It is no mapping.
+    except (SafetensorError, OSError):
+        raise _refusal(adapter, f"{WEIGHTS} is broken or incomplete") from None
+    if not is_lora:
+        raise _refusal(adapter, f"{WEIGHTS} holds no LoRA weights")
+    return config
+
+
+def _config(adapter: AdapterSettings) -> dict[str, Any]:
+    path = _file(adapter, CONFIG)
+    try:
+        is_small = path.stat().st_size <= _CONFIG_BYTES_MAX
+        content = json.loads(path.read_bytes()) if is_small else None
+    except (ValueError, RecursionError, OSError):
+        content = None
+    if not isinstance(content, dict):
+        raise _refusal(adapter, f"{CONFIG} is no JSON object of a sane size")
+    return content
+
+
+def _file(adapter: AdapterSettings, name: str) -> Path:
+    """A file of the adapter; a link may stay inside its folder (mounted volumes are full of them) and not leave it."""
+    folder = Path(adapter.path).resolve()
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder) or not path.is_file():
+        raise _refusal(adapter, f"{name} is not in {adapter.path}, or leads out of it")
+    return path
+
+
+def _refusal(adapter: AdapterSettings, why: str) -> Refusal:
+    return Refusal(f"The adapter '{adapter.name}' cannot be loaded: {why}.")
+
+
+class Shelf:
+    """One engine's adapters. Nothing here is asynchronous: files are copied, so a thread is the place for it."""
+
+    def __init__(self, folder: Path, checkpoint: str, limits: LoraLimits) -> None:
+        self._folder = folder
+        self._checkpoint = checkpoint
+        self._limits = limits
+        self._offered: dict[str, AdapterSettings] = {}
+        #: Name → digest of what the engine may have loaded under it, now or before.
+        self._digests: dict[str, str] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the engine can load now."""
+        return tuple(sorted(self._offered))
+
+    def withdraw(self, kept: tuple[AdapterSettings, ...]) -> list[str]:
+        """Hide from the engine what is not kept; returns the names, of which it may have loaded some."""
+        gone = [name for name, adapter in self._offered.items() if adapter not in kept]
+        for name in gone:
+            # A call that runs may need the files once more, so that only the resolver no longer takes them.
+            config = json.loads((self._folder / name / CONFIG).read_bytes())
+            _write(self._folder / name / CONFIG, config | {"base_model_name_or_path": _WITHDRAWN})
+            del self._offered[name]
+        return gone
+
+    def offer(self, adapter: AdapterSettings) -> None:
+        """Put an adapter where the engine finds it; raises Refusal, or OSError when it cannot be copied."""
+        if adapter.name in self._offered:
+            return
+        draft = adapter.model_copy(update={"path": str(self._folder / f".{adapter.name}")})
+        shutil.rmtree(draft.path, ignore_errors=True)
+        Path(draft.path).mkdir()
+        try:
+            for name in (CONFIG, WEIGHTS):
+                shutil.copyfile(_file(adapter, name), Path(draft.path) / name)
+            config = examine(draft, self._limits)
+            digest = _digest(Path(draft.path))
+            if self._digests.get(adapter.name, digest) != digest:
+                raise _refusal(
+                    adapter,
+                    "its files have changed, and the engine keeps what it computed with the old ones:"
+                    " give it a new name",
+                )
+            self._put(draft, self._folder / adapter.name, config)
+        finally:
+            shutil.rmtree(draft.path, ignore_errors=True)
+        self._offered[adapter.name], self._digests[adapter.name] = adapter, digest
+
+    def _put(self, draft: AdapterSettings, place: Path, config: dict[str, Any]) -> None:
+        if not place.exists():  # else it was withdrawn, has the same files, and a call that runs may be reading them
+            Path(draft.path).rename(place)
+        # PEFT writes what it was trained from, which is another name of the checkpoint here.
+        _write(place / CONFIG, config | {"base_model_name_or_path": self._checkpoint})
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for name in (CONFIG, WEIGHTS):
+        with (folder / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _write(path: Path, config: dict[str, Any]) -> None:
+    """At once: whoever reads meanwhile sees the old or the new."""
+    draft = path.with_suffix(".new")
+    draft.write_text(json.dumps(config))
+    os.replace(draft, path)

@@ -1,0 +1,138 @@
+"""LoRA adapters through the whole stack: asked for by name, loaded then, evicted, added and withdrawn without a restart."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.request
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import openai
+import pytest
+
+from serving.config import AdapterSettings
+from tests import peft
+from tests.stack.conftest import SMOLLM2
+from tests.stack.http import bearer
+from tests.stack.running import Stack, running
+from tests.waiting import until
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
+
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+#: The smallest room: every change of adapter evicts the one before.
+ROOM = {"max_adapters": 1, "max_rank": 8, "max_cpu_adapters": 1}
+EVICTION = re.compile(r"Removing adapter int id: (\d+)")
+
+
+def environment(adapters: Sequence[AdapterSettings]) -> dict[str, str]:
+    model = {"name": SMOLLM2, "lora": ROOM, "adapters": [adapter.model_dump() for adapter in adapters]}
+    return {
+        "SERVING_MODELS": json.dumps([model]),
+        "SERVING_GATEWAY__ALIASES": '{"poet": "first"}',
+        "VLLM_LOGGING_LEVEL": "DEBUG",  # evictions are told
+    }
+
+
+def said(client: openai.OpenAI, model: str) -> str:
+    """The likeliest answer; it must call itself what was asked for."""
+    answer = client.chat.completions.create(model=model, messages=QUESTION, temperature=0, max_tokens=16)
+    assert answer.model in (model, "first")
+    return str(answer.choices[0].message.content)
+
+
+def loaded(stack: Stack) -> set[str]:
+    """The adapters that the engine itself lists."""
+    request = urllib.request.Request(f"{stack.ready_engine_url()}/v1/models", headers=bearer(stack.secret))
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return {card["id"] for card in json.load(answer)["data"]} - {SMOLLM2}
+
+
+def evictions(stack: Stack) -> list[str]:
+    (log,) = (stack.home / "logs").glob("engine-*.log")
+    return EVICTION.findall(log.read_text())
+
+
+def pids(stack: Stack) -> dict[str, int]:
+    return {name: process.pid for name, process in stack.engine_members().items()}
+
+
+def is_unknown(client: openai.OpenAI, model: str) -> bool:
+    try:
+        said(client, model)
+    except openai.NotFoundError as error:
+        return bool(error.code == "model_not_found")
+    return False
+
+
+def test_adapters_come_and_go_while_their_engine_stays(tmp_path: Path) -> None:
+    """From the registry to the answer and back, each step seen by the official client and in the engine."""
+    folder = tmp_path / "adapters"
+    first, second, third = (peft.write(folder / name, seed) for seed, name in enumerate(("first", "second", "third")))
+    narrow = peft.write(folder / "narrow", 7, narrower_by=64)
+    with running(tmp_path / "home", SMOLLM2, environment((first, second, narrow))) as stack:
+        client = openai.OpenAI(base_url=f"{stack.url}/v1", api_key=stack.key, max_retries=0)
+        before = pids(stack)
+        _are_listed(client)
+        plain = said(client, SMOLLM2)
+        assert "Paris" in plain and loaded(stack) == set()
+
+        _are_loaded_on_demand(stack, client, plain)
+        _evict_each_other(stack, client)
+        _may_be_broken(client, plain)
+        _are_billed_by_name(stack, client)
+
+        kept = said(client, "second")
+        stack.resettle(environment((second, third)))
+        until(lambda: is_unknown(client, "first"))
+        assert is_unknown(client, "poet") and loaded(stack) == {"second"}
+        assert said(client, SMOLLM2) == plain and said(client, "second") == kept
+        until(lambda: not is_unknown(client, "third"))
+        assert len({plain, kept, said(client, "third")}) == 3
+        assert pids(stack) == before
+
+
+def _are_listed(client: openai.OpenAI) -> None:
+    cards = {card.id: card.parent for card in client.models.list()}
+    assert cards == {SMOLLM2: None, "first": SMOLLM2, "second": SMOLLM2, "narrow": SMOLLM2, "poet": SMOLLM2}
+    assert client.models.retrieve("second").id == "second"
+
+
+def _are_loaded_on_demand(stack: Stack, client: openai.OpenAI, plain: str) -> None:
+    first = said(client, "first")
+    assert loaded(stack) == {"first"}
+    second = said(client, "second")
+    assert loaded(stack) == {"first", "second"}
+    assert len({plain, first, second}) == 3
+    assert said(client, SMOLLM2) == plain and said(client, "poet") == first
+
+
+def _evict_each_other(stack: Stack, client: openai.OpenAI) -> None:
+    answers = {name: said(client, name) for name in ("first", "second")}
+    evicted = len(evictions(stack))
+    for name in ("first", "second") * 3:
+        assert said(client, name) == answers[name]
+    turns = evictions(stack)[evicted:]
+    assert len(turns) == 6 and all(one != other for one, other in pairwise(turns))
+
+
+def _may_be_broken(client: openai.OpenAI, plain: str) -> None:
+    """An adapter of another model is its callers' trouble alone."""
+    for _ in range(2):
+        with pytest.raises(openai.BadRequestError, match="could not be loaded"):
+            said(client, "narrow")
+    assert said(client, SMOLLM2) == plain
+
+
+def _are_billed_by_name(stack: Stack, client: openai.OpenAI) -> None:
+    stream = client.chat.completions.with_raw_response.create(
+        model="poet", messages=QUESTION, temperature=0, max_tokens=16, stream=True
+    )
+    request_id = stream.headers["x-request-id"]
+    assert {chunk.model for chunk in stream.parse()} == {"first"}
+    row = stack.row(request_id)
+    assert (row.model, row.outcome, row.estimated_by) == ("first", "ok", None) and row.completion_tokens
+    with urllib.request.urlopen(f"{stack.url}/metrics", timeout=10) as answer:
+        assert 'serving_gateway_tokens_total{kind="completion",model="first"}' in answer.read().decode()
