@@ -207,6 +207,8 @@ class Fleet:
         self._first_seen_s: dict[str, int] = {}
         self._last_listed_at: dict[str, float] = {}
         self._waiting: dict[asyncio.Future[None], str] = {}
+        #: Cell → what its directory warns of.
+        self._warnings: dict[str, frozenset[str]] = {}
 
     async def follow(self, session: aiohttp.ClientSession) -> None:
         """Poll every source until cancelled."""
@@ -238,9 +240,23 @@ class Fleet:
         for replica in self._known.values():
             self._first_seen_s.setdefault(replica.report.model, int(self._wall_clock()))
             self._last_listed_at[replica.report.model] = asked_at
+        self._tell_warnings(answer)
         for waiter, model in list(self._waiting.items()):
             if not waiter.done() and self.candidates(model):
                 waiter.set_result(None)
+
+    def _tell_warnings(self, answer: DirectoryAnswer) -> None:
+        """Log what a cell's directory warns of when it begins, and when it ends: at every poll would be noise.
+
+        A directory that has just started has forgotten what it warned of, so only a complete answer ends anything.
+        """
+        before, now = self._warnings.get(answer.cell, frozenset()), frozenset(answer.warnings)
+        for warning in sorted(now - before):
+            log.warning("%s warns: %s", answer.cell, warning)
+        if answer.is_complete:
+            for warning in sorted(before - now):
+                log.info("%s no longer warns: %s", answer.cell, warning)
+        self._warnings[answer.cell] = now if answer.is_complete else now | before
 
     def report_lost(self, replica_id: str) -> None:
         """It refused a connection: it gets no calls until it is heard ready again after now."""
