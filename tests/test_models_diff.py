@@ -5,11 +5,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 ROOT = Path(__file__).parents[1]
-BEFORE = {
+BEFORE: dict[str, Any] = {
     "engine": {"heartbeat_s": 0.5},
     "models": [
         {"name": "gpt-oss-120b", "profile": "balanced", "gpu": "h100", "min_replicas": 2, "max_replicas": 3},
@@ -19,13 +20,14 @@ BEFORE = {
 }
 
 
-def diff(folder: Path, after: object, command: str = "serving models diff before.yaml after.yaml") -> list[str]:
+def diff(folder: Path, after: dict[str, Any], command: str = "serving models diff before.yaml after.yaml") -> list[str]:
     """What the command prints of two real files."""
-    (folder / "before.yaml").write_text(yaml.safe_dump(BEFORE))
-    (folder / "after.yaml").write_text(yaml.safe_dump(after))
+    home = {"home": str(folder / "home")}
+    (folder / "before.yaml").write_text(yaml.safe_dump(home | BEFORE))
+    (folder / "after.yaml").write_text(yaml.safe_dump(home | after))
     line = [sys.executable, "-m", *command.split()]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SERVING_")}
-    environment |= {"SERVING_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT)}
+    environment |= {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert not (folder / "home").exists()  # nothing is fetched, made or started
@@ -65,6 +67,30 @@ def test_a_setting_of_all_engines_restarts_only_whom_it_enters(tmp_path: Path) -
         f"gpt-oss-20b: {gpu}",
         "smollm2-135m-instruct: restarts its 1 to 2 engines (kv_cache_gib 1 -> 2)",
     ]
+
+
+def test_another_home_or_profile_is_named_before_what_follows_from_it(tmp_path: Path) -> None:
+    """Secret and caches move with the home, batches and ranks change with the profile: the cause comes first."""
+    first = {"name": "gpt-oss-120b", "profile": "latency", "gpu": "h100", "min_replicas": 2, "max_replicas": 3}
+    lines = diff(tmp_path, {"home": "/other", "models": [first, *BEFORE["models"][1:]]})
+    home = f"home {tmp_path / 'home'} -> /other"
+    assert lines[0].startswith(
+        f"gpt-oss-120b: restarts its 2 to 3 engines ({home}, profile balanced -> latency, tensor 2 -> 4, "
+    )
+    assert lines[1:] == [
+        f"gpt-oss-20b: restarts its 1 engine ({home})",
+        f"smollm2-135m-instruct: restarts its 1 to 2 engines ({home})",
+    ]
+
+
+def test_settings_that_cannot_work_are_refused(tmp_path: Path) -> None:
+    """The sentence that `serving up` would end with, before anybody tries."""
+    (tmp_path / "settings.yaml").write_text("models: [{name: smollm2-135m-instruct, tensor: 2}]")
+    line = [sys.executable, "-m", "serving", "models", "diff", "settings.yaml", "settings.yaml"]
+    done = subprocess.run(
+        line, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "9 attention heads" in done.stderr and done.stdout == ""
 
 
 def test_the_operators_page_shows_the_command_as_it_runs(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from serving.wire import Task
 #: with the trained one is in tests/engine/checkpoints.
 TRAINED_DATE = {"VLLM_SYSTEM_START_DATE": "2026-01-01"}
 
-_TINY = Architecture(
+_TINY_SHAPE = Architecture(
     name="GptOssForCausalLM",
     parameters=53e6,
     active_parameters=52e6,
@@ -29,6 +29,20 @@ _TINY = Architecture(
     ),
     experts=Experts(count=8, active=2, layers=4, intermediate=128, format="bf16"),
     source="serving/engine/checkpoints/architecture.py",
+)
+
+_TINY_GPT_OSS = Model(
+    name="tiny-gpt-oss",
+    summary="A gpt-oss-architecture checkpoint trained here on a handful of Harmony conversations: it knows those by heart and nothing else.",
+    source=TrainedHereSource(),
+    context_tokens=4096,
+    download_mib=1,
+    disk_mib=140,
+    license="Apache-2.0",
+    tool_parser="openai",
+    reasoning_parser="openai_gptoss",
+    environment=TRAINED_DATE,
+    architecture=_TINY_SHAPE,
 )
 
 LOCAL = (
@@ -55,31 +69,12 @@ LOCAL = (
         cpu_knee=Knee(running_requests=16, prefill_tokens_per_s=1400, decode_tokens_per_s=440, startup_s=40),
         lora=LoraLimits(max_adapters=4, max_rank=64, max_cpu_adapters=16),
     ),
-    Model(
-        name="tiny-gpt-oss",
-        summary="A gpt-oss-architecture checkpoint trained here on a handful of Harmony conversations: it knows those by heart and nothing else.",
-        source=TrainedHereSource(),
-        context_tokens=4096,
-        download_mib=1,
-        disk_mib=140,
-        license="Apache-2.0",
-        tool_parser="openai",
-        reasoning_parser="openai_gptoss",
-        environment=TRAINED_DATE,
-        architecture=_TINY,
-    ),
-    Model(
-        name="random-gpt-oss",
-        summary="A gpt-oss-architecture checkpoint with random weights: a fuzzer for parsers, never an answer.",
-        source=TrainedHereSource(),
-        context_tokens=4096,
-        download_mib=1,
-        disk_mib=140,
-        license="Apache-2.0",
-        tool_parser="openai",
-        reasoning_parser="openai_gptoss",
-        environment=TRAINED_DATE,
-        architecture=_TINY,
+    _TINY_GPT_OSS,
+    _TINY_GPT_OSS.model_copy(
+        update={
+            "name": "random-gpt-oss",
+            "summary": "A gpt-oss-architecture checkpoint with random weights: a fuzzer for parsers, never an answer.",
+        }
     ),
     Model(
         name="all-minilm-l6-v2",

@@ -37,9 +37,12 @@ def _change(old: ModelSettings, before: Settings, new: ModelSettings, after: Set
     old_spec, new_spec = _spec(old, before), _spec(new, after)
     bounds = _differing(old, new, ("min_replicas", "max_replicas"))
     fleet = _differing(old, new, ("sleep_after_s", "knee", "adapters"))
-    if reasons := command.differences(old_spec, new_spec):
-        named = _differing(old, new, ("profile", "gpu"))
-        return f"restarts its {_engines(old)} ({', '.join(named + reasons + bounds)})"
+    if command.version(old_spec) != command.version(new_spec):
+        named = _differing(before, after, ("home",)) + _differing(old, new, ("profile", "gpu"))
+        # Each path below the home changes with it, and is not worth a name of its own.
+        at_home = _spec(new, after.model_copy(update={"home": before.home}))
+        reasons = named + command.differences(old_spec, at_home) + bounds
+        return f"restarts its {_engines(old)} ({', '.join(reasons)})"
     live = fleet + _differing(old_spec.settings, new_spec.settings, tuple(EngineSettings.model_fields))
     without = f"; without a restart: {', '.join(live)}" if live else ""
     if bounds:

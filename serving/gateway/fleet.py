@@ -255,6 +255,8 @@ class Fleet:
         self._waiting: dict[asyncio.Future[None], str] = {}
         #: Cell → what it serves, whether a replica runs or not.
         self._listed: dict[str, dict[str, ListedModel]] = {}
+        #: Cell → what its directory warns of.
+        self._warnings: dict[str, frozenset[str]] = {}
 
     async def follow(self, session: aiohttp.ClientSession) -> None:
         """Poll every source until cancelled."""
@@ -295,6 +297,7 @@ class Fleet:
             self._take_names(replica.report.model, replica.report.adapters, asked_at)
         for listed in answer.models:
             self._take_names(listed.name, listed.adapters, asked_at)
+        self._tell_warnings(answer)
         for waiter, model in list(self._waiting.items()):
             if not waiter.done() and self.candidates(model):
                 waiter.set_result(None)
@@ -308,6 +311,19 @@ class Fleet:
     def base_of(self, name: str) -> str:
         """The model whose engines serve this name: itself, or an adapter's base."""
         return self._base_of.get(name, name)
+
+    def _tell_warnings(self, answer: DirectoryAnswer) -> None:
+        """Log what a cell's directory warns of when it begins, and when it ends: at every poll would be noise.
+
+        A directory that has just started has forgotten what it warned of, so only a complete answer ends anything.
+        """
+        before, now = self._warnings.get(answer.cell, frozenset()), frozenset(answer.warnings)
+        for warning in sorted(now - before):
+            log.warning("%s warns: %s", answer.cell, warning)
+        if answer.is_complete:
+            for warning in sorted(before - now):
+                log.info("%s no longer warns: %s", answer.cell, warning)
+        self._warnings[answer.cell] = now if answer.is_complete else now | before
 
     def report_lost(self, replica_id: str) -> None:
         """It refused a connection: it gets no calls until it is heard ready again after now."""

@@ -213,6 +213,31 @@ def test_an_adapter_is_unknown_as_soon_as_it_is_withdrawn() -> None:
     assert [it.name for it in one.models()] == ["m"] and one.adapters() == []
 
 
+def test_a_directorys_warning_is_logged_when_it_begins_and_when_it_ends(caplog: pytest.LogCaptureFixture) -> None:
+    """Once each, whoever polls how often; another cell's silence, or a directory just restarted, ends nothing."""
+    caplog.set_level("INFO", "serving.gateway.fleet")
+    one = fleet(Clock())
+    warning = msgspec.structs.replace(answer(), warnings=("GPU 3 of node n is suspect.",))
+    said: list[list[tuple[str, str]]] = []
+    for heard in (
+        answer(),
+        warning,
+        warning,
+        answer(cell="b"),
+        answer(is_complete=False),
+        warning,
+        answer(),
+        answer(),
+        warning,
+    ):
+        caplog.clear()
+        one.hear(heard, 0.0)
+        said.append([(record.levelname, record.getMessage()) for record in caplog.records])
+    begun = [("WARNING", "a warns: GPU 3 of node n is suspect.")]
+    ended = [("INFO", "a no longer warns: GPU 3 of node n is suspect.")]
+    assert said == [[], begun, [], [], [], [], ended, [], begun]
+
+
 class Directory:
     """A directory on a real port that says what it is told to, or nothing."""
 
