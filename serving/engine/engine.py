@@ -43,10 +43,18 @@ _SCRATCH_PREFIX = "serving-engine-"
 #: vLLM tells how far it has loaded at the end of its log.
 _LOG_TAIL_BYTES = 8192
 _LOADED = re.compile(rb"checkpoint shards: +(\d+)% Completed")
-#: vLLM's own metric names that we read (0.32).
 RUNNING_METRIC = "vllm:num_requests_running"
 WAITING_METRIC = "vllm:num_requests_waiting"
 KV_CACHE_METRIC = "vllm:kv_cache_usage_perc"
+#: vLLM's own names (0.32) of all that is read from an engine's `/metrics`: gauges here, and counters (`_total`) where
+#: tests hold the ledger against them. tests/stack/test_engine_metrics.py asks running engines for each.
+READ_METRICS = (
+    RUNNING_METRIC,
+    WAITING_METRIC,
+    KV_CACHE_METRIC,
+    "vllm:prompt_tokens_total",
+    "vllm:generation_tokens_total",
+)
 
 
 class EngineDied(ServingError):
@@ -255,6 +263,8 @@ def expected_members(spec: EngineSpec, member: Member = ONLY_MEMBER) -> Counter[
         names += [_worker_of(spec, rank) for rank in _ranks(spec, member)]
     if spec.settings.api_servers > 1 and not member.rank:  # a single one is the tree's root and keeps its own title
         names += [f"APIServer_{index}" for index in range(spec.settings.api_servers)]
+    if spec.parallel.data > 1 and not member.rank:  # it keeps the cores in step, and tells the front end their queues
+        names.append("DPCoordinator")
     return Counter(set(names))
 
 

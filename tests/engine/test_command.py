@@ -62,11 +62,18 @@ def test_every_process_of_the_tree_is_marked_offline_and_silent(tmp_path: Path) 
 
 
 def test_what_was_asked_for_must_join(tmp_path: Path) -> None:
-    """Two API servers and two ranks are four named processes beside the EngineCore; one of each names only it."""
+    """Two API servers and two ranks are four named processes beside the EngineCore; one of each names only it.
+
+    Data ranks have a core each, and a coordinator.
+    """
     model = catalog.find("smollm2-135m-instruct")
     assert set(expected_members(spec(model, tmp_path))) == {"EngineCore"}
     ranked = msgspec.structs.replace(spec(model, tmp_path, EngineSettings(api_servers=2)), parallel=Parallel(tensor=2))
     assert set(expected_members(ranked)) == {*("EngineCore", "APIServer_0", "APIServer_1", "Worker_TP0", "Worker_TP1")}
+    copied = msgspec.structs.replace(spec(model, tmp_path), parallel=Parallel(data=2, expert=True))
+    assert set(expected_members(copied)) == {"EngineCore_DP0", "EngineCore_DP1", "DPCoordinator"}
+    halved = msgspec.structs.replace(spec(model, tmp_path), parallel=Parallel(tensor=2, expert=True))
+    assert set(expected_members(halved)) == {"EngineCore", "Worker_TP0_EP0", "Worker_TP1_EP1"}
 
 
 def test_a_version_names_what_an_engine_was_started_with(tmp_path: Path) -> None:
@@ -117,6 +124,7 @@ def test_every_node_of_a_large_engine_has_its_share(tmp_path: Path) -> None:
     """vLLM numbers ranks by data, pipeline and tensor rank; a node holds a run of them; the front end is the first's."""
     base = spec(catalog.find("tiny-gpt-oss"), tmp_path)
     spread = msgspec.structs.replace(base, parallel=Parallel(data=4, expert=True), nodes=2, gpus_per_node=2)
+    assert set(expected_members(spread)) == {"EngineCore_DP0", "EngineCore_DP1", "DPCoordinator"}
     assert set(expected_members(spread, Member(rank=1))) == {"EngineCore_DP2", "EngineCore_DP3"}
     layered = msgspec.structs.replace(base, parallel=Parallel(tensor=2, pipeline=2), nodes=2, gpus_per_node=2)
     assert set(expected_members(layered, Member(rank=0))) == {"EngineCore", "Worker_PP0_TP0", "Worker_PP0_TP1"}

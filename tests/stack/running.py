@@ -16,6 +16,8 @@ from pathlib import Path
 
 import msgspec
 import psutil
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 from serving import config
 from serving.engine import processes
@@ -130,18 +132,20 @@ class Stack:
         (url,) = [it.report.url for it in self.listed() if it.report.state is ReplicaState.READY]
         return url
 
-    def engine_metrics(self) -> dict[str, float]:
-        """vLLM's own figures, summed over labels."""
+    def metric_families(self) -> list[Metric]:
+        """vLLM's own figures, as Prometheus reads them."""
         request = urllib.request.Request(
             f"{self.ready_engine_url()}/metrics", headers={"Authorization": f"Bearer {self.secret}"}
         )
-        totals: dict[str, float] = {}
         with urllib.request.urlopen(request, timeout=10) as answer:
-            for line in answer.read().decode().splitlines():
-                if not line.startswith("#"):
-                    name, _, value = line.rpartition(" ")
-                    name = name.partition("{")[0]
-                    totals[name] = totals.get(name, 0.0) + float(value)
+            return list(text_string_to_metric_families(answer.read().decode()))
+
+    def engine_metrics(self) -> dict[str, float]:
+        """The same, summed over labels."""
+        totals: dict[str, float] = {}
+        for family in self.metric_families():
+            for sample in family.samples:
+                totals[sample.name] = totals.get(sample.name, 0.0) + sample.value
         return totals
 
     def command(self, *arguments: str) -> str:

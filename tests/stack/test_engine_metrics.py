@@ -1,0 +1,44 @@
+"""Every metric of vLLM's that we read is there, by that name and of that kind: a rename fails here, not in production."""
+
+import re
+from pathlib import Path
+
+from serving.engine.engine import READ_METRICS
+from tests.stack.running import Stack
+
+ROOT = Path(__file__).parents[2]
+#: A name, in code or in a query.
+NAMED = re.compile(r"vllm:[a-z_]+[a-z]")
+READERS = ("serving", "tests", "loadtest", "deploy")
+#: Files of these kinds name metrics: code, rules and dashboards.
+KINDS = {".py", ".yaml", ".yml", ".json", ".tpl"}
+
+
+def require_metrics(stack: Stack) -> None:
+    """Each name we read has a sample of the kind that its ending says, for each of the engine's cores."""
+    families = stack.metric_families()
+    cores = [name for name in stack.engine_members() if name.startswith("EngineCore")]
+    for name in READ_METRICS:
+        samples = [
+            (family.type, it.labels["engine"]) for family in families for it in family.samples if it.name == name
+        ]
+        kind = "counter" if name.endswith("_total") else "gauge"
+        assert sorted(samples) == [(kind, str(index)) for index in range(len(cores))], name
+
+
+def test_a_running_engine_has_each(stack: Stack) -> None:
+    """The default model's engine."""
+    require_metrics(stack)
+
+
+def test_so_has_a_gpt_oss_engine(tiny: Stack) -> None:
+    """Sliding windows and experts make no other metrics of them."""
+    require_metrics(tiny)
+
+
+def test_no_other_name_is_read() -> None:
+    """A name that anything here reads is on the list that is held against a running engine."""
+    files = [path for reader in READERS for path in (ROOT / reader).rglob("*") if path.suffix in KINDS]
+    named = {(name, path.relative_to(ROOT)) for path in files for name in NAMED.findall(path.read_text())}
+    assert len({name for name, _ in named}) >= len(READ_METRICS), "the pattern no longer finds them"
+    assert {(name, path) for name, path in named if name not in READ_METRICS} == set()
