@@ -92,6 +92,8 @@ class EngineSettings(_Group):
     """Labels of the Ray nodes that may hold the directory; in a cluster, nodes that hold no engine to be lost with."""
     gpus_per_node: Annotated[int, Field(ge=1)] = 8
     """GPUs of a node; an engine with more of them spans several."""
+    nodes_may_grow: bool = False
+    """Whether the cluster adds GPU nodes when an engine waits for one; if not, models share those there are by priority."""
     program: tuple[str, ...] = ()
     """A program in vLLM's place that takes its `serve` command line and speaks its HTTP; empty for vLLM itself."""
     drain_timeout_s: Annotated[float, Field(gt=0)] = 600.0
@@ -133,6 +135,8 @@ class ModelSettings(_Group):
     """Engines that always run; 0 lets the model sleep, and its first request wait for a start."""
     max_replicas: Annotated[int, Field(ge=1)] = 1
     """Engines that may run; the same as `min_replicas` for a fixed fleet."""
+    priority: int = 0
+    """Whose engines come first when the GPUs do not suffice: after every model's minimum, more goes before less."""
     sleep_after_s: Annotated[float, Field(gt=0)] = 900.0
     """Seconds without any request after which the last engine goes, where `min_replicas` is 0: a start costs minutes."""
     knee: Knee | None = None

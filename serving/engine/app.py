@@ -30,7 +30,7 @@ from serving.engine.command import EngineSpec, Parallel
 from serving.engine.directory import Directory
 from serving.engine.flags import room_flags, tuning_flags
 from serving.engine.replica import Replica
-from serving.engine.scaling import ModelPlan
+from serving.engine.scaling import ModelPlan, Plans
 from serving.errors import Refusal
 from serving.wire import DIRECTORY_ROUTE
 
@@ -113,7 +113,7 @@ def deploy(cell: str, directory: str, settings: Settings, deployments: Sequence[
 
     Returns when the directory answers at the base URL `directory`; replicas report their own progress there.
     """
-    run_directory(cell, settings, [it.plan for it in deployments])
+    run_directory(cell, settings, Plans(tuple(it.plan for it in deployments), settings.engine.nodes_may_grow))
     for it in deployments:
         run_model(it, directory)
     kept = {DIRECTORY_APP, *(_app_name(it.spec.model) for it in deployments)}
@@ -121,7 +121,7 @@ def deploy(cell: str, directory: str, settings: Settings, deployments: Sequence[
         serve.delete(name, _blocking=False)
 
 
-def run_directory(cell: str, settings: Settings, plans: Sequence[ModelPlan]) -> None:
+def run_directory(cell: str, settings: Settings, plans: Plans) -> None:
     """Deploy the cell's directory, or hand new plans to the one that runs, and wait until it answers."""
     secret_file = settings.home / secret.FILE_NAME
     deployment = serve.deployment(
@@ -130,7 +130,7 @@ def run_directory(cell: str, settings: Settings, plans: Sequence[ModelPlan]) -> 
         max_ongoing_requests=1000,
         health_check_period_s=_HEALTH_PERIOD_S,
         graceful_shutdown_timeout_s=1,
-        user_config=scaling.to_plain(plans),
+        user_config=scaling.to_plain(plans),  # Serve takes nothing but a mapping
         ray_actor_options={"num_cpus": 0, "label_selector": settings.engine.directory_labels},
     )(Directory)
     versioned = deployment.options(version=hashlib.sha256(f"{cell} {secret_file}".encode()).hexdigest(), _internal=True)

@@ -36,7 +36,7 @@ def told(before: Settings, after: Settings) -> list[str]:
 def _change(old: ModelSettings, before: Settings, new: ModelSettings, after: Settings) -> str:
     old_spec, new_spec = _spec(old, before), _spec(new, after)
     bounds = _differing(old, new, ("min_replicas", "max_replicas"))
-    fleet = _differing(old, new, ("sleep_after_s", "knee", "adapters"))
+    fleet = _differing(old, new, ("priority", "sleep_after_s", "knee", "adapters"))
     if command.version(old_spec) != command.version(new_spec):
         named = _differing(before, after, ("home",)) + _differing(old, new, ("profile", "gpu"))
         # Each path below the home changes with it, and is not worth a name of its own.

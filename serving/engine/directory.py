@@ -7,19 +7,23 @@ is not complete, so that its silence removes nobody.
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import ray
 from starlette.requests import Request
 from starlette.responses import Response
 
 from serving.engine import scaling
 from serving.engine.failures import Failure, Failures
-from serving.engine.scaling import ModelPlan, Scaler
+from serving.engine.placement import GPU_TYPE_LABEL
+from serving.engine.pool import Node
+from serving.engine.scaling import Plans, Scaler
 from serving.secret import PlaneSecret
 from serving.wire import WANTED_ROUTE, DirectoryAnswer, GatewayReport, Listed, ReplicaReport, ReplicaState
 
@@ -31,6 +35,8 @@ COMPLETE_AFTER_S = 5.0
 _MEETINGS_MAX = 1000
 #: Gateways whose demand is remembered; a cell has tens.
 _GATEWAYS_MAX = 1000
+#: Seconds between two looks at Ray's nodes: they come and go in minutes.
+_NODES_INTERVAL_S = 5.0
 
 #: Address and port of an engine's first member.
 Meeting = tuple[str, int]
@@ -48,11 +54,16 @@ class Listing:
         self._failures = Failures()
         self._meetings: dict[str, Meeting] = {}
         self._gateways: dict[str, tuple[float, GatewayReport]] = {}
+        self._nodes: Sequence[Node] = ()
         self._scaler = Scaler()
 
-    def plan(self, plans: Iterable[ModelPlan]) -> None:
+    def plan(self, plans: Plans) -> None:
         """Take what the settings want of each model."""
         self._scaler.plan(plans)
+
+    def see(self, nodes: Sequence[Node]) -> None:
+        """Take the GPU nodes that there are now."""
+        self._nodes = nodes
 
     def hear_gateway(self, report: GatewayReport) -> None:
         """What one gateway sees now stands until it says something else, or nothing for a while."""
@@ -92,7 +103,8 @@ class Listing:
         self._gateways = {key: (at, report) for key, (at, report) in self._gateways.items() if now - at < EXPIRY_S}
         if self._is_complete():
             demands = [report.demand for _, report in self._gateways.values()]
-            self._scaler.decide(list(self._heard.values()), scaling.total(demands) if demands else None, now)
+            demand = scaling.total(demands) if demands else None
+            self._scaler.decide(list(self._heard.values()), demand, self._nodes, now)
 
     def answer(self) -> DirectoryAnswer:
         """What gateways get."""
@@ -111,11 +123,17 @@ class Listing:
 class Directory:
     """The Serve deployment around a Listing."""
 
-    def __init__(self, cell: str, secret_file: str) -> None:
+    async def __init__(self, cell: str, secret_file: str) -> None:  # type: ignore[misc]  # Serve awaits it
         self._listing = Listing(cell, uuid.uuid4().hex, time.monotonic)
         self._secret = PlaneSecret(Path(secret_file))
+        self._watching = asyncio.get_running_loop().create_task(self._watch_nodes())
 
-    def reconfigure(self, plans: list[dict[str, Any]]) -> None:
+    async def _watch_nodes(self) -> None:
+        while True:
+            self._listing.see(gpu_nodes(await asyncio.to_thread(ray.nodes)))
+            await asyncio.sleep(_NODES_INTERVAL_S)
+
+    def reconfigure(self, plans: dict[str, Any]) -> None:
         """Called by Serve at the start and when the settings' models change, which restarts nothing."""
         self._listing.plan(scaling.from_plain(plans))
 
@@ -143,6 +161,15 @@ class Directory:
             except (msgspec.DecodeError, UnicodeDecodeError):
                 return Response(status_code=400)
         return _json(self._listing.answer())
+
+
+def gpu_nodes(nodes: Iterable[Mapping[str, Any]]) -> list[Node]:
+    """The living nodes with GPUs, of what `ray.nodes()` says."""
+    return [
+        Node(it["NodeID"], int(it["Resources"]["GPU"]), it["Labels"].get(GPU_TYPE_LABEL, ""))
+        for it in nodes
+        if it["Alive"] and it["Resources"].get("GPU")
+    ]
 
 
 def _json(content: object) -> Response:

@@ -46,6 +46,8 @@ _LOADED = re.compile(rb"checkpoint shards: +(\d+)% Completed")
 RUNNING_METRIC = "vllm:num_requests_running"
 WAITING_METRIC = "vllm:num_requests_waiting"
 KV_CACHE_METRIC = "vllm:kv_cache_usage_perc"
+PROMPTS_SUM_METRIC = "vllm:request_prompt_tokens_sum"
+PROMPTS_COUNT_METRIC = "vllm:request_prompt_tokens_count"
 #: vLLM's own names (0.32) of all that is read from an engine's `/metrics`: gauges here, and counters (`_total`) where
 #: tests hold the ledger against them. tests/stack/test_engine_metrics.py asks running engines for each.
 READ_METRICS = (
@@ -54,6 +56,8 @@ READ_METRICS = (
     KV_CACHE_METRIC,
     "vllm:prompt_tokens_total",
     "vllm:generation_tokens_total",
+    PROMPTS_SUM_METRIC,
+    PROMPTS_COUNT_METRIC,
 )
 
 
@@ -304,15 +308,21 @@ def free_port(host: str) -> int:
 
 
 def parse_load(text: str) -> EngineLoad:
-    """Read vLLM's Prometheus text; several API servers or DP ranks add up, cache use is their highest."""
-    running = waiting = 0.0
-    cache = 0.0
+    """Read vLLM's Prometheus text; several API servers or DP ranks add up, cache use is their highest.
+
+    vLLM does not say how many prompt tokens wait: the requests that wait do, times the mean prompt of those finished.
+    """
+    found: dict[str, list[float]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            if sample.name == RUNNING_METRIC:
-                running += sample.value
-            elif sample.name == WAITING_METRIC:
-                waiting += sample.value
-            elif sample.name == KV_CACHE_METRIC:
-                cache = max(cache, sample.value)
-    return EngineLoad(running_requests=int(running), waiting_requests=int(waiting), kv_cache_used_ratio=cache)
+            if sample.name in READ_METRICS:
+                found.setdefault(sample.name, []).append(sample.value)
+    total = {name: sum(values) for name, values in found.items()}
+    waiting = total.get(WAITING_METRIC, 0.0)
+    mean_prompt = total.get(PROMPTS_SUM_METRIC, 0.0) / max(1.0, total.get(PROMPTS_COUNT_METRIC, 0.0))
+    return EngineLoad(
+        running_requests=int(total.get(RUNNING_METRIC, 0.0)),
+        waiting_requests=int(waiting),
+        kv_cache_used_ratio=max(found.get(KV_CACHE_METRIC, [0.0])),
+        queued_prefill_tokens=round(waiting * mean_prompt),
+    )

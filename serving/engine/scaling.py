@@ -7,6 +7,7 @@ that the settings made. Plain data, the time given.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,15 +15,22 @@ import msgspec
 
 from serving.catalog import Knee, Model
 from serving.config import ModelSettings
-from serving.engine.autoscale import Bounds, Decision, Memory, ReplicaSignal, wanted
+from serving.engine import pool
+from serving.engine.autoscale import COMING, Bounds, Decision, Memory, ReplicaSignal, wanted
 from serving.engine.command import EngineSpec
+from serving.engine.pool import Grant, Node, Wish
 from serving.errors import Refusal
-from serving.wire import Demand, ListedModel, ReplicaReport, Task
+from serving.wire import Demand, ListedModel, ReplicaReport, ReplicaState, Task
 
 logger = logging.getLogger("serving.directory")
 
 #: Seconds between two decisions: Serve's hook reads about as often.
 DECISION_INTERVAL_S = 1.0
+#: States of a replica that has found its place.
+PRESENT = COMING | {ReplicaState.READY}
+
+#: Every replica's last report, and when it came.
+Heard = Sequence[tuple[float, ReplicaReport]]
 
 
 class ModelPlan(msgspec.Struct, frozen=True):
@@ -35,6 +43,12 @@ class ModelPlan(msgspec.Struct, frozen=True):
     #: None where the fleet is fixed.
     knee: Knee | None = None
     adapters: tuple[str, ...] = ()
+    #: Who gets the GPUs when they do not suffice for all; more comes first.
+    priority: int = 0
+    #: GPUs of one engine on each of its nodes, those nodes, and their GPU type.
+    gpus_per_node: int = 0
+    nodes: int = 1
+    gpu_type: str | None = None
 
 
 def plan(model: Model, settings: ModelSettings, spec: EngineSpec, estimate: Knee | None) -> ModelPlan:
@@ -51,53 +65,96 @@ def plan(model: Model, settings: ModelSettings, spec: EngineSpec, estimate: Knee
         settings.sleep_after_s if settings.min_replicas == 0 else None,
     )
     adapters = tuple(adapter.name for adapter in settings.adapters)
-    return ModelPlan(model.name, model.task, spec.context_tokens, bounds, knee, adapters)
+    return ModelPlan(
+        name=model.name,
+        task=model.task,
+        context_tokens=spec.context_tokens,
+        bounds=bounds,
+        knee=knee,
+        adapters=adapters,
+        priority=settings.priority,
+        gpus_per_node=spec.gpus_per_node,
+        nodes=spec.nodes,
+        gpu_type=spec.gpu_type,
+    )
 
 
-def to_plain(plans: Iterable[ModelPlan]) -> list[dict[str, Any]]:
+class Plans(msgspec.Struct, frozen=True):
+    """What a cell serves, and whether it may have more nodes than there are."""
+
+    models: tuple[ModelPlan, ...] = ()
+    nodes_may_grow: bool = False
+
+
+def to_plain(plans: Plans) -> dict[str, Any]:
     """Plans as JSON-like data: what Serve takes for a deployment's `user_config`."""
-    plain: list[dict[str, Any]] = msgspec.to_builtins(list(plans), enc_hook=lambda knee: knee.model_dump(mode="json"))
+    plain: dict[str, Any] = msgspec.to_builtins(plans, enc_hook=lambda knee: knee.model_dump(mode="json"))
     return plain
 
 
-def from_plain(plain: list[dict[str, Any]]) -> list[ModelPlan]:
-    return msgspec.convert(plain, list[ModelPlan], dec_hook=lambda kind, value: kind.model_validate(value))
+def from_plain(plain: dict[str, Any]) -> Plans:
+    return msgspec.convert(plain, Plans, dec_hook=lambda kind, value: kind.model_validate(value))
 
 
 class Scaler:
     """What is wanted of every model, and what must be remembered to decide again."""
 
     def __init__(self) -> None:
-        self._plans: dict[str, ModelPlan] = {}
+        self._plans = Plans()
         self._memories: dict[str, Memory] = {}
         self._decisions: dict[str, Decision] = {}
+        self._reasons: dict[str, str] = {}
         self._decided_at = float("-inf")
 
-    def plan(self, plans: Iterable[ModelPlan]) -> None:
+    def plan(self, plans: Plans) -> None:
         """Take new plans in place of the old ones; what is remembered of models that stay is kept."""
-        self._plans = {it.name: it for it in plans}
-        self._memories = {name: memory for name, memory in self._memories.items() if name in self._plans}
-        self._decisions = {name: decision for name, decision in self._decisions.items() if name in self._plans}
+        self._plans = plans
+        names = {it.name for it in plans.models}
+        self._memories = {name: memory for name, memory in self._memories.items() if name in names}
+        self._decisions = {name: decision for name, decision in self._decisions.items() if name in names}
         self._decided_at = float("-inf")
 
-    def decide(
-        self, heard: Sequence[tuple[float, ReplicaReport]], demand: Mapping[str, Demand] | None, now: float
-    ) -> None:
-        """Decide anew unless that was a moment ago. `heard`: when, and what; `demand` None: no gateway spoke."""
+    def decide(self, heard: Heard, demand: Mapping[str, Demand] | None, nodes: Sequence[Node], now: float) -> None:
+        """Decide anew unless that was a moment ago; `demand` None: no gateway spoke."""
         if now - self._decided_at < DECISION_INTERVAL_S:
             return
         self._decided_at = now
-        for name, model in self._plans.items():
-            signals = [_signal(report, now - at) for at, report in heard if report.model == name and not report.rank]
-            seen = None if demand is None else demand.get(name, Demand())
-            self._remember(name, _decide(model, signals, seen, self._memories.get(name, Memory()), now))
+        decisions = {it.name: self._decide(it, heard, demand, now) for it in self._plans.models}
+        granted = self._granted(decisions, nodes)
+        for model in self._plans.models:
+            decision, grant = decisions[model.name], granted.get(model.name)
+            self._memories[model.name] = decision.memory
+            self._reasons[model.name] = (grant and grant.reason) or self._waits(model, heard, nodes) or decision.reason
+            replicas = decision.replicas if grant is None else grant.replicas
+            self._remember(model.name, msgspec.structs.replace(decision, replicas=replicas))
+
+    def _decide(self, model: ModelPlan, heard: Heard, demand: Mapping[str, Demand] | None, now: float) -> Decision:
+        if model.knee is None:
+            return Decision(model.bounds.max_replicas, Memory(), "fixed")
+        signals = [_signal(it, now - at) for at, it in heard if it.model == model.name and not it.rank]
+        seen = None if demand is None else demand.get(model.name, Demand())
+        return wanted(signals, seen, model.bounds, model.knee, self._memories.get(model.name, Memory()), now)
+
+    def _granted(self, decisions: Mapping[str, Decision], nodes: Sequence[Node]) -> dict[str, Grant]:
+        """Nothing where nodes come when they are called for, or none has GPUs."""
+        if self._plans.nodes_may_grow or not nodes:
+            return {}
+        return pool.granted(nodes, [_wish(it, decisions[it.name].replicas) for it in self._plans.models])
+
+    def _waits(self, model: ModelPlan, heard: Heard, nodes: Sequence[Node]) -> str | None:
+        """What an engine waits for that has been wanted since the last decision and is nowhere yet."""
+        before = self._decisions.get(model.name)
+        here = sum(1 for _, it in heard if it.model == model.name and not it.rank and it.state in PRESENT)
+        if before is None or not model.gpus_per_node or here >= before.replicas:
+            return None
+        return pool.waiting_reason(_free(model, heard, nodes), _wish(model, before.replicas))
 
     def _remember(self, name: str, decision: Decision) -> None:
         before = self._decisions.get(name)
         if before is None or before.replicas != decision.replicas:
             was = "" if before is None else f" instead of {before.replicas}"
-            logger.info("%s: %d engines wanted%s (%s)", name, decision.replicas, was, decision.reason)
-        self._decisions[name], self._memories[name] = decision, decision.memory
+            logger.info("%s: %d engines wanted%s (%s)", name, decision.replicas, was, self._reasons[name])
+        self._decisions[name] = decision
 
     def wanted(self) -> dict[str, int]:
         """Model → engines wanted, as last decided."""
@@ -105,15 +162,39 @@ class Scaler:
 
     def listed(self) -> tuple[ListedModel, ...]:
         """Every planned model, as gateways hear of it."""
-        return tuple(_listed(it, self._decisions.get(it.name)) for it in self._plans.values())
+        return tuple(self._listed(it) for it in self._plans.models)
+
+    def _listed(self, model: ModelPlan) -> ListedModel:
+        decision = self._decisions.get(model.name)
+        return ListedModel(
+            name=model.name,
+            task=model.task,
+            context_tokens=model.context_tokens,
+            adapters=model.adapters,
+            wanted=None if decision is None else decision.replicas,
+            may_sleep=model.bounds.min_replicas == 0,
+            reason=None if decision is None else self._reasons[model.name],
+        )
 
 
-def _decide(
-    model: ModelPlan, signals: Sequence[ReplicaSignal], demand: Demand | None, memory: Memory, now: float
-) -> Decision:
-    if model.knee is None:
-        return Decision(model.bounds.max_replicas, memory, "fixed")
-    return wanted(signals, demand, model.bounds, model.knee, memory, now)
+def _wish(model: ModelPlan, replicas: int) -> Wish:
+    return Wish(
+        model=model.name,
+        priority=model.priority,
+        min_replicas=model.bounds.min_replicas,
+        wanted=replicas,
+        gpus_per_node=model.gpus_per_node,
+        nodes=model.nodes,
+        gpu_type=model.gpu_type,
+    )
+
+
+def _free(model: ModelPlan, heard: Heard, nodes: Sequence[Node]) -> dict[str, int]:
+    """The free GPUs of each node the model may run on; a replica that has gone silent holds its own no longer."""
+    held = Counter({node.name: 0 for node in nodes})
+    for _, report in heard:
+        held[report.node] += len(report.devices)
+    return {it.name: it.gpus_total - held[it.name] for it in nodes if model.gpu_type in (None, it.gpu_type)}
 
 
 def _signal(report: ReplicaReport, age_s: float) -> ReplicaSignal:
@@ -126,18 +207,6 @@ def _signal(report: ReplicaReport, age_s: float) -> ReplicaSignal:
         waiting_requests=load.waiting_requests,
         queued_prefill_tokens=load.queued_prefill_tokens,
         kv_cache_used_ratio=load.kv_cache_used_ratio,
-    )
-
-
-def _listed(model: ModelPlan, decision: Decision | None) -> ListedModel:
-    return ListedModel(
-        name=model.name,
-        task=model.task,
-        context_tokens=model.context_tokens,
-        adapters=model.adapters,
-        wanted=None if decision is None else decision.replicas,
-        may_sleep=model.bounds.min_replicas == 0,
-        reason=None if decision is None else decision.reason,
     )
 
 

@@ -9,7 +9,15 @@ from serving import catalog
 from serving.config import EngineSettings
 from serving.engine import command, processes
 from serving.engine.command import EngineSpec, Member, Parallel
-from serving.engine.engine import KV_CACHE_METRIC, RUNNING_METRIC, WAITING_METRIC, expected_members, parse_load
+from serving.engine.engine import (
+    KV_CACHE_METRIC,
+    PROMPTS_COUNT_METRIC,
+    PROMPTS_SUM_METRIC,
+    RUNNING_METRIC,
+    WAITING_METRIC,
+    expected_members,
+    parse_load,
+)
 from serving.wire import EngineLoad
 
 
@@ -144,5 +152,12 @@ def test_load_adds_up_over_front_ends_and_ranks() -> None:
 # TYPE {KV_CACHE_METRIC} gauge
 {KV_CACHE_METRIC}{{engine="0"}} 0.25
 {KV_CACHE_METRIC}{{engine="1"}} 0.5
+# TYPE {PROMPTS_SUM_METRIC.removesuffix("_sum")} histogram
+{PROMPTS_SUM_METRIC}{{engine="0"}} 900.0
+{PROMPTS_SUM_METRIC}{{engine="1"}} 100.0
+{PROMPTS_COUNT_METRIC}{{engine="0"}} 3.0
+{PROMPTS_COUNT_METRIC}{{engine="1"}} 1.0
 """
-    assert parse_load(text) == EngineLoad(running_requests=5, waiting_requests=1, kv_cache_used_ratio=0.5)
+    assert parse_load(text) == EngineLoad(
+        running_requests=5, waiting_requests=1, kv_cache_used_ratio=0.5, queued_prefill_tokens=250
+    )

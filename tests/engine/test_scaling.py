@@ -1,5 +1,6 @@
 """The directory decides how many engines each model should have, from what replicas and gateways say."""
 
+import msgspec
 import pytest
 
 from serving import catalog
@@ -9,7 +10,8 @@ from serving.engine import scaling
 from serving.engine.autoscale import Bounds
 from serving.engine.command import EngineSpec
 from serving.engine.directory import COMPLETE_AFTER_S, EXPIRY_S, Listing
-from serving.engine.scaling import ModelPlan
+from serving.engine.pool import Node
+from serving.engine.scaling import ModelPlan, Plans
 from serving.errors import Refusal
 from serving.wire import Demand, EngineLoad, GatewayReport, ListedModel, ReplicaReport, ReplicaState, Task
 from tests.clock import Clock
@@ -25,7 +27,7 @@ def plan(lowest: int, most: int, sleep_after_s: float | None = None) -> ModelPla
 def listing(clock: Clock, *plans: ModelPlan) -> Listing:
     """A directory that has heard from everyone."""
     it = Listing("cell", "one", clock)
-    it.plan(plans)
+    it.plan(Plans(plans))
     clock.advance(COMPLETE_AFTER_S)
     return it
 
@@ -39,7 +41,7 @@ def test_a_young_directory_wants_nothing_yet() -> None:
     """Until everyone has had time to report it does not say a number, which would shrink a fleet it has not heard."""
     clock = Clock()
     it = Listing("cell", "one", clock)
-    it.plan([plan(1, 3)])
+    it.plan(Plans((plan(1, 3),)))
     assert it.wanted() is None
     assert it.answer().models == (ListedModel("m", Task.GENERATE, 4096),)
     clock.advance(COMPLETE_AFTER_S)
@@ -102,15 +104,15 @@ def test_new_bounds_take_effect_and_a_removed_model_is_gone() -> None:
     it = listing(clock, plan(1, 9))
     it.hear_gateway(GatewayReport("g"))
     assert it.wanted() == {"m": 1}
-    it.plan([plan(2, 9)])
+    it.plan(Plans((plan(2, 9),)))
     assert it.wanted() == {"m": 2}
-    it.plan([])
+    it.plan(Plans())
     assert it.wanted() == {} and it.answer().models == ()
 
 
 def test_plans_survive_the_way_through_serve() -> None:
     """What goes out as plain data comes back as it was."""
-    plans = [plan(0, 2, 30.0), ModelPlan("n", Task.EMBED, 256, Bounds(1, 1))]
+    plans = Plans((plan(0, 2, 30.0), ModelPlan("n", Task.EMBED, 256, Bounds(1, 1))), nodes_may_grow=True)
     assert scaling.from_plain(scaling.to_plain(plans)) == plans
 
 
@@ -121,3 +123,42 @@ def test_a_fleet_that_may_change_needs_a_knee() -> None:
     scaling.plan(model, ModelSettings(name=model.name), spec, None)
     with pytest.raises(Refusal, match="knee"):
         scaling.plan(model, ModelSettings(name=model.name, max_replicas=2), spec, None)
+
+
+def shared_pool(clock: Clock, nodes_may_grow: bool = False) -> Listing:
+    """One node of eight GPUs; `m` may have eight engines of one GPU, `big` comes first and has one of four."""
+    big = ModelPlan("big", Task.GENERATE, 4096, Bounds(1, 1), priority=1, gpus_per_node=4)
+    small = msgspec.structs.replace(plan(1, 8), gpus_per_node=1)
+    it = Listing("cell", "one", clock)
+    it.plan(Plans((small, big), nodes_may_grow))
+    it.see([Node("n", 8, "H100")])
+    clock.advance(COMPLETE_AFTER_S)
+    it.hear_gateway(GatewayReport("g", {"m": Demand(arrived_prompt_tokens_per_s=6000.0)}))
+    return it
+
+
+def test_models_share_the_gpus_by_priority() -> None:
+    """Whoever comes first leaves the rest, and who gets less is told why."""
+    it = shared_pool(Clock())
+    assert it.wanted() == {"m": 4, "big": 1}
+    (small, _) = it.answer().models
+    assert small.reason and "4 of 8 engines granted" in small.reason and "big" in small.reason
+
+
+def test_where_nodes_may_grow_nobody_is_capped() -> None:
+    """An engine that waits is what makes a cluster add a node."""
+    assert shared_pool(Clock(), nodes_may_grow=True).wanted() == {"m": 8, "big": 1}
+
+
+def test_an_engine_that_finds_no_place_says_what_it_waits_for() -> None:
+    """Small engines hold parts of the only node: the large one is granted, and waits for them to go."""
+    clock = Clock()
+    it = shared_pool(clock)
+    for index in range(6):
+        it.hear(msgspec.structs.replace(report(str(index)), node="n", devices=(str(index),)))
+    it.wanted()
+    clock.advance(1)
+    reasons = {model.name: model.reason for model in it.answer().models}
+    assert reasons["big"] == (
+        "waits for a node with 4 free GPUs; the freest has 2, all together 2: other engines must stop first"
+    )

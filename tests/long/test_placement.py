@@ -26,7 +26,7 @@ from serving import catalog, secret
 from serving.config import EngineSettings, ModelSettings, Settings
 from serving.engine import app, processes
 from serving.engine.engine import free_port
-from serving.wire import DirectoryAnswer, ReplicaReport, ReplicaState
+from serving.wire import Demand, DirectoryAnswer, GatewayReport, ReplicaReport, ReplicaState
 from tests.waiting import until
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
@@ -50,7 +50,7 @@ class Record(msgspec.Struct):
 class Cell:
     """A Ray cluster of counted GPUs with a directory on it."""
 
-    def __init__(self, home: Path, gpus_per_node: int = GPUS, drain_timeout_s: float = 1) -> None:
+    def __init__(self, home: Path, gpus_per_node: int = GPUS, drain_timeout_s: float = 1, nodes: int = NODES) -> None:
         self.records = home / "records"
         self.records.mkdir(parents=True)
         (home / "logs").mkdir()
@@ -75,11 +75,13 @@ class Cell:
         head = {"num_cpus": 4, "num_gpus": 0, "labels": DIRECTORY_NODE}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.gpus_per_node = gpus_per_node
-        self.nodes = [self.add_node() for _ in range(NODES)]
+        self.nodes = [self.add_node() for _ in range(nodes)]
         ray.init(address=self.cluster.address, log_to_driver=False)
         port = free_port("127.0.0.1")
         self.directory = f"http://127.0.0.1:{port}"
         self.wanted: dict[str, app.Deployment] = {}
+        #: What the gateway that a test stands in for tells the directory each time it asks.
+        self.demand: dict[str, Demand] = {}
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
         app.deploy("cell", self.directory, self.settings, [])
 
@@ -106,7 +108,8 @@ class Cell:
 
     def answer(self) -> DirectoryAnswer:
         headers = {"Authorization": f"Bearer {self.secret_file.read_text().strip()}"}
-        request = urllib.request.Request(f"{self.directory}/directory", headers=headers)
+        said = msgspec.json.encode(GatewayReport("test", self.demand))
+        request = urllib.request.Request(f"{self.directory}/directory", data=said, headers=headers)
         with urllib.request.urlopen(request, timeout=10) as response:
             return msgspec.json.decode(response.read(), type=DirectoryAnswer)
 
@@ -134,6 +137,10 @@ class Cell:
 
     def pids(self, model: str) -> set[int]:
         return {self.record(it).pid for it in self.ready(model)}
+
+    def reason(self, model: str) -> str:
+        """Why so many engines of a model, or why one waits."""
+        return next(it.reason for it in self.answer().models if it.name == model) or ""
 
     def drain_node(self, node_id: str) -> None:
         """Tell Ray that a node is about to go, as KubeRay's autoscaler does."""
@@ -179,6 +186,7 @@ def test_four_nodes_hold_sixteen_engines_and_their_gpus_are_disjoint(cell: Cell)
         assert sorted((cell.record(report).devices or "").split(",")) == sorted(report.devices)
 
     cell.want(BIG, 1, profile="latency", tensor=8)
+    until(lambda: "waits for a node with 8 free H100s; the freest has 0" in cell.reason(BIG), 60, 0.5)
     before, victim = cell.pids(SMALL), cell.nodes.pop()
     lost = {cell.record(it).pid for it in reports if it.node == victim.node_id}
     cell.cluster.remove_node(victim, allow_graceful=False)
@@ -238,6 +246,27 @@ def test_after_fifty_random_steps_a_whole_node_is_still_found(cell: Cell) -> Non
     cell.want(BIG, 1, profile="latency", tensor=8)
     (big,) = cell.until_ready(BIG, 1)
     assert len(big.devices) == GPUS
+
+
+def test_models_share_the_gpus_by_priority(tmp_path: Path) -> None:
+    """Four kinds at once: 20b takes what is free until 120b comes, which is served first; models on the CPU need none."""
+    cell = Cell(tmp_path, nodes=1)
+    try:
+        for name in ("smollm2-135m-instruct", "all-minilm-l6-v2"):
+            cell.want(name, 1, gpu=None)
+            cell.until_ready(name, 1)
+        cell.demand = {SMALL: Demand(arrived_prompt_tokens_per_s=1e9)}  # more than any fleet can do
+        cell.want(SMALL, 1, profile="balanced", max_replicas=GPUS)
+        cell.until_ready(SMALL, GPUS)
+        cell.want(BIG, 1, profile="latency", tensor=4, priority=1)
+        cell.until_ready(BIG, 1)
+        until(lambda: len(cell.ready(SMALL)) == GPUS // 2, 60, 0.5)
+        assert f"{GPUS // 2} of {GPUS} engines granted" in cell.reason(SMALL) and BIG in cell.reason(SMALL)
+        cell.remove(BIG)
+        cell.until_ready(SMALL, GPUS)
+        assert cell.pids("smollm2-135m-instruct") and cell.pids("all-minilm-l6-v2")
+    finally:
+        cell.close()
 
 
 def test_an_engine_over_two_nodes_lands_as_a_gang(tmp_path: Path) -> None:

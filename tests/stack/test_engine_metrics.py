@@ -22,7 +22,8 @@ def require_metrics(stack: Stack) -> None:
         samples = [
             (family.type, it.labels["engine"]) for family in families for it in family.samples if it.name == name
         ]
-        kind = "counter" if name.endswith("_total") else "gauge"
+        ending = name.rpartition("_")[2]
+        kind = {"total": "counter", "sum": "histogram", "count": "histogram"}.get(ending, "gauge")
         assert sorted(samples) == [(kind, str(index)) for index in range(len(cores))], name
 
 
