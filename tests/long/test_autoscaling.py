@@ -9,7 +9,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from serving.wire import ASLEEP, ReplicaState
+from serving.wire import ASLEEP
 from tests.stack.conftest import SMOLLM2
 from tests.stack.http import call
 from tests.stack.running import Stack, running
@@ -77,10 +77,6 @@ def load(client: openai.OpenAI, answers: list[str]) -> Iterator[None]:
             asker.join()
 
 
-def ready(stack: Stack) -> set[str]:
-    return {it.report.replica_id for it in stack.listed() if it.report.state is ReplicaState.READY}
-
-
 def state(stack: Stack) -> str:
     """What the gateway says of the model."""
     _, _, body = call(stack.url, "GET", "/health/models")
@@ -103,19 +99,19 @@ def test_the_fleet_follows_the_demand(tmp_path: Path) -> None:
         killed.kill()
         until(lambda: stack.engine_members().get("directory") not in (None, killed), 60)
         first.join()
-        assert len(answers) == 1 and len(ready(stack)) == 1
+        assert len(answers) == 1 and len(stack.ready()) == 1
 
         finished: list[str | None] = []
         with load(client, answers):
-            until(lambda: len(ready(stack)) == 2, 300, 0.5)
-            both = ready(stack)
+            until(lambda: len(stack.ready()) == 2, 300, 0.5)
+            both = stack.ready()
             streams = [
                 threading.Thread(target=finish_reason_of_a_long_stream, args=(client, finished)) for _ in range(2)
             ]
             for stream in streams:
                 stream.start()
         # Two streams need no second engine: it goes, and what runs on it is finished first.
-        until(lambda: len(ready(stack)) == 1, 300, 0.5)
+        until(lambda: len(stack.ready()) == 1, 300, 0.5)
         for stream in streams:
             stream.join()
         assert finished == ["length", "length"]

@@ -253,7 +253,7 @@ def test_models_share_the_gpus_by_priority(tmp_path: Path) -> None:
     cell = Cell(tmp_path, nodes=1)
     try:
         for name in ("smollm2-135m-instruct", "all-minilm-l6-v2"):
-            cell.want(name, 1, gpu=None)
+            cell.want(name, 1, gpu=None)  # on the CPU
             cell.until_ready(name, 1)
         cell.demand = {SMALL: Demand(arrived_prompt_tokens_per_s=1e9)}  # more than any fleet can do
         cell.want(SMALL, 1, profile="balanced", max_replicas=GPUS)

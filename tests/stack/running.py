@@ -119,6 +119,11 @@ class Stack:
         """The replicas that the directory knows now."""
         return list(self.directory().replicas)
 
+    def ready(self, model: str | None = None) -> set[str]:
+        """The replicas of a model, or of all, that may take requests."""
+        reports = [it.report for it in self.listed() if it.report.state is ReplicaState.READY]
+        return {it.replica_id for it in reports if model in (None, it.model)}
+
     def directory(self) -> DirectoryAnswer:
         """What the directory says now."""
         request = urllib.request.Request(
