@@ -292,6 +292,7 @@ class Fleet:
         """Take in one answer and wake those whose model is ready now, in the order they came."""
         self._known = merge(self._known, answer, asked_at, self._own)
         self._lost_at = {lost: at for lost, at in self._lost_at.items() if lost in self._known}
+        self._tell_wanted(answer)
         self._listed[answer.cell] = {model.name: model for model in answer.models}
         for replica in self._known.values():
             self._take_names(replica.report.model, replica.report.adapters, asked_at)
@@ -311,6 +312,14 @@ class Fleet:
     def base_of(self, name: str) -> str:
         """The model whose engines serve this name: itself, or an adapter's base."""
         return self._base_of.get(name, name)
+
+    def _tell_wanted(self, answer: DirectoryAnswer) -> None:
+        """Log how many engines a cell wants of a model whenever that changes, with its reason."""
+        before = self._listed.get(answer.cell, {})
+        for model in answer.models:
+            known = before.get(model.name)
+            if model.wanted is not None and (known is None or known.wanted != model.wanted):
+                log.info("%s wants %d engines of %s: %s", answer.cell, model.wanted, model.name, model.reason)
 
     def _tell_warnings(self, answer: DirectoryAnswer) -> None:
         """Log what a cell's directory warns of when it begins, and when it ends: at every poll would be noise.

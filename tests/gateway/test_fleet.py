@@ -344,3 +344,14 @@ def test_a_model_that_sleeps_is_known() -> None:
     assert (model.name, model.context_tokens, model.states, model.wanted) == ("m", 4096, {}, 0)
     one.hear(answer(), clock.now)  # removed from the settings
     assert one.models() == [] and not one.may_sleep("m")
+
+
+def test_how_many_engines_are_wanted_is_logged_when_it_changes(caplog: pytest.LogCaptureFixture) -> None:
+    """Once each, with the reason."""
+    caplog.set_level("INFO", "serving.gateway.fleet")
+    one = fleet(Clock())
+    for wanted in (None, 1, 1, 2):
+        listed = ListedModel("m", wanted=wanted, reason="arriving work")
+        one.hear(msgspec.structs.replace(answer(), models=(listed,)), 0.0)
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["a wants 1 engines of m: arriving work", "a wants 2 engines of m: arriving work"]
