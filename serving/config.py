@@ -214,7 +214,8 @@ def _validated(*layers: Mapping[str, Any]) -> Settings:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise Refusal(f"The setting '{key}' is not usable: {first['msg'].lower()}.") from None
+        what = f"The setting '{key}' is" if key else "The settings are"
+        raise Refusal(f"{what} not usable: {first['msg'].removeprefix('Value error, ').lower()}.") from None
 
 
 def _from_file(path: Path | None) -> dict[str, Any]:
