@@ -6,19 +6,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.stack.running import Stack
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
-def shown(language: str) -> str:
-    blocks: list[str] = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-    return blocks[0]
+def shown(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
 def test_the_python_example_answers(stack: Stack) -> None:
     """Only the address and the key are put in."""
-    code = shown("python").replace("http://127.0.0.1:8080", stack.url).replace("sk-…", stack.key)
+    code = shown("python")[0].replace("http://127.0.0.1:8080", stack.url).replace("sk-…", stack.key)
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "Paris" in printed
 
@@ -40,9 +41,10 @@ def test_the_commands_in_the_table_run(stack: Stack) -> None:
         stack.command(*command.replace("NAME", stack.model).split())
 
 
-def test_the_settings_example_is_read(stack: Stack, tmp_path: Path) -> None:
+@pytest.mark.parametrize("example", shown("yaml"))
+def test_each_settings_example_is_read(stack: Stack, tmp_path: Path, example: str) -> None:
     """The YAML of the README is a settings file as it stands."""
-    (tmp_path / "settings.yaml").write_text(shown("yaml"))
+    (tmp_path / "settings.yaml").write_text(example)
     line = [sys.executable, "-m", "serving", "--settings", str(tmp_path / "settings.yaml"), "models", "list"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SERVING_")}
     subprocess.run(line, env=environment | {"SERVING_HOME": str(tmp_path)}, check=True, capture_output=True)
