@@ -24,7 +24,8 @@ def serving(*models: dict[str, object]) -> dict[str, str]:
 def server_pids(stack: Stack, model: str) -> set[int]:
     """vLLM's servers of one model."""
     lines = {process.pid: process.cmdline() for process in stack.members()}
-    return {pid for pid, line in lines.items() if "vllm.entrypoints.cli.main" in line and model in line}
+    servers = {pid: line for pid, line in lines.items() if line[1:3] == ["-m", "vllm.entrypoints.cli.main"]}
+    return {pid for pid, line in servers.items() if model in line}
 
 
 def answers(client: openai.OpenAI) -> bool:
