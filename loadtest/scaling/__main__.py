@@ -101,7 +101,7 @@ def judge(calls: list[Call], case: Case, startup_s: float) -> Iterator[Row]:
     model = H100_TP2.thinned(workload.thinning)
     knee = knee_of(model, startup_s, workload.slo.ttft_s)
     settings = Settings(model, workload.slo, startup_s, MAX_REPLICAS)
-    ideal = oracle.best(lambda: calls, knee, settings, TARGET)
+    ideal = oracle.best(calls, knee, settings, TARGET)
     yield Row(case.name, "oracle", ideal.outcome, ideal.outcome.gpu_s)
     settings = replace(settings, initial_replicas=ideal.initial_replicas)
     policies: tuple[Policy, ...] = (

@@ -56,6 +56,10 @@ class Outcome:
         return self.met + self.ttft_missed + self.itl_missed
 
     @property
+    def missed(self) -> int:
+        return self.ttft_missed + self.itl_missed + self.shed
+
+    @property
     def attainment(self) -> float:
         """Calls inside their SLO, of those with a known end."""
         return self.met / max(1, self.finished + self.shed)
@@ -315,14 +319,14 @@ def _committed(replica: Replica) -> int:
     return replica.committed
 
 
-def run(calls: Iterable[Call], policy: Policy, settings: Settings) -> Outcome:
-    """Drive one policy through one trace."""
+def run(calls: Iterable[Call], policy: Policy, settings: Settings, missed_at_most: float = math.inf) -> Outcome:
+    """Drive one policy through one trace; given up as soon as more calls than `missed_at_most` missed their SLO."""
     fleet = Fleet(settings)
     arrivals = iter(calls)
     coming = next(arrivals, None)
     wanted, asked = settings.initial_replicas, 0
     for start, end in _ticks():
-        if coming is None:
+        if coming is None or fleet.outcome.missed > missed_at_most:
             break
         while coming is not None and coming.arrived_at < end:
             fleet.arrive(coming)

@@ -7,7 +7,7 @@ this code. The need is measured in replicas, by what limits LLM serving, and whi
 * queued prefill, in seconds of one replica's work, cleared within one start-up;
 * running requests against the profile's knee, and committed KV against its share.
 
-Up goes at once to the need, down to the highest need of the last `Tuning.hold_s`: the peak is the whole controller.
+Up goes at once to the need, down to the highest need of the last start-up: the peak is the whole controller.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Tuning(msgspec.Struct, frozen=True):
     """Chosen by the judge on its tuning traces; nobody needs to set these."""
 
     #: Share of the knee to fill: the rest is for what arrives within one start-up.
-    fill_ratio: float = 0.83
+    fill_ratio: float = 0.82
     #: Averages arrivals over about this many seconds: noise costs replicas because peaks are held.
     smoothing_s: float = 30.0
     #: Need must have stayed lower for so many start-ups.

@@ -72,6 +72,26 @@ def test_no_call_is_lost_or_doubled() -> None:
     assert outcome.arrived == len(calls)
 
 
+def test_a_run_is_given_up_when_too_many_calls_missed() -> None:
+    """So that the search for the oracle spends no time on schedules that are out of the question."""
+    calls = window(1, hours=1)
+    one = oracle.Schedule([1], 1e9)
+    outcome = run(calls, one, beginning_with(1), missed_at_most=100)
+    assert 100 < outcome.missed < 200
+    assert outcome.arrived < len(calls) / 2
+
+
+def test_the_oracle_skips_nothing_that_is_better() -> None:
+    """What it says is the best of all schedules it could have tried, each simulated to its end."""
+    calls = window(1, hours=1)
+    found = oracle.best(calls, KNEE, SETTINGS, 0.99)
+    for slice_s in oracle.SLICES_S:
+        for percent in range(100, 130, 6):
+            plan = oracle.schedule(oracle.work(calls, KNEE, slice_s), percent / 100, slice_s, STARTUP_S)
+            outcome = run(calls, plan, beginning_with(plan.replicas[0]))
+            assert outcome.attainment < 0.99 or outcome.gpu_s >= 0.98 * found.outcome.gpu_s
+
+
 def test_a_call_alone_takes_its_own_time() -> None:
     """On an idle replica: prefill beside one step a chunk, then one step a token."""
     replica = Fleet(SETTINGS).replicas[0]
@@ -151,7 +171,7 @@ def test_a_day_repeats_itself_and_keeps_its_source() -> None:
 @pytest.fixture(scope="module")
 def ideal() -> oracle.Oracle:
     calls = window(1)
-    return oracle.best(lambda: calls, KNEE, SETTINGS, 0.99)
+    return oracle.best(calls, KNEE, SETTINGS, 0.99)
 
 
 def test_ours_meets_its_target(ideal: oracle.Oracle) -> None:
