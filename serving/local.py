@@ -67,9 +67,8 @@ def up(settings: Settings) -> None:
             for wanted, model in models.items()
         }
         for wanted, spec in specs.items():
-            if spec.lora:
-                for adapter in wanted.adapters:  # in a cluster they are not here: a replica refuses one and goes on
-                    adapters.examine(adapter, spec.lora)
+            if spec.lora:  # in a cluster they are not here: a replica refuses one and goes on
+                adapters.examine_all(wanted.adapters, spec.lora, checkpoint_of[wanted])
         _serve(settings, list(models.values()), specs, secret_file)
 
 
