@@ -12,6 +12,7 @@ from serving.engine.checkpoints import store
 
 def main() -> None:
     settings = config.load()
+    os.environ.pop("RAY_AUTH_MODE", None)  # see app.start_local_ray
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(settings.home / app.RAY_TOKEN_FILE)
     ray.init(address=sys.argv[1], log_to_driver=False)
     for wanted in settings.models:

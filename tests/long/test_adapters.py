@@ -80,6 +80,7 @@ def resettle(stack: Stack, adapters: Sequence[AdapterSettings]) -> None:
     subprocess.run(
         [sys.executable, "-m", "tests.long.resettle", address],
         env=dict(os.environ) | environment(adapters) | {"SERVING_HOME": str(stack.home)},
+        cwd=Path(__file__).parents[2],
         check=True,
         timeout=120,
     )
