@@ -26,7 +26,7 @@ import psutil
 import yaml
 
 from serving import catalog, config, secret
-from serving.config import ModelSettings, Settings
+from serving.config import Settings
 from serving.engine import adapters, engine, processes, supervisor
 from serving.engine import app as engine_app
 from serving.engine.app import Deployment
@@ -56,7 +56,11 @@ def up(settings: Settings) -> None:
     """Serve the settings' models here until stopped; raises Refusal before anything starts, or when a part is lost."""
     models = [catalog.find(wanted.name, settings.own_models) for wanted in settings.models]
     # Made first, because it refuses what cannot work before anything is fetched.
-    deployments = [_deployment(model, wanted, settings) for model, wanted in zip(models, settings.models, strict=True)]
+    deployments = [
+        engine_app.deployment_of(model, wanted, settings, checkpoints.folder_of(model, settings.home))
+        for model, wanted in zip(models, settings.models, strict=True)
+    ]
+    _refuse_adapters(deployments)
     gateway = settings.gateway
     _refuse_taken_port(gateway.host, gateway.port)
     _refuse_small_memory(settings)
@@ -64,16 +68,16 @@ def up(settings: Settings) -> None:
     with _alone(settings.home), _signals_raise_stopped(), _everything_below_ends():
         for model in models:
             checkpoints.ensure(model, settings.home, _say)
+        _refuse_adapters(deployments)  # once more, now that there is something to compare their shapes with
         secret.create_if_absent(settings.home)
         _serve(settings, models, deployments)
 
 
-def _deployment(model: catalog.Model, wanted: ModelSettings, settings: Settings) -> Deployment:
-    it = engine_app.deployment_of(model, wanted, settings, checkpoints.folder_of(model, settings.home))
-    if it.spec.lora:
-        for adapter in it.adapters:  # in a cluster they are not here: a replica refuses one and goes on
-            adapters.examine(adapter, it.spec.lora)
-    return it
+def _refuse_adapters(deployments: list[Deployment]) -> None:
+    """In a cluster they are not here: a replica refuses one and goes on."""
+    for it in deployments:
+        if it.spec.lora:
+            adapters.examine_all(it.adapters, it.spec.lora, Path(it.spec.checkpoint))
 
 
 def _serve(settings: Settings, models: list[catalog.Model], deployments: list[Deployment]) -> None:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,23 @@ from serving.errors import Refusal
 CONFIG = "adapter_config.json"
 #: The only weights that are read: vLLM would also unpickle `adapter_model.bin`.
 WEIGHTS = "adapter_model.safetensors"
+#: What PEFT puts before the name of a module.
+_PREFIX = "base_model.model."
 #: Bytes of an adapter's description; PEFT writes about one KiB.
 _CONFIG_BYTES_MAX = 1024 * 1024
 #: What vLLM's resolver compares with its own checkpoint; no checkpoint is called so.
 _WITHDRAWN = "withdrawn"
 
 
-def examine(adapter: AdapterSettings, limits: LoraLimits) -> dict[str, Any]:
-    """The adapter's description, once its files have proved sound; raises Refusal."""
+def examine_all(adapters: Iterable[AdapterSettings], limits: LoraLimits, checkpoint: Path) -> None:
+    """Raise Refusal unless all can be loaded: for whoever has them at hand before there is an engine."""
+    base = base_shapes(checkpoint)
+    for adapter in adapters:
+        examine(adapter, limits, base)
+
+
+def examine(adapter: AdapterSettings, limits: LoraLimits, base: Mapping[str, list[int]]) -> dict[str, Any]:
+    """The adapter's description, once its files have proved sound and fit a model of these shapes; raises Refusal."""
     config = _config(adapter)
     if config.get("peft_type") != "LORA":
         raise _refusal(adapter, f"{CONFIG} describes {config.get('peft_type')!r} and not a LoRA")
@@ -41,19 +51,47 @@ def examine(adapter: AdapterSettings, limits: LoraLimits) -> dict[str, Any]:
     ranks = [config.get("r"), *(patterns.values() if isinstance(patterns, dict) else [patterns])]
     if not all(isinstance(rank, int) and rank > 0 for rank in ranks):
         raise _refusal(adapter, f"{CONFIG} names no rank")
-    if max(ranks) > limits.max_rank:
-        raise _refusal(
-            adapter, f"its rank is {max(ranks)} and the engine has room for {limits.max_rank} (`lora.max_rank`)"
-        )
-    weights = _file(adapter, WEIGHTS)
     try:
-        with safe_open(weights, framework="numpy") as tensors:
-            is_lora = any(".lora_A." in name for name in tensors.keys())  # noqa: SIM118 It is no mapping.
+        factors = _shapes(_file(adapter, WEIGHTS))
     except (SafetensorError, OSError):
         raise _refusal(adapter, f"{WEIGHTS} is broken or incomplete") from None
-    if not is_lora:
-        raise _refusal(adapter, f"{WEIGHTS} holds no LoRA weights")
+    rank = max(*ranks, _require_fit(adapter, factors, base))
+    if rank > limits.max_rank:
+        raise _refusal(adapter, f"its rank is {rank} and the engine has room for {limits.max_rank} (`lora.max_rank`)")
     return config
+
+
+def base_shapes(checkpoint: Path) -> dict[str, list[int]]:
+    """The shape of each tensor of a checkpoint, by name, from the heads of its files."""
+    return {name: shape for path in sorted(checkpoint.glob("*.safetensors")) for name, shape in _shapes(path).items()}
+
+
+def _shapes(path: Path) -> dict[str, list[int]]:
+    with safe_open(path, framework="numpy") as tensors:
+        return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 It is no mapping.
+
+
+def _require_fit(adapter: AdapterSettings, factors: Mapping[str, list[int]], base: Mapping[str, list[int]]) -> int:
+    """The largest rank of the factors, once they have the widths of the weights they are added to.
+
+    vLLM does not ask: it adds narrower ones as far as they go, and answers nonsense (seen with 0.32). Of weights that
+    the checkpoint has in another form, such as quantised experts, nothing is known here.
+    """
+    rank = 0
+    for name, shape in factors.items():
+        module, is_factor, part = name.removeprefix(_PREFIX).partition(".lora_")
+        weight = base.get(f"{module}.weight", [])
+        if not is_factor or len(shape) != 2 or len(weight) != 2:
+            continue
+        width_out, width_in = weight
+        is_first = part.startswith("A")
+        given, wanted = (shape[1], width_in) if is_first else (shape[0], width_out)
+        if given != wanted:
+            raise _refusal(adapter, f"it is of another model: its {module} is {given} wide and the model's is {wanted}")
+        rank = max(rank, shape[0] if is_first else shape[1])
+    if not any(".lora_A." in name for name in factors):
+        raise _refusal(adapter, f"{WEIGHTS} holds no LoRA weights")
+    return rank
 
 
 def _config(adapter: AdapterSettings) -> dict[str, Any]:
@@ -89,6 +127,7 @@ class Shelf:
         self._checkpoint = checkpoint
         self._limits = limits
         self._offered: dict[str, AdapterSettings] = {}
+        self._base: dict[str, list[int]] | None = None
         #: Name → digest of what the engine may have loaded under it, now or before.
         self._digests: dict[str, str] = {}
 
@@ -117,7 +156,7 @@ class Shelf:
         try:
             for name in (CONFIG, WEIGHTS):
                 shutil.copyfile(_file(adapter, name), Path(draft.path) / name)
-            config = examine(draft, self._limits)
+            config = examine(draft, self._limits, self._base_shapes())
             digest = _digest(Path(draft.path))
             if self._digests.get(adapter.name, digest) != digest:
                 raise _refusal(
@@ -129,6 +168,11 @@ class Shelf:
         finally:
             shutil.rmtree(draft.path, ignore_errors=True)
         self._offered[adapter.name], self._digests[adapter.name] = adapter, digest
+
+    def _base_shapes(self) -> dict[str, list[int]]:
+        if self._base is None:
+            self._base = base_shapes(Path(self._checkpoint))
+        return self._base
 
     def _put(self, draft: AdapterSettings, place: Path, config: dict[str, Any]) -> None:
         if not place.exists():  # else it was withdrawn, has the same files, and a call that runs may be reading them

@@ -168,8 +168,14 @@ class Replica:
             node=self._node,
             devices=self._devices,
             rank=self._member.rank,
-            adapters=self._engine.shelf.names if self._engine and self._engine.shelf else (),
+            adapters=self._offered(),
         )
+
+    def _offered(self) -> tuple[str, ...]:
+        """Before there is an engine, what is meant to be: a cold start is no reason to call an adapter unknown."""
+        if self._engine is None:
+            return tuple(sorted(adapter.name for adapter in self._adapters))
+        return self._engine.shelf.names if self._engine.shelf else ()
 
     async def __del__(self) -> None:
         """Awaited by Serve when it stops this replica: let streams finish, then end the engine."""

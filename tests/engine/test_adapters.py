@@ -21,7 +21,6 @@ from serving.engine.command import environment as environment_of
 from serving.errors import Refusal
 from tests import peft
 
-CHECKPOINT = "/models/base"
 LIMITS = LoraLimits(max_adapters=1, max_rank=16, max_cpu_adapters=1)
 SMOLLM2 = "smollm2-135m-instruct"
 
@@ -29,14 +28,16 @@ SMOLLM2 = "smollm2-135m-instruct"
 @pytest.fixture
 def shelf(tmp_path: Path) -> Shelf:
     (tmp_path / "shelf").mkdir()
-    return Shelf(tmp_path / "shelf", CHECKPOINT, LIMITS)
+    peft.write_base(tmp_path / "base")
+    return Shelf(tmp_path / "shelf", str(tmp_path / "base"), LIMITS)
 
 
 def found(folder: Path, name: str) -> bool:
     """Does vLLM's own resolver find it?"""
     from vllm.plugins.lora_resolvers.filesystem_resolver import FilesystemResolver
 
-    return asyncio.run(FilesystemResolver(str(folder)).resolve_lora(CHECKPOINT, name)) is not None
+    base = str(folder.parent / "base")
+    return asyncio.run(FilesystemResolver(str(folder)).resolve_lora(base, name)) is not None
 
 
 def test_vllms_resolver_finds_what_is_offered_and_only_that(shelf: Shelf, tmp_path: Path) -> None:
@@ -94,6 +95,13 @@ def linked_out(folder: Path) -> None:
     (folder / WEIGHTS).symlink_to(folder.parent / "elsewhere.safetensors")
 
 
+def widened(folder: Path) -> None:
+    """Weights of a larger rank than the description's."""
+    description = (folder / CONFIG).read_text()
+    peft.write(folder, 3, rank=32)
+    (folder / CONFIG).write_text(description)
+
+
 def cut(folder: Path) -> None:
     os.truncate(folder / WEIGHTS, 5000)
 
@@ -108,6 +116,15 @@ UNSOUND: dict[str, tuple[Callable[[Path], object], str]] = {
     "another method": (described(peft_type="IA3"), "not a LoRA"),
     "too large a rank": (described(r=32), "rank is 32 and the engine has room for 16"),
     "too large a rank for some": (described(rank_pattern={"q_proj": 64}), "rank is 64"),
+    "weights of a larger rank": (widened, "rank is 32"),
+    "weights of another model": (
+        lambda folder: peft.write(folder, 3, narrower_by=64),
+        "is 1472 wide and the model's is 1536",
+    ),
+    "weights of a whole model": (
+        lambda folder: (folder.parent / "base" / "model.safetensors").rename(folder / WEIGHTS),
+        "no LoRA weights",
+    ),
     "no rank": (described(r=None), "names no rank"),
 }
 
@@ -131,7 +148,7 @@ def test_a_link_inside_the_folder_is_followed(tmp_path: Path) -> None:
     (tmp_path / "one" / "..today").mkdir()
     (tmp_path / "one" / WEIGHTS).rename(tmp_path / "one" / "..today" / WEIGHTS)
     (tmp_path / "one" / WEIGHTS).symlink_to(Path("..today") / WEIGHTS)
-    assert examine(adapter, LIMITS)["r"] == 8
+    assert examine(adapter, LIMITS, {})["r"] == 8
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "/a", "a b", "a\n", "-a", "x" * 97])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serving.engine.boundary import SECRET_FILE_VARIABLE, Boundary, refusal_status
+from serving.engine.boundary import OWNER_ROUTES, SECRET_FILE_VARIABLE, Boundary, refusal_status
 from serving.errors import Refusal
 from serving.secret import PlaneSecret, create_if_absent
 from serving.wire import ENGINE_ROUTES
@@ -24,7 +24,7 @@ def secret(tmp_path: Path) -> PlaneSecret:
 def test_liveness_alone_answers_without_the_secret(secret: PlaneSecret) -> None:
     """A kubelet has no secret to send; every other route wants it."""
     assert refusal_status("GET", "/health", b"", secret) is None
-    refused = {refusal_status(method, path, b"", secret) for method, path in ENGINE_ROUTES}
+    refused = {refusal_status(method, path, b"", secret) for method, path in ENGINE_ROUTES | OWNER_ROUTES}
     assert refused == {401}
 
 
@@ -41,6 +41,8 @@ def test_a_wrong_secret_is_refused(secret: PlaneSecret, wrong: bytes) -> None:
         ("POST", "/collective_rpc"),
         ("POST", "/invocations"),
         ("POST", "/v1/load_lora_adapter"),
+        ("POST", "/adapters"),
+        ("DELETE", "/adapters/one"),
         ("GET", "/v1/chat/completions"),
         ("POST", "/v1/chat/completions/"),
         ("POST", "/V1/chat/completions"),
@@ -55,8 +57,9 @@ def test_the_secret_opens_only_listed_routes(secret: PlaneSecret, method: str, p
 
 
 def test_listed_routes_open_with_the_secret(secret: PlaneSecret) -> None:
-    """What a gateway needs is open to it."""
-    assert {refusal_status(method, path, VALUE, secret) for method, path in ENGINE_ROUTES} == {None}
+    """What a gateway needs is open to it, and what the engine's replica needs to that."""
+    routes = ENGINE_ROUTES | OWNER_ROUTES
+    assert {refusal_status(method, path, VALUE, secret) for method, path in routes} == {None}
 
 
 def test_two_values_are_valid_during_a_rotation(secret: PlaneSecret, tmp_path: Path) -> None:

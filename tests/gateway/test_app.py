@@ -217,7 +217,14 @@ async def test_unknown_models_are_404(world: World) -> None:
 
 async def test_unknown_paths_and_methods(world: World) -> None:
     """404 and 405 with Allow; vLLM's other routes are not there; HEAD and OPTIONS are refused cleanly."""
-    for path in ("/sleep", "/v1/load_lora_adapter", "/invocations", "/", "/v1/chat/completions/"):
+    for path in (
+        "/sleep",
+        "/v1/load_lora_adapter",
+        "/v1/unload_lora_adapter",
+        "/invocations",
+        "/",
+        "/v1/chat/completions/",
+    ):
         answer = await world.post(path, {})
         assert answer.status == 404 and answer.error["code"] == "unknown_url"
     for method, path, allowed in (

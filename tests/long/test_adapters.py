@@ -13,9 +13,10 @@ import openai
 import pytest
 
 from serving.config import AdapterSettings
+from serving.engine.adapters import CONFIG
 from tests import peft
 from tests.stack.conftest import SMOLLM2
-from tests.stack.http import bearer
+from tests.stack.http import bearer, call
 from tests.stack.running import Stack, running
 from tests.waiting import until
 
@@ -24,7 +25,8 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 #: The smallest room: every change of adapter evicts the one before.
 ROOM = {"max_adapters": 1, "max_rank": 8, "max_cpu_adapters": 1}
-EVICTION = re.compile(r"Removing adapter int id: (\d+)")
+#: What vLLM says when it has read an adapter; one it still has is not read.
+READ = re.compile(r"Adding lora\. Model id: (\d+)")
 
 
 def environment(adapters: Sequence[AdapterSettings]) -> dict[str, str]:
@@ -32,7 +34,7 @@ def environment(adapters: Sequence[AdapterSettings]) -> dict[str, str]:
     return {
         "SERVING_MODELS": json.dumps([model]),
         "SERVING_GATEWAY__ALIASES": '{"poet": "first"}',
-        "VLLM_LOGGING_LEVEL": "DEBUG",  # evictions are told
+        "VLLM_LOGGING_LEVEL": "DEBUG",  # what it reads is told
     }
 
 
@@ -50,9 +52,10 @@ def loaded(stack: Stack) -> set[str]:
         return {card["id"] for card in json.load(answer)["data"]} - {SMOLLM2}
 
 
-def evictions(stack: Stack) -> list[str]:
+def reads(stack: Stack) -> list[str]:
+    """vLLM's numbers of the adapters it has read, in order."""
     (log,) = (stack.home / "logs").glob("engine-*.log")
-    return EVICTION.findall(log.read_text())
+    return READ.findall(log.read_text())
 
 
 def pids(stack: Stack) -> dict[str, int]:
@@ -71,8 +74,11 @@ def test_adapters_come_and_go_while_their_engine_stays(tmp_path: Path) -> None:
     """From the registry to the answer and back, each step seen by the official client and in the engine."""
     folder = tmp_path / "adapters"
     first, second, third = (peft.write(folder / name, seed) for seed, name in enumerate(("first", "second", "third")))
-    narrow = peft.write(folder / "narrow", 7, narrower_by=64)
-    with running(tmp_path / "home", SMOLLM2, environment((first, second, narrow))) as stack:
+    narrow, dora = peft.write(folder / "narrow", 7, narrower_by=64), peft.write(folder / "dora", 8)
+    (folder / "dora" / CONFIG).write_text(
+        json.dumps(json.loads((folder / "dora" / CONFIG).read_text()) | {"use_dora": True})
+    )
+    with running(tmp_path / "home", SMOLLM2, environment((first, second, dora))) as stack:
         client = openai.OpenAI(base_url=f"{stack.url}/v1", api_key=stack.key, max_retries=0)
         before = pids(stack)
         _are_listed(client)
@@ -82,21 +88,23 @@ def test_adapters_come_and_go_while_their_engine_stays(tmp_path: Path) -> None:
         _are_loaded_on_demand(stack, client, plain)
         _evict_each_other(stack, client)
         _may_be_broken(client, plain)
+        _answer_on_every_route(stack)
+        _are_loaded_by_nothing_else(stack, folder / "third")
         _are_billed_by_name(stack, client)
 
         kept = said(client, "second")
-        stack.resettle(environment((second, third)))
+        stack.resettle(environment((second, narrow, third)))
         until(lambda: is_unknown(client, "first"))
         assert is_unknown(client, "poet") and loaded(stack) == {"second"}
         assert said(client, SMOLLM2) == plain and said(client, "second") == kept
         until(lambda: not is_unknown(client, "third"))
-        assert len({plain, kept, said(client, "third")}) == 3
+        assert len({plain, kept, said(client, "third")}) == 3 and is_unknown(client, "narrow")
         assert pids(stack) == before
 
 
 def _are_listed(client: openai.OpenAI) -> None:
     cards = {card.id: card.parent for card in client.models.list()}
-    assert cards == {SMOLLM2: None, "first": SMOLLM2, "second": SMOLLM2, "narrow": SMOLLM2, "poet": SMOLLM2}
+    assert cards == {SMOLLM2: None, "first": SMOLLM2, "second": SMOLLM2, "dora": SMOLLM2, "poet": SMOLLM2}
     assert client.models.retrieve("second").id == "second"
 
 
@@ -111,19 +119,44 @@ def _are_loaded_on_demand(stack: Stack, client: openai.OpenAI, plain: str) -> No
 
 def _evict_each_other(stack: Stack, client: openai.OpenAI) -> None:
     answers = {name: said(client, name) for name in ("first", "second")}
-    evicted = len(evictions(stack))
+    before = len(reads(stack))
     for name in ("first", "second") * 3:
         assert said(client, name) == answers[name]
-    turns = evictions(stack)[evicted:]
+    turns = reads(stack)[before:]
     assert len(turns) == 6 and all(one != other for one, other in pairwise(turns))
 
 
 def _may_be_broken(client: openai.OpenAI, plain: str) -> None:
-    """An adapter of another model is its callers' trouble alone."""
+    """An adapter that vLLM cannot load is its callers' trouble alone."""
     for _ in range(2):
         with pytest.raises(openai.BadRequestError, match="could not be loaded"):
-            said(client, "narrow")
+            said(client, "dora")
     assert said(client, SMOLLM2) == plain
+
+
+def _answer_on_every_route(stack: Stack) -> None:
+    bodies: dict[str, dict[str, object]] = {
+        "/v1/completions": {"prompt": "Once", "max_tokens": 4},
+        "/v1/responses": {"input": "Hello", "max_output_tokens": 4},
+        "/v1/messages": {"messages": QUESTION, "max_tokens": 4},
+        "/v1/messages/count_tokens": {"messages": QUESTION},
+        "/tokenize": {"prompt": "Once"},
+    }
+    for path, body in bodies.items():
+        status, _, answer = call(stack.url, "POST", path, body | {"model": "second"}, bearer(stack.key))
+        assert status == 200 and json.loads(answer).get("model", "second") == "second", (path, answer)
+
+
+def _are_loaded_by_nothing_else(stack: Stack, path: Path) -> None:
+    """The routes by which vLLM would load any folder are closed, even to who has the secret."""
+    for route, body in (
+        ("/v1/load_lora_adapter", {"lora_name": "third", "lora_path": str(path)}),
+        ("/adapters", {"name": "third", "src": str(path)}),
+    ):
+        assert call(stack.ready_engine_url(), "POST", route, body, bearer(stack.secret))[0] == 404
+    question = {"model": str(path), "prompt": "Once", "max_tokens": 1}
+    for url, key in ((stack.ready_engine_url(), stack.secret), (stack.url, stack.key)):
+        assert call(url, "POST", "/v1/completions", question, bearer(key))[0] == 404
 
 
 def _are_billed_by_name(stack: Stack, client: openai.OpenAI) -> None:

@@ -186,6 +186,7 @@ class Stack:
         subprocess.run(
             [sys.executable, "-m", "tests.long.resettle", address, self.directory().cell, self.directory_url()],
             env=dict(os.environ) | environment | {"SERVING_HOME": str(self.home)},
+            cwd=Path(__file__).parents[2],
             check=True,
             timeout=120,
         )
