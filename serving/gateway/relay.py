@@ -156,9 +156,10 @@ class Relay:
     async def relay(self, exchange: Exchange) -> None:
         """Answer a call. Raises ApiError; the responder knows how far the answer had got."""
         call, model = exchange.call, exchange.call.model
-        rates = self._rates.setdefault(model, Rates())
+        rates = self._rates.get(model) or Rates()
         prompt_tokens = rates.prompt_tokens(call) if call.route.is_billed else 0
-        self._demands.arrive(self._fleet.base_of(model), prompt_tokens, rates.output_tokens(call))
+        if self._fleet.lists(model):  # other names are a client's, and without number
+            self._demands.arrive(self._fleet.base_of(model), prompt_tokens, rates.output_tokens(call))
         is_woken = self._fleet.may_sleep(model)
         deadline = self._clock() + (self._timeouts.wake_wait_s if is_woken else self._timeouts.replica_wait_s)
         seen: set[tuple[str, Failure]] = set()
