@@ -3,7 +3,6 @@
 python -m tests.long.resettle RAY_ADDRESS CELL DIRECTORY_URL
 """
 
-import os
 import sys
 
 import ray
@@ -16,9 +15,6 @@ from serving.engine.checkpoints import store
 def main() -> None:
     address, cell, directory = sys.argv[1:]
     settings = config.load()
-    os.environ.pop("RAY_AUTH_MODE", None)  # see app.start_local_ray
-    os.environ.pop("RAY_AUTH_MODE", None)  # see app.start_local_ray
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(settings.home / app.RAY_TOKEN_FILE)
     ray.init(address=address, log_to_driver=False)
     deployments = []
     for wanted in settings.models:

@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serving import config
 from serving.engine import processes
+from serving.engine.app import RAY_TOKEN_FILE
 from serving.gateway.store import Store
 from serving.gateway.usage import Call, calls
 from serving.wire import DirectoryAnswer, Listed, ReplicaState
@@ -181,11 +182,12 @@ class Stack:
 
     def resettle(self, environment: dict[str, str]) -> None:
         """Give the running stack other settings, as whoever deploys a cell does."""
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.home / RAY_TOKEN_FILE)}
         lines = [" ".join(process.cmdline()) for process in self.members()]
         (address,) = {found[1] for line in lines if (found := re.search(r"--gcs-address=([\d.:]+)", line))}
         subprocess.run(
             [sys.executable, "-m", "tests.long.resettle", address, self.directory().cell, self.directory_url()],
-            env=dict(os.environ) | environment | {"SERVING_HOME": str(self.home)},
+            env=dict(os.environ) | environment | {"SERVING_HOME": str(self.home)} | token,
             cwd=Path(__file__).parents[2],
             check=True,
             timeout=120,
