@@ -38,7 +38,8 @@ OUTPUT_TOKENS = 32
 #: Two ranks add up in another order than one, in bfloat16: that moved log probabilities by up to 0.054 (measured), so
 #: two tokens closer than about twice as much are a tie that either may win (seen: once, at 0.03 and 0.00 apart).
 TIE_LOGPROB = 0.125
-#: Of the 120 tokens that one rank answers; a tie is the exception (measured: 1).
+#: Of the 120 tokens that one rank answers; a tie is the exception (measured: 1 with tensor and expert ranks, 2 with
+#: data ranks).
 TIES_MAX = 12
 REQUESTS = 24
 STREAMS = 4
