@@ -59,6 +59,18 @@ def schedule(per_slice: Sequence[float], fill_ratio: float, slice_s: float, star
     return Schedule([max(needs[index : index + ahead + 1]) for index in range(len(needs))], slice_s)
 
 
+def without_foresight(
+    per_slice: Sequence[float], fill_ratio: float, slice_s: float, startup_s: float, name: str
+) -> Schedule:
+    """What can be had of an exact knowledge of the present: a slice's need is answered when the slice is over.
+
+    Needs are held for one start-up, as we do. What it misses, nobody who does not know the future can promise.
+    """
+    needs = [1, *(max(1, math.ceil(value / fill_ratio)) for value in per_slice)]
+    held = math.ceil(startup_s / slice_s)
+    return Schedule([max(needs[max(0, index - held) : index + 1]) for index in range(len(needs))], slice_s, name)
+
+
 @dataclass(frozen=True, slots=True)
 class Oracle:
     """The best schedule found."""

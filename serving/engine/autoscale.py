@@ -7,7 +7,8 @@ this code. The need is measured in replicas, by what limits LLM serving, and whi
 * queued prefill, in seconds of one replica's work, cleared within one start-up;
 * running requests against the profile's knee, and committed KV against its share.
 
-Up goes at once to the need, down to the highest need of the last start-up: the peak is the whole controller.
+Arriving work is averaged twice: long, with room to spare, and short, with less, so that a surge is seen early and noise
+costs little. Up goes at once to the need, down to the highest need of the last start-up: that peak is the controller.
 """
 
 from __future__ import annotations
@@ -56,9 +57,12 @@ class Tuning(msgspec.Struct, frozen=True):
     """Chosen by the judge on its tuning traces; nobody needs to set these."""
 
     #: Share of the knee to fill: the rest is for what arrives within one start-up.
-    fill_ratio: float = 0.82
-    #: Averages arrivals over about this many seconds: noise costs replicas because peaks are held.
-    smoothing_s: float = 30.0
+    fill_ratio: float = 0.8
+    #: Averages arrivals over about this many seconds for that: noise costs replicas because peaks are held.
+    smoothing_s: float = 120.0
+    #: A surge shows in a shorter average first, which is noisier and so is allowed to fill more.
+    surge_fill_ratio: float = 0.89
+    surge_smoothing_s: float = 15.0
     #: Need must have stayed lower for so many start-ups.
     hold_startups: float = 1.0
 
@@ -80,8 +84,9 @@ class Memory(msgspec.Struct, frozen=True):
     decided: int | None = None
     decided_at: float | None = None
     peaks: tuple[Peak, ...] = ()
-    #: Arriving work, in replicas, smoothed.
+    #: Arriving work, in replicas, smoothed; and the same over the shorter time that shows a surge.
     arriving: float = 0.0
+    surging: float = 0.0
     #: None: not since this memory began, with a fleet at zero.
     busy_at: float | None = None
 
@@ -132,12 +137,13 @@ def _need(
     ready = [signal for signal in signals if signal.state is ReplicaState.READY]
     queued_tokens = sum(signal.queued_prefill_tokens for signal in ready) + demand.waiting_prompt_tokens
     queued = queued_tokens / knee.prefill_tokens_per_s / knee.startup_s
+    arriving = max(memory.arriving / tuning.fill_ratio, memory.surging / tuning.surge_fill_ratio)
     # A full replica collects requests, however little is missing: these two say that more is needed, not how much.
     one_more = len(ready) + 1.0
     running = min(one_more, sum(signal.running_requests for signal in ready) / knee.running_requests)
     kv = min(one_more, sum(signal.kv_cache_used_ratio for signal in ready) / knee.kv_cache_ratio)
     return max(
-        (memory.arriving / tuning.fill_ratio + queued, "arriving work"),
+        (arriving + queued, "arriving work"),
         (running, "running requests"),
         (kv, "committed KV"),
         (_late(signals, demand, knee), "waiting room"),
@@ -162,12 +168,13 @@ def _noticed(
         + demand.expected_output_tokens_per_s / knee.decode_tokens_per_s
     )
     if not memory.peaks:
-        memory = msgspec.structs.replace(memory, arriving=arriving, busy_at=now if signals else None)
+        memory = msgspec.structs.replace(memory, arriving=arriving, surging=arriving, busy_at=now if signals else None)
     elapsed_s = now - (now if memory.decided_at is None else memory.decided_at)
     is_busy = demand.is_any or any(signal.running_requests + signal.waiting_requests for signal in signals)
     return msgspec.structs.replace(
         memory,
         arriving=_averaged(memory.arriving, arriving, elapsed_s / tuning.smoothing_s),
+        surging=_averaged(memory.surging, arriving, elapsed_s / tuning.surge_smoothing_s),
         busy_at=now if is_busy else memory.busy_at,
     )
 

@@ -1,5 +1,6 @@
 """How many replicas are wanted: the rules of the policy, in virtual time."""
 
+import math
 import random
 
 import msgspec
@@ -85,12 +86,17 @@ def test_up_goes_at_once_to_the_need() -> None:
 
 
 def test_arrivals_are_answered_before_they_queue() -> None:
-    """Ten replicas' arrivals are answered by ten within three smoothing times, while every engine is at ease."""
+    """Ten replicas' arrivals are answered by ten within three of the short averages, while every engine is at ease."""
     policy = Following()
     assert policy.settle(arriving(1)) == 2
-    for _ in range(round(3 * TUNING.smoothing_s / 5)):
+    for _ in range(round(3 * TUNING.surge_smoothing_s / 5)):
         policy.ask(ready(2), arriving(10))
     assert (policy.memory.decided or 0) >= 10
+
+
+def test_a_steady_load_keeps_the_larger_reserve() -> None:
+    """What is sure to stay is given the room that a burst needs until more replicas have started."""
+    assert Following().settle(arriving(8)) == math.ceil(8 / TUNING.fill_ratio) > math.ceil(8 / TUNING.surge_fill_ratio)
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,12 @@ def test_nobody_beats_the_oracle(ideal: oracle.Oracle) -> None:
         assert outcome.attainment < 0.99 or outcome.gpu_s >= 0.99 * ideal.outcome.gpu_s
 
 
+def test_without_foresight_the_need_comes_one_slice_late() -> None:
+    """The row that says what bursts cost anybody: it never knows a slice before its end, and holds it one start-up."""
+    plan = oracle.without_foresight([1.6, 0.8, 3.2, 0.8, 0.8, 0.8], 0.8, slice_s=60.0, startup_s=120.0, name="late")
+    assert plan.replicas == [1, 2, 2, 4, 4, 4, 1]
+
+
 def test_the_copy_of_serves_policy_decides_as_serve_does() -> None:
     """Requests up and down at random: our ServeDefault and Ray's own functions agree at every step."""
     config = SimpleNamespace(
