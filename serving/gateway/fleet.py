@@ -394,8 +394,7 @@ class Fleet:
         if self._unheard:
             return True
         base = self._base_of.get(model)
-        is_listed = any(model in listed.adapters for listed in self._all_listed())
-        if base is not None and not is_listed and is_withdrawn(self._known, model, base):
+        if base is not None and is_withdrawn(self._known, model, base):
             return False
         listed_at = self._last_listed_at.get(model)
         return listed_at is not None and self._clock() - listed_at < MODEL_MEMORY_S
@@ -409,8 +408,11 @@ class Fleet:
         return self._with_states(lambda listed: (listed.name,), lambda report: (report.model,))
 
     def adapters(self) -> list[Model]:
-        """Every adapter that some replica offers, or will when there is one."""
-        return self._with_states(lambda listed: listed.adapters, lambda report: report.adapters)
+        """Every adapter that some replica offers; of a model without any, those that the settings name."""
+        here = {replica.report.model for replica in self._known.values()}
+        return self._with_states(
+            lambda listed: () if listed.name in here else listed.adapters, lambda report: report.adapters
+        )
 
     def _with_states(
         self,

@@ -355,3 +355,16 @@ def test_how_many_engines_are_wanted_is_logged_when_it_changes(caplog: pytest.Lo
         one.hear(msgspec.structs.replace(answer(), models=(listed,)), 0.0)
     said = [record.getMessage() for record in caplog.records]
     assert said == ["a wants 1 engines of m: arriving work", "a wants 2 engines of m: arriving work"]
+
+
+def test_an_adapter_of_a_sleeping_model_is_known_until_replicas_say_otherwise() -> None:
+    """The settings' word counts while no replica runs; a replica that refused the adapter knows better."""
+    clock = Clock()
+    one = fleet(clock)
+    asleep = ListedModel("m", adapters=("x", "broken"), wanted=0, may_sleep=True)
+    one.hear(msgspec.structs.replace(answer(), models=(asleep,)), clock.now)
+    assert [it.name for it in one.adapters()] == ["broken", "x"] and one.may_know("x") and one.may_sleep("x")
+    assert one.base_of("x") == "m"
+    clock.advance(1)
+    one.hear(msgspec.structs.replace(answer(report("1", adapters=("x",))), models=(asleep,)), clock.now)
+    assert [it.name for it in one.adapters()] == ["x"] and one.may_know("x") and not one.may_know("broken")
