@@ -65,9 +65,9 @@ class GatewaySettings(_Group):
     max_open_requests: Annotated[int, Field(ge=1)] = 1024
     """Requests held at once, waiting and streaming together: bounds memory (each holds at most its body and one chunk)."""
     max_waiting_requests: Annotated[int, Field(ge=1)] = 256
-    """Requests held while no replica of their model is ready, first come first served; the next one is told to come back."""
-    poll_interval_s: Annotated[float, Field(gt=0)] = 0.5
-    """Seconds between two looks at each directory."""
+    """Requests of one model held while no replica of it is ready, first come first served; the next is told to come back."""
+    poll_interval_s: Annotated[float, Field(gt=0, le=2)] = 0.5
+    """Seconds between two looks at each directory; a directory forgets a gateway after ten seconds of silence."""
     key_cache_s: Annotated[float, Field(gt=0)] = 10.0
     """Seconds an API key's answer is trusted before the store is asked again: the longest a revoked key lives on."""
     drain_timeout_s: Annotated[float, Field(ge=0)] = 5.0
@@ -98,8 +98,8 @@ class EngineSettings(_Group):
     """A program in vLLM's place that takes its `serve` command line and speaks its HTTP; empty for vLLM itself."""
     drain_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     """Seconds running streams may take to finish when a replica goes; not below the gateway's request_total_s."""
-    heartbeat_s: Annotated[float, Field(gt=0)] = 0.5
-    """Seconds between two reports of a replica to the directory."""
+    heartbeat_s: Annotated[float, Field(gt=0, le=2)] = 0.5
+    """Seconds between two reports of a replica to the directory; after five its figures count as stale, after ten it is gone."""
 
 
 class AdapterSettings(_Group):

@@ -98,36 +98,33 @@ class Listed(msgspec.Struct, frozen=True):
     heard_ago_s: float
 
 
-class Demand(msgspec.Struct, frozen=True):
-    """What the gateways see of one model, summed over gateways (`oldest_wait_s`: the greatest)."""
+class Traffic(msgspec.Struct, frozen=True):
+    """What one gateway sees of one model."""
 
-    #: Calls held in waiting rooms, because no replica can take them.
+    #: Calls it holds because no replica can take them, how long the first has waited, and their prompts.
     waiting_requests: int = 0
     oldest_wait_s: float = 0.0
     waiting_prompt_tokens: int = 0
-    #: Of the calls that came in since the last answer, held or not; prompts as estimated at admission.
-    arrived_prompt_tokens_per_s: float = 0.0
-    #: The same calls times the mean output the gateway has learned.
-    expected_output_tokens_per_s: float = 0.0
-
-    @property
-    def is_any(self) -> bool:
-        return self.waiting_requests > 0 or self.arrived_prompt_tokens_per_s > 0
+    #: Of the calls that came in since it was last heard, held or not; prompts estimated from their bytes.
+    arrived_prompt_tokens: float = 0.0
+    #: The same calls times the mean output it has learned.
+    expected_output_tokens: float = 0.0
 
 
 class GatewayReport(msgspec.Struct, frozen=True):
     """What a gateway sends when it asks a directory; the answer is the same for all of them."""
 
     gateway_id: str
+    #: Seconds that its arrivals cover: since a directory answered it last.
+    covers_s: float = 0.0
     #: Model → what this gateway sees of it.
-    demand: dict[str, Demand] = {}
+    traffic: dict[str, Traffic] = {}
 
 
 class ListedModel(msgspec.Struct, frozen=True):
     """A model of a cell, whether a replica of it runs or not."""
 
     name: str
-    task: Task = Task.GENERATE
     #: Longest prompt plus output, in tokens.
     context_tokens: int = 0
     #: Engines that should run now; None while a young directory does not know.
@@ -136,8 +133,10 @@ class ListedModel(msgspec.Struct, frozen=True):
     adapters: tuple[str, ...] = ()
     #: It may have no replica at all: its first call wakes it, and waits for a whole start.
     may_sleep: bool = False
-    #: Why so many, or why one of them has to wait, in one sentence.
+    #: The limit that decided so many.
     reason: str | None = None
+    #: Why there are fewer than are needed, in one sentence: others come first, or no node has room.
+    shortage: str | None = None
 
 
 class DirectoryAnswer(msgspec.Struct, frozen=True):

@@ -15,8 +15,7 @@ from dataclasses import dataclass, replace
 from loadtest.scaling.simulator import Outcome, Settings, run
 from loadtest.scaling.traces import Call
 from serving.catalog import Knee
-from serving.engine.autoscale import ReplicaSignal
-from serving.wire import Demand
+from serving.engine.autoscale import Demand, ReplicaSignal
 
 #: Seconds of one slice.
 SLICES_S = (20.0, 60.0)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from loadtest.scaling.model import ReplicaModel
 from serving.budget.knee import KNEE_RATIO
 from serving.catalog import Knee
-from serving.engine.autoscale import COMING, TUNING, Bounds, Memory, ReplicaSignal, Tuning, wanted
-from serving.wire import Demand, ReplicaState
+from serving.engine.autoscale import COMING, TUNING, Bounds, Demand, Memory, ReplicaSignal, Tuning, wanted
+from serving.wire import ReplicaState
 
 
 def knee_of(model: ReplicaModel, startup_s: float, ttft_slo_s: float) -> Knee:

@@ -17,8 +17,8 @@ from typing import Protocol
 
 from loadtest.scaling.model import ReplicaModel, Slo
 from loadtest.scaling.traces import Call
-from serving.engine.autoscale import ReplicaSignal
-from serving.wire import Demand, ReplicaState
+from serving.engine.autoscale import Demand, ReplicaSignal
+from serving.wire import ReplicaState
 
 #: Seconds.
 TICK_S = 0.5

@@ -62,8 +62,14 @@ def examine(adapter: AdapterSettings, limits: LoraLimits, base: Mapping[str, lis
 
 
 def base_shapes(checkpoint: Path) -> dict[str, list[int]]:
-    """The shape of each tensor of a checkpoint, by name, from the heads of its files."""
-    return {name: shape for path in sorted(checkpoint.glob("*.safetensors")) for name, shape in _shapes(path).items()}
+    """The shape of each tensor of a checkpoint, by name, from the heads of its files; raises Refusal."""
+    try:
+        shapes = [_shapes(path) for path in sorted(checkpoint.glob("*.safetensors"))]
+    except (SafetensorError, OSError):
+        raise Refusal(
+            f"A file of the checkpoint in {checkpoint} is broken, so no adapter can be compared with it."
+        ) from None
+    return {name: shape for one in shapes for name, shape in one.items()}
 
 
 def _shapes(path: Path) -> dict[str, list[int]]:

@@ -29,7 +29,7 @@ from serving.engine.autoscale import Bounds
 from serving.engine.command import EngineSpec, Parallel
 from serving.engine.directory import Directory
 from serving.engine.flags import room_flags, tuning_flags
-from serving.engine.replica import Replica
+from serving.engine.replica import LiveSettings, Replica
 from serving.engine.scaling import ModelPlan, Plans
 from serving.errors import Refusal
 from serving.wire import DIRECTORY_ROUTE
@@ -150,7 +150,7 @@ def run_model(it: Deployment, directory: str) -> None:
         health_check_period_s=_HEALTH_PERIOD_S,
         health_check_timeout_s=_HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=spec.settings.drain_timeout_s + 30,  # the drain's own limit strikes first
-        user_config=live_config(spec.settings, it.adapters),
+        user_config=LiveSettings(engine=spec.settings, adapters=it.adapters).model_dump(mode="json"),
         **placement.options(spec),
     )(Replica)
     # Serve gives each `run` a new version, and so restarts what only changed in number (seen with 2.60).
@@ -162,14 +162,6 @@ def run_model(it: Deployment, directory: str) -> None:
 
 def _app_name(model: str) -> str:
     return f"model-{model}"
-
-
-def live_config(settings: EngineSettings, adapters: Sequence[AdapterSettings]) -> dict[str, object]:
-    """What reaches replicas that run (`Replica.reconfigure`), as plain data."""
-    return {
-        "settings": settings.model_dump(mode="json"),
-        "adapters": [adapter.model_dump() for adapter in adapters],
-    }
 
 
 class Fleet(TypedDict, total=False):

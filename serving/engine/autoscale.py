@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import msgspec
 
 from serving.catalog import Knee
-from serving.wire import Demand, ReplicaState
+from serving.wire import ReplicaState
 
 #: A replica in one of these is capacity, or capacity on its way.
 COMING = frozenset({ReplicaState.STARTING, ReplicaState.LOADING, ReplicaState.WARMING})
@@ -44,6 +44,23 @@ class ReplicaSignal(msgspec.Struct, frozen=True):
     kv_cache_used_ratio: float = 0.0
 
 
+class Demand(msgspec.Struct, frozen=True):
+    """What the gateways see of one model, all together."""
+
+    #: Calls held in waiting rooms, because no replica can take them.
+    waiting_requests: int = 0
+    oldest_wait_s: float = 0.0
+    waiting_prompt_tokens: int = 0
+    #: Of the calls that came in since the last decision, held or not; prompts as estimated at admission.
+    arrived_prompt_tokens_per_s: float = 0.0
+    #: The same calls times the mean output the gateway has learned.
+    expected_output_tokens_per_s: float = 0.0
+
+    @property
+    def is_any(self) -> bool:
+        return self.waiting_requests > 0 or self.arrived_prompt_tokens_per_s > 0
+
+
 class Bounds(msgspec.Struct, frozen=True):
     """What the operator allows. `min_replicas` 0 means at least one, unless zero is chosen below."""
 
@@ -51,6 +68,10 @@ class Bounds(msgspec.Struct, frozen=True):
     max_replicas: int
     #: Seconds without any call after which the last replica goes; None: never.
     scale_to_zero_after_s: float | None = None
+
+    @property
+    def is_fixed(self) -> bool:
+        return self.min_replicas == self.max_replicas
 
 
 class Tuning(msgspec.Struct, frozen=True):
@@ -89,10 +110,12 @@ class Memory(msgspec.Struct, frozen=True):
     surging: float = 0.0
     #: None: not since this memory began, with a fleet at zero.
     busy_at: float | None = None
+    #: Replicas that were ready.
+    ready: int = 0
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """Replicas wanted, what to hand in next time, and one clause for logs and `serving status`."""
+    """Replicas wanted, what to hand in next time, and one clause for logs."""
 
     replicas: int
     memory: Memory
@@ -112,10 +135,10 @@ def wanted(
 
     `signals` or `demand` None means that nobody answered, or that a young directory has not heard from everyone yet.
     """
-    if bounds.min_replicas == bounds.max_replicas:
+    if bounds.is_fixed:
         return Decision(bounds.max_replicas, _decided(memory, bounds.max_replicas, now), "fixed")
     if signals is None or demand is None:
-        held = _clamp(_floor(memory.decided, signals or ()), bounds)
+        held = _clamp(max(_floor(memory.decided, signals or ()), _found(memory, signals or ())), bounds)
         return Decision(held, _decided(memory, held, now), "no answer: as before")
     memory = _noticed(signals, demand, knee, memory, now, tuning)
     need, limit = _need(signals, demand, knee, memory, tuning)
@@ -127,7 +150,8 @@ def wanted(
     elif any(signal.age_s > STALE_S for signal in signals):
         replicas, reason = max(replicas, _floor(memory.decided, signals)), f"{reason}, reports stale"
     replicas = _clamp(replicas, bounds)
-    return Decision(replicas, _decided(memory, replicas, now), reason)
+    ready = sum(signal.state is ReplicaState.READY for signal in signals)
+    return Decision(replicas, msgspec.structs.replace(_decided(memory, replicas, now), ready=ready), reason)
 
 
 def _need(
@@ -146,17 +170,20 @@ def _need(
         (arriving + queued, "arriving work"),
         (running, "running requests"),
         (kv, "committed KV"),
-        (_late(signals, demand, knee), "waiting room"),
+        (_late(len(ready), demand, knee, memory), "waiting room"),
     )
 
 
-def _late(signals: Sequence[ReplicaSignal], demand: Demand, knee: Knee) -> float:
-    """Calls wait beyond the SLO: one more than are ready. Absolute, so that replicas on their way or failing add none."""
+def _late(ready: int, demand: Demand, knee: Knee, memory: Memory) -> float:
+    """Calls wait beyond the SLO: one more than are ready. Absolute, so that replicas on their way or failing add none.
+
+    One that has just become ready does not count: those who waited for it may not have told yet that they wait no more.
+    """
     if demand.waiting_requests == 0:
         return 0.0
     if demand.oldest_wait_s <= knee.ttft_slo_s:
         return 1.0
-    return 1.0 + sum(signal.state is ReplicaState.READY for signal in signals)
+    return 1.0 + min(ready, memory.ready)
 
 
 def _noticed(
@@ -186,13 +213,17 @@ def _averaged(average: float, value: float, elapsed: float) -> float:
 
 def _with_peak(memory: Memory, need: float, signals: Sequence[ReplicaSignal], hold_s: float, now: float) -> Memory:
     """The memory with this need; a new memory takes the fleet it finds for a need, so that a restart shrinks nothing."""
-    if not memory.peaks:
-        need = max(need, sum(signal.state in COMING | {ReplicaState.READY} for signal in signals))
+    need = max(need, _found(memory, signals))
     current = math.floor(now / (hold_s / PEAKS))
     kept = {peak.slice_number: peak for peak in memory.peaks if current - PEAKS <= peak.slice_number <= current}
     before = kept.get(current)
     kept[current] = Peak(current, max(need, before.replicas if before else 0.0))
     return msgspec.structs.replace(memory, peaks=tuple(kept.values()))
+
+
+def _found(memory: Memory, signals: Sequence[ReplicaSignal]) -> int:
+    """What a new memory finds: nothing that runs or starts is taken away because somebody has forgotten why."""
+    return 0 if memory.peaks else sum(signal.state in COMING | {ReplicaState.READY} for signal in signals)
 
 
 def _is_idle(bounds: Bounds, memory: Memory, now: float) -> bool:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from serving import catalog, secret
+from serving import catalog
 from serving.config import EngineSettings, ModelSettings, Settings
 from serving.engine import command
-from serving.engine.app import engine_spec
+from serving.engine.app import deployment_of
 from serving.engine.command import EngineSpec
 
 
@@ -65,4 +65,4 @@ def _spec(wanted: ModelSettings, settings: Settings) -> EngineSpec:
     """The spec that production would build; the name of the checkpoint's source stands for its folder."""
     model = catalog.find(wanted.name, settings.own_models)
     source = Path(" ".join(str(value) for value in model.source.model_dump().values()))
-    return engine_spec(model, wanted, source, settings, settings.home / secret.FILE_NAME)
+    return deployment_of(model, wanted, settings, source).spec

@@ -8,6 +8,7 @@ is not complete, so that its silence removes nobody.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 
 import msgspec
 import ray
+from ray.exceptions import RayError
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -23,9 +25,11 @@ from serving.engine import scaling
 from serving.engine.failures import Failure, Failures
 from serving.engine.placement import GPU_TYPE_LABEL
 from serving.engine.pool import Node
-from serving.engine.scaling import Plans, Scaler
+from serving.engine.scaling import Arrivals, Plans, Scaler
 from serving.secret import PlaneSecret
 from serving.wire import WANTED_ROUTE, DirectoryAnswer, GatewayReport, Listed, ReplicaReport, ReplicaState
+
+logger = logging.getLogger("serving.directory")
 
 #: Seconds without a report after which a replica is no longer listed: twenty missed reports.
 EXPIRY_S = 10.0
@@ -56,6 +60,7 @@ class Listing:
         self._gateways: dict[str, tuple[float, GatewayReport]] = {}
         self._nodes: Sequence[Node] = ()
         self._scaler = Scaler()
+        self._arrivals = Arrivals(self._started_at)
 
     def plan(self, plans: Plans) -> None:
         """Take what the settings want of each model."""
@@ -69,6 +74,7 @@ class Listing:
         """What one gateway sees now stands until it says something else, or nothing for a while."""
         if report.gateway_id in self._gateways or len(self._gateways) < _GATEWAYS_MAX:
             self._gateways[report.gateway_id] = (self._clock(), report)
+            self._arrivals.hear(report)
 
     def hear(self, report: ReplicaReport) -> None:
         now = self._clock()
@@ -101,10 +107,11 @@ class Listing:
         now = self._clock()
         self._heard = {key: (at, report) for key, (at, report) in self._heard.items() if now - at < EXPIRY_S}
         self._gateways = {key: (at, report) for key, (at, report) in self._gateways.items() if now - at < EXPIRY_S}
-        if self._is_complete():
-            demands = [report.demand for _, report in self._gateways.values()]
-            demand = scaling.total(demands) if demands else None
-            self._scaler.decide(list(self._heard.values()), demand, self._nodes, now)
+        if self._is_complete() and self._scaler.is_due(now):
+            demand = self._arrivals.demand([report for _, report in self._gateways.values()], now)
+            self._arrivals = Arrivals(now)
+            heard = list(self._heard.values())
+            self._scaler.decide(heard, demand if self._gateways else None, self._nodes, now)
 
     def answer(self) -> DirectoryAnswer:
         """What gateways get."""
@@ -130,8 +137,16 @@ class Directory:
 
     async def _watch_nodes(self) -> None:
         while True:
-            self._listing.see(gpu_nodes(await asyncio.to_thread(ray.nodes)))
+            try:
+                self._listing.see(gpu_nodes(await asyncio.to_thread(ray.nodes)))
+            except RayError as error:
+                logger.warning("Ray did not list its nodes: %s", type(error).__name__)
             await asyncio.sleep(_NODES_INTERVAL_S)
+
+    def check_health(self) -> None:
+        """Asked by Serve, which replaces a directory that no longer sees what it decides on."""
+        if self._watching.done():
+            raise RuntimeError("nodes are no longer watched")
 
     def reconfigure(self, plans: dict[str, Any]) -> None:
         """Called by Serve at the start and when the settings' models change, which restarts nothing."""

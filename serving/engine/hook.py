@@ -6,6 +6,7 @@ hook says the last number read. A silent directory changes nothing.
 
 from __future__ import annotations
 
+import http.client
 import logging
 import threading
 import urllib.request
@@ -36,6 +37,8 @@ class Wanted:
         self._url = directory + DIRECTORY_ROUTE + WANTED_ROUTE
         self._secret = PlaneSecret(Path(secret_file))
         self._engines: int | None = None
+        # The secret is for the directory alone: neither a proxy of the environment nor a redirect may get it.
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects())
         threading.Thread(target=_follow, args=(weakref.ref(self),), daemon=True).start()
 
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
@@ -47,14 +50,19 @@ class Wanted:
         """Ask the directory; whatever fails leaves the last number standing."""
         request = urllib.request.Request(self._url, headers={"Authorization": f"Bearer {self._secret.sent}"})
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
+            with self._opener.open(request, timeout=_TIMEOUT_S) as answer:
                 wanted = msgspec.json.decode(answer.read(), type=dict[str, int] | None)
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, http.client.HTTPException, msgspec.DecodeError, UnicodeDecodeError) as error:
             logger.debug("the directory did not say how many engines of %s: %s", self._model, type(error).__name__)
             return
         # None: a young directory has not heard from everyone, and knows nothing yet.
         if wanted is not None and self._model in wanted:
             self._engines = wanted[self._model]
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *arguments: object) -> None:
+        """None: an answer that leads elsewhere is an error."""
 
 
 def _follow(reference: weakref.ref[Wanted]) -> None:

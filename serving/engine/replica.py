@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import msgspec
 import ray
+from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
@@ -36,6 +37,15 @@ _BACK_OFF_LOOK_S = 1.0
 #: Seconds between two looks at how many streams still run while draining. The first look comes after one, because
 #: gateways that have not heard yet may still send: longer than a heartbeat and a gateway's poll together.
 _DRAIN_LOOK_INTERVAL_S = 1.0
+
+
+class LiveSettings(BaseModel):
+    """What reaches a replica that runs; Serve carries it as a plain mapping (`user_config`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    engine: EngineSettings
+    adapters: tuple[AdapterSettings, ...] = ()
 
 
 class Replica:
@@ -97,13 +107,14 @@ class Replica:
         await self._report()
         return engine
 
-    async def reconfigure(self, live: dict[str, Any]) -> None:
+    async def reconfigure(self, plain: dict[str, Any]) -> None:
         """Called by Serve after the start, and when settings change that restart no engine: adapters, heartbeat, drain.
 
         Without it Serve would keep the old ones even for later starts: equal version, equal deployment (seen with 2.60).
         """
-        self._spec = msgspec.structs.replace(self._spec, settings=EngineSettings.model_validate(live["settings"]))
-        self._adapters = tuple(AdapterSettings.model_validate(adapter) for adapter in live["adapters"])
+        live = LiveSettings.model_validate(plain)
+        self._spec = msgspec.structs.replace(self._spec, settings=live.engine)
+        self._adapters = live.adapters
         if self._engine and not self._engine.is_dead:
             await self._stock(self._engine)
 
@@ -112,7 +123,11 @@ class Replica:
         shelf = engine.shelf
         if shelf is None:
             return
-        gone = await asyncio.to_thread(shelf.withdraw, self._adapters)
+        try:
+            gone = await asyncio.to_thread(shelf.withdraw, self._adapters)
+        except OSError as error:
+            logger.error("%s: adapters could not be withdrawn: %s", self._id, error.strerror)
+            return
         if gone:
             await self._report()  # gateways first, so that few calls meet its absence
         for name in gone:

@@ -16,16 +16,18 @@ import msgspec
 from serving.catalog import Knee, Model
 from serving.config import ModelSettings
 from serving.engine import pool
-from serving.engine.autoscale import COMING, Bounds, Decision, Memory, ReplicaSignal, wanted
+from serving.engine.autoscale import COMING, Bounds, Decision, Demand, Memory, ReplicaSignal, wanted
 from serving.engine.command import EngineSpec
 from serving.engine.pool import Grant, Node, Wish
 from serving.errors import Refusal
-from serving.wire import Demand, ListedModel, ReplicaReport, ReplicaState, Task
+from serving.wire import GatewayReport, ListedModel, ReplicaReport, ReplicaState, Traffic
 
 logger = logging.getLogger("serving.directory")
 
 #: Seconds between two decisions: Serve's hook reads about as often.
 DECISION_INTERVAL_S = 1.0
+#: Seconds of arrivals that a report may bring: what a directory missed while it was away would look like a surge.
+COVERED_MAX_S = 2.0
 #: States of a replica that has found its place.
 PRESENT = COMING | {ReplicaState.READY}
 
@@ -37,7 +39,6 @@ class ModelPlan(msgspec.Struct, frozen=True):
     """What the settings want of one model; a change of it restarts nothing."""
 
     name: str
-    task: Task
     context_tokens: int
     bounds: Bounds
     #: None where the fleet is fixed.
@@ -67,7 +68,6 @@ def plan(model: Model, settings: ModelSettings, spec: EngineSpec, estimate: Knee
     adapters = tuple(adapter.name for adapter in settings.adapters)
     return ModelPlan(
         name=model.name,
-        task=model.task,
         context_tokens=spec.context_tokens,
         bounds=bounds,
         knee=knee,
@@ -103,30 +103,39 @@ class Scaler:
         self._plans = Plans()
         self._memories: dict[str, Memory] = {}
         self._decisions: dict[str, Decision] = {}
-        self._reasons: dict[str, str] = {}
+        self._shortages: dict[str, str | None] = {}
         self._decided_at = float("-inf")
 
     def plan(self, plans: Plans) -> None:
-        """Take new plans in place of the old ones; what is remembered of models that stay is kept."""
-        self._plans = plans
+        """Take new plans in place of the old ones; what is remembered of models that stay is kept.
+
+        A memory's peaks belong to its knee: with another one it begins anew, and takes the fleet that it finds.
+        """
+        knees = {it.name: it.knee for it in self._plans.models}
         names = {it.name for it in plans.models}
-        self._memories = {name: memory for name, memory in self._memories.items() if name in names}
+        same = {it.name for it in plans.models if it.name in knees and it.knee == knees[it.name]}
+        self._plans = plans
+        self._memories = {name: memory for name, memory in self._memories.items() if name in same}
         self._decisions = {name: decision for name, decision in self._decisions.items() if name in names}
+        self._shortages = {name: shortage for name, shortage in self._shortages.items() if name in names}
         self._decided_at = float("-inf")
 
+    def is_due(self, now: float) -> bool:
+        """Was the last decision more than a moment ago?"""
+        return now - self._decided_at >= DECISION_INTERVAL_S
+
     def decide(self, heard: Heard, demand: Mapping[str, Demand] | None, nodes: Sequence[Node], now: float) -> None:
-        """Decide anew unless that was a moment ago; `demand` None: no gateway spoke."""
-        if now - self._decided_at < DECISION_INTERVAL_S:
-            return
+        """Decide anew; `demand` None: no gateway spoke."""
         self._decided_at = now
         decisions = {it.name: self._decide(it, heard, demand, now) for it in self._plans.models}
         granted = self._granted(decisions, nodes)
         for model in self._plans.models:
             decision, grant = decisions[model.name], granted.get(model.name)
             self._memories[model.name] = decision.memory
-            self._reasons[model.name] = (grant and grant.reason) or self._waits(model, heard, nodes) or decision.reason
-            replicas = decision.replicas if grant is None else grant.replicas
-            self._remember(model.name, msgspec.structs.replace(decision, replicas=replicas))
+            self._shortages[model.name] = (grant and grant.reason) or self._waits(model, heard, nodes)
+            if grant and not model.bounds.is_fixed:  # a fixed fleet is Serve's to keep, and waits
+                decision = msgspec.structs.replace(decision, replicas=grant.replicas)
+            self._remember(model.name, decision)
 
     def _decide(self, model: ModelPlan, heard: Heard, demand: Mapping[str, Demand] | None, now: float) -> Decision:
         if model.knee is None:
@@ -153,7 +162,7 @@ class Scaler:
         before = self._decisions.get(name)
         if before is None or before.replicas != decision.replicas:
             was = "" if before is None else f" instead of {before.replicas}"
-            logger.info("%s: %d engines wanted%s (%s)", name, decision.replicas, was, self._reasons[name])
+            logger.info("%s: %d engines wanted%s (%s)", name, decision.replicas, was, decision.reason)
         self._decisions[name] = decision
 
     def wanted(self) -> dict[str, int]:
@@ -168,12 +177,12 @@ class Scaler:
         decision = self._decisions.get(model.name)
         return ListedModel(
             name=model.name,
-            task=model.task,
             context_tokens=model.context_tokens,
             adapters=model.adapters,
             wanted=None if decision is None else decision.replicas,
             may_sleep=model.bounds.min_replicas == 0,
-            reason=None if decision is None else self._reasons[model.name],
+            reason=None if decision is None else decision.reason,
+            shortage=self._shortages.get(model.name),
         )
 
 
@@ -210,17 +219,37 @@ def _signal(report: ReplicaReport, age_s: float) -> ReplicaSignal:
     )
 
 
-def total(reports: Iterable[Mapping[str, Demand]]) -> dict[str, Demand]:
-    """All gateways' demand, model by model."""
-    summed: dict[str, Demand] = {}
-    for report in reports:
-        for name, more in report.items():
-            so_far = summed.get(name, Demand())
-            summed[name] = Demand(
-                waiting_requests=so_far.waiting_requests + more.waiting_requests,
-                oldest_wait_s=max(so_far.oldest_wait_s, more.oldest_wait_s),
-                waiting_prompt_tokens=so_far.waiting_prompt_tokens + more.waiting_prompt_tokens,
-                arrived_prompt_tokens_per_s=so_far.arrived_prompt_tokens_per_s + more.arrived_prompt_tokens_per_s,
-                expected_output_tokens_per_s=so_far.expected_output_tokens_per_s + more.expected_output_tokens_per_s,
-            )
-    return summed
+class Arrivals:
+    """What gateways have told: tokens add up from one decision to the next, who waits is as told last."""
+
+    def __init__(self, now: float) -> None:
+        self._since = now
+        self._arrived: dict[str, tuple[float, float]] = {}
+
+    def hear(self, report: GatewayReport) -> None:
+        """Take in a report; of one that covers a long silence, as much as is of now."""
+        share = COVERED_MAX_S / max(report.covers_s, COVERED_MAX_S)
+        for name, traffic in report.traffic.items():
+            prompt, output = self._arrived.get(name, (0.0, 0.0))
+            prompt += share * traffic.arrived_prompt_tokens
+            output += share * traffic.expected_output_tokens
+            self._arrived[name] = (prompt, output)
+
+    def demand(self, reports: Iterable[GatewayReport], now: float) -> dict[str, Demand]:
+        """The demand for every model anybody spoke of."""
+        elapsed_s = max(now - self._since, DECISION_INTERVAL_S)
+        held: dict[str, list[Traffic]] = {name: [] for name in self._arrived}
+        for report in reports:
+            for name, traffic in report.traffic.items():
+                held.setdefault(name, []).append(traffic)
+        return {name: self._one(name, told, elapsed_s) for name, told in held.items()}
+
+    def _one(self, name: str, told: Sequence[Traffic], elapsed_s: float) -> Demand:
+        prompt, output = self._arrived.get(name, (0.0, 0.0))
+        return Demand(
+            waiting_requests=sum(it.waiting_requests for it in told),
+            oldest_wait_s=max((it.oldest_wait_s for it in told), default=0.0),
+            waiting_prompt_tokens=sum(it.waiting_prompt_tokens for it in told),
+            arrived_prompt_tokens_per_s=prompt / elapsed_s,
+            expected_output_tokens_per_s=output / elapsed_s,
+        )

@@ -390,7 +390,7 @@ def _summary(model: Model) -> str:
         ReplicaState.FAILED,
     )
     found = next((state.value for state in by_promise if state in model.states), None)
-    return found or (ASLEEP if model.wanted == 0 else ReplicaState.STARTING)
+    return found or (ASLEEP if model.wanted == 0 and model.may_sleep else ReplicaState.STARTING)
 
 
 async def _send_json(visit: Visit, status: int, body: msgspec.Struct) -> None:

@@ -1,6 +1,6 @@
 """Demand: what this gateway sees of each model's traffic, told to directories with every poll, so that fleets follow it.
 
-Arrivals are summed for ever and read as differences, so that a directory that was silent misses none.
+Arrivals are summed for ever and told as differences, so that a directory that was silent misses none.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import msgspec
 
-from serving.wire import Demand
+from serving.wire import Traffic
 
 
 class Arrivals(msgspec.Struct, frozen=True):
@@ -36,7 +36,7 @@ class _Held(msgspec.Struct, frozen=True, eq=False):
 
 
 class Demands:
-    """The demand for every model; models are few, because only names that a fleet lists are counted."""
+    """The demand for every model. Only names that a fleet lists may arrive, because whatever has is remembered."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -58,39 +58,38 @@ class Demands:
         finally:
             del self._held[id(call)]
 
-    @property
-    def held_requests(self) -> int:
-        return len(self._held)
+    def held_requests(self, model: str) -> int:
+        """Calls of this model that wait now."""
+        return sum(call.model == model for call in self._held.values())
 
     def read(self) -> Reading:
         """All arrivals up to now."""
         return Reading(self._clock(), dict(self._arrivals))
 
-    def since(self, before: Reading, now: Reading) -> dict[str, Demand]:
-        """The demand between two readings, with those who wait at the second."""
-        elapsed_s = max(now.at - before.at, 1e-3)
+    def since(self, before: Reading, now: Reading) -> dict[str, Traffic]:
+        """What came in between two readings, and those who wait at the second."""
         models = now.arrivals.keys() | {call.model for call in self._held.values()}
-        return {model: self._one(model, before, now, elapsed_s) for model in models}
+        return {model: self._one(model, before, now) for model in models}
 
-    def _one(self, model: str, before: Reading, now: Reading, elapsed_s: float) -> Demand:
+    def _one(self, model: str, before: Reading, now: Reading) -> Traffic:
         held = [call for call in self._held.values() if call.model == model]
         first, last = (reading.arrivals.get(model, Arrivals()) for reading in (before, now))
-        return Demand(
+        return Traffic(
             waiting_requests=len(held),
             oldest_wait_s=max((now.at - call.since for call in held), default=0.0),
             waiting_prompt_tokens=sum(call.prompt_tokens for call in held),
-            arrived_prompt_tokens_per_s=(last.prompt_tokens - first.prompt_tokens) / elapsed_s,
-            expected_output_tokens_per_s=(last.output_tokens - first.output_tokens) / elapsed_s,
+            arrived_prompt_tokens=last.prompt_tokens - first.prompt_tokens,
+            expected_output_tokens=last.output_tokens - first.output_tokens,
         )
 
 
-def shared(demand: Demand, cells: int) -> Demand:
+def shared(traffic: Traffic, cells: int) -> Traffic:
     """One cell's share of a model that several serve; whoever waits is everybody's until somebody takes him."""
     if cells <= 1:
-        return demand
+        return traffic
     return msgspec.structs.replace(
-        demand,
-        waiting_prompt_tokens=demand.waiting_prompt_tokens // cells,
-        arrived_prompt_tokens_per_s=demand.arrived_prompt_tokens_per_s / cells,
-        expected_output_tokens_per_s=demand.expected_output_tokens_per_s / cells,
+        traffic,
+        waiting_prompt_tokens=traffic.waiting_prompt_tokens // cells,
+        arrived_prompt_tokens=traffic.arrived_prompt_tokens / cells,
+        expected_output_tokens=traffic.expected_output_tokens / cells,
     )

@@ -10,7 +10,7 @@ import logging
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
 import aiohttp
@@ -24,17 +24,19 @@ from serving.secret import PlaneSecret
 from serving.wire import (
     DIRECTORY_ROUTE,
     LIVENESS_ROUTE,
-    Demand,
     DirectoryAnswer,
     GatewayReport,
     Listed,
     ListedModel,
     ReplicaReport,
     ReplicaState,
+    Traffic,
 )
 
 #: Seconds after which a model nobody lists any more is unknown (404) instead of not ready (503): a cold restart is shorter.
 MODEL_MEMORY_S = 3600.0
+#: Seconds of silence after which a cell no longer takes its share of the demand; its replicas stay.
+CELL_MEMORY_S = 30.0
 #: Seconds a poll may take; a directory answers in milliseconds.
 POLL_TIMEOUT_S = 5.0
 #: Reports closer together than this are the same one, seen through the network's jitter.
@@ -221,6 +223,8 @@ class Model(msgspec.Struct, frozen=True):
     states: dict[ReplicaState, int]
     #: Engines that should run, over all cells; None where nobody says so.
     wanted: int | None = None
+    #: Its first call may have to wake it.
+    may_sleep: bool = False
     #: Of an adapter, the model it belongs to.
     base: str | None = None
 
@@ -253,8 +257,11 @@ class Fleet:
         #: Adapter → its model.
         self._base_of: dict[str, str] = {}
         self._waiting: dict[asyncio.Future[None], str] = {}
-        #: Cell → what it serves, whether a replica runs or not.
+        #: Cell → what it serves, whether a replica runs or not; and when it said so.
         self._listed: dict[str, dict[str, ListedModel]] = {}
+        self._answered_at: dict[str, float] = {}
+        #: Names that some cell has listed so: when none does any more they are unknown at once.
+        self._planned: set[str] = set()
         #: Cell → what its directory warns of.
         self._warnings: dict[str, frozenset[str]] = {}
 
@@ -272,7 +279,9 @@ class Fleet:
             telling = self._demands.read()
             try:
                 async with asyncio.timeout(POLL_TIMEOUT_S):
-                    answer = await source.ask(session, GatewayReport(self._id, self._demand(told, telling)))
+                    answer = await source.ask(
+                        session, GatewayReport(self._id, telling.at - told.at, self._traffic(told, telling))
+                    )
             except (Silence, TimeoutError) as silence:
                 if not is_silent:
                     log.warning("no answer from %s (%s); its replicas stay as they were", source.name, silence)
@@ -284,8 +293,10 @@ class Fleet:
                 self.hear(answer, asked_at)
             await asyncio.sleep(self._interval_s)
 
-    def _demand(self, told: Reading, telling: Reading) -> dict[str, Demand]:
-        cells = Counter(name for models in self._listed.values() for name in models)
+    def _traffic(self, told: Reading, telling: Reading) -> dict[str, Traffic]:
+        heard_since = self._clock() - CELL_MEMORY_S
+        alive = [models for cell, models in self._listed.items() if self._answered_at[cell] >= heard_since]
+        cells = Counter(name for models in alive for name in models)
         return {name: shared(it, cells[name]) for name, it in self._demands.since(told, telling).items()}
 
     def hear(self, answer: DirectoryAnswer, asked_at: float) -> None:
@@ -294,6 +305,8 @@ class Fleet:
         self._lost_at = {lost: at for lost, at in self._lost_at.items() if lost in self._known}
         self._tell_wanted(answer)
         self._listed[answer.cell] = {model.name: model for model in answer.models}
+        self._answered_at[answer.cell] = asked_at
+        self._planned |= {name for model in answer.models for name in (model.name, *model.adapters)}
         for replica in self._known.values():
             self._take_names(replica.report.model, replica.report.adapters, asked_at)
         for listed in answer.models:
@@ -304,6 +317,7 @@ class Fleet:
                 waiter.set_result(None)
 
     def _take_names(self, model: str, adapters: Sequence[str], at: float) -> None:
+        self._base_of.pop(model, None)  # it may have been an adapter's name
         self._base_of |= dict.fromkeys(adapters, model)
         for name in (model, *adapters):
             self._first_seen_s.setdefault(name, int(self._wall_clock()))
@@ -314,12 +328,14 @@ class Fleet:
         return self._base_of.get(name, name)
 
     def _tell_wanted(self, answer: DirectoryAnswer) -> None:
-        """Log how many engines a cell wants of a model whenever that changes, with its reason."""
+        """Log how many engines a cell wants of a model, and what they wait for, whenever either changes."""
         before = self._listed.get(answer.cell, {})
         for model in answer.models:
-            known = before.get(model.name)
-            if model.wanted is not None and (known is None or known.wanted != model.wanted):
+            known = before.get(model.name, ListedModel(model.name))
+            if model.wanted is not None and known.wanted != model.wanted:
                 log.info("%s wants %d engines of %s: %s", answer.cell, model.wanted, model.name, model.reason)
+            if model.shortage and known.shortage != model.shortage:
+                log.warning("%s, model %s: %s", answer.cell, model.name, model.shortage)
 
     def _tell_warnings(self, answer: DirectoryAnswer) -> None:
         """Log what a cell's directory warns of when it begins, and when it ends: at every poll would be noise.
@@ -365,12 +381,15 @@ class Fleet:
     async def wait_until_ready(self, model: str, deadline: float, prompt_tokens: int = 0) -> None:
         """Return when a replica of `model` is ready, first come first woken.
 
-        Raises NoReplicaReady at the deadline, and GatewayFull when too many wait already.
+        Raises NoReplicaReady at the deadline, and GatewayFull when too many wait for this model already.
         """
-        with self._demands.held(self.base_of(model), prompt_tokens):
-            if self._demands.held_requests > self._waiting_max:
-                raise GatewayFull("Too many requests wait for a model to start; please try again.", retry_after_s=5)
-            while not self.candidates(model):
+        base = self.base_of(model)
+        if self._demands.held_requests(base) >= self._waiting_max:
+            raise GatewayFull("Too many requests wait for a model to start; please try again.", retry_after_s=5)
+        while not self.candidates(model):
+            # Where its base is ready and does not offer an adapter, more engines would not either.
+            held = nullcontext() if self.candidates(base) else self._demands.held(base, prompt_tokens)
+            with held:
                 await self._wait(model, deadline)
 
     async def _wait(self, model: str, deadline: float) -> None:
@@ -390,11 +409,16 @@ class Fleet:
         return any(listed.may_sleep for listed in self._all_listed() if listed.name == base)
 
     def may_know(self, model: str) -> bool:
-        """False only when every source has answered and none has listed this model for a while, or an adapter now."""
+        """False only when every source has answered and none has listed this model for a while, or an adapter now.
+
+        What a cell's settings named is unknown as soon as they no longer do and its last replica has gone.
+        """
         if self._unheard:
             return True
         base = self._base_of.get(model)
         if base is not None and is_withdrawn(self._known, model, base):
+            return False
+        if model in self._planned and not self._is_listed(model):
             return False
         listed_at = self._last_listed_at.get(model)
         return listed_at is not None and self._clock() - listed_at < MODEL_MEMORY_S
@@ -441,10 +465,15 @@ class Fleet:
                 context_tokens=context_tokens[name],
                 states=dict(counts),
                 wanted=wanted.get(name),
+                may_sleep=self.may_sleep(name),
                 base=self._base_of.get(name),
             )
             for name, counts in sorted(states.items())
         ]
+
+    def _is_listed(self, name: str) -> bool:
+        is_planned = any(name in (listed.name, *listed.adapters) for listed in self._all_listed())
+        return is_planned or any(name in names(replica.report) for replica in self._known.values())
 
     def _all_listed(self) -> Iterator[ListedModel]:
         for models in self._listed.values():

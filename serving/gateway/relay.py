@@ -160,7 +160,7 @@ class Relay:
         prompt_tokens = rates.prompt_tokens(call) if call.route.is_billed else 0
         if self._fleet.lists(model):  # other names are a client's, and without number
             self._demands.arrive(self._fleet.base_of(model), prompt_tokens, rates.output_tokens(call))
-        is_woken = self._fleet.may_sleep(model)
+        is_woken = self._fleet.may_sleep(model) and not self._fleet.candidates(model)
         deadline = self._clock() + (self._timeouts.wake_wait_s if is_woken else self._timeouts.replica_wait_s)
         seen: set[tuple[str, Failure]] = set()
         failures = 0

@@ -1,7 +1,7 @@
 """A stand-in for `vllm serve` where only its place matters: it takes the same line, has the same processes, says a token.
 
 It writes what it was given to `$SCRIPTED_VLLM_RECORDS/PORT.json`: its devices and its command line. It says that a
-request runs as long as there is a file `busy` beside. With `$SCRIPTED_VLLM_BROKEN` in its environment it ends at once, as an engine on a bad GPU does.
+request runs as long as there is a file `busy` beside, and writes a dot to `PORT.looks` each time it is asked. With `$SCRIPTED_VLLM_BROKEN` in its environment it ends at once, as an engine on a bad GPU does.
 """
 
 import json
@@ -42,6 +42,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         running = int((RECORDS / "busy").exists())
+        if self.path == "/metrics":
+            with (RECORDS / f"{flag('--port', 0)}.looks").open("a") as looks:
+                looks.write(".")
         self._answer(f"vllm:num_requests_running {running}\n".encode() if self.path == "/metrics" else b"{}")
 
     def do_POST(self) -> None:

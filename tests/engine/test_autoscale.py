@@ -13,11 +13,12 @@ from serving.engine.autoscale import (
     TUNING,
     Bounds,
     Decision,
+    Demand,
     Memory,
     ReplicaSignal,
     wanted,
 )
-from serving.wire import Demand, ReplicaState
+from serving.wire import ReplicaState
 
 KNEE = Knee(running_requests=100, prefill_tokens_per_s=10_000, decode_tokens_per_s=5_000, startup_s=120, ttft_slo_s=2)
 BOUNDS = Bounds(min_replicas=1, max_replicas=20)
@@ -114,6 +115,7 @@ def test_every_limit_alone_asks_for_more(signals: list[ReplicaSignal], demand: D
     """Whichever limit is tightest counts, when all others are at ease."""
     policy = Following()
     policy.settle(arriving(0.5))
+    policy.ask(signals, arriving(0.5))  # they have been ready for a while
     assert policy.ask(signals, demand).replicas > len(signals)
 
 

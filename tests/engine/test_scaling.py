@@ -5,23 +5,23 @@ import pytest
 
 from serving import catalog
 from serving.catalog import Knee
-from serving.config import ModelSettings
+from serving.config import EngineSettings, ModelSettings
 from serving.engine import scaling
 from serving.engine.autoscale import Bounds
 from serving.engine.command import EngineSpec
 from serving.engine.directory import COMPLETE_AFTER_S, EXPIRY_S, Listing
 from serving.engine.pool import Node
-from serving.engine.scaling import ModelPlan, Plans
+from serving.engine.scaling import Arrivals, ModelPlan, Plans
 from serving.errors import Refusal
-from serving.wire import Demand, EngineLoad, GatewayReport, ListedModel, ReplicaReport, ReplicaState, Task
+from serving.wire import EngineLoad, GatewayReport, ListedModel, ReplicaReport, ReplicaState, Task, Traffic
 from tests.clock import Clock
 
 KNEE = Knee(running_requests=4, prefill_tokens_per_s=1000, decode_tokens_per_s=100, startup_s=10)
-WAITING = Demand(waiting_requests=1, waiting_prompt_tokens=10)
+WAITING = Traffic(waiting_requests=1, waiting_prompt_tokens=10)
 
 
 def plan(lowest: int, most: int, sleep_after_s: float | None = None) -> ModelPlan:
-    return ModelPlan("m", Task.GENERATE, 4096, Bounds(lowest, most, sleep_after_s), KNEE)
+    return ModelPlan("m", 4096, Bounds(lowest, most, sleep_after_s), KNEE)
 
 
 def listing(clock: Clock, *plans: ModelPlan) -> Listing:
@@ -43,7 +43,7 @@ def test_a_young_directory_wants_nothing_yet() -> None:
     it = Listing("cell", "one", clock)
     it.plan(Plans((plan(1, 3),)))
     assert it.wanted() is None
-    assert it.answer().models == (ListedModel("m", Task.GENERATE, 4096),)
+    assert it.answer().models == (ListedModel("m", 4096),)
     clock.advance(COMPLETE_AFTER_S)
     it.hear_gateway(GatewayReport("g"))
     assert it.wanted() == {"m": 1}
@@ -56,7 +56,7 @@ def test_a_call_that_waits_wakes_a_sleeping_model() -> None:
     it.hear_gateway(GatewayReport("g"))
     assert it.wanted() == {"m": 0} and it.answer().models[0].may_sleep
     clock.advance(1)
-    it.hear_gateway(GatewayReport("g", {"m": WAITING}))
+    it.hear_gateway(GatewayReport("g", traffic={"m": WAITING}))
     assert it.wanted() == {"m": 1}
     for _ in range(40):
         it.hear(report("a"))
@@ -66,13 +66,78 @@ def test_a_call_that_waits_wakes_a_sleeping_model() -> None:
     assert it.wanted() == {"m": 0}
 
 
+def test_a_model_that_woke_is_not_wanted_twice() -> None:
+    """The gateway's word of the call that waited is a moment old when its replica is ready."""
+    clock = Clock()
+    it = listing(clock, plan(0, 2, sleep_after_s=30))
+    waiting = Traffic(waiting_requests=1, oldest_wait_s=60.0, waiting_prompt_tokens=10)
+    seen = []
+    for state, traffic in (
+        (ReplicaState.LOADING, waiting),
+        (ReplicaState.READY, waiting),
+        (ReplicaState.READY, Traffic()),
+        (ReplicaState.READY, Traffic()),
+    ):
+        it.hear(msgspec.structs.replace(report("a"), state=state))
+        it.hear_gateway(GatewayReport("g", traffic={"m": traffic}))
+        seen.append(it.wanted())
+        clock.advance(1)
+    assert seen == [{"m": 1}] * 4
+
+
+def test_a_directory_that_restarts_before_any_gateway_has_spoken_keeps_the_fleet() -> None:
+    """Five idle engines that it finds are not taken away because nobody has told it why they run."""
+    clock = Clock()
+    it = Listing("cell", "two", clock)
+    it.plan(Plans((plan(0, 9, sleep_after_s=30),)))
+    clock.advance(COMPLETE_AFTER_S)
+    for index in range(5):
+        it.hear(report(str(index)))
+    assert it.wanted() == {"m": 5}
+
+
+def test_what_comes_between_two_decisions_counts() -> None:
+    """A gateway reports twice as often as is decided: calls that only the first report told are demand too."""
+    clock = Clock()
+    it = listing(clock, plan(0, 2, sleep_after_s=5))
+    for _ in range(10):
+        it.hear(report("a"))
+        it.hear_gateway(GatewayReport("g", 0.5, {"m": Traffic(arrived_prompt_tokens=1.0)}))
+        it.hear_gateway(GatewayReport("g", 0.5))
+        last = it.wanted()
+        clock.advance(1)
+        assert last == {"m": 1}
+
+
+def test_arrivals_of_a_long_silence_are_no_surge() -> None:
+    """What a gateway kept for a directory that was away counts as what came in just now."""
+    told = [Arrivals(0.0), Arrivals(0.0)]
+    told[0].hear(GatewayReport("g", 60.0, {"m": Traffic(arrived_prompt_tokens=6000.0)}))
+    told[1].hear(GatewayReport("g", 2.0, {"m": Traffic(arrived_prompt_tokens=200.0)}))
+    rates = [it.demand([], 2.0)["m"].arrived_prompt_tokens_per_s for it in told]
+    assert rates == [100.0, 100.0]
+
+
+def test_another_knee_forgets_no_engine() -> None:
+    """A live change of what one engine does begins a new memory, which takes the fleet that it finds."""
+    clock = Clock()
+    it = listing(clock, plan(1, 9))
+    for index in range(6):
+        it.hear(report(str(index)))
+    it.hear_gateway(GatewayReport("g"))
+    assert it.wanted() == {"m": 6}
+    it.plan(Plans((msgspec.structs.replace(plan(1, 9), knee=KNEE.model_copy(update={"startup_s": 5})),)))
+    clock.advance(1)
+    assert it.wanted() == {"m": 6}
+
+
 def test_gateways_add_up() -> None:
     """Each sees its own part of the arrivals; together they need more engines than either."""
     clock = Clock()
     it = listing(clock, plan(1, 9))
     it.hear(report("a"))
     for gateway in ("g", "h"):
-        it.hear_gateway(GatewayReport(gateway, {"m": Demand(arrived_prompt_tokens_per_s=1200.0)}))
+        it.hear_gateway(GatewayReport(gateway, traffic={"m": Traffic(arrived_prompt_tokens=1200.0 * COMPLETE_AFTER_S)}))
     assert it.wanted() == {"m": 3}
 
 
@@ -81,7 +146,7 @@ def test_without_gateways_nothing_changes() -> None:
     clock = Clock()
     it = listing(clock, plan(1, 9))
     it.hear(report("a"))
-    it.hear_gateway(GatewayReport("g", {"m": Demand(arrived_prompt_tokens_per_s=2400.0)}))
+    it.hear_gateway(GatewayReport("g", traffic={"m": Traffic(arrived_prompt_tokens=2400.0 * COMPLETE_AFTER_S)}))
     before = it.wanted()
     clock.advance(EXPIRY_S + 100)
     it.hear(report("a"))
@@ -112,13 +177,13 @@ def test_new_bounds_take_effect_and_a_removed_model_is_gone() -> None:
 
 def test_plans_survive_the_way_through_serve() -> None:
     """What goes out as plain data comes back as it was."""
-    plans = Plans((plan(0, 2, 30.0), ModelPlan("n", Task.EMBED, 256, Bounds(1, 1))), nodes_may_grow=True)
+    plans = Plans((plan(0, 2, 30.0), ModelPlan("n", 256, Bounds(1, 1))), nodes_may_grow=True)
     assert scaling.from_plain(scaling.to_plain(plans)) == plans
 
 
 def test_a_fleet_that_may_change_needs_a_knee() -> None:
     """Where nothing says what one engine does, only a fixed fleet is accepted."""
-    spec = EngineSpec("random-gpt-oss", "", Task.GENERATE, 4096, None, "", "", "")  # type: ignore[arg-type]
+    spec = EngineSpec("random-gpt-oss", "", Task.GENERATE, 4096, EngineSettings(), "", "", "")
     model = catalog.find("random-gpt-oss")
     scaling.plan(model, ModelSettings(name=model.name), spec, None)
     with pytest.raises(Refusal, match="knee"):
@@ -127,13 +192,13 @@ def test_a_fleet_that_may_change_needs_a_knee() -> None:
 
 def shared_pool(clock: Clock, nodes_may_grow: bool = False) -> Listing:
     """One node of eight GPUs; `m` may have eight engines of one GPU, `big` comes first and has one of four."""
-    big = ModelPlan("big", Task.GENERATE, 4096, Bounds(1, 1), priority=1, gpus_per_node=4)
+    big = ModelPlan("big", 4096, Bounds(1, 1), priority=1, gpus_per_node=4)
     small = msgspec.structs.replace(plan(1, 8), gpus_per_node=1)
     it = Listing("cell", "one", clock)
     it.plan(Plans((small, big), nodes_may_grow))
     it.see([Node("n", 8, "H100")])
     clock.advance(COMPLETE_AFTER_S)
-    it.hear_gateway(GatewayReport("g", {"m": Demand(arrived_prompt_tokens_per_s=6000.0)}))
+    it.hear_gateway(GatewayReport("g", traffic={"m": Traffic(arrived_prompt_tokens=6000.0 * COMPLETE_AFTER_S)}))
     return it
 
 
@@ -142,7 +207,7 @@ def test_models_share_the_gpus_by_priority() -> None:
     it = shared_pool(Clock())
     assert it.wanted() == {"m": 4, "big": 1}
     (small, _) = it.answer().models
-    assert small.reason and "4 of 8 engines granted" in small.reason and "big" in small.reason
+    assert small.shortage and "4 of 8 engines granted" in small.shortage and "big" in small.shortage
 
 
 def test_where_nodes_may_grow_nobody_is_capped() -> None:
@@ -158,7 +223,7 @@ def test_an_engine_that_finds_no_place_says_what_it_waits_for() -> None:
         it.hear(msgspec.structs.replace(report(str(index)), node="n", devices=(str(index),)))
     it.wanted()
     clock.advance(1)
-    reasons = {model.name: model.reason for model in it.answer().models}
+    reasons = {model.name: model.shortage for model in it.answer().models}
     assert reasons["big"] == (
         "waits for a node with 4 free GPUs; the freest has 2, all together 2: other engines must stop first"
     )

@@ -13,7 +13,7 @@ from aiohttp import web
 from serving.config import GatewaySettings
 from serving.errors import GatewayFull, NoReplicaReady
 from serving.gateway.demand import Demands
-from serving.gateway.fleet import Fleet, Known, is_withdrawn, merge, ready
+from serving.gateway.fleet import CELL_MEMORY_S, Fleet, Known, is_withdrawn, merge, ready
 from serving.gateway.router import Candidate, rank
 from serving.secret import PlaneSecret
 from serving.wire import DirectoryAnswer, EngineLoad, Listed, ListedModel, ReplicaReport, ReplicaState
@@ -319,7 +319,7 @@ async def test_a_directory_restarted_empty_or_dead_or_mad_fails_no_request(tmp_p
 
 
 async def test_the_waiting_room_has_a_last_place() -> None:
-    """Whoever comes after the last place is taken is told to come back; nobody who waits is touched."""
+    """Whoever comes after a model's last place is taken is told to come back; nobody else is touched."""
     clock = Clock()
     demands = Demands(clock)
     one = fleet(clock, demands, max_waiting_requests=1)
@@ -327,10 +327,10 @@ async def test_the_waiting_room_has_a_last_place() -> None:
     await asyncio.sleep(0)
     with pytest.raises(GatewayFull) as refused:
         await one.wait_until_ready("m", clock.now + 5)
-    assert refused.value.retry_after_s and not waits.done() and demands.held_requests == 1
+    assert refused.value.retry_after_s and not waits.done() and demands.held_requests("m") == 1
     one.hear(answer(report("a")), clock.now)
     await waits
-    assert demands.held_requests == 0
+    assert demands.held_requests("m") == 0
 
 
 def test_a_model_that_sleeps_is_known() -> None:
@@ -343,18 +343,22 @@ def test_a_model_that_sleeps_is_known() -> None:
     (model,) = one.models()
     assert (model.name, model.context_tokens, model.states, model.wanted) == ("m", 4096, {}, 0)
     one.hear(answer(), clock.now)  # removed from the settings
-    assert one.models() == [] and not one.may_sleep("m")
+    assert one.models() == [] and not one.may_sleep("m") and not one.may_know("m")
 
 
 def test_how_many_engines_are_wanted_is_logged_when_it_changes(caplog: pytest.LogCaptureFixture) -> None:
-    """Once each, with the reason."""
+    """Once each, with the reason; and what they wait for, when they do."""
     caplog.set_level("INFO", "serving.gateway.fleet")
     one = fleet(Clock())
-    for wanted in (None, 1, 1, 2):
-        listed = ListedModel("m", wanted=wanted, reason="arriving work")
+    for wanted, shortage in ((None, None), (1, None), (1, None), (2, None), (2, "waits"), (2, "waits"), (2, None)):
+        listed = ListedModel("m", wanted=wanted, reason="arriving work", shortage=shortage)
         one.hear(msgspec.structs.replace(answer(), models=(listed,)), 0.0)
     said = [record.getMessage() for record in caplog.records]
-    assert said == ["a wants 1 engines of m: arriving work", "a wants 2 engines of m: arriving work"]
+    assert said == [
+        "a wants 1 engines of m: arriving work",
+        "a wants 2 engines of m: arriving work",
+        "a, model m: waits",
+    ]
 
 
 def test_an_adapter_of_a_sleeping_model_is_known_until_replicas_say_otherwise() -> None:
@@ -368,3 +372,42 @@ def test_an_adapter_of_a_sleeping_model_is_known_until_replicas_say_otherwise() 
     clock.advance(1)
     one.hear(msgspec.structs.replace(answer(report("1", adapters=("x",))), models=(asleep,)), clock.now)
     assert [it.name for it in one.adapters()] == ["x"] and one.may_know("x") and not one.may_know("broken")
+
+
+def test_a_name_may_change_its_meaning() -> None:
+    """What was an adapter becomes a model of its own, and is known as that."""
+    clock = Clock()
+    one = fleet(clock)
+    one.hear(answer(report("1", adapters=("x",))), clock.now)
+    assert one.base_of("x") == "m"
+    clock.advance(1)
+    one.hear(answer(report("1"), report("2", model="x")), clock.now)
+    assert one.base_of("x") == "x" and one.may_know("x") and one.candidates("x")
+
+
+async def test_a_call_for_an_adapter_that_its_ready_base_lacks_is_no_demand() -> None:
+    """More engines would lack it too."""
+    clock = Clock()
+    demands = Demands(clock)
+    one = fleet(clock, demands)
+    asleep = ListedModel("m", adapters=("x",), wanted=1)
+    one.hear(msgspec.structs.replace(answer(report("1")), models=(asleep,)), clock.now)
+    waits = asyncio.create_task(one.wait_until_ready("x", clock.now + 5))
+    await asyncio.sleep(0)
+    assert not waits.done() and demands.held_requests("m") == 0
+    waits.cancel()
+
+
+def test_a_cell_that_has_gone_leaves_its_share_to_the_others() -> None:
+    """Two cells share what arrives; when one has been silent for long the other gets all of it."""
+    clock = Clock()
+    demands = Demands(clock)
+    one = fleet(clock, demands)
+    told = demands.read()
+    for cell in ("a", "b"):
+        one.hear(msgspec.structs.replace(answer(cell=cell), models=(ListedModel("m"),)), clock.now)
+    demands.arrive("m", 100, 0.0)
+    assert one._traffic(told, demands.read())["m"].arrived_prompt_tokens == 50
+    clock.advance(CELL_MEMORY_S + 1)
+    one.hear(msgspec.structs.replace(answer(cell="a"), models=(ListedModel("m"),)), clock.now)
+    assert one._traffic(told, demands.read())["m"].arrived_prompt_tokens == 100

@@ -20,8 +20,7 @@ from loadtest.scaling.policies import Hpa, Ours, ServeDefault, knee_of
 from loadtest.scaling.simulator import Fleet, Policy, Settings, run
 from loadtest.scaling.traces import Call, Shape, stretch
 from serving.catalog import find
-from serving.engine.autoscale import Bounds
-from serving.wire import Demand
+from serving.engine.autoscale import Bounds, Demand
 
 MODEL = H100_TP2.thinned(16)
 SETTINGS = Settings(MODEL, Slo(), STARTUP_S, max_replicas=30, initial_replicas=4)

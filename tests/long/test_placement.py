@@ -26,7 +26,7 @@ from serving import catalog, secret
 from serving.config import EngineSettings, ModelSettings, Settings
 from serving.engine import app, processes
 from serving.engine.engine import free_port
-from serving.wire import Demand, DirectoryAnswer, GatewayReport, ReplicaReport, ReplicaState
+from serving.wire import DirectoryAnswer, GatewayReport, ReplicaReport, ReplicaState, Traffic
 from tests.waiting import until
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
@@ -81,7 +81,7 @@ class Cell:
         self.directory = f"http://127.0.0.1:{port}"
         self.wanted: dict[str, app.Deployment] = {}
         #: What the gateway that a test stands in for tells the directory each time it asks.
-        self.demand: dict[str, Demand] = {}
+        self.traffic: dict[str, Traffic] = {}
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
         app.deploy("cell", self.directory, self.settings, [])
 
@@ -108,7 +108,7 @@ class Cell:
 
     def answer(self) -> DirectoryAnswer:
         headers = {"Authorization": f"Bearer {self.secret_file.read_text().strip()}"}
-        said = msgspec.json.encode(GatewayReport("test", self.demand))
+        said = msgspec.json.encode(GatewayReport("test", traffic=self.traffic))
         request = urllib.request.Request(f"{self.directory}/directory", data=said, headers=headers)
         with urllib.request.urlopen(request, timeout=10) as response:
             return msgspec.json.decode(response.read(), type=DirectoryAnswer)
@@ -135,12 +135,16 @@ class Cell:
         written = self.records / f"{report.url.rpartition(':')[2]}.json"
         return msgspec.json.decode(written.read_bytes(), type=Record)
 
+    def looks(self, report: ReplicaReport) -> int:
+        """How often a replica's engine was asked for its figures."""
+        return (self.records / f"{report.url.rpartition(':')[2]}.looks").stat().st_size
+
     def pids(self, model: str) -> set[int]:
         return {self.record(it).pid for it in self.ready(model)}
 
-    def reason(self, model: str) -> str:
-        """Why so many engines of a model, or why one waits."""
-        return next(it.reason for it in self.answer().models if it.name == model) or ""
+    def shortage(self, model: str) -> str:
+        """Why there are fewer engines of a model than are needed."""
+        return next(it.shortage for it in self.answer().models if it.name == model) or ""
 
     def drain_node(self, node_id: str) -> None:
         """Tell Ray that a node is about to go, as KubeRay's autoscaler does."""
@@ -186,7 +190,7 @@ def test_four_nodes_hold_sixteen_engines_and_their_gpus_are_disjoint(cell: Cell)
         assert sorted((cell.record(report).devices or "").split(",")) == sorted(report.devices)
 
     cell.want(BIG, 1, profile="latency", tensor=8)
-    until(lambda: "waits for a node with 8 free H100s; the freest has 0" in cell.reason(BIG), 60, 0.5)
+    until(lambda: "waits for a node with 8 free H100s; the freest has 0" in cell.shortage(BIG), 60, 0.5)
     before, victim = cell.pids(SMALL), cell.nodes.pop()
     lost = {cell.record(it).pid for it in reports if it.node == victim.node_id}
     cell.cluster.remove_node(victim, allow_graceful=False)
@@ -255,13 +259,13 @@ def test_models_share_the_gpus_by_priority(tmp_path: Path) -> None:
         for name in ("smollm2-135m-instruct", "all-minilm-l6-v2"):
             cell.want(name, 1, gpu=None)  # on the CPU
             cell.until_ready(name, 1)
-        cell.demand = {SMALL: Demand(arrived_prompt_tokens_per_s=1e9)}  # more than any fleet can do
+        cell.traffic = {SMALL: Traffic(arrived_prompt_tokens=1e9)}  # more than any fleet can do
         cell.want(SMALL, 1, profile="balanced", max_replicas=GPUS)
         cell.until_ready(SMALL, GPUS)
         cell.want(BIG, 1, profile="latency", tensor=4, priority=1)
         cell.until_ready(BIG, 1)
         until(lambda: len(cell.ready(SMALL)) == GPUS // 2, 60, 0.5)
-        assert f"{GPUS // 2} of {GPUS} engines granted" in cell.reason(SMALL) and BIG in cell.reason(SMALL)
+        assert f"{GPUS // 2} of {GPUS} engines granted" in cell.shortage(SMALL) and BIG in cell.shortage(SMALL)
         cell.remove(BIG)
         cell.until_ready(SMALL, GPUS)
         assert cell.pids("smollm2-135m-instruct") and cell.pids("all-minilm-l6-v2")
@@ -302,8 +306,11 @@ def test_a_replica_that_goes_lets_its_streams_finish(tmp_path: Path, way: str) -
         pid = cell.record(going).pid
         if way == "node drain":  # a replacement serves before the old one goes
             assert [it.node != before[0].node for it in cell.ready(SMALL)] == [True]
-        reports = [cell.in_state(SMALL, ReplicaState.DRAINING) for _ in range(3)]
-        assert psutil.pid_exists(pid) and all(it[0].replica_id == going.replica_id for it in reports)
+        looks = cell.looks(going)
+        until(lambda: cell.looks(going) > looks + 3, 30, 0.1)  # it has looked for streams, and seen one
+        assert psutil.pid_exists(pid) and [it.replica_id for it in cell.in_state(SMALL, ReplicaState.DRAINING)] == [
+            going.replica_id
+        ]
         cell.busy.unlink()
         until(lambda: not psutil.pid_exists(pid), 60, 0.5)
         cell.until_ready(SMALL, 1)
