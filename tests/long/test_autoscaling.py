@@ -1,9 +1,11 @@
 """The fleet follows the demand on the real stack: from none to one, to two, and back, and no request fails."""
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 
 import openai
@@ -77,6 +79,12 @@ def load(client: openai.OpenAI, answers: list[str]) -> Iterator[None]:
             asker.join()
 
 
+def wanted_so_far(stack: Stack) -> list[int]:
+    """How many engines were wanted, one after the other, as the gateway's log has it."""
+    told = re.findall(r"wants (\d+) engines", (stack.home / "logs" / "gateway.log").read_text())
+    return [int(count) for count, _ in groupby(told)]
+
+
 def state(stack: Stack) -> str:
     """What the gateway says of the model."""
     _, _, body = call(stack.url, "GET", "/health/models")
@@ -100,6 +108,7 @@ def test_the_fleet_follows_the_demand(tmp_path: Path) -> None:
         until(lambda: stack.engine_members().get("directory") not in (None, killed), 60)
         first.join()
         assert len(answers) == 1 and len(stack.ready()) == 1
+        assert wanted_so_far(stack) == [0, 1]  # the call that waited is not counted once more when it is served
 
         finished: list[str | None] = []
         with load(client, answers):
@@ -115,8 +124,10 @@ def test_the_fleet_follows_the_demand(tmp_path: Path) -> None:
         for stream in streams:
             stream.join()
         assert finished == ["length", "length"]
+        assert {row.replica_id for row in stack.ledger() if row.completion_tokens == LONG} == both
         until(lambda: state(stack) == ASLEEP and not stack.listed(), 120, 0.5)
 
+        assert wanted_so_far(stack) == [0, 1, 2, 1, 0]
         assert len(answers) > ASKERS and all("Paris" in answer for answer in answers)
         served = {row.replica_id for row in stack.ledger() if row.outcome == "ok"}
         assert both <= served and all(row.outcome == "ok" for row in stack.ledger())
