@@ -1,6 +1,8 @@
-"""Give a running stack the settings of this process's environment, as whoever deploys a cell does: run with Ray's address."""
+"""Give a running stack the settings of this process's environment, as whoever deploys a cell does: run with Ray's address.
 
-import os
+Ray reads its token's place and that it has one from the environment, before it is imported.
+"""
+
 import sys
 
 import ray
@@ -12,8 +14,6 @@ from serving.engine.checkpoints import store
 
 def main() -> None:
     settings = config.load()
-    os.environ.pop("RAY_AUTH_MODE", None)  # see app.start_local_ray
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(settings.home / app.RAY_TOKEN_FILE)
     ray.init(address=sys.argv[1], log_to_driver=False)
     for wanted in settings.models:
         model = catalog.find(wanted.name)

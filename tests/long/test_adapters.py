@@ -17,6 +17,7 @@ import pytest
 
 from serving.config import AdapterSettings
 from serving.engine.adapters import CONFIG
+from serving.engine.app import RAY_TOKEN_FILE
 from tests import peft
 from tests.stack.conftest import SMOLLM2
 from tests.stack.http import bearer, call
@@ -77,9 +78,10 @@ def resettle(stack: Stack, adapters: Sequence[AdapterSettings]) -> None:
     """Other settings for the running stack."""
     lines = [" ".join(process.cmdline()) for process in stack.members()]
     (address,) = {found[1] for line in lines if (found := re.search(r"--gcs-address=([\d.:]+)", line))}
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(stack.home / RAY_TOKEN_FILE)}
     subprocess.run(
         [sys.executable, "-m", "tests.long.resettle", address],
-        env=dict(os.environ) | environment(adapters) | {"SERVING_HOME": str(stack.home)},
+        env=dict(os.environ) | environment(adapters) | {"SERVING_HOME": str(stack.home)} | token,
         cwd=Path(__file__).parents[2],
         check=True,
         timeout=120,
