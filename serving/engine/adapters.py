@@ -3,9 +3,9 @@
     settings ── checked, copied ──► shelf ── asked for by name ──► vLLM's memory ── least recently used ──► its slots
 
 vLLM's filesystem resolver (0.32, plugins/lora_resolvers) looks at the shelf for a model it does not know; loading, slots
-and eviction are vLLM's own. It reads an adapter again after each eviction, and dies when the files are gone by then
-(lora/worker_manager.py, _apply_adapters): so the shelf holds copies, and what was on it stays readable until the engine
-has ended.
+and eviction are vLLM's own. It reads an adapter again after each eviction, and the whole engine dies when the files are
+gone by then (seen; lora/worker_manager.py, _apply_adapters): so the shelf holds copies, and what was on it stays readable
+until the engine has ended.
 """
 
 from __future__ import annotations
