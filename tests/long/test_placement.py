@@ -230,10 +230,10 @@ def test_a_setting_that_restarts_nobody_reaches_those_who_run(cell: Cell) -> Non
     cell.want(SMALL, 2, profile="balanced", tensor=2)
     cell.until_ready(SMALL, 2)
     before = cell.pids(SMALL)
-    slower = cell.settings.engine.model_copy(update={"heartbeat_s": 2.9})
+    slower = cell.settings.engine.model_copy(update={"heartbeat_s": 2.0})
     cell.settings = cell.settings.model_copy(update={"engine": slower})
     cell.want(SMALL, 2, profile="balanced", tensor=2)
-    until(lambda: max(it.heard_ago_s for it in cell.answer().replicas) > 1.5, 60, 0.2)
+    until(lambda: min(it.heard_ago_s for it in cell.answer().replicas) > 1.2, 60, 0.05)  # both at once is no hiccup
     assert cell.pids(SMALL) == before
 
 
