@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from serving import catalog, config
 from serving.gateway.fields import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -176,3 +177,14 @@ def test_the_design_page_names_every_module() -> None:
         if path.stem.startswith("__") or "checkpoints" in path.parts:
             continue
         assert f"{path.stem}`" in page or f"`{path.stem}" in page, path
+
+
+@pytest.mark.parametrize("page", ["README.md", "deploy/README.md"])
+def test_settings_that_a_page_shows_are_settings(page: str, tmp_path: Path) -> None:
+    """Every YAML block is a settings file as it stands, and its models are ones that can be served."""
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        (tmp_path / "settings.yaml").write_text(block)
+        for wanted in config.load(tmp_path / "settings.yaml", {}).models:
+            catalog.find(wanted.name)
