@@ -78,11 +78,11 @@ class Tuning(msgspec.Struct, frozen=True):
     """Chosen by the judge on its tuning traces; nobody needs to set these."""
 
     #: Share of the knee to fill: the rest is for what arrives within one start-up.
-    fill_ratio: float = 0.8
+    fill_ratio: float = 0.79
     #: Averages arrivals over about this many seconds for that: noise costs replicas because peaks are held.
     smoothing_s: float = 120.0
     #: A surge shows in a shorter average first, which is noisier and so is allowed to fill more.
-    surge_fill_ratio: float = 0.89
+    surge_fill_ratio: float = 0.88
     surge_smoothing_s: float = 15.0
     #: Need must have stayed lower for so many start-ups.
     hold_startups: float = 1.0
