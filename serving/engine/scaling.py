@@ -28,6 +28,8 @@ logger = logging.getLogger("serving.directory")
 DECISION_INTERVAL_S = 1.0
 #: Seconds of arrivals that a report may bring: what a directory missed while it was away would look like a surge.
 COVERED_MAX_S = 2.0
+#: Seconds that placing an engine takes where there is room: until then nobody calls it waiting.
+PLACING_S = 10.0
 #: States of a replica that has found its place.
 PRESENT = COMING | {ReplicaState.READY}
 
@@ -104,6 +106,7 @@ class Scaler:
         self._memories: dict[str, Memory] = {}
         self._decisions: dict[str, Decision] = {}
         self._shortages: dict[str, str | None] = {}
+        self._short_since: dict[str, float] = {}
         self._decided_at = float("-inf")
 
     def plan(self, plans: Plans) -> None:
@@ -118,6 +121,7 @@ class Scaler:
         self._memories = {name: memory for name, memory in self._memories.items() if name in same}
         self._decisions = {name: decision for name, decision in self._decisions.items() if name in names}
         self._shortages = {name: shortage for name, shortage in self._shortages.items() if name in names}
+        self._short_since = {name: since for name, since in self._short_since.items() if name in names}
         self._decided_at = float("-inf")
 
     def is_due(self, now: float) -> bool:
@@ -132,7 +136,7 @@ class Scaler:
         for model in self._plans.models:
             decision, grant = decisions[model.name], granted.get(model.name)
             self._memories[model.name] = decision.memory
-            self._shortages[model.name] = (grant and grant.reason) or self._waits(model, heard, nodes)
+            self._shortages[model.name] = (grant and grant.reason) or self._waits(model, heard, nodes, now)
             if grant and not model.bounds.is_fixed:  # a fixed fleet is Serve's to keep, and waits
                 decision = msgspec.structs.replace(decision, replicas=grant.replicas)
             self._remember(model.name, decision)
@@ -150,11 +154,14 @@ class Scaler:
             return {}
         return pool.granted(nodes, [_wish(it, decisions[it.name].replicas) for it in self._plans.models])
 
-    def _waits(self, model: ModelPlan, heard: Heard, nodes: Sequence[Node]) -> str | None:
-        """What an engine waits for that has been wanted since the last decision and is nowhere yet."""
+    def _waits(self, model: ModelPlan, heard: Heard, nodes: Sequence[Node], now: float) -> str | None:
+        """What an engine waits for that has been wanted for a while and is nowhere yet."""
         before = self._decisions.get(model.name)
         here = sum(1 for _, it in heard if it.model == model.name and not it.rank and it.state in PRESENT)
         if before is None or not model.gpus_per_node or here >= before.replicas:
+            self._short_since.pop(model.name, None)
+            return None
+        if now - self._short_since.setdefault(model.name, now) < PLACING_S:
             return None
         return pool.waiting_reason(_free(model, heard, nodes), _wish(model, before.replicas))
 

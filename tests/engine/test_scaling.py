@@ -11,7 +11,7 @@ from serving.engine.autoscale import Bounds
 from serving.engine.command import EngineSpec
 from serving.engine.directory import COMPLETE_AFTER_S, EXPIRY_S, Listing
 from serving.engine.pool import Node
-from serving.engine.scaling import Arrivals, ModelPlan, Plans
+from serving.engine.scaling import PLACING_S, Arrivals, ModelPlan, Plans
 from serving.errors import Refusal
 from serving.wire import EngineLoad, GatewayReport, ListedModel, ReplicaReport, ReplicaState, Task, Traffic
 from tests.clock import Clock
@@ -137,7 +137,7 @@ def test_gateways_add_up() -> None:
     it = listing(clock, plan(1, 9))
     it.hear(report("a"))
     for gateway in ("g", "h"):
-        it.hear_gateway(GatewayReport(gateway, traffic={"m": Traffic(arrived_prompt_tokens=1200.0 * COMPLETE_AFTER_S)}))
+        it.hear_gateway(GatewayReport(gateway, traffic={"m": Traffic(arrived_prompt_tokens=1000.0 * COMPLETE_AFTER_S)}))
     assert it.wanted() == {"m": 3}
 
 
@@ -146,7 +146,7 @@ def test_without_gateways_nothing_changes() -> None:
     clock = Clock()
     it = listing(clock, plan(1, 9))
     it.hear(report("a"))
-    it.hear_gateway(GatewayReport("g", traffic={"m": Traffic(arrived_prompt_tokens=2400.0 * COMPLETE_AFTER_S)}))
+    it.hear_gateway(GatewayReport("g", traffic={"m": Traffic(arrived_prompt_tokens=2000.0 * COMPLETE_AFTER_S)}))
     before = it.wanted()
     clock.advance(EXPIRY_S + 100)
     it.hear(report("a"))
@@ -221,8 +221,13 @@ def test_an_engine_that_finds_no_place_says_what_it_waits_for() -> None:
     it = shared_pool(clock)
     for index in range(6):
         it.hear(msgspec.structs.replace(report(str(index)), node="n", devices=(str(index),)))
-    it.wanted()
-    clock.advance(1)
+    for _ in range(2):
+        it.wanted()
+        clock.advance(1)
+    assert {model.name: model.shortage for model in it.answer().models}["big"] is None  # it may be on its way
+    clock.advance(PLACING_S)
+    for index in range(6):
+        it.hear(msgspec.structs.replace(report(str(index)), node="n", devices=(str(index),)))
     reasons = {model.name: model.shortage for model in it.answer().models}
     assert reasons["big"] == (
         "waits for a node with 4 free GPUs; the freest has 2, all together 2: other engines must stop first"
