@@ -114,11 +114,10 @@ def test_the_fleet_follows_the_demand(tmp_path: Path) -> None:
         with load(client, answers):
             until(lambda: len(stack.ready()) == 2, 300, 0.5)
             both = stack.ready()
-            streams = [
-                threading.Thread(target=finish_reason_of_a_long_stream, args=(client, finished)) for _ in range(2)
-            ]
-            for stream in streams:
-                stream.start()
+        # The router gives each idle engine one of them.
+        streams = [threading.Thread(target=finish_reason_of_a_long_stream, args=(client, finished)) for _ in range(2)]
+        for stream in streams:
+            stream.start()
         # Two streams need no second engine: it goes, and what runs on it is finished first.
         until(lambda: len(stack.ready()) == 1, 300, 0.5)
         for stream in streams:
