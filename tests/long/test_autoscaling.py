@@ -123,7 +123,7 @@ def test_the_fleet_follows_the_demand(tmp_path: Path) -> None:
         for stream in streams:
             stream.join()
         assert finished == ["length", "length"]
-        assert {row.replica_id for row in stack.ledger() if row.completion_tokens == LONG} == both
+        until(lambda: {row.replica_id for row in stack.ledger() if row.completion_tokens == LONG} == both, 20, 0.2)
         until(lambda: state(stack) == ASLEEP and not stack.listed(), 120, 0.5)
 
         assert wanted_so_far(stack) == [0, 1, 2, 1, 0]
