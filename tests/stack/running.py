@@ -130,7 +130,7 @@ class Stack:
         request = urllib.request.Request(
             f"{self.directory_url()}/directory", headers={"Authorization": f"Bearer {self.secret}"}
         )
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=20) as answer:
             return msgspec.json.decode(answer.read(), type=DirectoryAnswer)
 
     def ready_engine_url(self) -> str:
