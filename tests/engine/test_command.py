@@ -108,7 +108,7 @@ def test_a_version_names_what_an_engine_was_started_with(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "change", [{"heartbeat_s": 9}, {"drain_timeout_s": 9}, {"start_timeout_s": 9}, {"load_mib_per_s": 9}]
+    "change", [{"heartbeat_s": 1}, {"drain_timeout_s": 9}, {"start_timeout_s": 9}, {"load_mib_per_s": 9}]
 )
 def test_what_no_engine_is_started_with_restarts_none(change: dict[str, float], tmp_path: Path) -> None:
     """A heartbeat or a time limit is the replica's own: changing it costs no engine its streams."""
