@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal, Self
 
 import platformdirs
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from serving import secret
 from serving.catalog import Knee, LoraLimits, Model
 from serving.errors import Refusal
 
@@ -23,6 +24,15 @@ ENV_PREFIX = "SERVING_"
 
 class _Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+def _in_order(range_: tuple[int, int] | None) -> tuple[int, int] | None:
+    if range_ and range_[0] > range_[1]:
+        raise ValueError("the first port must not be above the last")
+    return range_
 
 
 class Timeouts(_Group):
@@ -47,13 +57,34 @@ class Timeouts(_Group):
     """Seconds to open a connection to an engine in the same datacenter; longer means it is gone."""
 
 
+class Certificate(_Group):
+    """A certificate and its key, as PEM files; both are read again when a server starts."""
+
+    certificate_file: Path
+    """The certificate, with those between it and its authority."""
+    key_file: Path
+    """Its private key."""
+
+
+class PlaneTls(Certificate):
+    """Encryption between the planes: engines and directories show this certificate, gateways check it.
+
+    It must carry the name `engine.gpt-oss-serving` (serving/plane_tls.py says why one name is enough).
+    """
+
+    ca_file: Path
+    """The authority that signed it."""
+
+
 class GatewaySettings(_Group):
     host: str = "127.0.0.1"
     """Address to listen on; the chart sets 0.0.0.0 behind its NetworkPolicy."""
-    port: Annotated[int, Field(ge=1, le=65535)] = 8080
+    port: Port = 8080
     """TCP port of the public API."""
-    metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    metrics_port: Port | None = None
     """TCP port of `/metrics` alone; when unset it is served beside the API (a laptop)."""
+    tls: Certificate | None = None
+    """Serve the API itself over TLS; unset where a proxy before it does."""
     directories: tuple[str, ...] = ()
     """Base URLs of the cells' directories to poll."""
     engines: tuple[str, ...] = ()
@@ -76,8 +107,10 @@ class GatewaySettings(_Group):
 
 
 class EngineSettings(_Group):
-    host: str = "127.0.0.1"
-    """Address an engine listens on and is reached at; the pod's own in a cluster."""
+    host: str | None = "127.0.0.1"
+    """Address an engine listens on and is reached at; null means its node's own, as in a cluster."""
+    port_range: Annotated[tuple[Port, Port] | None, AfterValidator(_in_order)] = None
+    """First and last TCP port for engines' HTTP servers, so that a NetworkPolicy can name them; unset, any free one."""
     memory_share: Annotated[float, Field(gt=0, le=1)] = 0.25
     """CPU engines: share of the machine's memory that must be free at start (vLLM refuses to start otherwise)."""
     kv_cache_gib: Annotated[int, Field(ge=1)] = 1
@@ -167,6 +200,10 @@ class ModelSettings(_Group):
 class Settings(_Group):
     home: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("gpt-oss-serving")))
     """Folder of all local state: models, keys, ledger, logs."""
+    plane_secret_file: Path | None = None
+    """File with what gateways show to engines, one value a line; unset, `plane.secret` of the home, made when absent."""
+    plane_tls: PlaneTls | None = None
+    """Encrypt what passes between gateways, directories and engines; unset, it is plain HTTP."""
     log_format: Literal["json", "text"] = "json"
     """One JSON object a line for collectors, or text for eyes."""
     gateway: GatewaySettings = GatewaySettings()
@@ -175,6 +212,11 @@ class Settings(_Group):
     """What this cell serves."""
     own_models: tuple[Model, ...] = ()
     """Models that the catalogue lacks, described with its keys: a fine-tune, another open model."""
+
+    @property
+    def secret_file(self) -> Path:
+        """Where the plane secret is."""
+        return self.plane_secret_file or self.home / secret.FILE_NAME
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

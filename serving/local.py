@@ -29,8 +29,8 @@ from serving import catalog, config, secret
 from serving.config import Settings
 from serving.engine import adapters, engine, processes, supervisor
 from serving.engine import app as engine_app
-from serving.engine.app import Deployment
 from serving.engine.checkpoints import store as checkpoints
+from serving.engine.specs import Deployment, deployment_of
 from serving.errors import Refusal
 from serving.wire import ASLEEP, ReplicaState, Task
 
@@ -57,7 +57,7 @@ def up(settings: Settings) -> None:
     models = [catalog.find(wanted.name, settings.own_models) for wanted in settings.models]
     # Made first, because it refuses what cannot work before anything is fetched.
     deployments = [
-        engine_app.deployment_of(model, wanted, settings, checkpoints.folder_of(model, settings.home))
+        deployment_of(model, wanted, settings, checkpoints.folder_of(model, settings.home))
         for model, wanted in zip(models, settings.models, strict=True)
     ]
     _refuse_adapters(deployments)
@@ -77,7 +77,7 @@ def _refuse_adapters(deployments: list[Deployment]) -> None:
     """In a cluster they are not here: a replica refuses one and goes on."""
     for it in deployments:
         if it.spec.lora:
-            adapters.examine_all(it.adapters, it.spec.lora, Path(it.spec.checkpoint))
+            adapters.examine_all(it.wanted.adapters, it.spec.lora, Path(it.spec.checkpoint))
 
 
 def _serve(settings: Settings, models: list[catalog.Model], deployments: list[Deployment]) -> None:

@@ -13,8 +13,8 @@ from pydantic import BaseModel
 from serving import catalog
 from serving.config import EngineSettings, ModelSettings, Settings
 from serving.engine import command
-from serving.engine.app import deployment_of
 from serving.engine.command import EngineSpec
+from serving.engine.specs import deployment_of
 
 
 def told(before: Settings, after: Settings) -> list[str]:

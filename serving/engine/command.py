@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from serving.catalog import LoraLimits
-from serving.config import EngineSettings
+from serving.config import EngineSettings, PlaneTls
 from serving.engine import processes
 from serving.engine.boundary import MARKERS_VARIABLE, SECRET_FILE_VARIABLE
 from serving.wire import Task
@@ -73,6 +73,8 @@ class EngineSpec(msgspec.Struct, frozen=True):
     tokenizer: str | None = None
     #: SHA-256 of files of the checkpoint, compared before their first load.
     checksums: tuple[tuple[str, str], ...] = ()
+    #: What its HTTP server shows to gateways; None for plain HTTP.
+    tls: PlaneTls | None = None
     #: Room for adapters, which `flags` asks vLLM for; which adapters there are is not an engine's to know at its start.
     lora: LoraLimits | None = None
 
@@ -153,10 +155,11 @@ def arguments(spec: EngineSpec, port: int, member: Member = ONLY_MEMBER) -> list
 def _flags(spec: EngineSpec, port: int, member: Member) -> list[str]:
     return [
         *("--served-model-name", spec.model),
-        *("--host", spec.settings.host),
+        *("--host", spec.settings.host or ""),
         *("--port", str(port)),
         *("--middleware", "serving.engine.boundary.Boundary"),
         *("--max-model-len", str(spec.context_tokens)),
+        *_tls_flags(spec.tls),
         *_parallel_flags(spec, member),
         # One backend for all: with `auto` the first request's schema chooses for every later one (seen with 0.32).
         *("--structured-outputs-config", '{"backend": "xgrammar"}'),
@@ -165,6 +168,13 @@ def _flags(spec: EngineSpec, port: int, member: Member) -> list[str]:
         *_model_flags(spec),
         *spec.flags,
     ]
+
+
+def _tls_flags(tls: PlaneTls | None) -> list[str]:
+    if tls is None:
+        return []
+    files = ("--ssl-certfile", str(tls.certificate_file), "--ssl-keyfile", str(tls.key_file))
+    return [*files, "--enable-ssl-refresh"]  # a renewed certificate needs no restart
 
 
 def _model_flags(spec: EngineSpec) -> list[str]:

@@ -21,11 +21,11 @@ from ray.exceptions import RayError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.engine import scaling
 from serving.engine.failures import Failure, Failures
 from serving.engine.placement import GPU_TYPE_LABEL
 from serving.engine.pool import Node
 from serving.engine.scaling import Arrivals, Plans, Scaler
+from serving.engine.specs import CellSettings
 from serving.secret import PlaneSecret
 from serving.wire import WANTED_ROUTE, DirectoryAnswer, GatewayReport, Listed, ReplicaReport, ReplicaState
 
@@ -133,6 +133,7 @@ class Directory:
     async def __init__(self, cell: str, secret_file: str) -> None:  # type: ignore[misc]  # Serve awaits it
         self._listing = Listing(cell, uuid.uuid4().hex, time.monotonic)
         self._secret = PlaneSecret(Path(secret_file))
+        self._settings = CellSettings()
         self._watching = asyncio.get_running_loop().create_task(self._watch_nodes())
 
     async def _watch_nodes(self) -> None:
@@ -148,9 +149,10 @@ class Directory:
         if self._watching.done():
             raise RuntimeError("nodes are no longer watched")
 
-    def reconfigure(self, plans: dict[str, Any]) -> None:
+    def reconfigure(self, plain: dict[str, Any]) -> None:
         """Called by Serve at the start and when the settings' models change, which restarts nothing."""
-        self._listing.plan(scaling.from_plain(plans))
+        self._settings = CellSettings.model_validate(plain)
+        self._listing.plan(self._settings.plans())
 
     async def report(self, report: ReplicaReport) -> None:
         """Called by replicas through Serve."""
@@ -159,6 +161,11 @@ class Directory:
     async def start_wait_s(self, model: str) -> float:
         """Called by a replica before it starts its engine."""
         return self._listing.start_wait_s(model)
+
+    async def live_settings(self, model: str) -> dict[str, Any] | None:
+        """Called by a replica before it starts its engine; None for a model that is no longer served."""
+        live = self._settings.live(model)
+        return live.model_dump(mode="json") if live else None
 
     async def meet(self, gang: str, address: Meeting | None) -> Meeting | None:
         """Called by the members of a gang until they know where to meet."""

@@ -6,7 +6,9 @@ Ready means that it generated a token: `/health` answers 200 on engines that die
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import random
 import re
 import shutil
 import socket
@@ -21,10 +23,12 @@ from pathlib import Path
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
+from serving.config import PlaneTls
 from serving.engine import command, processes
 from serving.engine.adapters import Shelf
 from serving.engine.command import ONLY_MEMBER, EngineSpec, Member
 from serving.errors import ServingError
+from serving.plane_tls import client_context
 from serving.secret import PlaneSecret
 from serving.wire import EngineLoad, Task
 
@@ -78,7 +82,7 @@ class Engine:
         told: asyncio.StreamReader,
         shelf: Shelf | None,
     ) -> None:
-        self.url = f"http://{spec.settings.host}:{port}"
+        self.url = f"{'https' if spec.tls else 'http'}://{spec.settings.host}:{port}"
         #: Its adapters, where it has room for any.
         self.shelf = shelf
         self._spec = spec
@@ -87,7 +91,7 @@ class Engine:
         self._supervisor = supervisor
         self._told = told
         self._secret = PlaneSecret(Path(spec.secret_file))
-        self._client = aiohttp.ClientSession(self.url)
+        self._client = aiohttp.ClientSession(self.url, connector=_connector(spec.tls))
         self._members: Counter[str] = Counter()
         self._ending = asyncio.ensure_future(self._wait_for_end())
 
@@ -211,7 +215,7 @@ async def running(spec: EngineSpec, member: Member = ONLY_MEMBER) -> AsyncIterat
     """Start an engine, or a node's share of one; whatever happens, nobody of its tree is left afterwards."""
     await asyncio.to_thread(sweep)
     tree = processes.new_tree()
-    port = free_port(spec.settings.host)
+    port = free_port(spec.settings.host or "", spec.settings.port_range)
     log = _new_log(spec, port)
     scratch = Path(tempfile.gettempdir()) / f"{_SCRATCH_PREFIX}{tree}"
     scratch.mkdir(mode=0o700)
@@ -299,12 +303,25 @@ def _worker_of(spec: EngineSpec, rank: int) -> str:
     )
 
 
-def free_port(host: str) -> int:
-    """A TCP port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _connector(tls: PlaneTls | None) -> aiohttp.TCPConnector:
+    return aiohttp.TCPConnector(ssl=client_context(tls.ca_file)) if tls else aiohttp.TCPConnector()
+
+
+def free_port(host: str, among: tuple[int, int] | None = None) -> int:
+    """A TCP port that nobody listens on now; raises EngineDied when all `among` (first and last) are taken."""
+    wanted = [0] if among is None else list(range(among[0], among[1] + 1))
+    random.shuffle(wanted)  # two engines that start at once hardly ever ask for the same
+    for port in wanted:
+        with socket.socket() as probe:
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                continue
+            free: int = probe.getsockname()[1]
+            return free
+    raise EngineDied("every port of engine.port_range is taken on this node")
 
 
 def parse_load(text: str) -> EngineLoad:

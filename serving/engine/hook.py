@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 from ray.serve.config import AutoscalingContext
 
+from serving.plane_tls import client_context
 from serving.secret import PlaneSecret
 from serving.wire import DIRECTORY_ROUTE, WANTED_ROUTE
 
@@ -30,7 +31,7 @@ logger = logging.getLogger("serving.hook")
 class Wanted:
     """Serve's autoscaling policy of one model's deployment. Serve makes one at each deploy, and forgets the old one."""
 
-    def __init__(self, model: str, members: int, directory: str, secret_file: str) -> None:
+    def __init__(self, model: str, members: int, directory: str, secret_file: str, ca_file: str | None = None) -> None:
         self._model = model
         #: Serve counts an engine over several nodes as several replicas.
         self._members = members
@@ -38,7 +39,10 @@ class Wanted:
         self._secret = PlaneSecret(Path(secret_file))
         self._engines: int | None = None
         # The secret is for the directory alone: neither a proxy of the environment nor a redirect may get it.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects())
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({}), _NoRedirects()]
+        if ca_file:
+            handlers.append(urllib.request.HTTPSHandler(context=client_context(Path(ca_file))))
+        self._opener = urllib.request.build_opener(*handlers)
         threading.Thread(target=_follow, args=(weakref.ref(self),), daemon=True).start()
 
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:

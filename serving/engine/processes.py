@@ -75,6 +75,11 @@ def of_tree(tree: str) -> list[psutil.Process]:
     return [process for process in psutil.process_iter() if _tree_of(process) == tree and is_alive(process)]
 
 
+def members() -> list[psutil.Process]:
+    """Every living process of any engine on this machine."""
+    return [process for process in psutil.process_iter() if _tree_of(process) and is_alive(process)]
+
+
 def orphans() -> list[psutil.Process]:
     """Every living process of any tree whose owner is gone; on a GPU they would hold its memory."""
     members = ((process, _tree_of(process)) for process in psutil.process_iter())

@@ -14,17 +14,17 @@ from typing import Any, cast
 
 import msgspec
 import ray
-from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
-from serving.config import AdapterSettings, EngineSettings
+from serving.config import AdapterSettings
 from serving.engine.checkpoints import manifest
 from serving.engine.command import ONLY_MEMBER, EngineSpec, Member
 from serving.engine.directory import Meeting
 from serving.engine.engine import Engine, EngineDied, free_port, running
+from serving.engine.specs import LiveSettings
 from serving.errors import Refusal
 from serving.wire import EngineLoad, ReplicaReport, ReplicaState
 
@@ -39,23 +39,12 @@ _BACK_OFF_LOOK_S = 1.0
 _DRAIN_LOOK_INTERVAL_S = 1.0
 
 
-class LiveSettings(BaseModel):
-    """What reaches a replica that runs; Serve carries it as a plain mapping (`user_config`)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    engine: EngineSettings
-    adapters: tuple[AdapterSettings, ...] = ()
-
-
 class Replica:
     """Owns one engine, or one node's share of one, from its first process to its last."""
 
-    async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, spec: EngineSpec, directory_app: str, adapters: tuple[AdapterSettings, ...] = ()
-    ) -> None:
-        self._spec = spec
-        self._adapters = adapters
+    async def __init__(self, spec: EngineSpec, directory_app: str) -> None:  # type: ignore[misc]  # Serve awaits it
+        self._spec = _at_its_node(spec)
+        self._adapters: tuple[AdapterSettings, ...] = ()
         self._id = f"{spec.model}-{uuid.uuid4().hex[:8]}"
         self._directory_app = directory_app
         self._directory: DeploymentHandle | None = None
@@ -71,6 +60,7 @@ class Replica:
         self._tasks = [asyncio.create_task(self._report_for_ever())]
         try:
             await self._back_off()
+            await self._take_live_settings()
             engine = await self._start()
         except (EngineDied, Refusal, TimeoutError) as error:
             await self._fail(str(error) or "no token within the start's time limit")
@@ -83,6 +73,11 @@ class Replica:
             self._reason = f"waits {wait_s:.0f} s because engines of this model keep failing"
             await asyncio.sleep(min(wait_s, _BACK_OFF_LOOK_S))
         self._reason = None
+
+    async def _take_live_settings(self) -> None:
+        """The directory knows them before Serve hands them over, which it does when the start is done."""
+        if plain := await self._ask_directory(lambda it: it.live_settings.remote(self._spec.model)):
+            self._adopt(LiveSettings.model_validate(plain))
 
     async def _start(self) -> Engine:
         began = time.monotonic()
@@ -112,11 +107,13 @@ class Replica:
 
         Without it Serve would keep the old ones even for later starts: equal version, equal deployment (seen with 2.60).
         """
-        live = LiveSettings.model_validate(plain)
-        self._spec = msgspec.structs.replace(self._spec, settings=live.engine)
-        self._adapters = live.adapters
+        self._adopt(LiveSettings.model_validate(plain))
         if self._engine and not self._engine.is_dead:
             await self._stock(self._engine)
+
+    def _adopt(self, live: LiveSettings) -> None:
+        self._spec = msgspec.structs.replace(self._spec, settings=live.over(self._spec.settings))
+        self._adapters = live.adapters
 
     async def _stock(self, engine: Engine) -> None:
         """Bring the engine's shelf in step with the settings; an adapter that cannot be loaded stops nothing."""
@@ -148,7 +145,11 @@ class Replica:
         """Which member of its gang this is, and where the first one is found."""
         if self._gang is None:
             return ONLY_MEMBER
-        mine = (ray.util.get_node_ip_address(), free_port(self._spec.settings.host)) if self._gang.rank == 0 else None
+        mine = (
+            (ray.util.get_node_ip_address(), free_port(self._spec.settings.host or ""))
+            if self._gang.rank == 0
+            else None
+        )
         try:
             async with asyncio.timeout(self._spec.settings.start_timeout_s):
                 return Member(self._gang.rank, *await self._meeting_place(self._gang.gang_id, mine))
@@ -242,6 +243,14 @@ class Replica:
         except (RayError, RayServeException, TimeoutError) as error:
             logger.warning("the directory did not hear %s: %s", self._id, type(error).__name__)
             return None
+
+
+def _at_its_node(spec: EngineSpec) -> EngineSpec:
+    """An engine whose settings name no address is reached at its node's, as Ray knows it."""
+    if spec.settings.host:
+        return spec
+    here = spec.settings.model_copy(update={"host": ray.util.get_node_ip_address()})
+    return msgspec.structs.replace(spec, settings=here)
 
 
 def start_limit_s(spec: EngineSpec) -> float:

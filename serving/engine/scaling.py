@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import msgspec
 
@@ -86,16 +85,6 @@ class Plans(msgspec.Struct, frozen=True):
 
     models: tuple[ModelPlan, ...] = ()
     nodes_may_grow: bool = False
-
-
-def to_plain(plans: Plans) -> dict[str, Any]:
-    """Plans as JSON-like data: what Serve takes for a deployment's `user_config`."""
-    plain: dict[str, Any] = msgspec.to_builtins(plans, enc_hook=lambda knee: knee.model_dump(mode="json"))
-    return plain
-
-
-def from_plain(plain: dict[str, Any]) -> Plans:
-    return msgspec.convert(plain, Plans, dec_hook=lambda kind, value: kind.model_validate(value))
 
 
 class Scaler:

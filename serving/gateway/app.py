@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -145,6 +146,7 @@ class Gateway:
         demands: Demands,
         secret: PlaneSecret | None,
         salt_key: bytes,
+        tls: ssl.SSLContext | None,
         clock: Callable[[], float],
     ) -> None:
         self._settings = settings
@@ -154,6 +156,7 @@ class Gateway:
         self._demands = demands
         self._secret = secret
         self._salt_key = salt_key
+        self._tls = tls
         self._clock = clock
         self._relay: Relay | None = None
         self._open_calls = 0
@@ -185,7 +188,7 @@ class Gateway:
 
     @asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
-        async with relay.session(self._settings.timeouts) as client:
+        async with relay.session(self._settings.timeouts, self._tls) as client:
             self._relay = Relay(client, self._fleet, self._demands, self._settings.timeouts, self._secret, self._clock)
             following = asyncio.create_task(self._fleet.follow(client))
             following.add_done_callback(_complain)
@@ -424,12 +427,13 @@ def create_app(
     secret: PlaneSecret | None,
     salt_key: bytes,
     *,
+    tls: ssl.SSLContext | None = None,
     clock: Callable[[], float] = time.monotonic,
     wall_clock: Callable[[], float] = time.time,
 ) -> Gateway:
-    """The application before the directories and engines that `settings` names."""
+    """The application before the directories and engines that `settings` names; `tls` is how their servers are known."""
     sources: list[Source] = [DirectorySource(url, secret) for url in settings.directories]
     sources += [EngineSource(url, secret) for url in settings.engines]
     demands = Demands(clock)
     fleet = Fleet(sources, settings, demands, clock, wall_clock)
-    return Gateway(settings, tenants, ledger, fleet, demands, secret, salt_key, clock)
+    return Gateway(settings, tenants, ledger, fleet, demands, secret, salt_key, tls, clock)

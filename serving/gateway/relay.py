@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from enum import StrEnum
@@ -121,15 +122,12 @@ class Exchange:
         await self.responder.write(data)
 
 
-def connector() -> aiohttp.TCPConnector:
-    """Connections to engines: as many as there are calls, not kept long enough to go stale."""
-    return aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_S)
-
-
-def session(timeouts: Timeouts) -> aiohttp.ClientSession:
+def session(timeouts: Timeouts, tls: ssl.SSLContext | None = None) -> aiohttp.ClientSession:
     """The one client session of a gateway; how long an answer may take is the relay's matter."""
     connect = aiohttp.ClientTimeout(total=None, sock_connect=timeouts.engine_connect_s)
-    return aiohttp.ClientSession(connector=connector(), timeout=connect, cookie_jar=aiohttp.DummyCookieJar())
+    # As many connections as there are calls, not kept long enough to go stale.
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_S, ssl=tls or True)
+    return aiohttp.ClientSession(connector=connector, timeout=connect, cookie_jar=aiohttp.DummyCookieJar())
 
 
 class Relay:

@@ -17,8 +17,7 @@ import uvicorn
 import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from serving import secret
-from serving.config import GatewaySettings, Settings
+from serving.config import Certificate, GatewaySettings, Settings
 from serving.errors import Refusal
 from serving.gateway import commands
 from serving.gateway.app import METRICS_TYPE, Gateway, create_app
@@ -28,6 +27,7 @@ from serving.gateway.ledger import Ledger
 from serving.gateway.metrics import Metrics
 from serving.gateway.store import Store
 from serving.gateway.tenants import Tenants
+from serving.plane_tls import client_context
 from serving.secret import PlaneSecret
 
 #: Connections the kernel holds until they are accepted.
@@ -55,7 +55,7 @@ def run(settings: Settings) -> None:
 def serve(gateway: Gateway, settings: GatewaySettings, api: socket.socket) -> None:
     """Run the event loop on a bound socket until told to stop; running answers get `drain_timeout_s` to end."""
     with contextlib.ExitStack() as opened:
-        servers = [(_uvicorn(gateway, settings, "on"), api)]
+        servers = [(_uvicorn(gateway, settings, "on", settings.tls), api)]
         if settings.metrics_port is not None:
             metrics_socket = opened.enter_context(_listening(settings.host, settings.metrics_port))
             servers.append((_uvicorn(MetricsApp(gateway.metrics), settings, "off"), metrics_socket))
@@ -148,7 +148,9 @@ class MetricsApp:
             await responder.whole(404, b"{}")
 
 
-def _uvicorn(app: Gateway | MetricsApp, settings: GatewaySettings, lifespan: Literal["on", "off"]) -> _Server:
+def _uvicorn(
+    app: Gateway | MetricsApp, settings: GatewaySettings, lifespan: Literal["on", "off"], tls: Certificate | None = None
+) -> _Server:
     config = uvicorn.Config(
         app,
         loop="uvloop",
@@ -161,6 +163,8 @@ def _uvicorn(app: Gateway | MetricsApp, settings: GatewaySettings, lifespan: Lit
         backlog=BACKLOG,
         timeout_keep_alive=IDLE_CLIENT_S,
         timeout_graceful_shutdown=round(settings.drain_timeout_s),
+        ssl_certfile=tls.certificate_file if tls else None,
+        ssl_keyfile=tls.key_file if tls else None,
     )
     return _Server(config)
 
@@ -174,12 +178,13 @@ def _gateway(settings: Settings) -> Iterator[Gateway]:
         opened.enter_context(tenants)
         ledger = opened.enter_context(Ledger(store, clock=time.time))
         plane_secret = _plane_secret(settings)
-        yield create_app(settings.gateway, tenants, ledger, plane_secret, keyring.digest(_SALT_PURPOSE))
+        tls = client_context(settings.plane_tls.ca_file) if settings.plane_tls else None
+        yield create_app(settings.gateway, tenants, ledger, plane_secret, keyring.digest(_SALT_PURPOSE), tls=tls)
 
 
 def _plane_secret(settings: Settings) -> PlaneSecret | None:
     """The secret of this home's engines; engines that run elsewhere without one need none."""
-    path = settings.home / secret.FILE_NAME
+    path = settings.secret_file
     if path.exists() or settings.gateway.directories:
         return PlaneSecret(path)
     return None

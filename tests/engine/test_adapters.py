@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from serving import catalog
 from serving.catalog import LoraLimits
 from serving.config import AdapterSettings, ModelSettings, Settings
-from serving.engine import app
+from serving.engine import specs
 from serving.engine.adapters import CONFIG, WEIGHTS, Shelf, examine
 from serving.engine.command import EngineSpec
 from serving.engine.command import environment as environment_of
@@ -173,7 +173,7 @@ def test_names_are_unique_over_models_and_adapters() -> None:
 def engine(model: str, folder: Path, settings: Settings | None = None, **wanted: object) -> EngineSpec:
     """The engine of `model` as settings describe it."""
     described = ModelSettings.model_validate({"name": model} | wanted)
-    return app.engine_spec(catalog.find(model), described, folder, settings or Settings(), folder / "secret")
+    return specs.engine_spec(catalog.find(model), described, folder, settings or Settings(), folder / "secret")
 
 
 REFUSED: dict[str, tuple[str, dict[str, object], dict[str, object], str]] = {

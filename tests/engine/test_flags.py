@@ -16,9 +16,9 @@ from serving import catalog
 from serving.budget import kv
 from serving.catalog import Architecture, LoraLimits, Model, Profile
 from serving.config import EngineSettings, ModelSettings, Settings
-from serving.engine import app, command
-from serving.engine.app import engine_spec
+from serving.engine import command, specs
 from serving.engine.flags import tuning_flags
+from serving.engine.specs import engine_spec
 from serving.errors import Refusal
 from serving.wire import Task
 
@@ -224,7 +224,7 @@ def test_settings_give_any_profile_room_for_adapters(name: str, tmp_path: Path) 
     model, room = catalog.find(name), {"max_adapters": 1, "max_rank": 8, "max_cpu_adapters": 2}
     for profile in model.profiles:
         wanted = ModelSettings.model_validate({"name": name, "profile": profile.name, "gpu": profile.gpu, "lora": room})
-        spec = app.engine_spec(model, wanted, tmp_path, Settings(), tmp_path / "secret")
+        spec = specs.engine_spec(model, wanted, tmp_path, Settings(), tmp_path / "secret")
         arguments = parsed(["--model", "checkpoint", *spec.flags])
         limits = (arguments.max_loras, arguments.max_lora_rank, arguments.max_cpu_loras)
         assert (arguments.enable_lora, *limits) == (True, 1, 8, 2) and spec.lora == LoraLimits.model_validate(room)

@@ -175,12 +175,6 @@ def test_new_bounds_take_effect_and_a_removed_model_is_gone() -> None:
     assert it.wanted() == {} and it.answer().models == ()
 
 
-def test_plans_survive_the_way_through_serve() -> None:
-    """What goes out as plain data comes back as it was."""
-    plans = Plans((plan(0, 2, 30.0), ModelPlan("n", 256, Bounds(1, 1))), nodes_may_grow=True)
-    assert scaling.from_plain(scaling.to_plain(plans)) == plans
-
-
 def test_a_fleet_that_may_change_needs_a_knee() -> None:
     """Where nothing says what one engine does, only a fixed fleet is accepted."""
     spec = EngineSpec("random-gpt-oss", "", Task.GENERATE, 4096, EngineSettings(), "", "", "")

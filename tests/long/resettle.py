@@ -8,7 +8,7 @@ import sys
 import ray
 
 from serving import catalog, config
-from serving.engine import app
+from serving.engine import app, specs
 from serving.engine.checkpoints import store
 
 
@@ -19,7 +19,7 @@ def main() -> None:
     deployments = []
     for wanted in settings.models:
         model = catalog.find(wanted.name, settings.own_models)
-        deployments.append(app.deployment_of(model, wanted, settings, store.ensure(model, settings.home, print)))
+        deployments.append(specs.deployment_of(model, wanted, settings, store.ensure(model, settings.home, print)))
     app.deploy(cell, directory, settings, deployments)
 
 

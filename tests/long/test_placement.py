@@ -24,7 +24,7 @@ from ray.cluster_utils import Cluster
 
 from serving import catalog, secret
 from serving.config import EngineSettings, ModelSettings, Settings
-from serving.engine import app, processes
+from serving.engine import app, processes, specs
 from serving.engine.engine import free_port
 from serving.wire import DirectoryAnswer, GatewayReport, ReplicaReport, ReplicaState, Traffic
 from tests.waiting import until
@@ -79,7 +79,7 @@ class Cell:
         ray.init(address=self.cluster.address, log_to_driver=False)
         port = free_port("127.0.0.1")
         self.directory = f"http://127.0.0.1:{port}"
-        self.wanted: dict[str, app.Deployment] = {}
+        self.wanted: dict[str, specs.Deployment] = {}
         #: What the gateway that a test stands in for tells the directory each time it asks.
         self.traffic: dict[str, Traffic] = {}
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
@@ -95,7 +95,7 @@ class Cell:
         wanted = ModelSettings.model_validate(
             {"name": model, "gpu": "h100", "min_replicas": engines, "max_replicas": engines} | knobs
         )
-        self.wanted[model] = app.deployment_of(catalog.find(model), wanted, self.settings, self.home / "checkpoint")
+        self.wanted[model] = specs.deployment_of(catalog.find(model), wanted, self.settings, self.home / "checkpoint")
         self.deploy()
 
     def remove(self, model: str) -> None:

@@ -10,8 +10,15 @@ from serving import catalog
 from serving.catalog import Model, MountedSource, Profile
 from serving.config import EngineSettings, ModelSettings, Settings
 from serving.engine import command
-from serving.engine.app import engine_spec
 from serving.engine.command import EngineSpec, Parallel
+from serving.engine.specs import (
+    CELLS_OF_ENGINE,
+    LIVE_OF_ENGINE,
+    START_OF_ENGINE,
+    CellSettings,
+    LiveSettings,
+    engine_spec,
+)
 from serving.errors import Refusal
 
 BALANCED = Profile(name="balanced", gpu="h100", reason="It fits.", source="this test")
@@ -74,3 +81,33 @@ def test_a_models_tokenizer_and_checksums_reach_its_engine() -> None:
         "tokenizer unset -> /models/tokenizer",
         f"checksum of config.json unset -> {'a' * 64}",
     ]
+
+
+def test_a_cells_settings_survive_the_way_through_serve() -> None:
+    """Serve carries plain data; what the directory makes of it are the plans that the settings mean."""
+    wanted = ModelSettings(name="gpt-oss-120b", profile="balanced", min_replicas=1, max_replicas=3)
+    cell = CellSettings(engine=EngineSettings(nodes_may_grow=True), models=(wanted,), own_models=(OWN,))
+    back = CellSettings.model_validate(cell.model_dump(mode="json"))
+    plans = back.plans()
+    assert back == cell and plans.nodes_may_grow
+    assert [(it.name, it.bounds.max_replicas, it.gpus_per_node) for it in plans.models] == [("gpt-oss-120b", 3, 2)]
+
+
+def test_a_model_that_cannot_work_leaves_the_others_their_plans() -> None:
+    """Its own application says what is wrong; a directory that fell for it would take every model along."""
+    impossible = ModelSettings(name="gpt-oss-120b", profile="balanced", tensor=3)
+    cell = CellSettings(models=(impossible, ModelSettings(name="unheard-of"), ModelSettings(name="gpt-oss-20b")))
+    assert [it.name for it in cell.plans().models] == ["gpt-oss-20b"]
+
+
+def test_every_engine_setting_is_of_one_kind() -> None:
+    """An engine starts with it, a running one takes it, or it is the directory's: nobody may wonder what restarts."""
+    kinds = (START_OF_ENGINE, LIVE_OF_ENGINE, CELLS_OF_ENGINE)
+    assert sorted(name for kind in kinds for name in kind) == sorted(EngineSettings.model_fields)
+
+
+def test_live_settings_leave_alone_what_an_engine_started_with() -> None:
+    """Serve hands a running replica the drain limit and the like; the address and memory of its engine stay."""
+    started = EngineSettings(host="10.0.0.1", kv_cache_gib=7, drain_timeout_s=5)
+    live = LiveSettings.of(ModelSettings(name="m"), EngineSettings(drain_timeout_s=9))
+    assert live.over(started) == started.model_copy(update={"drain_timeout_s": 9})
