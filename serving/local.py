@@ -27,7 +27,7 @@ import yaml
 
 from serving import catalog, config, secret
 from serving.config import Settings
-from serving.engine import adapters, engine, processes, supervisor
+from serving.engine import adapters, command, engine, processes, supervisor
 from serving.engine import app as engine_app
 from serving.engine.checkpoints import store as checkpoints
 from serving.engine.specs import Deployment, deployment_of
@@ -60,6 +60,7 @@ def up(settings: Settings) -> None:
         deployment_of(model, wanted, settings, checkpoints.folder_of(model, settings.home))
         for model, wanted in zip(models, settings.models, strict=True)
     ]
+    _refuse_gpus(deployments)
     _refuse_adapters(deployments)
     gateway = settings.gateway
     _refuse_taken_port(gateway.host, gateway.port)
@@ -71,6 +72,16 @@ def up(settings: Settings) -> None:
         _refuse_adapters(deployments)  # once more, now that there is something to compare their shapes with
         secret.create_if_absent(settings.home)
         _serve(settings, models, deployments)
+
+
+def _refuse_gpus(deployments: list[Deployment]) -> None:
+    """Before 60 GiB are fetched for them."""
+    for it in deployments:
+        if it.spec.gpus_per_node and command.is_cpu_build():
+            raise Refusal(
+                f"{it.spec.model} is to run on {it.spec.gpus_per_node} GPUs, and vLLM's CPU build is installed here:"
+                " this profile is for a cluster (deploy/README.md)."
+            )
 
 
 def _refuse_adapters(deployments: list[Deployment]) -> None:

@@ -91,7 +91,8 @@ def test_a_home_in_use_is_refused(tmp_path: Path) -> None:
         ({"name": "smollm2-135m-instruct", "tensor": 2}, ("9 attention heads", "2 tensor ranks")),
         ({"name": "smollm2-135m-instruct", "expert": True}, ("no experts",)),
         ({"name": "tiny-gpt-oss", "tensor": 4}, ("2 KV heads", "4 tensor ranks")),
-        ({"name": "gpt-oss-120b", "profile": "balanced"}, ("not built here",)),
+        ({"name": "gpt-oss-120b", "profile": "balanced"}, ("2 GPUs", "CPU build")),
+        ({"name": "gpt-oss-120b"}, ("meant for GPUs", "balanced on h100")),
     ],
 )
 def test_an_engine_that_cannot_work_is_refused_before_anything_is_fetched(

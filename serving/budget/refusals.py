@@ -41,6 +41,11 @@ def refuse(model: Model, profile: Profile, gpus_per_node: int = 8, prefix_routin
 
 def refuse_on_cpu(model: Model, profile: Profile) -> None:
     """Raise Refusal when vLLM's CPU build cannot run `model` as `profile` says; how much memory there is, is not asked."""
+    if model.profiles:
+        raise Refusal(
+            f"{model.name} is meant for GPUs, and no profile is named: its first is {model.profiles[0].name} on"
+            f" {model.profiles[0].gpu} (deploy/README.md, Profiles)."
+        )
     architecture = architecture_of(model)
     _refuse_uneven_heads(model, architecture, profile)
     _refuse_experts_of_a_dense_model(model, architecture, profile)

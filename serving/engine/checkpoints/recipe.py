@@ -23,6 +23,10 @@ class Recipe:
     """Distributions whose version decides what is built; one that is not installed counts as its absence."""
     scratch_bytes: int = 0
     """Bytes needed while building, beyond the checkpoint itself."""
+    identity: str = ""
+    """What else decides what is built: the address and revision of what is only fetched."""
+    resumes: bool = False
+    """Whether a build that was interrupted goes on with what it left."""
 
     def hash(self) -> str:
         """Twelve hex digits over the sources' bytes and the packages' versions."""
@@ -31,6 +35,7 @@ class Recipe:
             digest.update(hashlib.sha256(source.read_bytes()).digest())
         for package in self.packages:
             digest.update(f"{package}={_version(package)}\n".encode())
+        digest.update(self.identity.encode())
         return digest.hexdigest()[:12]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from serving.catalog import Model
+from serving.catalog import HubSource, Model, ObjectStoreSource
 from serving.engine.checkpoints import child
 from serving.engine.checkpoints.recipe import Recipe, Report
 from serving.errors import Refusal
@@ -51,11 +51,11 @@ RECIPES: Mapping[str, Recipe] = {
 
 
 def recipe_of(model: Model) -> Recipe:
-    """The recipe that builds `model`; raises Refusal when there is none."""
+    """The recipe that builds or fetches `model`; raises Refusal when there is none."""
+    if isinstance(model.source, HubSource | ObjectStoreSource):
+        source = model.source.model_dump_json()
+        return Recipe(build=_module("remote", source), sources=(), identity=source, resumes=True)
     try:
         return RECIPES[model.name]
     except KeyError:
-        raise Refusal(
-            f"{model.name} is not built here: its checkpoint comes from {model.source} and is meant for GPUs"
-            " (deploy/README.md, Profiles)."
-        ) from None
+        raise Refusal(f"Nobody knows how to build {model.name}, which is said to be a {model.source}.") from None

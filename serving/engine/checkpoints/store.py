@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.catalog import MODELS, Model, MountedSource
+from serving.catalog import MODELS, Model, MountedSource, RegistryPackageSource, TrainedHereSource
 from serving.engine.checkpoints import manifest
 from serving.engine.checkpoints.download import SCRATCH
 from serving.engine.checkpoints.recipe import Recipe, Report
@@ -25,6 +25,8 @@ from serving.errors import Refusal
 _MIB = 2**20
 #: Left free for everything else on the same disk (ledger, logs).
 _SPARE_BYTES = 64 * _MIB
+#: Folders of a build that are no part of the checkpoint: ours, and the hub client's notes on what it has fetched.
+_SCRATCHES = (SCRATCH, ".cache")
 _ANY_HASH = "?" * 12
 #: What vLLM reads first of a checkpoint.
 _CONFIG = "config.json"
@@ -101,9 +103,9 @@ def _compared(model: Model, folder: Path) -> Path:
 def listing(home: Path, models: Mapping[str, Model] = MODELS, recipes: Mapping[str, Recipe] = RECIPES) -> list[Kept]:
     """Every model that is built here or mounted, and what of it is kept."""
     return [
-        _found(model) if isinstance(model.source, MountedSource) else _kept(model, home, recipes[name])
+        _found(model) if isinstance(model.source, MountedSource) else _kept(model, home, recipes.get(name))
         for name, model in sorted(models.items())
-        if name in recipes or isinstance(model.source, MountedSource)
+        if name in recipes or not isinstance(model.source, RegistryPackageSource | TrainedHereSource)
     ]
 
 
@@ -113,7 +115,7 @@ def _found(model: Model) -> Kept:
     return Kept(model, folder, (folder / _CONFIG).is_file(), size_bytes, outdated=())
 
 
-def _kept(model: Model, home: Path, recipe: Recipe) -> Kept:
+def _kept(model: Model, home: Path, recipe: Recipe | None) -> Kept:
     folder = folder_of(model, home, recipe)
     whole = manifest.read(folder)
     size_bytes = sum(file.size_bytes for file in whole.files.values()) if whole else 0
@@ -122,32 +124,39 @@ def _kept(model: Model, home: Path, recipe: Recipe) -> Kept:
 
 
 def _build(model: Model, recipe: Recipe, folder: Path, report: Report, clock: Callable[[], float]) -> None:
-    _remove_leftovers(model, folder.parent)
+    _remove_leftovers(model, folder.parent, but=_draft(folder) if recipe.resumes else None)
     _refuse_without_space(model, recipe, folder.parent)
     started_s = clock()
-    with _unfinished(folder) as unfinished:
+    with _unfinished(folder, recipe.resumes) as unfinished:
         recipe.build(unfinished, lambda line: report(f"{model.name}: {line}"))
-        shutil.rmtree(unfinished / SCRATCH, ignore_errors=True)
+        for scratch in _SCRATCHES:
+            shutil.rmtree(unfinished / scratch, ignore_errors=True)
         manifest.write(unfinished, model.name, recipe.hash())
         unfinished.rename(folder)
     report(f"{model.name}: ready after {clock() - started_s:.0f} s in {folder}")
 
 
 @contextmanager
-def _unfinished(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder`, gone afterwards unless it was renamed."""
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    unfinished.mkdir()
+def _unfinished(folder: Path, resumes: bool) -> Iterator[Path]:
+    """A folder beside `folder`, gone afterwards unless it was renamed, or what is in it shortens the next attempt."""
+    unfinished = _draft(folder)
+    unfinished.mkdir(exist_ok=resumes)
     try:
         yield unfinished
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if not resumes:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _remove_leftovers(model: Model, models: Path) -> None:
+def _draft(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.unfinished")
+
+
+def _remove_leftovers(model: Model, models: Path, but: Path | None) -> None:
     """Only called with the model's lock held, so nobody is building there."""
     for leftover in models.glob(f".{model.name}-{_ANY_HASH}.unfinished"):
-        shutil.rmtree(leftover)
+        if leftover != but:
+            shutil.rmtree(leftover)
 
 
 def _refuse_without_space(model: Model, recipe: Recipe, models: Path) -> None:
