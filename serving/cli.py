@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from serving import catalog, config
+from serving import catalog, config, secret
 from serving.errors import Refusal
-from serving.gateway import commands
+from serving.gateway import commands, keys
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(commands.tenants, name="tenants")
@@ -20,6 +21,8 @@ app.add_typer(commands.keys, name="keys")
 app.command("usage")(commands.usage)
 models = typer.Typer(no_args_is_help=True, help="The models this package knows, and their checkpoints here.")
 app.add_typer(models, name="models")
+secrets = typer.Typer(no_args_is_help=True, help="Secrets of an installation in Kubernetes.")
+app.add_typer(secrets, name="secrets")
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
 Port = Annotated[int | None, typer.Option(help="Port of the API.")]
@@ -92,6 +95,37 @@ def gateway(
 
     overrides = {"engines": engine or None, "directories": directory or None, "port": port, "host": host}
     server.run(config.override(context.obj, gateway=overrides))
+
+
+@secrets.command("ensure")
+def secrets_ensure(
+    name: str,
+    wanted: Annotated[list[str], typer.Argument(help="KEY=KIND; a kind is plane, pepper or api-key.")],
+    namespace: Annotated[str, typer.Option(help="Where it belongs.")],
+) -> None:
+    """Make a Secret with fresh values, once: one of that name stays as it is. Runs in a pod, as the chart's Job."""
+    from serving.operate import secrets as cluster_secrets
+
+    values = {key: _fresh(kind) for key, _, kind in (it.partition("=") for it in wanted)}
+    host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+    if not host:
+        raise Refusal("This command runs inside a cluster, and KUBERNETES_SERVICE_HOST is not set.")
+    is_new = cluster_secrets.ensure(host, int(port), namespace, name, values)
+    print(f"{name} was made." if is_new else f"{name} was there and stays as it is.")
+
+
+def _fresh(kind: str) -> bytes:
+    if kind not in _FRESH:
+        raise Refusal(f"There is no secret of kind '{kind}': the kinds are {', '.join(_FRESH)}.")
+    return _FRESH[kind]()
+
+
+#: Kind of secret → a new one, in the form its file has.
+_FRESH: dict[str, Callable[[], bytes]] = {
+    "plane": lambda: f"{secret.fresh()}\n".encode(),
+    "pepper": lambda: os.urandom(keys.PEPPER_BYTES),
+    "api-key": lambda: f"{keys.mint()}\n".encode(),
+}
 
 
 @models.command("list")

@@ -48,6 +48,11 @@ class PlaneSecret:
         return self._values
 
 
+def fresh() -> str:
+    """A new value, 256 bits from the operating system's randomness."""
+    return secrets.token_urlsafe(32)
+
+
 def create_if_absent(home: Path, name: str = FILE_NAME) -> Path:
     """A secret file in `home` (0600), made with a fresh value when there is none; safe when two do it at once."""
     path = home / name
@@ -55,7 +60,7 @@ def create_if_absent(home: Path, name: str = FILE_NAME) -> Path:
     if not path.exists():
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_urlsafe(32) + "\n")
+            file.write(fresh() + "\n")
         try:
             os.link(draft, path)
         except FileExistsError:
