@@ -47,6 +47,8 @@ class ModelArguments(_Arguments):
     """Folder of models, caches and logs in the engine's pod."""
     secret_file: Path
     """The plane secret."""
+    labels: dict[str, str] = {}
+    """Ray labels of the nodes that may hold engines."""
     plane_tls: PlaneTls | None = None
     """What engines show to gateways; unset for plain HTTP."""
 
@@ -71,4 +73,4 @@ def model(arguments: ModelArguments) -> Application:
     )
     folder = checkpoints.folder_of(described, settings.home)
     spec = engine_spec(described, arguments.model, folder, settings, settings.secret_file)
-    return deployments.replica(spec).bind(spec, deployments.DIRECTORY_APP)
+    return deployments.replica(spec, arguments.labels).bind(spec, deployments.DIRECTORY_APP)

@@ -35,13 +35,13 @@ def directory(labels: Mapping[str, str]) -> Deployment:
     )(Directory)
 
 
-def replica(spec: EngineSpec) -> Deployment:
-    """Replicas of one model, where they may live; one engine of them unless somebody says how many."""
+def replica(spec: EngineSpec, labels: Mapping[str, str] = placement.NO_LABELS) -> Deployment:
+    """Replicas of one model, on nodes with these Ray labels; one engine of them unless somebody says how many."""
     return serve.deployment(
         name="Replica",
         num_replicas=placement.serve_replicas(spec, 1),
         health_check_period_s=_HEALTH_PERIOD_S,
         health_check_timeout_s=_HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=spec.settings.drain_timeout_s + DRAIN_MARGIN_S,
-        **placement.options(spec),
+        **placement.options(spec, labels),
     )(Replica)

@@ -257,6 +257,7 @@ def _shelf(spec: EngineSpec, scratch: Path) -> Shelf | None:
 def _new_log(spec: EngineSpec, port: int) -> Path:
     """The log of this start; only the newest few of a model are kept."""
     folder = Path(spec.log_folder)
+    folder.mkdir(parents=True, exist_ok=True)
     for old in sorted(folder.glob(f"engine-{spec.model}-*.log"))[: -_KEPT_LOGS + 1]:
         old.unlink(missing_ok=True)
     return folder / f"engine-{spec.model}-{time.strftime('%Y%m%dT%H%M%S')}-{port}.log"

@@ -6,6 +6,8 @@ more       a gang of replicas, one a node, each with its node's share: all of th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TypedDict
 
 from ray.serve.config import GangPlacementStrategy, GangRuntimeFailurePolicy, GangSchedulingConfig
@@ -21,10 +23,14 @@ CPUS_PER_GPU = 1
 RETRIES_WITHOUT_END = 1_000_000
 
 
+#: No node is left out.
+NO_LABELS: Mapping[str, str] = MappingProxyType({})
+
+
 class Options(TypedDict, total=False):
     """Keyword arguments of `serve.deployment` that say where."""
 
-    ray_actor_options: dict[str, int]
+    ray_actor_options: dict[str, int | dict[str, str]]
     placement_group_bundles: list[dict[str, float]]
     placement_group_strategy: str
     placement_group_bundle_label_selector: list[dict[str, str]]
@@ -32,22 +38,24 @@ class Options(TypedDict, total=False):
     max_constructor_retry_count: int
 
 
-def options(spec: EngineSpec) -> Options:
-    """Where replicas of `spec` may live.
+def options(spec: EngineSpec, labels: Mapping[str, str] = NO_LABELS) -> Options:
+    """Where replicas of `spec` may live: on nodes with these Ray labels, and as many on each as it has GPUs for.
 
     The actor itself holds the GPUs: with `num_gpus` unset Ray hides no device from it, bundle or not (seen with 2.60).
-    A node without GPUs, such as a head, never fits. An engine on the CPU goes wherever there is a node with processors.
+    A node without GPUs, such as a head, never fits. For engines on the CPU only the labels keep them off it.
     """
     gpus = spec.gpus_per_node
     if gpus == 0:
-        return Options(ray_actor_options={"num_cpus": 0}, max_constructor_retry_count=RETRIES_WITHOUT_END)
+        where: dict[str, int | dict[str, str]] = {"num_cpus": 0, "label_selector": dict(labels)}
+        return Options(ray_actor_options=where, max_constructor_retry_count=RETRIES_WITHOUT_END)
     result = Options(
         ray_actor_options={"num_cpus": gpus * CPUS_PER_GPU, "num_gpus": gpus},
         placement_group_bundles=[{"CPU": gpus * CPUS_PER_GPU, "GPU": gpus}],
         max_constructor_retry_count=RETRIES_WITHOUT_END,
     )
-    if spec.gpu_type:
-        result["placement_group_bundle_label_selector"] = [{GPU_TYPE_LABEL: spec.gpu_type}]
+    wanted = dict(labels) | ({GPU_TYPE_LABEL: spec.gpu_type} if spec.gpu_type else {})
+    if wanted:
+        result["placement_group_bundle_label_selector"] = [wanted]
     if spec.nodes == 1:
         result["placement_group_strategy"] = "STRICT_PACK"
     else:

@@ -6,7 +6,6 @@ Ray hands out logical GPUs exactly as it does real ones, CUDA_VISIBLE_DEVICES in
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import urllib.request
 from collections import Counter
@@ -24,7 +23,7 @@ from ray.cluster_utils import Cluster
 
 from serving import catalog, secret
 from serving.config import EngineSettings, ModelSettings, Settings
-from serving.engine import app, processes, specs
+from serving.engine import app, leave, processes, specs
 from serving.engine.engine import free_port
 from serving.wire import DirectoryAnswer, GatewayReport, ReplicaReport, ReplicaState, Traffic
 from tests.waiting import until
@@ -147,11 +146,8 @@ class Cell:
         return next(it.shortage for it in self.answer().models if it.name == model) or ""
 
     def drain_node(self, node_id: str) -> None:
-        """Tell Ray that a node is about to go, as KubeRay's autoscaler does."""
-        reason = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "maintenance")
-        ray_command = Path(sys.executable).parent / "ray"
-        address = ("--address", self.cluster.address)
-        subprocess.run([ray_command, "drain-node", *address, "--node-id", node_id, *reason], check=True)
+        """Tell Ray that a node is about to go, as a pod that is stopped does."""
+        leave.drain(node_id, within_s=600)
 
     @property
     def busy(self) -> Path:
