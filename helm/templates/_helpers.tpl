@@ -7,7 +7,7 @@ A template that needs more than the root context takes a dict; `root` is always 
 {{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
 {{- end -}}
 
-{{/* At most 30 characters: KubeRay takes 41 for a RayService's name, which adds `-cell-` and the cell's name. */}}
+{{/* At most 30 characters: KubeRay takes 47 for a RayService's name, which adds `-cell-` and up to 11 of the cell's name. */}}
 {{- define "gpt-oss-serving.fullname" -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride | trunc 30 | trimSuffix "-" -}}
