@@ -3,18 +3,20 @@ Openings that several policies share. A port or range has one meaning: Ray head 
 proxy 8000, Ray's services of a node 6380–6389 and 52365, engines' HTTP 8100–8199, Ray's workers 11000–12999, and inside
 engines (vLLM, NCCL, Gloo) 20000–29999.
 */}}
-{{- define "gpt-oss-serving.egressToDns" -}}
+{{- define "gpt-oss-serving.network.egressToDns" -}}
 # Names.
 - to:
     {{- toYaml .Values.networkPolicy.dns.peers | nindent 4 }}
   ports:
     {{- range .Values.networkPolicy.dns.ports }}
-    - {port: {{ . }}, protocol: UDP}
-    - {port: {{ . }}, protocol: TCP}
+    - port: {{ . }}
+      protocol: UDP
+    - port: {{ . }}
+      protocol: TCP
     {{- end }}
 {{- end -}}
 
-{{- define "gpt-oss-serving.egressToApiServer" -}}
+{{- define "gpt-oss-serving.network.egressToApiServer" -}}
 # The Kubernetes API server.
 - to:
     {{- range .Values.networkPolicy.apiServer.cidrs }}
@@ -27,7 +29,7 @@ engines (vLLM, NCCL, Gloo) 20000–29999.
     {{- end }}
 {{- end -}}
 
-{{- define "gpt-oss-serving.egressToPostgresql" -}}
+{{- define "gpt-oss-serving.network.egressToPostgresql" -}}
 # The database.
 - to:
     {{- toYaml .Values.networkPolicy.postgresql.peers | nindent 4 }}
@@ -36,24 +38,26 @@ engines (vLLM, NCCL, Gloo) 20000–29999.
 {{- end -}}
 
 {{/* A peer: pods of a component. Takes root, component, and cell for those of one cell. */}}
-{{- define "gpt-oss-serving.peer" -}}
+{{- define "gpt-oss-serving.network.peer" -}}
 - podSelector:
     matchLabels:
       {{- include "gpt-oss-serving.selectorLabels" . | nindent 6 }}
 {{- end -}}
 
-{{- define "gpt-oss-serving.monitoringPeer" -}}
+{{- define "gpt-oss-serving.network.monitoringPeer" -}}
 - namespaceSelector:
     matchLabels:
       {{- toYaml .Values.networkPolicy.monitoringNamespace | nindent 6 }}
 {{- end -}}
 
 {{/* Between any two pods of a Ray cluster, in either direction. */}}
-{{- define "gpt-oss-serving.rayPorts" -}}
+{{- define "gpt-oss-serving.network.rayPorts" -}}
 # Node manager, object manager, runtime environments, the node's agent, metrics.
-- {port: 6380, endPort: 6389}
+- port: 6380
+  endPort: 6389
 # The node agent's HTTP.
 - port: 52365
 # Workers: replicas, Serve's controller and proxies.
-- {port: 11000, endPort: 12999}
+- port: 11000
+  endPort: 12999
 {{- end -}}
