@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from serving.errors import Refusal
 ROOT = Path(__file__).resolve().parent.parent
 VALUES = ROOT / "helm" / "values.yaml"
 DEFINITIONS = ROOT / "deploy" / "chart_definitions.yaml"
+RENAMED = ROOT / "helm" / "files" / "renamed.yaml"
 SCHEMA = ROOT / "helm" / "values.schema.json"
 
 DIRECTIVE = "@schema "
@@ -82,12 +83,17 @@ def values(text: str) -> list[Value]:
     return list(_below(Value((), "", {}, root), text.splitlines()))
 
 
-def schema(text: str) -> Schema:
-    """The whole JSON schema of a values file."""
-    found = values(text)
+def schema(text: str, renamed: Mapping[str, str]) -> Schema:
+    """The whole JSON schema of a values file. Old names pass it, because a template says what they are called now."""
+    top = _closed({value.path: value for value in values(text)}, ())
     # Helm hands `global` down from a parent chart, whatever this one says.
-    top = _closed({value.path: value for value in found}, ())
     top["properties"]["global"] = {"type": "object"}
+    for old, new in renamed.items():
+        *groups, key = old.split(".")
+        group = top
+        for name in groups:
+            group = group["properties"][name]
+        group["properties"][key] = {"description": f"Now called {new}."}
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Values of gpt-oss-serving; written by deploy/chart_schema.py",
@@ -180,7 +186,7 @@ def _is_pydantics(key: str, item: Any) -> bool:
 
 def main() -> None:
     """Write the schema, or say that it is out of step."""
-    text = json.dumps(schema(VALUES.read_text()), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(schema(VALUES.read_text(), yaml.safe_load(RENAMED.read_text())), indent=2, ensure_ascii=False) + "\n"
     if sys.argv[1:] != ["--check"]:
         SCHEMA.write_text(text)
     elif not SCHEMA.exists() or SCHEMA.read_text() != text:
