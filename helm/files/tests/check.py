@@ -48,7 +48,6 @@ def chat() -> None:
 
 def stream() -> None:
     """Events that come one by one and end as they should."""
-    began: float | None = None
     events = 0
     with _asked({"max_tokens": 64, "stream": True}) as answer:
         kind = answer.headers["content-type"]
@@ -56,7 +55,6 @@ def stream() -> None:
             raise Failed(f"a stream was asked for, and {kind} came")
         last = b""
         for data in _events(answer):
-            began = began or time.monotonic()
             events += 1
             last = data
             if b'"error"' in data and "error" in json.loads(data):
