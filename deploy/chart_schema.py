@@ -36,7 +36,7 @@ SETTINGS: dict[type[BaseModel], frozenset[str]] = {
         {"host", "port", "metrics_port", "directories", "engines", "tls", "aliases", "timeouts"}
     ),
     config.Timeouts: frozenset(),
-    config.EngineSettings: frozenset({"host", "directory_labels"}),
+    config.EngineSettings: frozenset({"host", "port_range", "directory_labels"}),
     config.ModelSettings: frozenset(),
     Model: frozenset(),
 }

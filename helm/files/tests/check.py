@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+#: Well formed, so that the store is asked.
+NOBODYS_KEY = f"sk-nobodymade-{'x' * 43}"
 QUESTION = "What is the capital of France?"
 RETRY_S = 5.0
 METRICS_PORT = 9090
@@ -65,7 +67,7 @@ def stream() -> None:
 
 def wrong_key() -> None:
     """No answer for a key that nobody made, nor without one."""
-    for headers in ({"Authorization": "Bearer sk-nobody-made-this"}, {}):
+    for headers in ({"Authorization": f"Bearer {NOBODYS_KEY}"}, {}):
         try:
             _open("/v1/models", headers).close()
         except urllib.error.HTTPError as refused:
