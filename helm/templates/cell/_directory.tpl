@@ -17,7 +17,7 @@ template:
   {{- include "gpt-oss-serving.rayPodMetadata" (dict "root" $root "component" "directory" "cell" .cell "image" .values.images.head) | nindent 2 }}
   spec:
     {{- include "gpt-oss-serving.rayPodSpec" (dict "root" $root "grace" $leaving.lastGrace) | nindent 4 }}
-    {{- with include "gpt-oss-serving.placement" (merge (dict "priorityClassName" $root.Values.head.priorityClassName) $root.Values.directory) | trim }}
+    {{- with include "gpt-oss-serving.placement" (dict "cell" .values "own" (merge (dict "priorityClassName" $root.Values.head.priorityClassName) $root.Values.directory)) | trim }}
     {{- . | nindent 4 }}
     {{- end }}
     topologySpreadConstraints:

@@ -39,7 +39,7 @@ ray.io/accelerator-type: {{ (index $catalog.gpus .group.gpu).ray_label }}
 {{- $leaving := include "gpt-oss-serving.leaving" $root | fromJson -}}
 {{- $engine := $root.Values.engine -}}
 {{- include "gpt-oss-serving.rayPodSpec" (dict "root" $root "grace" $leaving.grace) }}
-{{- include "gpt-oss-serving.placement" (ternary (omit $engine "tolerations") $engine .group.onCpu) }}
+{{- include "gpt-oss-serving.placement" (dict "cell" .values "own" (ternary (omit $engine "tolerations") $engine .group.onCpu)) }}
 {{- if not .group.onCpu }}
 {{- with $engine.runtimeClassName }}
 runtimeClassName: {{ . }}

@@ -16,7 +16,7 @@ template:
   {{- include "gpt-oss-serving.rayPodMetadata" (dict "root" $root "component" "head" "cell" .cell "image" .values.images.head) | nindent 2 }}
   spec:
     {{- include "gpt-oss-serving.headPodSpec" . | nindent 4 }}
-    {{- with include "gpt-oss-serving.placement" $root.Values.head | trim }}
+    {{- with include "gpt-oss-serving.placement" (dict "cell" .values "own" $root.Values.head) | trim }}
     {{- . | nindent 4 }}
     {{- end }}
     containers:
@@ -67,5 +67,5 @@ controller and the directory no engine would be told to drain, nor any gateway. 
 lifecycle:
   preStop:
     exec:
-      command: [python, -m, serving.engine.leave, --cell, --within-s, {{ .lastPreStop | quote }}]
+      command: [python, -m, serving.engine.leave, --last, --within-s, {{ .lastPreStop | quote }}]
 {{- end -}}

@@ -120,17 +120,17 @@ image: {{ include "gpt-oss-serving.image" . }}
 imagePullPolicy: {{ .image.pullPolicy }}
 {{- end -}}
 
-{{/* Where pods without an engine may run. Takes nodeSelector, tolerations, priorityClassName. */}}
+{{/* Where pods may run. Takes cell (its values) and own ({nodeSelector, tolerations, priorityClassName}). */}}
 {{- define "gpt-oss-serving.placement" -}}
-{{- with .nodeSelector }}
+{{- with merge (deepCopy .cell.nodeSelector) .own.nodeSelector }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .tolerations }}
+{{- with .own.tolerations }}
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .priorityClassName }}
+{{- with .own.priorityClassName }}
 priorityClassName: {{ . }}
 {{- end }}
 {{- end -}}

@@ -8,14 +8,14 @@ Templates hand structures to each other as JSON (`fromJson` of an `include`).
 {{- .Files.Get "files/catalog.yaml" | fromYaml | toJson -}}
 {{- end -}}
 
-{{/* A cell's values over the release's, as JSON: name, paused, hold, models, groups, images. Takes root, cell. */}}
+{{/* A cell's values over the release's, as JSON: name, paused, hold, nodeSelector, models, groups, images. Takes root, cell. */}}
 {{- define "gpt-oss-serving.cellValues" -}}
 {{- $own := index .root.Values.cells .cell | default dict -}}
 {{- $images := mergeOverwrite (deepCopy (pick .root.Values.images "head" "engine")) (deepCopy ($own.images | default dict)) -}}
 {{- $groups := mergeOverwrite (deepCopy (.root.Values.groups | default dict)) (deepCopy ($own.groups | default dict)) -}}
 {{- $models := .root.Values.models -}}
 {{- if hasKey $own "models" -}}{{- $models = $own.models -}}{{- end -}}
-{{- dict "name" .cell "paused" ($own.paused | default false) "hold" ($own.hold | default false) "models" ($models | default list) "groups" $groups "images" $images | toJson -}}
+{{- dict "name" .cell "paused" ($own.paused | default false) "hold" ($own.hold | default false) "nodeSelector" ($own.nodeSelector | default dict) "models" ($models | default list) "groups" $groups "images" $images | toJson -}}
 {{- end -}}
 
 {{/* Settings of engines, the catalogue's defaults under the values', as JSON. */}}
