@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,20 +72,20 @@ class Value:
         yield from self.node.value
 
 
-def values(text: str) -> list[Value]:
+def values(source: str) -> list[Value]:
     """Every key of a values file, groups before what is in them.
 
     Raises Refusal when a directive is not YAML, or the file is no mapping.
     """
-    root = yaml.compose(text)
+    root = yaml.compose(source)
     if not isinstance(root, yaml.MappingNode):
         raise Refusal("The values file must hold a mapping.")
-    return list(_below(Value((), "", {}, root), text.splitlines()))
+    return list(_below(Value((), "", {}, root), source.splitlines()))
 
 
-def schema(text: str, renamed: Mapping[str, str]) -> Schema:
+def schema(source: str, renamed: Mapping[str, str]) -> Schema:
     """The whole JSON schema of a values file. Old names pass it, because a template says what they are called now."""
-    top = _closed({value.path: value for value in values(text)}, ())
+    top = _closed({value.path: value for value in values(source)}, ())
     # Helm hands `global` down from a parent chart, whatever this one says.
     top["properties"]["global"] = {"type": "object"}
     for old, new in renamed.items():
@@ -98,8 +98,14 @@ def schema(text: str, renamed: Mapping[str, str]) -> Schema:
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Values of gpt-oss-serving; written by deploy/chart_schema.py",
         **top,
-        "definitions": definitions(),
+        "definitions": _used(definitions(), top),
     }
+
+
+def text() -> str:
+    """What the schema's file should hold now."""
+    whole = schema(VALUES.read_text(), yaml.safe_load(RENAMED.read_text()))
+    return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
 
 
 def definitions() -> dict[str, Schema]:
@@ -135,7 +141,9 @@ def _comment(lines: list[str], line: int, path: tuple[str, ...]) -> tuple[str, S
         parsed = [yaml.safe_load(text) for text in directives]
     except yaml.YAMLError:
         raise Refusal(f"The @schema line of {'.'.join(path)} is not YAML.") from None
-    return " ".join(text for text in said if not text.startswith(DIRECTIVE)), {k: v for d in parsed for k, v in d.items()}
+    return " ".join(text for text in said if not text.startswith(DIRECTIVE)), {
+        k: v for d in parsed for k, v in d.items()
+    }
 
 
 def _closed(found: dict[tuple[str, ...], Value], path: tuple[str, ...]) -> Schema:
@@ -170,6 +178,30 @@ def _type(value: Value) -> str:
         raise Refusal(f"{'.'.join(value.path)} has no type: give it a default that is not null.") from None
 
 
+def _used(shapes: dict[str, Schema], top: Schema) -> dict[str, Schema]:
+    """The shapes that the values refer to, directly or through others: keys the chart writes had some of their own."""
+    found: dict[str, Schema] = {}
+    waiting = list(_references(top))
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found[name] = shapes[name]
+            waiting += _references(shapes[name])
+    return dict(sorted(found.items()))
+
+
+def _references(node: Any) -> Iterator[str]:
+    children: Iterable[Any] = ()
+    if isinstance(node, dict):
+        if isinstance(reference := node.get("$ref"), str):
+            yield reference.removeprefix("#/definitions/")
+        children = node.values()
+    elif isinstance(node, list):
+        children = node
+    for child in children:
+        yield from _references(child)
+
+
 def _plain(shape: Any) -> Any:
     """Without the titles that pydantic makes of names, and without its keyword for unions."""
     if isinstance(shape, list):
@@ -186,10 +218,9 @@ def _is_pydantics(key: str, item: Any) -> bool:
 
 def main() -> None:
     """Write the schema, or say that it is out of step."""
-    text = json.dumps(schema(VALUES.read_text(), yaml.safe_load(RENAMED.read_text())), indent=2, ensure_ascii=False) + "\n"
     if sys.argv[1:] != ["--check"]:
-        SCHEMA.write_text(text)
-    elif not SCHEMA.exists() or SCHEMA.read_text() != text:
+        SCHEMA.write_text(text())
+    elif not SCHEMA.exists() or SCHEMA.read_text() != text():
         sys.exit(f"{SCHEMA.relative_to(ROOT)} is out of step: run `python deploy/chart_schema.py`.")
 
 

@@ -107,10 +107,10 @@ def _asked(fields: dict[str, Any]) -> Any:
 
 
 def _open(path: str, headers: dict[str, str], body: bytes | None = None) -> Any:
-    request = urllib.request.Request(os.environ["API"] + path, body, headers)  # noqa: S310 Our own Service.
+    request = urllib.request.Request(os.environ["API"] + path, body, headers)
     # The certificate is for the name that clients use, and the Service is inside the cluster.
     context = ssl._create_unverified_context()  # noqa: S323
-    return urllib.request.urlopen(request, timeout=_timeout_s(), context=context)  # noqa: S310
+    return urllib.request.urlopen(request, timeout=_timeout_s(), context=context)
 
 
 def _events(answer: Any) -> Iterator[bytes]:
@@ -129,7 +129,7 @@ def _counted() -> float:
     for host in sorted({str(address[0]) for *_, address in found}):
         place = f"[{host}]" if ":" in host else host
         try:
-            with urllib.request.urlopen(f"http://{place}:{METRICS_PORT}/metrics", timeout=_timeout_s()) as page:  # noqa: S310
+            with urllib.request.urlopen(f"http://{place}:{METRICS_PORT}/metrics", timeout=_timeout_s()) as page:
                 lines = page.read().decode().splitlines()
         except OSError as error:
             raise Failed(f"the gateway at {place} gives no metrics: {error}") from None
