@@ -13,9 +13,6 @@ What cannot work: one sentence a line. A cell's own are in cell/_refusals.tpl, o
 {{- if not .Values.images.registry }}
 images.registry is empty: name the registry that holds the images, e.g. registry.example.com/gpt-oss-serving.
 {{- end }}
-{{- if not (regexMatch "^[a-z]" (include "gpt-oss-serving.fullname" .)) }}
-The name {{ include "gpt-oss-serving.fullname" . }} begins with a digit, which KubeRay refuses: set fullnameOverride to one that begins with a letter.
-{{- end }}
 {{- if not (or (include "gpt-oss-serving.planeTlsEnabled" .) .Values.acknowledgePlaintextBetweenPlanes) }}
 Prompts and answers would cross the network between gateways and engines unencrypted: give a certificate in planeTls, or accept it with acknowledgePlaintextBetweenPlanes: true.
 {{- end }}
