@@ -1,54 +1,70 @@
-{{/* What to know of the cells after an install: one item a line, for NOTES. */}}
+{{/* What NOTES says of the cells: what they lack, as items of a list, and then what they are. */}}
 {{- define "gpt-oss-serving.cellNotes" -}}
 {{- $root := . -}}
+{{- if not .Values.ray.gcsFaultTolerance.redisAddress }}
+* Not restartable: Ray's heads. One that restarts stops every engine of its cell, and its node cannot be drained before the
+  cell is paused. To change it: a Redis for ray.gcsFaultTolerance.
+{{- end }}
+{{- if not .Values.cacheVolume.existingClaim }}
+* Not kept: compiled kernels. Every new engine pod makes them anew. To change it: cacheVolume.existingClaim.
+{{- end }}
+
+Cells:
 {{- range $cell, $_ := .Values.cells }}
 {{- $context := dict "root" $root "cell" $cell }}
 {{- $values := include "gpt-oss-serving.cellValues" $context | fromJson }}
-{{- include "gpt-oss-serving.pauseNote" (merge (dict "values" $values) $context) }}
-{{- range include "gpt-oss-serving.cellGroups" $context | fromJsonArray }}
-{{- include "gpt-oss-serving.groupNote" (dict "root" $root "cell" $cell "values" $values "group" .) }}
-{{- end }}
+{{- include "gpt-oss-serving.cellState" (merge (dict "values" $values) $context) }}
 {{- range include "gpt-oss-serving.cellModels" $context | fromJsonArray }}
-{{- include "gpt-oss-serving.capacityNote" (dict "cell" $cell "model" .) }}
+{{- include "gpt-oss-serving.capacityNote" . }}
 {{- end }}
+{{- if not $values.paused }}
+{{- include "gpt-oss-serving.podsNote" $context }}
 {{- end }}
-{{- if not .Values.ray.gcsFaultTolerance.redisAddress }}
-* No Redis for Ray (`ray.gcsFaultTolerance`): a head that restarts stops every engine of its cell, and its node cannot be
-  drained before the cell is paused.
-{{- end }}
-{{- if not .Values.cacheVolume.existingClaim }}
-* No `cacheVolume.existingClaim`: every new engine pod compiles its kernels anew.
 {{- end }}
 {{- end -}}
 
-{{- define "gpt-oss-serving.pauseNote" }}
-{{- $name := include "gpt-oss-serving.cellName" . }}
+{{- define "gpt-oss-serving.cellState" }}
+{{- $running := printf "gpt-oss-serving/cell=%s,app.kubernetes.io/instance=%s" .cell .root.Release.Name }}
 {{- if .values.paused }}
-* Cell {{ .cell }} is paused: its pods leave as their streams finish. They are gone when this returns:
-    kubectl -n {{ .root.Release.Namespace }} wait --for=delete pod -l gpt-oss-serving/cell={{ .cell }},app.kubernetes.io/instance={{ .root.Release.Name }} --timeout=20m
-{{- else if not .values.hold }}
-* A change of cell {{ .cell }}'s pods builds a second Ray cluster beside the first. Without GPUs for both set
-  `cells.{{ .cell }}.hold: true`, and pause the cell to take the change.
+* {{ .cell }} is paused: its pods leave as their streams finish. They are gone when this returns:
+    kubectl -n {{ .root.Release.Namespace }} wait --for=delete pod -l {{ $running }} --timeout=20m
+{{- else if .values.hold }}
+* {{ .cell }} is held: a change of its pods waits until it was paused (cells.{{ .cell }}.paused: true, then false).
+{{- else }}
+* {{ .cell }}: a change of its pods builds a second Ray cluster beside the first. Without GPUs for both: cells.{{ .cell }}.hold: true.
 {{- end }}
 {{- end }}
 
-{{/* KubeRay carries numbers of pods into a cluster only when it builds one (its issue 4568): the command does it for the running one. */}}
-{{- define "gpt-oss-serving.groupNote" }}
-{{- $name := include "gpt-oss-serving.cellName" . }}
-{{- with .group }}
-{{- if and (not $.values.paused) (gt (int .max) 0) }}
-* Cell {{ $.cell }}: {{ .name }}, {{ if eq (int .min) (int .max) }}{{ .max }}{{ else }}{{ .min }} to {{ .max }}{{ end }} pods{{ if gt (int .needMax) (int .pods) }}; its models may want {{ .needMax }} and share them by priority{{ end }}. After a change of their number:
-    kubectl -n {{ $.root.Release.Namespace }} get rayservice {{ $name }} -o json | python3 -c 'import json,sys; s=json.load(sys.stdin); print(s["status"]["activeServiceStatus"]["rayClusterName"])'
-    kubectl -n {{ $.root.Release.Namespace }} edit raycluster NAME   # group {{ .name }}: replicas {{ .min }}, minReplicas {{ .min }}, maxReplicas {{ .max }}
-{{- end }}
-{{- end }}
-{{- end }}
-
-{{/* Computed by serving.budget, as far as a profile is taken as it is. */}}
+{{/* Computed by serving.budget, where a profile is taken as it is. */}}
 {{- define "gpt-oss-serving.capacityNote" }}
-{{- with .model }}
 {{- if and (not .problem) .requests8k .isProfilesOwn (eq (int .tensor) (int .profileTensor)) }}
-* Cell {{ $.cell }}: one engine of {{ .name }} holds {{ min .requests8k .batchLimit }} requests of 8k tokens at once, {{ .max }} of them {{ mul (min .requests8k .batchLimit) .max }} (computed, not measured).
+{{- $each := min .requests8k .batchLimit }}
+  {{ .name }}: an engine holds {{ $each }} requests of 8k tokens at once, {{ .max }} of them {{ mul $each .max }} (computed, not measured).
 {{- end }}
+{{- end }}
+
+{{/*
+KubeRay 1.7 carries numbers of pods into a Ray cluster only when it builds one (its issue 4568). The patch tells the one that
+runs; it refuses where that has other groups, and leaves to Ray's autoscaler what is the autoscaler's. Takes root, cell.
+*/}}
+{{- define "gpt-oss-serving.podsNote" }}
+{{- $namespace := .root.Release.Namespace }}
+{{- $grows := include "gpt-oss-serving.nodesMayGrow" .root }}
+{{- $patch := list }}
+{{- range $index, $group := include "gpt-oss-serving.cellGroups" . | fromJsonArray }}
+{{- $path := printf "/spec/workerGroupSpecs/%d" (int (add1 $index)) }}
+  {{ .name }}: {{ if eq (int .min) (int .max) }}{{ .max }}{{ else }}{{ .min }} to {{ .max }}{{ end }} pods
+{{- if gt (int .needMax) (int .pods) }}; its models may want {{ .needMax }} and share them by priority{{ end }}
+{{- $patch = append $patch (dict "op" "test" "path" (printf "%s/groupName" $path) "value" .name) }}
+{{- range $key, $value := dict "replicas" .min "minReplicas" .min "maxReplicas" .max }}
+{{- if not (and $grows (eq $key "replicas")) }}
+{{- $patch = append $patch (dict "op" "add" "path" (printf "%s/%s" $path $key) "value" $value) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- with $patch }}
+  After a change of these numbers tell the Ray cluster that runs:
+    kubectl -n {{ $namespace }} patch raycluster --type=json -p '{{ . | toJson }}' \
+      $(kubectl -n {{ $namespace }} get rayservice {{ include "gpt-oss-serving.cellName" $ }} -o jsonpath='{.status.activeServiceStatus.rayClusterName}')
 {{- end }}
 {{- end }}
