@@ -3,30 +3,35 @@ Openings that several policies share. A port or range has one meaning: Ray head 
 proxy 8000, Ray's services of a node 6380–6389 and 52365, engines' HTTP 8100–8199, Ray's workers 11000–12999, and inside
 engines (vLLM, NCCL, Gloo) 20000–29999.
 */}}
+{{/* A rule without peers would be one for everybody: an empty list in the values must render none. */}}
 {{- define "gpt-oss-serving.network.egressToDns" -}}
+{{- with .Values.networkPolicy.dns.peers -}}
 # Names.
 - to:
-    {{- toYaml .Values.networkPolicy.dns.peers | nindent 4 }}
+    {{- toYaml . | nindent 4 }}
   ports:
-    {{- range .Values.networkPolicy.dns.ports }}
+    {{- range $.Values.networkPolicy.dns.ports }}
     - port: {{ . }}
       protocol: UDP
     - port: {{ . }}
       protocol: TCP
     {{- end }}
 {{- end -}}
+{{- end -}}
 
 {{- define "gpt-oss-serving.network.egressToApiServer" -}}
+{{- with .Values.networkPolicy.apiServer.cidrs -}}
 # The Kubernetes API server.
 - to:
-    {{- range .Values.networkPolicy.apiServer.cidrs }}
+    {{- range . }}
     - ipBlock:
         cidr: {{ . }}
     {{- end }}
   ports:
-    {{- range .Values.networkPolicy.apiServer.ports }}
+    {{- range $.Values.networkPolicy.apiServer.ports }}
     - port: {{ . }}
     {{- end }}
+{{- end -}}
 {{- end -}}
 
 {{- define "gpt-oss-serving.network.egressToPostgresql" -}}
@@ -42,12 +47,6 @@ engines (vLLM, NCCL, Gloo) 20000–29999.
 - podSelector:
     matchLabels:
       {{- include "gpt-oss-serving.selectorLabels" . | nindent 6 }}
-{{- end -}}
-
-{{- define "gpt-oss-serving.network.monitoringPeer" -}}
-- namespaceSelector:
-    matchLabels:
-      {{- toYaml .Values.networkPolicy.monitoringNamespace | nindent 6 }}
 {{- end -}}
 
 {{/* Between any two pods of a Ray cluster, in either direction. */}}
