@@ -343,6 +343,7 @@ def _pod(objects: list[Object] | tuple[Object, ...]) -> Pod:
 
 
 def _volume(pod: Pod, name: str) -> Object:
+    found: Object
     (found,) = [it for it in pod.spec["volumes"] if it["name"] == name]
     return found
 

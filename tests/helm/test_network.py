@@ -150,7 +150,12 @@ def test_a_verifying_job_reaches_nobody() -> None:
 def test_an_ingress_lets_its_controller_in() -> None:
     """Only then is the controller's namespace a peer."""
     ingress = {"gateway": {"ingress": {"enabled": True, "host": "llm.example.com"}}}
-    own = {"networkPolicy": {"clients": [], "ingressControllers": [{"namespaceSelector": {"matchLabels": {"name": "edge"}}}]}}
+    own = {
+        "networkPolicy": {
+            "clients": [],
+            "ingressControllers": [{"namespaceSelector": {"matchLabels": {"name": "edge"}}}],
+        }
+    }
 
     def let_in(values: Object) -> list[Object]:
         objects = render(values)
@@ -172,7 +177,7 @@ def test_redis_and_the_api_server_are_the_heads() -> None:
 
 def test_an_empty_list_opens_nothing() -> None:
     """Without peers a rule would let everybody in: an empty list in the values takes the rule away."""
-    lists = {name: [] for name in ("clients", "ingressControllers", "monitoring", "operator")}
+    lists: Object = {name: [] for name in ("clients", "ingressControllers", "monitoring", "operator")}
     peers: Object = {name: {"peers": []} for name in ("dns", "redis", "hub")}
     values = {
         "networkPolicy": lists | peers | {"apiServer": {"cidrs": []}},

@@ -8,6 +8,7 @@ import tomllib
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -191,7 +192,7 @@ def _validator(kind: str, version: str) -> jsonschema.Draft202012Validator:
 
 
 @cache
-def _definitions(version: str) -> Registry[Object]:
+def _definitions(version: str) -> Registry[Any]:
     contents = Resource.from_contents(_schema("_definitions.json", version))
     return contents @ Registry()
 

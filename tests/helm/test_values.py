@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 import chart_schema
 from serving.config import GatewaySettings, ModelSettings, Timeouts
@@ -90,9 +91,9 @@ def test_the_every_key_file_sets_every_key() -> None:
     own = {value.path for value in VALUES}
 
     assert own - set(leaves(given)) == set()
-    for path, model in {("gateway", "settings"): GatewaySettings, ("gateway", "timeouts"): Timeouts}.items():
-        wanted = model.model_fields.keys() - chart_schema.SETTINGS[model]
-        assert wanted == given[path[0]][path[1]].keys()
+    shapes: dict[str, type[BaseModel]] = {"settings": GatewaySettings, "timeouts": Timeouts}
+    for key, model in shapes.items():
+        assert model.model_fields.keys() - chart_schema.SETTINGS[model] == given["gateway"][key].keys()
 
 
 def test_most_of_it_differs_from_the_defaults() -> None:

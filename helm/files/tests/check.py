@@ -1,6 +1,6 @@
 """What `helm test` asks of an installation: `python check.py chat|stream|wrong-key|metrics`. Standard library only.
 
-Environment: API (base URL), METRICS (host of the gateways' metrics), MODEL, KEY_FILE, TIMEOUT_S. Exit code 1 and one
+Environment: API (base URL), METRICS (host:port of the gateways' metrics), MODEL, KEY_FILE, TIMEOUT_S. Exit code 1 and one
 sentence when something is not as it should be.
 """
 
@@ -22,7 +22,6 @@ from typing import Any
 NOBODYS_KEY = f"sk-nobodymade-{'x' * 43}"
 QUESTION = "What is the capital of France?"
 RETRY_S = 5.0
-METRICS_PORT = 9090
 REQUESTS = "serving_gateway_requests_total"
 
 
@@ -121,15 +120,16 @@ def _events(answer: Any) -> Iterator[bytes]:
 
 def _counted() -> float:
     """Requests that all gateways have counted."""
+    name, _, port = os.environ["METRICS"].rpartition(":")
     try:
-        found = socket.getaddrinfo(os.environ["METRICS"], METRICS_PORT, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise Failed(f"{os.environ['METRICS']} has no address: {error}") from None
+        raise Failed(f"{name} has no address: {error}") from None
     total = 0.0
     for host in sorted({str(address[0]) for *_, address in found}):
         place = f"[{host}]" if ":" in host else host
         try:
-            with urllib.request.urlopen(f"http://{place}:{METRICS_PORT}/metrics", timeout=_timeout_s()) as page:
+            with urllib.request.urlopen(f"http://{place}:{port}/metrics", timeout=_timeout_s()) as page:
                 lines = page.read().decode().splitlines()
         except OSError as error:
             raise Failed(f"the gateway at {place} gives no metrics: {error}") from None
