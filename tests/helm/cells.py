@@ -72,7 +72,7 @@ def refusal(values: Object) -> str:
 
 def cell(values: Object, name: str = "a", *value_files: Path) -> Cell:
     """One cell of the release."""
-    return cells(render(values, *value_files))[name]
+    return cells(values, *value_files)[name]
 
 
 class Cell(NamedTuple):
@@ -82,6 +82,8 @@ class Cell(NamedTuple):
     """The RayService."""
     objects: tuple[Object, ...]
     """Everything with the cell's label, the RayService too."""
+    values: Object
+    """What the release was rendered with: the chart's values and what was given over them."""
 
     @property
     def spec(self) -> Object:
@@ -120,14 +122,17 @@ class Cell(NamedTuple):
         return [it for it in self.objects if it["kind"] == kind]
 
 
-def cells(objects: list[Object]) -> dict[str, Cell]:
-    """The cells among these objects, by name."""
+def cells(values: Object, *value_files: Path) -> dict[str, Cell]:
+    """All cells of the release, by name."""
+    objects, whole = render(values, *value_files), _read(CHART / "values.yaml")
+    for given in (*map(_read, value_files), GIVEN, values):
+        whole = _over(whole, given)
     found: dict[str, Cell] = {}
     for it in objects:
         if it["kind"] == "RayService":
             name = it["metadata"]["labels"]["gpt-oss-serving/cell"]
             own = tuple(o for o in objects if o["metadata"].get("labels", {}).get("gpt-oss-serving/cell") == name)
-            found[name] = Cell(it, own)
+            found[name] = Cell(it, own, whole)
     return found
 
 
@@ -139,6 +144,10 @@ def container(template: Object) -> Object:
 def environment(template: Object) -> dict[str, str | None]:
     """Its variables; None where the value comes from elsewhere."""
     return {it["name"]: it.get("value") for it in container(template)["env"]}
+
+
+def _read(path: Path) -> Object:
+    return yaml.safe_load(path.read_text()) or {}
 
 
 def _over(base: Object, values: Object) -> Object:
@@ -227,6 +236,6 @@ SCENARIOS: dict[str, Object] = {
 def every_cell() -> Iterator[tuple[str, Cell]]:
     """All cells of all scenarios and of all values files that ship, each with a name."""
     for title, values in SCENARIOS.items():
-        yield from ((f"{title}: {name}", it) for name, it in cells(render(values)).items())
+        yield from ((f"{title}: {name}", it) for name, it in cells(values).items())
     for path in value_files():
-        yield from ((f"{path.name}: {name}", it) for name, it in cells(render({}, path)).items())
+        yield from ((f"{path.name}: {name}", it) for name, it in cells({}, path).items())

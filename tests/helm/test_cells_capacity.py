@@ -12,7 +12,7 @@ import yaml
 
 from serving import catalog
 from serving.budget import budget
-from tests.helm.cells import CHART, Cell, cells, helm_binary, render
+from tests.helm.cells import CHART, Cell, cells, helm_binary
 
 FILE = CHART / "values-dgx-2.yaml"
 #: GPUs of a DGX H100.
@@ -21,7 +21,7 @@ NODE_GPUS = 8
 
 @pytest.fixture
 def two() -> dict[str, Cell]:
-    return cells(render({}, FILE))
+    return cells({}, FILE)
 
 
 def _gpus(cell: Cell) -> int:
@@ -30,7 +30,7 @@ def _gpus(cell: Cell) -> int:
 
 def test_each_node_is_a_cell_of_its_own(two: dict[str, Cell]) -> None:
     """Every pod of a cell is held on that cell's node, whose GPUs it fills: losing the node takes nothing of the other."""
-    homes = []
+    homes: list[str] = []
     for one in two.values():
         nodes = {template["spec"]["nodeSelector"]["kubernetes.io/hostname"] for template in one.templates.values()}
         assert len(nodes) == 1
@@ -67,14 +67,14 @@ def test_notes_say_what_is_missing_and_what_there_is() -> None:
     requests = budget(model, model.profile("balanced", "h100")).requests_8k
 
     assert f"gpt-oss-120b: an engine holds {requests} requests of 8k tokens at once, 4 of them {4 * requests}" in said
-    assert "One that restarts stops every engine of its cell" in said
+    assert "a head that restarts stops every engine of its cell" in said
 
 
 def test_notes_carry_numbers_of_pods_into_the_running_cluster(two: dict[str, Cell]) -> None:
     """KubeRay does not (its issue 4568): the notes' patch makes a RayCluster's group what the RayService says."""
     said = _notes("--set", "models[0].name=gpt-oss-120b,models[0].min_replicas=3,models[0].max_replicas=3")
     patch = json.loads(re.findall(r"-p '(.+)' \\$", said, re.M)[0])
-    wanted = cells(render({"models": [{"name": "gpt-oss-120b", "min_replicas": 3, "max_replicas": 3}]}, FILE))["a"]
+    wanted = cells({"models": [{"name": "gpt-oss-120b", "min_replicas": 3, "max_replicas": 3}]}, FILE)["a"]
 
     running = copy.deepcopy(two["a"].cluster["workerGroupSpecs"])
     for step in patch:

@@ -36,10 +36,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("one", [it for _, it in found], ids=[name for name, _ in found])
 
 
-def _values() -> Object:
-    return yaml.safe_load((CHART / "values.yaml").read_text())  # type: ignore[no-any-return]
-
-
 def _gpu_templates(one: Cell) -> dict[str, Object]:
     return {name: one.templates[name] for name in one.engine_groups if name != "cpu"}
 
@@ -129,7 +125,7 @@ def test_probes_ask_the_raylet_and_not_serves_proxy(one: Cell) -> None:
 
 def test_shared_memory_holds_the_object_store_and_every_rank(one: Cell) -> None:
     """/dev/shm is a tmpfs of Ray's object store and, for each GPU, vLLM's and NCCL's buffers; the store is capped in it."""
-    assumed = _values()["engine"]["shm"]
+    assumed = one.values["engine"]["shm"]
     groups = {"head": one.cluster["headGroupSpec"]} | one.groups
     for name, template in one.templates.items():
         parameters = groups[name]["rayStartParams"]
@@ -143,7 +139,7 @@ def test_shared_memory_holds_the_object_store_and_every_rank(one: Cell) -> None:
 
 def test_memory_holds_the_weights_and_what_is_pinned(one: Cell) -> None:
     """A GPU pod asks for the checkpoint it reads, its shared memory and its workers with what they pin; nothing limits it."""
-    assumed = _values()["engine"]["memory"]
+    assumed = one.values["engine"]["memory"]
     models = one.applications["directory"]["deployments"][0]["user_config"]["models"]
     for name, template in _gpu_templates(one).items():
         resources = container(template)["resources"]
@@ -156,7 +152,7 @@ def test_memory_holds_the_weights_and_what_is_pinned(one: Cell) -> None:
 
         assert asked >= weights + _mib(shm) + (assumed["baseGib"] + workers) * 1024
         assert "memory" not in resources["limits"]
-        assert resources["limits"]["nvidia.com/gpu"] == str(gpus)
+        assert resources["limits"][one.values["engine"]["gpuResource"]] == str(gpus)
         # Placement reserves one core beside each GPU (serving/engine/placement.py).
         assert int(one.groups[name]["rayStartParams"]["num-cpus"]) == int(resources["requests"]["cpu"]) >= gpus
 
@@ -251,10 +247,24 @@ def test_gpu_pods_say_where_they_may_run_and_how_they_talk(one: Cell) -> None:
             "nodeSelectorTerms"
         ]
         (expression,) = term["matchExpressions"]
-        products = _values()["engine"]["gpuProducts"][name.split("x")[0]]
-        assert (expression["key"], expression["values"]) == ("nvidia.com/gpu.product", products)
-        assert spec["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-        assert said["NCCL_SOCKET_IFNAME"] == said["GLOO_SOCKET_IFNAME"] == "eth0"
+        wanted = one.values["engine"]
+        products = wanted["gpuProducts"][name.split("x")[0]]
+        assert (expression["key"], expression["values"]) == (wanted["gpuProductLabel"], products)
+        assert spec["tolerations"] == wanted["tolerations"]
+        assert said["NCCL_SOCKET_IFNAME"] == said["GLOO_SOCKET_IFNAME"] == wanted["networkInterface"]
+
+
+def test_gpu_pods_know_nvidias_names() -> None:
+    """By default they name the resource, label and taint of NVIDIA's operator, and its product label of an H100 SXM."""
+    template = cell({}).templates["h100x2"]
+
+    assert container(template)["resources"]["limits"] == {"nvidia.com/gpu": "2"}
+    assert template["spec"]["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    (term,) = template["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][
+        "nodeSelectorTerms"
+    ]
+    wanted = {"key": "nvidia.com/gpu.product", "operator": "In", "values": ["NVIDIA-H100-80GB-HBM3"]}
+    assert term["matchExpressions"] == [wanted]
 
 
 def test_ipc_lock_comes_with_rdma_only(one: Cell) -> None:

@@ -84,8 +84,8 @@ REFUSED: dict[str, tuple[Object, str]] = {
     "a group that is no shape": ({"groups": {"large": {"pods": 1}}}, "`groups.large` is no shape"),
     "no pod for a CPU engine": (CPU_DEMO | {"groups": {"cpu": {"pods": 0}}}, "Cell a has no pods of cpu"),
     "a drain longer than the grace": (
-        {"engine": {"settings": {"drain_timeout_s": 700}}},
-        "`engine.settings.drain_timeout_s` is 700 and pods are killed after 720 seconds",
+        {"engine": {"settings": {"drain_timeout_s": 630}}},
+        "`engine.settings.drain_timeout_s` is 630 and pods are killed after 720 seconds: streams would be cut. Drain in 629 at most",
     ),
     "a start longer than pods wait": (
         {"engine": {"settings": {"load_mib_per_s": 10}}},

@@ -12,7 +12,7 @@ from serving.engine.app import SERVE_ENVIRONMENT
 from serving.engine.cluster import DirectoryArguments, ModelArguments
 from serving.engine.deployments import DRAIN_MARGIN_S
 from serving.engine.specs import CellSettings, LiveSettings
-from tests.helm.cells import SCENARIOS, Cell, Object, cell, cells, environment, every_cell, render
+from tests.helm.cells import SCENARIOS, Cell, Object, cell, cells, environment, every_cell
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -209,9 +209,9 @@ def test_another_version_of_the_gateway_touches_no_pod_of_a_cell() -> None:
 
 def test_cells_change_one_at_a_time() -> None:
     """An image of one cell changes that cell alone; a pause takes it away; held cells stay as they are until then."""
-    both = cells(render({"cells": {"a": {"hold": True, "images": {"engine": {"tag": "2"}}}, "b": {"hold": True}}}))
-    plain = cells(render({"cells": {"a": {"hold": True}, "b": {"hold": True}}}))
-    paused = cells(render({"cells": {"a": {"hold": True, "paused": True}, "b": {"hold": True}}}))
+    both = cells({"cells": {"a": {"hold": True, "images": {"engine": {"tag": "2"}}}, "b": {"hold": True}}})
+    plain = cells({"cells": {"a": {"hold": True}, "b": {"hold": True}}})
+    paused = cells({"cells": {"a": {"hold": True, "paused": True}, "b": {"hold": True}}})
 
     assert both["a"].cluster != plain["a"].cluster
     assert both["b"].spec == plain["b"].spec == paused["b"].spec

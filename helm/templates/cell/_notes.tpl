@@ -2,8 +2,8 @@
 {{- define "gpt-oss-serving.cellNotes" -}}
 {{- $root := . -}}
 {{- if not .Values.ray.gcsFaultTolerance.redisAddress }}
-* Not restartable: Ray's heads. One that restarts stops every engine of its cell, and its node cannot be drained before the
-  cell is paused. To change it: a Redis for ray.gcsFaultTolerance.
+* Not restartable: Ray's heads. On its own a head that restarts stops every engine of its cell, and its node cannot be drained
+  before the cell is paused. To change it: a Redis for ray.gcsFaultTolerance.
 {{- end }}
 {{- if not .Values.cacheVolume.existingClaim }}
 * Not kept: compiled kernels. Every new engine pod makes them anew. To change it: cacheVolume.existingClaim.
