@@ -15,7 +15,7 @@ import pytest
 from referencing import Registry, Resource
 
 from tests.helm.cells import CHART, Object, render
-from tests.helm.chart import CLUSTER_SCOPED, EXAMPLES, FILES, helm, pods, read, shipped
+from tests.helm.chart import CLUSTER_SCOPED, EXAMPLES, FILES, helm, of_kind, pods, read, shipped
 
 #: The oldest Kubernetes that Chart.yaml takes, and the newest with schemas.
 KUBERNETES = ("1.31", "1.37")
@@ -201,3 +201,20 @@ def _schema(name: str, version: str) -> Object:
     folder = files("kubernetes_validate") / "kubernetes-json-schema" / f"v{version}.0-local-strict"
     contents: Object = json.loads((folder / name).read_text())
     return contents
+
+
+def test_the_page_names_every_values_file() -> None:
+    """helm/README.md has a line for each file that ships, and none for another."""
+    page = (CHART / "README.md").read_text()
+
+    assert set(re.findall(r"^\| `(values-[\w-]+\.yaml)`", page, re.M)) == {path.name for path in EXAMPLES.values()}
+
+
+def test_the_page_has_every_opening() -> None:
+    """Every port that a policy opens with the default values stands in the page's table."""
+    page = (CHART / "README.md").read_text()
+    for policy in of_kind(render({}), "NetworkPolicy"):
+        for rule in [*policy["spec"].get("ingress", []), *policy["spec"].get("egress", [])]:
+            for port in rule["ports"]:
+                text = f"{port['port']}–{port['endPort']}" if "endPort" in port else str(port["port"])
+                assert text in page or policy["metadata"]["name"].endswith("-weights"), policy["metadata"]["name"]
