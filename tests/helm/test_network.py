@@ -215,11 +215,12 @@ def _selects(policy: Object, pod: Pod) -> bool:
 
 
 def _openings(objects: list[Object] | tuple[Object, ...], pod: Pod) -> list[Opening]:
+    """Rules count in the directions that their policy names: Kubernetes ignores others."""
     found = []
     for policy in of_kind(objects, "NetworkPolicy"):
-        if _selects(policy, pod):
-            found += [Opening("ingress", it["from"], _ports(it)) for it in (policy["spec"].get("ingress") or [])]
-            found += [Opening("egress", it["to"], _ports(it)) for it in (policy["spec"].get("egress") or [])]
+        for direction, side in (("ingress", "from"), ("egress", "to")):
+            if _selects(policy, pod) and direction.title() in policy["spec"]["policyTypes"]:
+                found += [Opening(direction, it[side], _ports(it)) for it in policy["spec"].get(direction) or []]
     return found
 
 
