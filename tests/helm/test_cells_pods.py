@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from itertools import pairwise
 from math import ceil
 from typing import Any
@@ -280,8 +281,9 @@ def test_ipc_lock_comes_with_rdma_only(one: Cell) -> None:
 
 
 def test_heads_and_directories_hold_no_engine(one: Cell) -> None:
-    """The head offers Serve no core; the directory's nodes carry its Ray label and no accelerator's."""
+    """Neither offers Serve a core; the directory's nodes carry its Ray label, which no engine's do."""
     assert one.cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    assert one.groups["directory"]["rayStartParams"]["num-cpus"] == "0"
     wanted = one.applications["directory"]["args"]["labels"]
     assert one.groups["directory"]["labels"] == wanted
     for group in one.engine_groups.values():
@@ -361,3 +363,8 @@ def test_the_catalogues_defaults_are_the_settings() -> None:
 
     for name in ("start_timeout_s", "load_mib_per_s", "drain_timeout_s", "heartbeat_s"):
         assert live[name] == getattr(defaults, name)
+
+
+def test_ray_is_the_one_that_is_tested() -> None:
+    """KubeRay is told the version of Ray that the lock installs: nodes of another are refused by Ray."""
+    assert cell({}).cluster["rayVersion"] == version("ray")

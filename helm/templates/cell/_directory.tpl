@@ -12,7 +12,8 @@ labels:
   {{- include "gpt-oss-serving.directoryLabels" . | nindent 2 }}
 rayStartParams:
   {{- include "gpt-oss-serving.rayStartParams" . | nindent 2 }}
-  num-cpus: "1"
+  # Nothing that asks for a core: an engine on the CPU must not land here.
+  num-cpus: "0"
 template:
   {{- include "gpt-oss-serving.rayPodMetadata" (dict "root" $root "component" "directory" "cell" .cell "image" .values.images.head) | nindent 2 }}
   spec:

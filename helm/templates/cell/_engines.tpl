@@ -26,7 +26,7 @@ template:
 gpt-oss-serving/role: engine
 {{- if not .group.onCpu }}
 {{- $catalog := include "gpt-oss-serving.catalog" .root | fromJson }}
-ray.io/accelerator-type: {{ (index $catalog.gpus .group.gpu).ray_label }}
+ray.io/accelerator-type: {{ (index $catalog.gpus .group.gpu | default dict).ray_label }}
 {{- end }}
 {{- end -}}
 

@@ -64,7 +64,7 @@ runs; it refuses where that has other groups, and leaves to Ray's autoscaler wha
 {{- end }}
 {{- with $patch }}
   After a change of these numbers tell the Ray cluster that runs:
-    kubectl -n {{ $namespace }} patch raycluster --type=json -p '{{ . | toJson }}' \
-      $(kubectl -n {{ $namespace }} get rayservice {{ include "gpt-oss-serving.cellName" $ }} -o jsonpath='{.status.activeServiceStatus.rayClusterName}')
+    kubectl -n {{ $namespace }} patch --type=json -p '{{ . | toJson }}' \
+      $(kubectl -n {{ $namespace }} get raycluster -l ray.io/originated-from-cr-name={{ include "gpt-oss-serving.cellName" $ }} -o name)
 {{- end }}
 {{- end }}
