@@ -211,12 +211,14 @@ async def test_the_checks_fail_with_a_sentence(tmp_path: Path) -> None:
         stream = await _check("stream", told)
         # vLLM itself asks nobody for a key.
         wrong_key = await _check("wrong-key", told | {"API": engine.url})
+        elsewhere = await _check("wrong-key", told | {"API": f"{engine.url}/nowhere"})
         metrics = await _check("metrics", told | {"METRICS": f"127.0.0.1:{free_port()}"})
         unknown = await _check("chat", told | {"MODEL": "nobodys"})
 
     assert (chat.code, chat.said.splitlines()[-1][:33]) == (1, f"chat: {MODEL} did not answer"[:33])
     assert stream.code == 1 and "the stream broke" in stream.said
     assert wrong_key == (1, "wrong-key: a call without a valid key was answered\n")
+    assert elsewhere == (1, "wrong-key: expected 401 and got 405\n")
     assert metrics.code == 1 and "gives no metrics" in metrics.said
     assert unknown.code == 1 and "model_not_found" in unknown.said
 
