@@ -1,0 +1,131 @@
+"""Chart catalogue: writes helm/files/catalog.yaml, the facts of serving.catalog that the chart's templates compute with.
+
+    python deploy/chart_catalog.py            # write it
+    python deploy/chart_catalog.py --check    # exit 1 when it is out of step
+
+Templates cannot import the catalogue, and must say before anything is installed how many GPUs a pod takes, how much memory
+it asks for, and what cannot work. A model of a user's own carries the same facts in the values.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from serving.budget import budget, estimate, refuse
+from serving.budget.weights import adapter_gib
+from serving.catalog import GPUS, MODELS, LoraLimits, Model, Profile
+from serving.config import EngineSettings
+from serving.errors import Refusal
+
+FILE = Path(__file__).resolve().parent.parent / "helm" / "files" / "catalog.yaml"
+HEAD = """\
+# Facts of serving.catalog and serving.budget that the templates compute with. Written by `python deploy/chart_catalog.py`
+# from the Python catalogue; a test holds it in step. Memory and requests are computed, none of it was measured.
+"""
+#: Tensor ranks an operator may ask for in a profile's place, as far as one tries what would fit.
+TENSORS = (1, 2, 4, 8, 16)
+#: What the templates need of the settings' defaults where the values do not say them.
+DEFAULTS = ("start_timeout_s", "load_mib_per_s", "drain_timeout_s", "heartbeat_s", "gpus_per_node", "api_servers")
+
+
+def facts() -> dict[str, Any]:
+    """All that the templates may know."""
+    settings = EngineSettings()
+    return {
+        "engine": {name: getattr(settings, name) for name in DEFAULTS},
+        "gpus": {gpu.name: {"ray_label": gpu.ray_label, "title": gpu.title} for gpu in GPUS.values()},
+        "models": {model.name: model_facts(model) for model in MODELS.values()},
+    }
+
+
+def model_facts(model: Model) -> dict[str, Any]:
+    """What is decided on of one model; keys without a meaning for it are absent."""
+    result: dict[str, Any] = {"disk_mib": model.disk_mib}
+    if model.architecture is not None:
+        result |= dict(_architecture(model))
+    if model.lora is not None:
+        result["lora"] = model.lora.model_dump()
+        result["adapter_gib"] = _adapter_gib(model, model.lora)
+    if model.cpu_knee is not None:
+        result["cpu_scales"] = True
+    return result | {"profiles": [profile_facts(model, profile) for profile in model.profiles]}
+
+
+def _architecture(model: Model) -> Iterator[tuple[str, Any]]:
+    architecture = model.architecture
+    if architecture is None:
+        return
+    yield "experts", architecture.experts is not None
+    attention = architecture.attention
+    if attention is None:
+        return
+    yield "heads", attention.heads
+    if not attention.replicates_kv_heads and attention.latent_dim is None:
+        yield "kv_heads", attention.kv_heads
+
+
+def profile_facts(model: Model, profile: Profile) -> dict[str, Any]:
+    """The knobs of a profile, and what one engine of it holds."""
+    memory = budget(model, profile)
+    result: dict[str, Any] = {
+        "name": profile.name,
+        "gpu": profile.gpu,
+        "tensor": profile.tensor,
+        "pipeline": profile.pipeline,
+        "data": profile.data,
+        "expert": profile.expert,
+        "lora": profile.lora,
+        "requests_8k": memory.requests_8k,
+        "batch_limit": memory.batch_limit,
+        "decode_tokens_per_s": estimate(model, profile).decode_tokens_per_s,
+        "smallest_tensor": _smallest_tensor(model, profile),
+    }
+    return result | ({"api_servers": profile.api_servers} if profile.api_servers else {})
+
+
+def _smallest_tensor(model: Model, profile: Profile) -> int:
+    """Tensor ranks below which the weights leave no room for one request, the other knobs being the profile's."""
+    for tensor in TENSORS:
+        changed = profile.override(tensor=tensor)
+        try:
+            refuse(model, changed, changed.gpus_per_node)
+        except Refusal:
+            continue
+        return tensor
+    raise ValueError(f"nothing fits {model.name} {profile.name}")
+
+
+def _adapter_gib(model: Model, limits: LoraLimits) -> float:
+    """GiB of host memory that one adapter of the largest rank takes in each worker: whole, before ranks share it."""
+    if model.architecture is None:
+        return 0.0
+    whole = Profile(name="whole", gpu="none", reason="One rank holds all.", source="computed")
+    return round(adapter_gib(model.architecture, limits, whole) / limits.max_adapters, 2)
+
+
+def text(content: Mapping[str, Any]) -> str:
+    """The file's text."""
+    body: str = yaml.safe_dump(dict(content), sort_keys=False, width=120, default_flow_style=None)
+    return HEAD + body
+
+
+def main(arguments: list[str]) -> int:
+    """Write the file, or with `--check` say whether it is in step."""
+    wanted = text(facts())
+    if "--check" in arguments:
+        if FILE.exists() and FILE.read_text() == wanted:
+            return 0
+        print("helm/files/catalog.yaml is out of step with serving.catalog: run `python deploy/chart_catalog.py`.")
+        return 1
+    FILE.parent.mkdir(exist_ok=True)
+    FILE.write_text(wanted)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

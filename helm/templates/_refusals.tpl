@@ -1,0 +1,74 @@
+{{/*
+What cannot work: one sentence a line. A cell's own are in cell/_refusals.tpl, old names of values in _renamed.tpl.
+`helm install` prints all of them at once.
+*/}}
+{{- define "gpt-oss-serving.refusals" -}}
+{{- $gateway := .Values.gateway -}}
+{{- $isShared := .Values.store.postgresql.secretName -}}
+{{- $hasTls := include "gpt-oss-serving.gatewayTlsEnabled" . -}}
+{{- $edges := list -}}
+{{- range $name, $edge := dict "ingress" $gateway.ingress "route" $gateway.route "httpRoute" $gateway.httpRoute -}}
+{{- if $edge.enabled -}}{{- $edges = append $edges (printf "gateway.%s" $name) -}}{{- end -}}
+{{- end }}
+{{- if not .Values.images.registry }}
+images.registry is empty: name the registry that holds the images, e.g. registry.example.com/gpt-oss-serving.
+{{- end }}
+{{- if not (or (include "gpt-oss-serving.planeTlsEnabled" .) .Values.acknowledgePlaintextBetweenPlanes) }}
+Prompts and answers would cross the network between gateways and engines unencrypted: give a certificate in planeTls, or accept it with acknowledgePlaintextBetweenPlanes: true.
+{{- end }}
+{{- if and (gt (int $gateway.replicas) 1) (not $isShared) }}
+gateway.replicas is {{ $gateway.replicas }} and there is no shared store: several gateways need PostgreSQL (store.postgresql.secretName), or gateway.replicas: 1.
+{{- end }}
+{{- if and $gateway.autoscaling.enabled (not $isShared) }}
+gateway.autoscaling is enabled and there is no shared store: SQLite serves exactly one gateway; name PostgreSQL's Secret in store.postgresql.secretName.
+{{- end }}
+{{- if and $gateway.autoscaling.enabled (gt (int $gateway.autoscaling.minReplicas) (int $gateway.autoscaling.maxReplicas)) }}
+gateway.autoscaling.minReplicas is above maxReplicas.
+{{- end }}
+{{- $needed := add $gateway.preStopSleepS (ceil $gateway.settings.drain_timeout_s) }}
+{{- with $gateway.terminationGracePeriodSeconds }}
+{{- if le (int64 .) $needed }}
+gateway.terminationGracePeriodSeconds is {{ . }}, and a stopping gateway may take {{ $needed }} s (preStopSleepS + drain_timeout_s): running answers would be cut; raise it, or set it to 0 to have it derived.
+{{- end }}
+{{- end }}
+{{- if gt (len $edges) 1 }}
+{{ join " and " $edges }} are enabled together: choose one way in.
+{{- end }}
+{{- range $name, $tls := dict "gateway.tls" $gateway.tls "gateway.ingress.tls" $gateway.ingress.tls "planeTls" .Values.planeTls }}
+{{- if and $tls.secretName $tls.certManager.issuer }}
+{{ $name }} names a Secret and a cert-manager issuer: give one of them.
+{{- end }}
+{{- end }}
+{{- if and $gateway.ingress.enabled (not $gateway.ingress.host) }}
+gateway.ingress.host is empty: name the host that clients use.
+{{- end }}
+{{- if and $gateway.httpRoute.enabled (not $gateway.httpRoute.parentRefs) }}
+gateway.httpRoute.parentRefs is empty: name the Gateway that the route belongs to.
+{{- end }}
+{{- if and $gateway.httpRoute.enabled $hasTls }}
+gateway.httpRoute and gateway.tls are given together: an HTTPRoute speaks plain HTTP to what is behind it; let its Gateway end TLS.
+{{- end }}
+{{- if $gateway.route.enabled }}
+{{- if not .Values.openshift }}
+gateway.route is enabled and openshift is not: Routes are OpenShift's; use gateway.ingress or gateway.httpRoute.
+{{- end }}
+{{- if and (eq $gateway.route.termination "edge") $hasTls }}
+gateway.route.termination is edge and gateway.tls is given: the router would speak plain HTTP to a gateway that wants TLS; use reencrypt or passthrough.
+{{- end }}
+{{- if and (ne $gateway.route.termination "edge") (not $hasTls) }}
+gateway.route.termination is {{ $gateway.route.termination }} and the gateway has no certificate: give one in gateway.tls, or use edge.
+{{- end }}
+{{- end }}
+{{- if and .Values.openshift (or .Values.security.runAsUser .Values.security.fsGroup) }}
+openshift is set and so is a user or group id: OpenShift gives each namespace a range of its own; set security.runAsUser and security.fsGroup to 0.
+{{- end }}
+{{- if and .Values.networkPolicy.enabled $isShared (not .Values.networkPolicy.postgresql.peers) }}
+networkPolicy.postgresql.peers is empty: gateways could not reach the database; say where it is, or set networkPolicy.enabled to false.
+{{- end }}
+{{- if and .Values.networkPolicy.enabled (include "gpt-oss-serving.makesSecrets" .) (not .Values.networkPolicy.apiServer.cidrs) }}
+networkPolicy.apiServer.cidrs is empty: the Job that makes the Secrets could not reach the API server; say where it is, or make them yourself and name them in secrets.
+{{- end }}
+{{- if and .Values.modelVolume.hostPath (ne .Values.weights.job "none") }}
+modelVolume.hostPath is given and weights.job is {{ .Values.weights.job }}: a Job runs on one node and would fill or verify that one alone; set weights.job to none.
+{{- end }}
+{{- end -}}

@@ -1,0 +1,128 @@
+{{/*
+From a model's entry in the values to the shape of its engine: what serving/catalog/shapes.py (`Profile.override`, `pod_gpus`,
+`nodes`) and serving/budget/refusals.py say in Python, as far as pods depend on it.
+*/}}
+
+{{/* What is known of a model, in the form of files/catalog.yaml, as JSON; empty for an unknown one. Takes root, name. */}}
+{{- define "gpt-oss-serving.modelFacts" -}}
+{{- $catalog := include "gpt-oss-serving.catalog" .root | fromJson -}}
+{{- $facts := index $catalog.models .name | default dict -}}
+{{- range .root.Values.ownModels -}}
+{{- if eq .name $.name -}}{{- $facts = include "gpt-oss-serving.ownFacts" . | fromJson -}}{{- end -}}
+{{- end -}}
+{{- $facts | toJson -}}
+{{- end -}}
+
+{{/* The same of an entry of `ownModels`. */}}
+{{- define "gpt-oss-serving.ownFacts" -}}
+{{- $facts := pick . "disk_mib" "lora" -}}
+{{- with .cpu_knee -}}{{- $_ := set $facts "cpu_scales" true -}}{{- end -}}
+{{- with .architecture -}}
+{{- $_ := set $facts "experts" (not (empty .experts)) -}}
+{{- with .attention -}}
+{{- $_ := set $facts "heads" .heads -}}
+{{- $copies := true -}}
+{{- if hasKey . "replicates_kv_heads" -}}{{- $copies = .replicates_kv_heads -}}{{- end -}}
+{{- if not (or $copies .latent_dim) -}}{{- $_ := set $facts "kv_heads" .kv_heads -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $profiles := list -}}
+{{- range .profiles -}}
+{{- $profiles = append $profiles (mergeOverwrite (dict "tensor" 1 "pipeline" 1 "data" 1 "expert" false "lora" false) (deepCopy .)) -}}
+{{- end -}}
+{{- set $facts "profiles" $profiles | toJson -}}
+{{- end -}}
+
+{{/* The first profile of that name on that GPU, as JSON; empty when there is none. Takes facts, profile, gpu. */}}
+{{- define "gpt-oss-serving.findProfile" -}}
+{{- $found := dict -}}
+{{- range .facts.profiles | default list -}}
+{{- if and (empty $found) (eq .name $.profile) (eq .gpu $.gpu) -}}{{- $found = . -}}{{- end -}}
+{{- end -}}
+{{- $found | toJson -}}
+{{- end -}}
+
+{{/*
+One model as its cell serves it, as JSON. Takes root, entry.
+  name, entry (as ModelSettings takes it), onCpu, min, max (engines), problem (a sentence, or empty)
+  tensor, pipeline, data, gpus (of an engine), podGpus, nodes (pods of an engine), group, diskMib, pinnedGib
+*/}}
+{{- define "gpt-oss-serving.model" -}}
+{{- $entry := deepCopy .entry -}}
+{{- $name := $entry.name | default "" -}}
+{{- $settings := include "gpt-oss-serving.engineSettings" .root | fromJson -}}
+{{- $facts := include "gpt-oss-serving.modelFacts" (dict "root" .root "name" $name) | fromJson -}}
+{{- $profileName := $entry.profile | default .root.Values.profile -}}
+{{- $onCpu := eq $profileName "cpu" -}}
+{{- $gpu := $entry.gpu | default .root.Values.gpu -}}
+{{- $profile := dict "tensor" 1 "pipeline" 1 "data" 1 "expert" false "lora" false -}}
+{{- $problem := "" -}}
+{{- if empty $facts -}}
+{{- $catalog := include "gpt-oss-serving.catalog" .root | fromJson -}}
+{{- $known := concat (keys $catalog.models) (include "gpt-oss-serving.ownNames" .root | fromJsonArray) | sortAlpha | join ", " -}}
+{{- $problem = printf "There is no model called '%s'; known are %s. Describe it in `ownModels`." $name $known -}}
+{{- else if not $onCpu -}}
+{{- $profile = include "gpt-oss-serving.findProfile" (dict "facts" $facts "profile" $profileName "gpu" $gpu) | fromJson -}}
+{{- if empty $profile -}}
+{{- $problem = include "gpt-oss-serving.noProfile" (dict "name" $name "facts" $facts "profile" $profileName "gpu" $gpu) -}}
+{{- $profile = dict "tensor" 1 "pipeline" 1 "data" 1 "expert" false "lora" false -}}
+{{- end -}}
+{{- end -}}
+{{- $tensor := int ($entry.tensor | default $profile.tensor) -}}
+{{- $pipeline := int ($entry.pipeline | default $profile.pipeline) -}}
+{{- $data := int ($entry.data | default $profile.data) -}}
+{{- $expert := $profile.expert -}}
+{{- if kindIs "bool" $entry.expert -}}{{- $expert = $entry.expert -}}{{- end -}}
+{{- $gpus := mul $tensor $pipeline $data -}}
+{{- $perNode := int $settings.gpus_per_node -}}
+{{- $podGpus := min $gpus $perNode -}}
+{{- $nodes := div (add $gpus (sub $perNode 1)) $perNode -}}
+{{- if $onCpu -}}{{- $podGpus = 0 -}}{{- $nodes = 1 -}}{{- end -}}
+{{- $lora := or $profile.lora (not (empty $entry.lora)) -}}
+{{- $min := 1 -}}{{- if hasKey $entry "min_replicas" -}}{{- $min = int $entry.min_replicas -}}{{- end -}}
+{{- $max := 1 -}}{{- if hasKey $entry "max_replicas" -}}{{- $max = int $entry.max_replicas -}}{{- end -}}
+{{- if $onCpu -}}
+{{- $entry = omit $entry "profile" "gpu" -}}
+{{- else -}}
+{{- $entry = merge (dict "profile" $profileName "gpu" $gpu) $entry -}}
+{{- end -}}
+{{- $group := "cpu" -}}{{- if not $onCpu -}}{{- $group = printf "%sx%d" $gpu (int $podGpus) -}}{{- end -}}
+{{- $model := dict
+  "name" $name "entry" $entry "onCpu" $onCpu "min" $min "max" $max "facts" $facts
+  "tensor" $tensor "pipeline" $pipeline "data" $data "expert" $expert "lora" $lora "profileTensor" (int $profile.tensor)
+  "isProfilesOwn" (and (eq $pipeline (int $profile.pipeline)) (eq $data (int $profile.data)) (eq $expert $profile.expert))
+  "smallestTensor" (int ($profile.smallest_tensor | default 1)) "profileName" $profileName "gpu" $gpu
+  "gpus" $gpus "podGpus" $podGpus "nodes" $nodes "perNode" $perNode "group" $group
+  "apiServers" (int ($profile.api_servers | default $settings.api_servers)) -}}
+{{- $_ := set $model "requests8k" (int ($profile.requests_8k | default 0)) -}}
+{{- $_ := set $model "batchLimit" (int ($profile.batch_limit | default 0)) -}}
+{{- $_ := set $model "diskMib" (int ($facts.disk_mib | default 0)) -}}
+{{- $_ := set $model "adapterGib" (include "gpt-oss-serving.adapterGib" $model | float64) -}}
+{{- if not $problem -}}{{- $problem = include "gpt-oss-serving.modelProblem" $model -}}{{- end -}}
+{{- set $model "problem" $problem | toJson -}}
+{{- end -}}
+
+{{- define "gpt-oss-serving.ownNames" -}}
+{{- $names := list -}}
+{{- range .Values.ownModels -}}{{- $names = append $names .name -}}{{- end -}}
+{{- $names | toJson -}}
+{{- end -}}
+
+{{/* GiB of pinned host memory that adapters may take in each worker of a model's engine. */}}
+{{- define "gpt-oss-serving.adapterGib" -}}
+{{- if .lora -}}
+{{- $limits := .entry.lora | default .facts.lora | default dict -}}
+{{- mulf (float64 ($limits.max_cpu_adapters | default 16)) (float64 (.facts.adapter_gib | default 0)) -}}
+{{- else -}}0{{- end -}}
+{{- end -}}
+
+{{/* Every model of a cell, as a JSON list of `gpt-oss-serving.model`. Takes root, cell. */}}
+{{- define "gpt-oss-serving.cellModels" -}}
+{{- $root := .root -}}
+{{- $cell := include "gpt-oss-serving.cellValues" . | fromJson -}}
+{{- $models := list -}}
+{{- range $cell.models -}}
+{{- $models = append $models (include "gpt-oss-serving.model" (dict "root" $root "entry" .) | fromJson) -}}
+{{- end -}}
+{{- $models | toJson -}}
+{{- end -}}

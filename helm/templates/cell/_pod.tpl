@@ -1,0 +1,142 @@
+{{/*
+Pods of a Ray cluster, as KubeRay's templates take them. KubeRay adds `ray start` with `rayStartParams`, an init container that
+waits for the head with this container's environment, volumes and security, and its own labels.
+*/}}
+
+{{/*
+Labels of a Ray pod. Its version is its image's: the chart's own would build a new Ray cluster when only gateways change.
+Takes root, component, cell, image, annotations.
+*/}}
+{{- define "gpt-oss-serving.rayPodMetadata" -}}
+metadata:
+  labels:
+    {{- include "gpt-oss-serving.selectorLabels" . | nindent 4 }}
+    app.kubernetes.io/version: {{ include "gpt-oss-serving.imageVersion" . | quote }}
+    app.kubernetes.io/part-of: gpt-oss-serving
+    app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+  {{- with .annotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end -}}
+
+{{/* What every Ray pod's spec begins with. Takes root, grace, exempt (whether it runs with a named exemption). */}}
+{{- define "gpt-oss-serving.rayPodSpec" -}}
+serviceAccountName: {{ include "gpt-oss-serving.cellServiceAccount" .root }}
+automountServiceAccountToken: false
+# A Service called `ray` or `vllm` in the namespace would otherwise become RAY_… and VLLM_… variables.
+enableServiceLinks: false
+terminationGracePeriodSeconds: {{ .grace }}
+securityContext:
+  {{- include "gpt-oss-serving.podSecurityContext" .root | nindent 2 }}
+  # Ports that vLLM, NCCL and Gloo take where none is said: a range of their own, which NetworkPolicies name.
+  sysctls:
+    - name: net.ipv4.ip_local_port_range
+      value: "20000 29999"
+{{- include "gpt-oss-serving.imagePullSecrets" .root }}
+{{- end -}}
+
+{{/* Environment of every Ray pod. Takes root, rayDrainS. */}}
+{{- define "gpt-oss-serving.rayEnv" -}}
+{{- include "gpt-oss-serving.commonEnv" .root }}
+# Whoever runs this has any user id and no home.
+- name: HOME
+  value: /tmp
+- name: USER
+  value: serving
+# Seconds from SIGTERM that Ray lets Serve drain this node, should the preStop hook not have done it.
+- name: RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
+  value: {{ .rayDrainS | quote }}
+# It kills the smallest worker for the memory of the largest, an engine's page cache included; Kubernetes decides instead.
+- name: RAY_memory_monitor_refresh_ms
+  value: "0"
+- name: AUTOSCALER_METRIC_PORT
+  value: "6387"
+- name: DASHBOARD_METRIC_PORT
+  value: "6388"
+{{- end -}}
+
+{{/* Ports of every Ray pod; names as KubeRay and the PodMonitor know them. */}}
+{{- define "gpt-oss-serving.rayContainerPorts" -}}
+- {name: serve, containerPort: 8000}
+- {name: metrics, containerPort: 6386}
+{{- end -}}
+
+{{/*
+Probes ask the raylet's agent. KubeRay's own ask Serve's proxy too, which a node without a replica does not have, so that it
+never became ready (KubeRay issue 4994). How engines are is the directory's to say. Takes upS: seconds it may take to come up.
+*/}}
+{{- define "gpt-oss-serving.rayProbes" -}}
+{{- with .upS }}
+startupProbe:
+  httpGet: {path: /api/healthz, port: 52365}
+  periodSeconds: 10
+  timeoutSeconds: 5
+  failureThreshold: {{ div (add . 9) 10 }}
+{{- end }}
+readinessProbe:
+  httpGet: {path: /api/healthz, port: 52365}
+  periodSeconds: 5
+  timeoutSeconds: 5
+  failureThreshold: 10
+# Ten minutes: a restart of this container kills its engines, so it is the last resort.
+livenessProbe:
+  httpGet: {path: /api/healthz, port: 52365}
+  initialDelaySeconds: 30
+  periodSeconds: 10
+  timeoutSeconds: 10
+  failureThreshold: 60
+{{- end -}}
+
+{{/* What every Ray pod writes to, and the planes' secrets. Takes root, shmMib. */}}
+{{- define "gpt-oss-serving.rayVolumes" -}}
+- name: tmp
+  emptyDir: {sizeLimit: 20Gi}
+- name: shm
+  emptyDir: {medium: Memory, sizeLimit: {{ .shmMib }}Mi}
+- name: logs
+  emptyDir: {sizeLimit: 10Gi}
+{{ include "gpt-oss-serving.planeVolumes" .root }}
+{{- end -}}
+
+{{- define "gpt-oss-serving.rayVolumeMounts" -}}
+- {name: tmp, mountPath: /tmp}
+- {name: shm, mountPath: /dev/shm}
+- {name: logs, mountPath: /var/lib/serving/logs}
+{{ include "gpt-oss-serving.planeVolumeMounts" .root }}
+{{- end -}}
+
+{{- define "gpt-oss-serving.imageVersion" -}}
+{{- if .image.digest -}}
+{{- .image.digest | replace ":" "-" | trunc 63 -}}
+{{- else -}}
+{{- .image.tag | default .root.Chart.AppVersion -}}
+{{- end -}}
+{{- end -}}
+
+{{/* An image of a cell. Takes root, image. */}}
+{{- define "gpt-oss-serving.rayImage" -}}
+image: {{ include "gpt-oss-serving.image" . }}
+imagePullPolicy: {{ .image.pullPolicy }}
+{{- end -}}
+
+{{/* Where pods may run. Takes cell (its values) and own ({nodeSelector, tolerations, priorityClassName}). */}}
+{{- define "gpt-oss-serving.placement" -}}
+{{- with merge (deepCopy .cell.nodeSelector) .own.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .own.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .own.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{/* rayStartParams of every node. Takes root. */}}
+{{- define "gpt-oss-serving.rayStartParams" -}}
+{{ include "gpt-oss-serving.rayPorts" .root }}
+object-store-memory: {{ mul (int64 .root.Values.ray.objectStoreMib) 1048576 | quote }}
+{{- end -}}

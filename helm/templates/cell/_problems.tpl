@@ -1,0 +1,57 @@
+{{/*
+Why one model cannot be served as the values ask: a sentence, or nothing. What can be computed from the values alone is refused
+here, with the words of serving/budget/refusals.py; the rest (adapters' files, an own model's memory) shows when it starts.
+*/}}
+
+{{- define "gpt-oss-serving.noProfile" -}}
+{{- $known := list -}}
+{{- range .facts.profiles -}}{{- $known = append $known (printf "%s on %s" .name .gpu) -}}{{- end -}}
+{{- printf "%s has no GPU profile '%s' on %s; it has %s." .name .profile .gpu ($known | join ", " | default "none: it runs on the CPU (`profile: cpu`)") -}}
+{{- end -}}
+
+{{/* Takes a model (gpt-oss-serving.model). */}}
+{{- define "gpt-oss-serving.modelProblem" -}}
+{{- if gt .min .max -}}
+{{- printf "%s: min_replicas is %d and max_replicas %d: the first must not be above the second." .name (int .min) (int .max) -}}
+{{- else if and .facts.heads (mod (int .facts.heads) (int .tensor)) -}}
+{{- printf "%s has %d attention heads, which %d tensor ranks cannot share evenly." .name (int .facts.heads) (int .tensor) -}}
+{{- else if and .facts.kv_heads (mod (int .facts.kv_heads) (int .tensor)) -}}
+{{- printf "%s has %d KV heads, which %d tensor ranks cannot share evenly, and its model class does not copy them." .name (int .facts.kv_heads) (int .tensor) -}}
+{{- else if and .expert (hasKey .facts "experts") (not .facts.experts) -}}
+{{- printf "%s has no experts to spread: leave `expert` off." .name -}}
+{{- else if and .lora (hasKey .facts "disk_mib") (empty .facts.lora) -}}
+{{- printf "The catalogue gives %s no adapter limits, so it can load none: leave `lora` unset." .name -}}
+{{- else if and (not (empty .entry.adapters)) (not .lora) -}}
+{{- printf "%s is given adapters and no room for them: set its `lora`, or take none." .name -}}
+{{- else if include "gpt-oss-serving.loraExcess" . -}}
+{{- include "gpt-oss-serving.loraExcess" . -}}
+{{- else if and .lora (gt (int .apiServers) 1) -}}
+{{- printf "An engine that loads adapters has one HTTP front end and %s would have %d (`api_servers`): each would number adapters on its own." .name (int .apiServers) -}}
+{{- else if and .onCpu (and .lora .facts.experts) -}}
+{{- printf "Adapters on %s kill its engine on a CPU at the first request." .name -}}
+{{- else if and .onCpu (ne (int .min) (int .max)) (not .facts.cpu_scales) (empty .entry.knee) -}}
+{{- printf "The fleet of %s may change and nothing says what one engine of it does on a CPU: give it a `knee`, or the same min_replicas and max_replicas." .name -}}
+{{- else if not .onCpu -}}
+{{- include "gpt-oss-serving.gpuProblem" . -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "gpt-oss-serving.loraExcess" -}}
+{{- $model := . -}}
+{{- range $key, $most := .facts.lora | default dict -}}
+{{- $asked := index ($model.entry.lora | default dict) $key | default 0 -}}
+{{- if gt (int $asked) (int $most) -}}
+{{- printf "`lora.%s` of %s is %d and the catalogue allows %d. " $key $model.name (int $asked) (int $most) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "gpt-oss-serving.gpuProblem" -}}
+{{- if mod (int .gpus) (int .podGpus) -}}
+{{- printf "%s takes %d GPUs (tensor %d × pipeline %d × data %d) and a node has %d: its pods cannot share them evenly." .name (int .gpus) (int .tensor) (int .pipeline) (int .data) (int .perNode) -}}
+{{- else if and (gt (int .nodes) 1) .lora -}}
+{{- printf "An engine of %s over %d nodes loads no adapters: each node's workers would read them from where only the first has them." .name (int .nodes) -}}
+{{- else if and .isProfilesOwn (lt (int .tensor) (int .smallestTensor)) -}}
+{{- printf "%s does not fit %d tensor ranks on %s: profile %s needs at least %d (`serving models budget %s` shows the arithmetic)." .name (int .tensor) .gpu .profileName (int .smallestTensor) .name -}}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,103 @@
+{{/* settings.yaml of a gateway: what the values say, under the names of serving/config.py, and what only the chart knows. */}}
+{{- define "gpt-oss-serving.settings" -}}
+home: /var/lib/serving
+log_format: json
+plane_secret_file: /etc/serving/plane/plane.secret
+{{- if include "gpt-oss-serving.planeTlsEnabled" . }}
+plane_tls:
+  {{- include "gpt-oss-serving.planeTlsFiles" . | nindent 2 }}
+{{- end }}
+store:
+  {{- if .Values.store.postgresql.secretName }}
+  url_file: /etc/serving/store/url
+  {{- end }}
+  pepper_file: /etc/serving/keys/pepper
+  first_key_file: /etc/serving/keys/admin.key
+gateway:
+  host: 0.0.0.0
+  port: 8080
+  metrics_port: 9090
+  {{- if include "gpt-oss-serving.gatewayTlsEnabled" . }}
+  tls:
+    certificate_file: /etc/serving/gateway-tls/tls.crt
+    key_file: /etc/serving/gateway-tls/tls.key
+  {{- end }}
+  directories:
+    {{- range $cell, $_ := .Values.cells }}
+    - {{ include "gpt-oss-serving.planeScheme" $ }}://{{ include "gpt-oss-serving.cellName" (dict "root" $ "cell" $cell) }}:8000
+    {{- end }}
+  {{- with .Values.aliases }}
+  aliases:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .Values.gateway.timeouts }}
+  timeouts:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- toYaml .Values.gateway.settings | nindent 2 }}
+{{- end -}}
+
+{{/* "true" when the gateway itself speaks TLS to clients, else nothing. */}}
+{{- define "gpt-oss-serving.gatewayTlsEnabled" -}}
+{{- if or .Values.gateway.tls.secretName .Values.gateway.tls.certManager.issuer -}}true{{- end -}}
+{{- end -}}
+
+{{- define "gpt-oss-serving.gatewayTlsSecretName" -}}
+{{- .Values.gateway.tls.secretName | default (printf "%s-gateway-tls" (include "gpt-oss-serving.fullname" .)) -}}
+{{- end -}}
+
+{{/* http or https: how clients, probes and whatever stands before it speak to the gateway. */}}
+{{- define "gpt-oss-serving.gatewayScheme" -}}
+{{- if include "gpt-oss-serving.gatewayTlsEnabled" . -}}https{{- else -}}http{{- end -}}
+{{- end -}}
+
+{{- define "gpt-oss-serving.gatewayServicePort" -}}
+{{- if include "gpt-oss-serving.gatewayTlsEnabled" . -}}443{{- else -}}80{{- end -}}
+{{- end -}}
+
+{{/* Where pods of the cluster call the API. */}}
+{{- define "gpt-oss-serving.gatewayUrl" -}}
+{{- printf "%s://%s" (include "gpt-oss-serving.gatewayScheme" .) (include "gpt-oss-serving.fullname" .) -}}
+{{- end -}}
+
+{{/* Seconds Kubernetes waits for a stopping gateway: longer than what it does then, by 15 s for ending and its last rows. */}}
+{{- define "gpt-oss-serving.gatewayGraceS" -}}
+{{- $needed := add .Values.gateway.preStopSleepS (ceil .Values.gateway.settings.drain_timeout_s) 15 -}}
+{{- .Values.gateway.terminationGracePeriodSeconds | default $needed | int64 -}}
+{{- end -}}
+
+{{/*
+Seconds for what stands before the gateway: five more than a request may take, so that the gateway's own error comes
+first, and with the default of 590 still under the 600 that clients wait.
+*/}}
+{{- define "gpt-oss-serving.edgeTimeoutS" -}}
+{{- add (ceil .Values.gateway.timeouts.request_total_s) 5 -}}
+{{- end -}}
+
+{{/* The store's Secret and the keys, for gateways and the migration. */}}
+{{- define "gpt-oss-serving.storeVolumes" -}}
+- name: keys
+  secret:
+    secretName: {{ include "gpt-oss-serving.keysSecretName" . }}
+    defaultMode: 0440
+{{- with .Values.store.postgresql.secretName }}
+- name: store
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+    items:
+      - key: {{ $.Values.store.postgresql.key }}
+        path: url
+{{- end }}
+{{- end -}}
+
+{{- define "gpt-oss-serving.storeVolumeMounts" -}}
+- name: keys
+  mountPath: /etc/serving/keys
+  readOnly: true
+{{- if .Values.store.postgresql.secretName }}
+- name: store
+  mountPath: /etc/serving/store
+  readOnly: true
+{{- end }}
+{{- end -}}

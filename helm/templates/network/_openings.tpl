@@ -1,0 +1,62 @@
+{{/*
+Openings that several policies share. A port or range has one meaning: Ray head 6379 (GCS) and 8265 (dashboard), Serve's
+proxy 8000, Ray's services of a node 6380–6389 and 52365, engines' HTTP 8100–8199, Ray's workers 11000–12999, and inside
+engines (vLLM, NCCL, Gloo) 20000–29999.
+*/}}
+{{/* A rule without peers would be one for everybody: an empty list in the values must render none. */}}
+{{- define "gpt-oss-serving.network.egressToDns" -}}
+{{- with .Values.networkPolicy.dns.peers -}}
+# Names.
+- to:
+    {{- toYaml . | nindent 4 }}
+  ports:
+    {{- range $.Values.networkPolicy.dns.ports }}
+    - port: {{ . }}
+      protocol: UDP
+    - port: {{ . }}
+      protocol: TCP
+    {{- end }}
+{{- end -}}
+{{- end -}}
+
+{{- define "gpt-oss-serving.network.egressToApiServer" -}}
+{{- with .Values.networkPolicy.apiServer.cidrs -}}
+# The Kubernetes API server.
+- to:
+    {{- range . }}
+    - ipBlock:
+        cidr: {{ . }}
+    {{- end }}
+  ports:
+    {{- range $.Values.networkPolicy.apiServer.ports }}
+    - port: {{ . }}
+    {{- end }}
+{{- end -}}
+{{- end -}}
+
+{{- define "gpt-oss-serving.network.egressToPostgresql" -}}
+# The database.
+- to:
+    {{- toYaml .Values.networkPolicy.postgresql.peers | nindent 4 }}
+  ports:
+    - port: {{ .Values.networkPolicy.postgresql.port }}
+{{- end -}}
+
+{{/* A peer: pods of a component. Takes root, component, and cell for those of one cell. */}}
+{{- define "gpt-oss-serving.network.peer" -}}
+- podSelector:
+    matchLabels:
+      {{- include "gpt-oss-serving.selectorLabels" . | nindent 6 }}
+{{- end -}}
+
+{{/* Between any two pods of a Ray cluster, in either direction. */}}
+{{- define "gpt-oss-serving.network.rayPorts" -}}
+# Node manager, object manager, runtime environments, the node's agent, metrics.
+- port: 6380
+  endPort: 6389
+# The node agent's HTTP.
+- port: 52365
+# Workers: replicas, Serve's controller and proxies.
+- port: 11000
+  endPort: 12999
+{{- end -}}

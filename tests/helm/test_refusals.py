@@ -1,0 +1,164 @@
+"""Refusals: what cannot work is refused before anything is installed, with a sentence that says what to do instead."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.helm.cells import CHART, GIVEN, Object, refusal, render
+from tests.helm.chart import helm
+
+POSTGRESQL: Object = {"postgresql": {"secretName": "serving-database"}}
+REACHED: Object = {"postgresql": {"peers": [{"ipBlock": {"cidr": "10.0.0.10/32"}}]}}
+ISSUER: Object = {"issuer": "company"}
+
+REFUSED: dict[str, tuple[Object, str]] = {
+    "several gateways on SQLite": (
+        {"gateway": {"replicas": 2}},
+        "gateway.replicas is 2 and there is no shared store: several gateways need PostgreSQL (store.postgresql.secretName), or gateway.replicas: 1.",
+    ),
+    "autoscaling on SQLite": (
+        {"gateway": {"autoscaling": {"enabled": True}}},
+        "gateway.autoscaling is enabled and there is no shared store: SQLite serves exactly one gateway; name PostgreSQL's Secret in store.postgresql.secretName.",
+    ),
+    "autoscaling upside down": (
+        {
+            "store": POSTGRESQL,
+            "networkPolicy": REACHED,
+            "gateway": {"autoscaling": {"enabled": True, "minReplicas": 9}},
+        },
+        "gateway.autoscaling.minReplicas is above maxReplicas.",
+    ),
+    "drain longer than grace": (
+        {"gateway": {"terminationGracePeriodSeconds": 600}},
+        "gateway.terminationGracePeriodSeconds is 600, and a stopping gateway may take 605 s (preStopSleepS + drain_timeout_s): running answers would be cut; raise it, or set it to 0 to have it derived.",
+    ),
+    "Ingress and Route": (
+        {
+            "openshift": True,
+            "security": {"runAsUser": 0, "fsGroup": 0},
+            "gateway": {"ingress": {"enabled": True, "host": "x"}, "route": {"enabled": True}},
+        },
+        "gateway.ingress and gateway.route are enabled together: choose one way in.",
+    ),
+    "Ingress and HTTPRoute": (
+        {
+            "gateway": {
+                "ingress": {"enabled": True, "host": "x"},
+                "httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]},
+            }
+        },
+        "gateway.httpRoute and gateway.ingress are enabled together: choose one way in.",
+    ),
+    "gateway's certificate twice": (
+        {"gateway": {"tls": {"secretName": "x", "certManager": ISSUER}}},
+        "gateway.tls names a Secret and a cert-manager issuer: give one of them.",
+    ),
+    "Ingress' certificate twice": (
+        {"gateway": {"ingress": {"enabled": True, "host": "x", "tls": {"secretName": "x", "certManager": ISSUER}}}},
+        "gateway.ingress.tls names a Secret and a cert-manager issuer: give one of them.",
+    ),
+    "planes' certificate twice": (
+        {"planeTls": {"secretName": "x", "certManager": ISSUER}},
+        "planeTls names a Secret and a cert-manager issuer: give one of them.",
+    ),
+    "no host": (
+        {"gateway": {"ingress": {"enabled": True}}},
+        "gateway.ingress.host is empty: name the host that clients use.",
+    ),
+    "no parent": (
+        {"gateway": {"httpRoute": {"enabled": True}}},
+        "gateway.httpRoute.parentRefs is empty: name the Gateway that the route belongs to.",
+    ),
+    "HTTPRoute to a gateway with TLS": (
+        {
+            "gateway": {
+                "httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]},
+                "tls": {"secretName": "x"},
+            }
+        },
+        "gateway.httpRoute and gateway.tls are given together: an HTTPRoute speaks plain HTTP to what is behind it; let its Gateway end TLS.",
+    ),
+    "Route elsewhere": (
+        {"gateway": {"route": {"enabled": True}}},
+        "gateway.route is enabled and openshift is not: Routes are OpenShift's; use gateway.ingress or gateway.httpRoute.",
+    ),
+    "edge before TLS": (
+        {
+            "openshift": True,
+            "security": {"runAsUser": 0, "fsGroup": 0},
+            "gateway": {"route": {"enabled": True}, "tls": {"secretName": "x"}},
+        },
+        "gateway.route.termination is edge and gateway.tls is given: the router would speak plain HTTP to a gateway that wants TLS; use reencrypt or passthrough.",
+    ),
+    "passthrough without TLS": (
+        {
+            "openshift": True,
+            "security": {"runAsUser": 0, "fsGroup": 0},
+            "gateway": {"route": {"enabled": True, "termination": "passthrough"}},
+        },
+        "gateway.route.termination is passthrough and the gateway has no certificate: give one in gateway.tls, or use edge.",
+    ),
+    "a fixed user on OpenShift": (
+        {"openshift": True},
+        "openshift is set and so is a user or group id: OpenShift gives each namespace a range of its own; set security.runAsUser and security.fsGroup to 0.",
+    ),
+    "an unreachable database": (
+        {"store": POSTGRESQL},
+        "networkPolicy.postgresql.peers is empty: gateways could not reach the database; say where it is, or set networkPolicy.enabled to false.",
+    ),
+    "an unreachable API server": (
+        {"networkPolicy": {"apiServer": {"cidrs": []}}},
+        "networkPolicy.apiServer.cidrs is empty: the Job that makes the Secrets could not reach the API server; say where it is, or make them yourself and name them in secrets.",
+    ),
+    "fetching onto one node of many": (
+        {"modelVolume": {"hostPath": "/models"}, "engine": {"podSecurityExemptions": ["hostPath"]}},
+        "modelVolume.hostPath is given and weights.job is fetch: a Job runs on one node and would fill or verify that one alone; set weights.job to none.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_it_is_refused_with_its_sentence(case: str) -> None:
+    """An impossible combination is answered with this sentence and no other."""
+    values, sentence = REFUSED[case]
+
+    assert sentences(refusal(values)) == [sentence]
+
+
+def test_a_bare_install_says_what_it_needs() -> None:
+    """Without any values: where the images are, and that plain HTTP between the planes is a choice. Both at once."""
+    bare = helm("template", "x", str(CHART))
+
+    assert sentences(bare.stderr) == [
+        "images.registry is empty: name the registry that holds the images, e.g. registry.example.com/gpt-oss-serving.",
+        "Prompts and answers would cross the network between gateways and engines unencrypted: give a certificate in planeTls, or accept it with acknowledgePlaintextBetweenPlanes: true.",
+    ]
+
+
+@pytest.mark.parametrize("tls", [{"secretName": "planes"}, {"certManager": ISSUER}], ids=["secret", "cert-manager"])
+def test_a_certificate_needs_no_acknowledgement(tls: Object) -> None:
+    """With TLS between the planes nothing has to be accepted."""
+    assert render({"acknowledgePlaintextBetweenPlanes": False, "planeTls": tls})
+
+
+def test_what_is_needed_is_enough() -> None:
+    """The two things a bare install asks for are all it takes."""
+    assert render(GIVEN)
+
+
+def test_every_refusal_of_the_chart_is_tested() -> None:
+    """As many sentences here as conditions in the template: an untested refusal may refuse nothing, or everything."""
+    template = (CHART / "templates" / "_refusals.tpl").read_text()
+    written = [
+        line for line in template.splitlines() if line.endswith(".") and not line.startswith((" ", "{{/*", "What", "`"))
+    ]
+    patterns = {line.split("{{")[0] or line.split("}}")[1].split("{{")[0] for line in written}
+    tested = [sentence for _, sentence in REFUSED.values()] + sentences(helm("template", "x", str(CHART)).stderr)
+
+    assert len(written) > 15
+    assert [pattern for pattern in patterns if not any(pattern in sentence for sentence in tested)] == []
+
+
+def sentences(said: str) -> list[str]:
+    """The sentences of a refusal, in order."""
+    return [line.removeprefix("* ") for line in said.splitlines() if line.startswith("* ")]

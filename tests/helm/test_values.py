@@ -1,0 +1,182 @@
+"""Values: each is explained, typed and closed, and the schema helm reads is written from them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+import chart_schema
+from serving.config import GatewaySettings, ModelSettings, Timeouts
+from serving.errors import Refusal
+from tests.helm.cells import CHART, GIVEN, Object, Refused, render
+from tests.helm.chart import EVERY_KEY, FILES, helm, leaves, read
+
+VALUES = chart_schema.values(chart_schema.VALUES.read_text())
+
+
+def test_the_schema_is_in_step() -> None:
+    """values.schema.json is what deploy/chart_schema.py writes today."""
+    assert chart_schema.SCHEMA.read_text() == chart_schema.text()
+
+
+@pytest.mark.parametrize("value", [it for it in VALUES if not it.is_group], ids=lambda it: ".".join(it.path))
+def test_every_value_has_a_comment(value: chart_schema.Value) -> None:
+    """Whoever reads a value finds above it what it means."""
+    assert value.comment.endswith((".", ":")), value.path
+    assert len(value.comment) > 10
+
+
+def test_the_schema_is_closed() -> None:
+    """Every object in it, however deep, either lists its keys and refuses others, or says what all its values are."""
+    open_ones = [path for path, node in _objects(json.loads(chart_schema.SCHEMA.read_text())) if not _is_closed(node)]
+
+    # Helm's own, for parent charts.
+    assert open_ones == ["properties.global"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"modles": []},
+        {"gateway": {"replica": 2}},
+        {"gateway": {"settings": {"drain_timeout": 5}}},
+        {"gateway": {"settings": {"metrics_port": 9091}}},
+        {"gateway": {"timeouts": {"request_total": 5}}},
+        {"models": [{"name": "gpt-oss-20b", "replicas": 2}]},
+        {"engine": {"settings": {"host": "0.0.0.0"}}},
+        {"cells": {"a": {"modles": []}}},
+        {"networkPolicy": {"clients": [{"podSelctor": {}}]}},
+        {"gateway": {"resources": {"request": {}}}},
+        {"ownModels": [{"name": "x", "sumary": "y"}]},
+    ],
+    ids=lambda it: json.dumps(it)[:60],
+)
+def test_helm_refuses_an_unknown_key(values: Object) -> None:
+    """A misspelt key is an error of `helm install`, not a setting that does nothing; so is a key the chart writes itself."""
+    with pytest.raises(Refused, match=r"additional properties|not allowed"):
+        render(values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"gateway": {"replicas": 0}},
+        {"gateway": {"replicas": "two"}},
+        {"gateway": {"settings": {"poll_interval_s": 3}}},
+        {"gpu": "a100"},
+        {"images": {"gateway": {"digest": "latest"}}},
+        {"cells": {}},
+    ],
+    ids=lambda it: json.dumps(it)[:60],
+)
+def test_helm_refuses_what_is_out_of_range(values: Object) -> None:
+    """Types and bounds are those of the settings, and the refusal names the value."""
+    name = next(iter(values))
+    if values == {"cells": {}}:
+        # An empty map adds nothing to the default one: the cell is taken out by null.
+        values = {"cells": {"a": None}}
+    with pytest.raises(Refused, match=rf"/{name}"):
+        render(values)
+
+
+def test_the_every_key_file_sets_every_key() -> None:
+    """All that values.yaml has, and all settings of gateways and models that the values take, are given there."""
+    given = read(EVERY_KEY)
+    own = {value.path for value in VALUES}
+
+    assert own - set(leaves(given)) == set()
+    shapes: dict[str, type[BaseModel]] = {"settings": GatewaySettings, "timeouts": Timeouts}
+    for key, model in shapes.items():
+        assert model.model_fields.keys() - chart_schema.SETTINGS[model] == given["gateway"][key].keys()
+
+
+def test_most_of_it_differs_from_the_defaults() -> None:
+    """A file that repeats the defaults shows nothing: four keys in five have another value."""
+    defaults, given = read(chart_schema.VALUES), read(EVERY_KEY)
+    paths = [value.path for value in VALUES if not value.is_group]
+    same = [".".join(path) for path in paths if _at(defaults, path) == _at(given, path)]
+
+    assert len(same) < len(paths) / 5, same
+
+
+def test_models_take_the_keys_of_the_settings() -> None:
+    """An entry of `models` is an entry of `models` in serving/config.py."""
+    shape = json.loads(chart_schema.SCHEMA.read_text())["definitions"]["ModelSettings"]
+
+    assert shape["properties"].keys() == ModelSettings.model_fields.keys()
+
+
+def test_a_renamed_value_is_refused_with_its_new_name(tmp_path: Path) -> None:
+    """An old name passes the schema and is answered with the new one. On a copy of the chart: nothing was renamed yet."""
+    chart = tmp_path / "chart"
+    shutil.copytree(CHART, chart)
+    table = {"gateway.drainSeconds": "gateway.settings.drain_timeout_s", "telemetry": "monitoring"}
+    (chart / "files" / "renamed.yaml").write_text(yaml.safe_dump(table))
+    schema = chart_schema.schema(chart_schema.VALUES.read_text(), table)
+    (chart / "values.schema.json").write_text(json.dumps(schema))
+
+    old = helm("template", "x", str(chart), values=GIVEN | {"gateway": {"drainSeconds": 5}, "telemetry": {"on": True}})
+    new = helm("template", "x", str(chart), values=GIVEN | {"gateway": {"settings": {"drain_timeout_s": 5}}})
+
+    assert "* gateway.drainSeconds is now called gateway.settings.drain_timeout_s: move it there.\n" in old.stderr
+    assert "* telemetry is now called monitoring: move it there.\n" in old.stderr
+    assert not new.returncode
+
+
+def test_old_names_are_names_that_are_gone() -> None:
+    """The table of renamed values leads from keys that no longer exist to keys that do."""
+    known = {".".join(value.path) for value in VALUES}
+    table: dict[str, str] = read(chart_schema.RENAMED)
+
+    assert not table.keys() & known
+    assert all(_exists(new, known) for new in table.values())
+
+
+def _exists(name: str, known: set[str]) -> bool:
+    return name in known or name.rpartition(".")[0] in known
+
+
+@pytest.mark.parametrize("text", ["a: null  # nothing", "a: []", "# @schema {\na: 1"])
+def test_a_value_without_a_type_is_refused(text: str) -> None:
+    """The script says which value it cannot describe, in a sentence."""
+    with pytest.raises(Refusal, match=r"\ba\b"):
+        chart_schema.schema(text, {})
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_values_files_explain_themselves(name: str) -> None:
+    """Each begins with a comment that says what it is for."""
+    assert re.match(r"# \w.{20,}", FILES[name].read_text())
+
+
+def _objects(node: object, path: str = "") -> list[tuple[str, Object]]:
+    """Every schema of an object, with where it stands."""
+    found = []
+    if isinstance(node, dict):
+        if node.get("type") == "object" or (
+            "properties" in node and isinstance(node["properties"], dict) and "type" in node
+        ):
+            found.append((path, node))
+        for key, child in node.items():
+            found += _objects(child, f"{path}.{key}".strip("."))
+    elif isinstance(node, list):
+        for child in node:
+            found += _objects(child, path)
+    return found
+
+
+def _is_closed(node: Object) -> bool:
+    extra = node.get("additionalProperties")
+    return extra is False or isinstance(extra, dict)
+
+
+def _at(values: Object, path: tuple[str, ...]) -> object:
+    for key in path:
+        values = values[key]
+    return values
