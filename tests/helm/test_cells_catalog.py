@@ -35,7 +35,7 @@ def test_every_profile_makes_its_own_pods(name: str, profile: Profile) -> None:
     assert group["rayStartParams"]["num-gpus"] == str(profile.pod_gpus)
     assert group["labels"]["ray.io/accelerator-type"] == catalog.GPUS[profile.gpu].ray_label
     (deployment,) = rendered.applications[f"model-{name}"]["deployments"]
-    assert deployment["num_replicas"] == profile.nodes
+    assert deployment["autoscaling_config"]["max_replicas"] == profile.nodes
 
 
 def _verdicts() -> list[tuple[str, dict[str, Any]]]:

@@ -75,14 +75,11 @@ def test_arguments_hold_what_an_engine_is_started_with_and_no_more(one: Cell) ->
 
 
 def test_serve_counts_the_pods_of_engines(one: Cell) -> None:
-    """A fixed fleet is a number, another asks the directory; both in pods, so engines over several nodes count as many."""
+    """Bounds are in pods, so engines over several nodes count as many; a fixed fleet's are equal, and it asks all the same."""
     wanted = CellSettings.model_validate(one.applications["directory"]["deployments"][0]["user_config"])
     for plan in wanted.plans().models:
         (replica,) = _models(one)[f"model-{plan.name}"]["deployments"]
         bounds = plan.bounds
-        if bounds.min_replicas == bounds.max_replicas:
-            assert replica["num_replicas"] == plan.nodes * bounds.max_replicas
-            continue
         scaling = replica["autoscaling_config"]
         assert scaling["min_replicas"] == plan.nodes * bounds.min_replicas
         assert scaling["max_replicas"] == plan.nodes * bounds.max_replicas
@@ -227,8 +224,9 @@ def test_the_scenarios_take_every_way() -> None:
     replicas = [it["deployments"][0] for one in found for it in _models(one).values()]
 
     assert len(SCENARIOS) == len(set(SCENARIOS))
-    assert any("autoscaling_config" in it for it in replicas)
-    assert any(it.get("num_replicas", 0) > 1 for it in replicas)
+    bounds = [it["autoscaling_config"] for it in replicas]
+    assert any(it["min_replicas"] < it["max_replicas"] for it in bounds)
+    assert any(it["min_replicas"] == it["max_replicas"] > 1 for it in bounds)
     assert any("cpu" in one.engine_groups for one in found)
     assert any(one.spec.get("suspend") for one in found)
     assert any("ssl_certfile" in one.serve["http_options"] for one in found)

@@ -75,6 +75,9 @@ applications:
       {{- toYaml (include "gpt-oss-serving.startEngine" .root | fromJson) | nindent 6 }}
     home: /var/lib/serving
     secret_file: /etc/serving/plane/plane.secret
+    # Heads and directories have no vLLM and no GPU.
+    labels:
+      gpt-oss-serving/role: engine
     {{- if include "gpt-oss-serving.planeTlsEnabled" .root }}
     plane_tls:
       {{- include "gpt-oss-serving.planeTlsFiles" .root | nindent 6 }}
@@ -90,12 +93,13 @@ applications:
           {{- toYaml (.model.entry.adapters | default list) | nindent 10 }}
 {{- end -}}
 
-{{/* How many: Serve counts the pods of an engine. A fleet that may change asks the directory, through the proxy of its own node. */}}
+{{/*
+How many: Serve counts the pods of an engine, and asks the directory within these bounds, through the proxy of the head's own
+node. A fixed fleet has equal bounds: were it a plain number, the day it may change would restart its engines, because the
+policy is part of an application's version.
+*/}}
 {{- define "gpt-oss-serving.fleet" -}}
 {{- $model := .model -}}
-{{- if eq (int $model.min) (int $model.max) -}}
-num_replicas: {{ mul $model.max $model.nodes }}
-{{- else -}}
 autoscaling_config:
   min_replicas: {{ mul $model.min $model.nodes }}
   max_replicas: {{ mul $model.max $model.nodes }}
@@ -113,7 +117,6 @@ autoscaling_config:
       {{- if include "gpt-oss-serving.planeTlsEnabled" .root }}
       ca_file: {{ (include "gpt-oss-serving.planeTlsFiles" .root | fromYaml).ca_file }}
       {{- end }}
-{{- end -}}
 {{- end -}}
 
 {{/* START_OF_MODEL of serving/engine/specs.py: what of a model's entry its engines are started with. */}}
