@@ -17,7 +17,10 @@ from serving.gateway import commands
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(commands.tenants, name="tenants")
 app.add_typer(commands.keys, name="keys")
+app.add_typer(commands.store, name="store")
 app.command("usage")(commands.usage)
+app.command("backup")(commands.backup)
+app.command("restore")(commands.restore)
 models = typer.Typer(no_args_is_help=True, help="The models this package knows, and their checkpoints here.")
 app.add_typer(models, name="models")
 

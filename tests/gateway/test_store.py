@@ -12,7 +12,8 @@ import pytest
 from sqlalchemy import insert, select
 
 from serving.errors import Refusal, StoreUnavailable
-from serving.gateway.store import Store, metadata, tenants
+from serving.gateway.store import Store
+from serving.gateway.tables import metadata, tenants
 
 
 def test_a_second_open_finds_what_the_first_one_wrote(tmp_path: Path) -> None:
