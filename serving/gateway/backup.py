@@ -14,9 +14,9 @@ import hashlib
 import os
 import zlib
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import chain, groupby, islice
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from itertools import groupby, islice
 from pathlib import Path
 
 import msgspec
@@ -32,9 +32,9 @@ from serving.gateway.tables import keys, ledger, meta, tenants
 
 FORMAT = 1
 #: In this order, so that a key finds its tenant. `gateways` is left out: they will be others.
-TABLES = {table.name: table for table in (tenants, keys, ledger)}
+TABLES = {str(table.name): table for table in (tenants, keys, ledger)}
 #: Rows in memory at a time; about 1 KB each.
-BATCH_ROWS = 1000
+BATCH_ROWS = 500
 #: Bytes of one line; the longest row has a few KB.
 LINE_BYTES_MAX = 64 * 1024
 
@@ -69,12 +69,19 @@ def write(store: Store, keyring: Keyring, path: Path, clock: Callable[[], float]
     """
     counts, digest = dict.fromkeys(TABLES, 0), hashlib.sha256()
     with _written_whole(path) as file, store.snapshot() as connection:
-        lines = _rows(connection, counts)
-        for entry in chain([_Head(FORMAT, schema.REVISION, clock(), keyring.pepper)], lines):
+
+        def put(entry: _Head | _Row | _Foot) -> None:
             line = msgspec.json.encode(entry) + b"\n"
             digest.update(line)
             file.write(line)
-        file.write(msgspec.json.encode(_Foot(counts, digest.hexdigest())) + b"\n")
+
+        put(_Head(FORMAT, schema.REVISION, clock(), keyring.pepper))
+        for name, table in TABLES.items():
+            with connection.execute(select(table), execution_options={"yield_per": BATCH_ROWS}) as found:
+                for row in found.mappings():
+                    put(_Row(name, _as_text(row)))
+                    counts[name] += 1
+        put(_Foot(counts, digest.hexdigest()))
     return counts
 
 
@@ -104,15 +111,8 @@ def restore(store: Store, path: Path, *, pepper_file: Path | None = None, pepper
     return counts
 
 
-def _rows(connection: Connection, counts: Counts) -> Iterator[_Row]:
-    for name, table in TABLES.items():
-        for row in connection.execute(select(table), execution_options={"yield_per": BATCH_ROWS}).mappings():
-            counts[name] += 1
-            yield _Row(name, _as_text(row))
-
-
 def _as_text(row: RowMapping) -> dict[str, str | int | float | None]:
-    return {name: b64encode(value).decode() if isinstance(value, bytes) else value for name, value in row.items()}
+    return {str(name): b64encode(value).decode() if isinstance(value, bytes) else value for name, value in row.items()}
 
 
 def _from_text(row: _Row) -> dict[str, object]:
@@ -125,11 +125,12 @@ def _from_text(row: _Row) -> dict[str, object]:
 
 def _fill(connection: Connection, path: Path) -> Counts:
     counts = dict.fromkeys(TABLES, 0)
-    rows = (entry for entry in _read(path) if isinstance(entry, _Row))
-    for name, of_table in groupby(rows, key=lambda row: row.table):
-        while batch := [_from_text(row) for row in islice(of_table, BATCH_ROWS)]:
-            connection.execute(insert(TABLES[name]), batch)
-            counts[name] += len(batch)
+    with closing(_read(path)) as entries:
+        rows = (entry for entry in entries if isinstance(entry, _Row))
+        for name, of_table in groupby(rows, key=lambda row: row.table):
+            while batch := [_from_text(row) for row in islice(of_table, BATCH_ROWS)]:
+                connection.execute(insert(TABLES[name]), batch)
+                counts[name] += len(batch)
     return counts
 
 
@@ -175,19 +176,19 @@ def _content(path: Path) -> bytes | None:
 
 def _checked(path: Path) -> _Head:
     """The head of a backup that is whole and that this version understands; reads it to its end."""
-    entries = _read(path)
-    head = next(entries, None)
-    if not isinstance(head, _Head):
-        raise _damaged(path)
-    if head.format > FORMAT or head.schema > schema.REVISION:
-        raise Refusal(f"The backup {path} is from a newer version: restore it with that one.")
-    for entry in entries:
-        if not isinstance(entry, _Row) or entry.table not in TABLES:
+    with closing(_read(path)) as entries:
+        head = next(entries, None)
+        if not isinstance(head, _Head):
             raise _damaged(path)
+        if head.format > FORMAT or head.schema > schema.REVISION:
+            raise Refusal(f"The backup {path} is from a newer version: restore it with that one.")
+        for entry in entries:
+            if not isinstance(entry, _Row) or entry.table not in TABLES:
+                raise _damaged(path)
     return head
 
 
-def _read(path: Path) -> Iterator[_Head | _Row]:
+def _read(path: Path) -> Generator[_Head | _Row]:
     """Head and rows. Raises Refusal, at the end at the latest, when anything is missing or was changed."""
     counts, digest, foot = dict.fromkeys(TABLES, 0), hashlib.sha256(), None
     try:

