@@ -262,7 +262,7 @@ def _call_cells(call: Call) -> tuple[str, ...]:
 
 
 def _counted(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {table} rows" for table, count in counts.items())
+    return f"{counts['tenants']} tenants, {counts['keys']} keys and {counts['ledger']} calls"
 
 
 def _state(tenant: Tenant) -> str:

@@ -103,8 +103,8 @@ def test_everything_comes_back_in_either_database(place: Place, target: Place, t
     told = run(place, "backup", str(tmp_path / "b"))
     restored = run(target, "restore", str(tmp_path / "b"))
 
-    assert told.endswith("holds 2 tenants rows, 2 keys rows, 2501 ledger rows.\n")
-    assert restored == "Restored 2 tenants rows, 2 keys rows, 2501 ledger rows.\n"
+    assert told.endswith("holds 2 tenants, 2 keys and 2501 calls.\n")
+    assert restored == "Restored 2 tenants, 2 keys and 2501 calls.\n"
     assert contents(target) == contents(place)
     assert identify(target, key) == "acme"
     assert stat.S_IMODE((tmp_path / "b").stat().st_mode) == 0o600

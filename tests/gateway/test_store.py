@@ -116,10 +116,9 @@ def test_what_a_client_is_told_of_an_outage_names_nothing_inner(place: Place) ->
 
 def test_a_transaction_that_fails_leaves_nothing(place: Place) -> None:
     """What was written before the error is rolled back."""
-    twice = insert(tenants).values(id="t1", name="acme", created_at=1.5)
+    twice = [{"id": name, "name": "acme", "created_at": 1.5} for name in ("t1", "t2")]
     with place.open() as store, pytest.raises(IntegrityError), store.begin() as connection:
-        for _ in range(2):
-            connection.execute(twice)
+        connection.execute(insert(tenants), twice)
 
     assert place.execute("select count(*) from tenants") == [(0,)]
 
