@@ -67,7 +67,7 @@ def test_a_server_that_is_not_there_is_told_without_the_address(tmp_path: Path, 
     with pytest.raises(Refusal, match="Connection refused") as refused:
         open_at(tmp_path, f"{scheme}://someone:{PASSWORD}@127.0.0.1:1/db")
 
-    assert not shows_the_secret(str(refused.value)) and "someone" not in str(refused.value)
+    assert not any(part in str(refused.value) for part in (PASSWORD, "Zebra", "someone", "127.0.0.1"))
     assert "\n" not in str(refused.value)
 
 

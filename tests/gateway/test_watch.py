@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+import psycopg
 import pytest
 
 from serving.errors import StoreUnavailable
@@ -99,7 +100,7 @@ def test_an_outage_of_the_database_kills_nobody(place: Place, store: Store, cloc
     """After it every heartbeat is old; whoever comes back first does not close the others' calls."""
     first, second = Gateway(store, clock, "pod-a"), Gateway(store, clock, "pod-b")
     with first.call("r1"), second.call("r2"):
-        pass_time(clock, BEAT_S, first, second)
+        pass_time(clock, BEAT_S, second, first)
         place.take_away()
         pass_time(clock, DEAD_AFTER_S * 3, first, second)
         place.bring_back()
@@ -154,6 +155,24 @@ def test_several_watchers_bury_once(place: Place, store: Store, clock: Clock, ca
     ]
     # SQLite may refuse a writer that began by reading; the ledger's thread comes back.
     assert set(failures) <= {"database is locked"}
+
+
+def test_a_heartbeat_at_the_last_moment_counts(shared: PostgresPlace, clock: Clock) -> None:
+    """A gateway that beats while it is being buried keeps its calls: the watcher sees the new beat before it closes."""
+    with shared.open() as store:
+        late, watch = Gateway(store, clock, "pod-a"), Watch(store, "pod-b:1:1", clock)
+        late.call("r1").__enter__()
+        for _ in range(LOOKS_MAX):
+            watch.look_if_due()
+            clock.advance(BEAT_S)
+        with psycopg.connect(shared.server.url(shared.database)) as beating:
+            beating.execute("update gateways set seen_at = seen_at + interval '1 minute' where id = 'pod-a:1:1'")
+            look = threading.Thread(target=watch.look_if_due)
+            look.start()
+            until(lambda: shared.execute("select 1 from pg_stat_activity where wait_event_type = 'Lock'"))
+        look.join()
+
+        assert rows(shared) == [("r1", "open", None, 0)]
 
 
 def test_a_process_of_this_machine_is_judged_by_itself(tmp_path_factory: pytest.TempPathFactory, clock: Clock) -> None:
