@@ -106,6 +106,17 @@ class GatewaySettings(_Group):
     timeouts: Timeouts = Timeouts()
 
 
+class StoreSettings(_Group):
+    url_file: Path | None = None
+    """File of one line, `postgresql://…`, for gateways that share a store; unset, SQLite in `home`. A file, because of its password."""
+    pepper_file: Path | None = None
+    """File of exactly 32 random bytes under which keys are digested, the same for every gateway; unset, `pepper` in `home`, made at first use."""
+    first_key_file: Path | None = None
+    """File with a key made beforehand, registered by `serving store migrate`; unset, a first start with SQLite makes `admin.key` in `home`."""
+    pool_size: Annotated[int, Field(ge=1, le=100)] = 5
+    """Connections of one gateway to PostgreSQL at most: four threads look keys up, one writes the ledger."""
+
+
 class EngineSettings(_Group):
     host: str | None = "127.0.0.1"
     """Address an engine listens on and is reached at; null means its node's own, as in a cluster."""
@@ -206,6 +217,7 @@ class Settings(_Group):
     """Encrypt what passes between gateways, directories and engines; unset, it is plain HTTP."""
     log_format: Literal["json", "text"] = "json"
     """One JSON object a line for collectors, or text for eyes."""
+    store: StoreSettings = StoreSettings()
     gateway: GatewaySettings = GatewaySettings()
     engine: EngineSettings = EngineSettings()
     models: tuple[ModelSettings, ...] = (ModelSettings(name="smollm2-135m-instruct"),)

@@ -112,7 +112,9 @@ def _serve(settings: Settings, models: list[catalog.Model], deployments: list[De
 def banner(settings: Settings, models: list[catalog.Model], seconds: float) -> str:
     """What a newcomer needs: base URL, key, a curl line that works when pasted, and what these models are."""
     base_url = f"http://{settings.gateway.host}:{settings.gateway.port}/v1"
-    key = (settings.home / "admin.key").read_text().strip()
+    key_file = settings.store.first_key_file or settings.home / "admin.key"
+    # A shared database has its keys from its operator.
+    key = key_file.read_text().strip() if key_file.exists() else "$KEY"
     route, body = _example(next((model for model in models if model.task is Task.GENERATE), models[0]))
     summaries = "\n".join(model.summary for model in models)
     return f"""

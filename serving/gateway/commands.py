@@ -1,4 +1,4 @@
-"""Commands: `serving tenants`, `serving keys` and `serving usage`, and the key of the first start.
+"""Commands: `serving tenants`, `keys`, `usage`, `store migrate`, `backup` and `restore`.
 
 They work on the database itself, whether or not a gateway runs.
 """
@@ -6,7 +6,7 @@ They work on the database itself, whether or not a gateway runs.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,10 +16,12 @@ import msgspec
 import typer
 
 from serving.config import Settings, load
-from serving.errors import Refusal, StoreUnavailable
-from serving.gateway.keys import Keyring, id_of
+from serving.errors import Refusal
+from serving.gateway import backup as backups
+from serving.gateway import opening
+from serving.gateway.keys import id_of
+from serving.gateway.opening import opened, opened_store
 from serving.gateway.registry import Key, Registry, Tenant
-from serving.gateway.store import Store
 from serving.gateway.usage import By, Call, Sum, totals
 from serving.gateway.usage import calls as newest_calls
 
@@ -28,23 +30,15 @@ SECONDS_PER_HOUR = 3_600.0
 
 tenants = typer.Typer(help="The teams that use and pay.", no_args_is_help=True)
 keys = typer.Typer(help="The keys they call with.", no_args_is_help=True)
+store = typer.Typer(help="The database in which both are kept.", no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")]
-
-
-def first_key(home: Path) -> str:
-    """The administrator's key in `home/admin.key`, made with the tenant "default" at the first start.
-
-    Safe when several processes start at once. Raises Refusal.
-    """
-    with _registry(home) as registry:
-        return registry.first_key()
 
 
 @tenants.command("create")
 def create_tenant(context: typer.Context, name: str) -> None:
     """Add a tenant."""
-    with _registry(_home(context)) as registry:
+    with _registry(_settings(context)) as registry:
         registry.create_tenant(name)
     typer.echo(f"Tenant {name} is there; `serving keys create {name}` makes its first key.")
 
@@ -52,7 +46,7 @@ def create_tenant(context: typer.Context, name: str) -> None:
 @tenants.command("list")
 def list_tenants(context: typer.Context, as_json: AsJson = False) -> None:
     """Every tenant."""
-    with _registry(_home(context)) as registry:
+    with _registry(_settings(context)) as registry:
         found = registry.tenants()
     if as_json:
         _print_json(found)
@@ -70,7 +64,7 @@ def update_tenant(
     """Disable, enable or rename a tenant; its keys and its ledger stay."""
     if is_disabled is None and new_name is None:
         raise Refusal("Say what to change: --disable, --enable or --rename NAME.")
-    with _registry(_home(context)) as registry:
+    with _registry(_settings(context)) as registry:
         tenant = registry.update_tenant(name, is_disabled=is_disabled, new_name=new_name)
     typer.echo(f"Tenant {tenant.name} is {_state(tenant)}.")
 
@@ -85,7 +79,7 @@ def create_key(
 ) -> None:
     """Make a key for a tenant and print it, this once."""
     lifetime_s = None if expires_days is None else expires_days * SECONDS_PER_DAY
-    with _registry(_home(context)) as registry:
+    with _registry(_settings(context)) as registry:
         key = registry.create_key(tenant, name=name, lifetime_s=lifetime_s)
     _print_key(key, is_quiet)
 
@@ -95,7 +89,7 @@ def list_keys(
     context: typer.Context, tenant: Annotated[str | None, typer.Argument()] = None, as_json: AsJson = False
 ) -> None:
     """Every key, or one tenant's; never the secret part."""
-    with _registry(_home(context)) as registry:
+    with _registry(_settings(context)) as registry:
         found = registry.keys(tenant)
     if as_json:
         _print_json(found)
@@ -112,7 +106,7 @@ def rotate_key(
     is_quiet: Annotated[bool, typer.Option("--quiet", help="Print the new key alone.")] = False,
 ) -> None:
     """Make a new key like this one, which itself ends after the grace."""
-    with _registry(_home(context)) as registry:
+    with _registry(_settings(context)) as registry:
         key = registry.rotate_key(key_id, grace_s=grace_hours * SECONDS_PER_HOUR)
     _print_key(key, is_quiet)
     if not is_quiet:
@@ -123,7 +117,7 @@ def rotate_key(
 def revoke_key(context: typer.Context, key_id: str) -> None:
     """End a key now."""
     settings = _settings(context)
-    with _registry(settings.home) as registry:
+    with _registry(settings) as registry:
         registry.revoke_key(key_id)
     typer.echo(f"Key {key_id} is revoked; running gateways refuse it within {settings.gateway.key_cache_s:g} seconds.")
 
@@ -139,9 +133,9 @@ def usage(
     """Requests and tokens, exact and estimated apart."""
     since_s = None if since is None else _moment(since)
     if calls:
-        _show_calls(_home(context), tenant, since_s, calls, as_json)
+        _show_calls(_settings(context), tenant, since_s, calls, as_json)
         return
-    with _store(_home(context)) as store:
+    with opened_store(_settings(context)) as store:
         sums = totals(store, by, tenant=tenant, since=since_s)
     if as_json:
         _print_json(sums)
@@ -151,8 +145,44 @@ def usage(
         _print_table(header, [_sum_cells(total) for total in sums])
 
 
-def _show_calls(home: Path, tenant: str | None, since_s: float | None, limit: int, as_json: bool) -> None:
-    with _store(home) as store:
+@store.command("migrate")
+def migrate_store(context: typer.Context) -> None:
+    """Bring the database to this version's tables, and register the key of store.first_key_file; safe to repeat."""
+    first = opening.migrate(_settings(context))
+    typer.echo("The database has the tables of this version.")
+    if first is not None:
+        typer.echo(f"Key {first.id} of tenant {first.tenant} is {first.state(time.time())}.")
+
+
+def backup(
+    context: typer.Context, file: Annotated[Path, typer.Argument(help="Where to; an older backup is replaced.")]
+) -> None:
+    """Write tenants, keys, pepper and ledger to one file, also while gateways run. Keep it as secret as the pepper."""
+    with opened(_settings(context)) as (database, keyring):
+        counts = backups.write(database, keyring, file, time.time)
+    typer.echo(f"{file} holds {_counted(counts)}.")
+
+
+def restore(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="A file that `serving backup` wrote, from either database.")],
+    pepper_out: Annotated[
+        Path | None, typer.Option("--pepper-out", help="Write the pepper here, where store.pepper_file is not ours.")
+    ] = None,
+) -> None:
+    """Fill a new store from a backup; restart its gateways afterwards."""
+    settings = _settings(context)
+    with opened_store(settings) as database:
+        counts = backups.restore(database, file, pepper_file=settings.store.pepper_file, pepper_out=pepper_out)
+    typer.echo(f"Restored {_counted(counts)}.")
+    if pepper_out is not None:
+        typer.echo(f"The pepper is in {pepper_out}: no gateway starts before it is where its settings look for it.")
+    elif settings.store.first_key_file is not None:
+        opening.migrate(settings)
+
+
+def _show_calls(settings: Settings, tenant: str | None, since_s: float | None, limit: int, as_json: bool) -> None:
+    with opened_store(settings) as store:
         newest = newest_calls(store, tenant=tenant, since=since_s, limit=limit)
     if as_json:
         _print_json(newest)
@@ -162,27 +192,14 @@ def _show_calls(home: Path, tenant: str | None, since_s: float | None, limit: in
 
 
 @contextmanager
-def _store(home: Path) -> Iterator[Store]:
-    try:
-        with Store.open(home) as store:
-            yield store
-    except StoreUnavailable as error:
-        raise Refusal(f"The database in {home} does not do its part: {error.reason}.") from None
-
-
-@contextmanager
-def _registry(home: Path) -> Iterator[Registry]:
-    with _store(home) as store:
-        yield Registry(store, Keyring.open(store), time.time)
+def _registry(settings: Settings) -> Iterator[Registry]:
+    with opened(settings) as (store, keyring):
+        yield Registry(store, keyring, time.time)
 
 
 def _settings(context: typer.Context) -> Settings:
     """The settings the root command has read, or the defaults and environment when it left none."""
     return context.find_object(Settings) or load()
-
-
-def _home(context: typer.Context) -> Path:
-    return _settings(context).home
 
 
 def _moment(text: str) -> float:
@@ -242,6 +259,10 @@ def _call_cells(call: Call) -> tuple[str, ...]:
     tokens = (str(call.prompt_tokens), str(call.completion_tokens), call.estimated_by or "-")
     who = (_date(call.started_at), call.tenant, call.key_id)
     return (*who, call.route, call.model or "-", str(call.status), call.outcome, *tokens)
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return f"{counts['tenants']} tenants, {counts['keys']} keys and {counts['ledger']} calls"
 
 
 def _state(tenant: Tenant) -> str:

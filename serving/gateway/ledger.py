@@ -7,11 +7,11 @@ many wait they go to a file beside it that is written into the database later, e
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from typing import Self
 
@@ -20,9 +20,10 @@ from sqlalchemy.exc import IntegrityError
 
 from serving.errors import StoreUnavailable
 from serving.gateway import spill
-from serving.gateway.rows import OPEN, TEXT_MAX, LedgerRow, own_gateway_id, settle_crashed, upsert
+from serving.gateway.rows import OPEN, TEXT_MAX, LedgerRow, upsert
 from serving.gateway.store import Store
 from serving.gateway.tenants import Caller
+from serving.gateway.watch import BEAT_S, Watch, own_gateway_id
 
 #: Seconds rows gather before they are written together; a killed gateway loses at most these.
 GROUP_S = 0.05
@@ -84,6 +85,7 @@ class Ledger:
         self._spill_at_rows = spill_rows
         self._pending_rows_max = pending_rows_max
         self._spill = spill.Spill(store.home)
+        self._watch = Watch(store, self._gateway_id, clock)
         self._pending: dict[str, LedgerRow] = {}
         self._lock = threading.Lock()
         self._arrived = threading.Event()
@@ -107,7 +109,7 @@ class Ledger:
         """Rows in memory that the database has not got yet."""
         return len(self._pending)
 
-    @contextmanager
+    @contextlib.contextmanager
     def entry(self, *, request_id: str, caller: Caller, route: str, model: str) -> Iterator[Entry]:
         """Open one call's line; it is written at once as "open" and again, for good, on every way out.
 
@@ -127,6 +129,8 @@ class Ledger:
         with self._writing:
             try:
                 self._recover()
+                # Before any row: others close the rows of gateways without a heartbeat.
+                self._watch.look_if_due()
                 while batch := self._batch():
                     self._write(batch)
                     self._forget(batch)
@@ -145,12 +149,16 @@ class Ledger:
         self._arrived.set()
         if self._thread.is_alive():
             self._thread.join()
-        self._empty()
+        if self._empty():
+            with contextlib.suppress(StoreUnavailable):
+                self._watch.leave()
 
-    def _empty(self) -> None:
-        if not self.flush():
-            with self._writing:
-                self._spill_rows(everything=True)
+    def _empty(self) -> bool:
+        if self.flush():
+            return True
+        with self._writing:
+            self._spill_rows(everything=True)
+        return False
 
     def _put(self, row: LedgerRow) -> None:
         with self._lock:
@@ -162,7 +170,7 @@ class Ledger:
 
     def _run(self) -> None:
         while not self._closing.is_set():
-            self._arrived.wait()
+            self._arrived.wait(BEAT_S)
             self._closing.wait(self._pause_s())
             self._arrived.clear()
             if not self._flushed():
@@ -205,14 +213,12 @@ class Ledger:
             raise StoreUnavailable("a request id was taken at the same moment") from None
 
     def _recover(self) -> None:
-        """After a start or an outage: write the spilled rows, and settle for gateways that died."""
+        """After a start or an outage: write the spilled rows."""
         if not self._must_recover:
             return
         with self._spill.drained() as rows:
             while batch := list(islice(rows, BATCH_ROWS_MAX)):
                 self._write(batch)
-        with self._store.begin() as connection:
-            settle_crashed(connection)
         self._must_recover = False
 
     def _spill_rows(self, *, everything: bool) -> None:

@@ -13,7 +13,8 @@ from sqlalchemy.exc import IntegrityError
 
 from serving.errors import Refusal
 from serving.gateway.keys import Keyring, id_of, mint
-from serving.gateway.store import Store, keys, locked, tenants, write_private
+from serving.gateway.store import Store, locked, write_private
+from serving.gateway.tables import keys, tenants
 
 FIRST_TENANT = "default"
 FIRST_KEY_NAME = "admin"
@@ -135,29 +136,45 @@ class Registry:
         path = self._store.home / FIRST_KEY_FILE
         try:
             with locked(self._store.home):
-                key = _read(path)
+                key = _read(path) if path.exists() else None
                 if key is None or self._has_ended(key):
                     key = mint()
                     write_private(path, key.encode() + b"\n")
-                self._admit_first(key)
+                self._admit_first(key, path)
         except OSError as error:
-            raise Refusal(f"The file {path} cannot be used: {(error.strerror or 'unknown error').lower()}.") from None
+            raise _unusable(path, error) from None
         return key
+
+    def admit_first_key(self, path: Path) -> Key:
+        """Register the key in `path`, made beforehand, as tenant default's `admin`; known already, it stays as it is.
+
+        A changed file adds its key. The one before works until it is revoked, and a revoked one stays revoked: this
+        runs again with every upgrade.
+        """
+        try:
+            key = _read(path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise _unusable(path, error) from None
+        if key is None:
+            raise Refusal(
+                f"The file {path} does not hold a key: 'sk-', 10 lower-case letters or digits, '-', and 43 letters, "
+                "digits, dashes or underscores."
+            )
+        self._admit_first(key, path)
+        return next(known for known in self.keys() if known.id == id_of(key))
 
     def _has_ended(self, key: str) -> bool:
         known = next((known for known in self.keys() if known.id == id_of(key)), None)
         return known is not None and known.state(self._clock()) != "active"
 
-    def _admit_first(self, key: str) -> None:
+    def _admit_first(self, key: str, path: Path) -> None:
         now = self._clock()
-        with self._store.begin() as connection:
+        with self._store.alone() as connection:
             digest = connection.scalar(select(keys.c.digest).where(keys.c.id == id_of(key)))
             if digest is None:
                 self._insert_key(connection, key, _first_tenant(connection, now), FIRST_KEY_NAME, now, None)
             elif digest != self._keyring.digest(key):
-                raise Refusal(
-                    f"The key in {self._store.home / FIRST_KEY_FILE} is not the one in the database: delete that file."
-                )
+                raise Refusal(f"The key in {path} is not the one that the database has under its id: delete that file.")
 
     def _insert_key(
         self, connection: Connection, key: str, tenant_id: str, name: str, now: float, expires_at: float | None
@@ -215,9 +232,12 @@ def _key_with_id(connection: Connection, key_id: str) -> tuple[Key, str]:
     return msgspec.convert(row, Key, from_attributes=True), row.tenant_id
 
 
+def _unusable(path: Path, error: OSError | UnicodeDecodeError) -> Refusal:
+    reason = error.strerror if isinstance(error, OSError) else "it is not text"
+    return Refusal(f"The file {path} cannot be used: {(reason or 'unknown error').lower()}.")
+
+
 def _read(path: Path) -> str | None:
-    """The key in the file; None when there is no file or no key in it."""
-    if not path.exists():
-        return None
+    """The key in the file; None when there is no key in it."""
     key = path.read_text().strip()
     return key if id_of(key) else None

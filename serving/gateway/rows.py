@@ -1,24 +1,18 @@
-"""Rows: how the ledger's lines get into the database: each once, none over another's, none left open by the dead."""
+"""Rows: how the ledger's lines get into the database: each once, and none over another's."""
 
 from __future__ import annotations
 
-import logging
-import os
-import socket
 from collections.abc import Sequence
 
 import msgspec
 from sqlalchemy import Connection, bindparam, insert, select, update
 
-from serving.gateway.store import ledger
-from serving.lifetime import start_of
+from serving.gateway.tables import ledger
 
 OPEN = "open"
 CRASHED = "gateway_crashed"
 #: Characters of any text column of the ledger, at least.
 TEXT_MAX = 255
-
-log = logging.getLogger(__name__)
 
 
 class LedgerRow(msgspec.Struct, frozen=True):
@@ -73,25 +67,10 @@ _END = (
 )
 
 
-def settle_crashed(connection: Connection) -> None:
-    """Close the open rows of gateways that ran on this host and are gone; their tokens are not known."""
-    open_rows = select(ledger.c.gateway_id).where(ledger.c.outcome == OPEN).distinct()
-    dead = [gateway_id for gateway_id in connection.scalars(open_rows) if has_died(gateway_id)]
-    if dead:
-        left = update(ledger).where(ledger.c.outcome == OPEN, ledger.c.gateway_id.in_(dead))
-        count = connection.execute(left.values(outcome=CRASHED, estimated_by=CRASHED)).rowcount
-        log.warning("%d calls were open in gateways that died", count)
-
-
-def own_gateway_id() -> str:
-    """`host:pid:start` of this process; its start tells it from a later process with the same pid."""
-    return f"{socket.gethostname()}:{os.getpid()}:{start_of(os.getpid())}"
-
-
-def has_died(gateway_id: str) -> bool:
-    """Is this the id of a process of this host that no longer runs? Other hosts' cannot be judged from here."""
-    host, pid, start = gateway_id.rsplit(":", 2)
-    return host == socket.gethostname() and start_of(int(pid)) != start
+def close_rows_of(connection: Connection, gateway_id: str) -> int:
+    """Close the open rows of a gateway that died; their tokens are not known. Returns how many there were."""
+    left = update(ledger).where(ledger.c.outcome == OPEN, ledger.c.gateway_id == gateway_id)
+    return connection.execute(left.values(outcome=CRASHED, estimated_by=CRASHED)).rowcount
 
 
 def _owners(connection: Connection, rows: Sequence[LedgerRow]) -> dict[str, tuple[str, str]]:

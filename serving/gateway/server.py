@@ -19,13 +19,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.config import Certificate, GatewaySettings, Settings
 from serving.errors import Refusal
-from serving.gateway import commands
+from serving.gateway import opening
 from serving.gateway.app import METRICS_TYPE, Gateway, create_app
 from serving.gateway.asgi import Receive, Request, Responder, Scope, Send
-from serving.gateway.keys import Keyring
 from serving.gateway.ledger import Ledger
 from serving.gateway.metrics import Metrics
-from serving.gateway.store import Store
 from serving.gateway.tenants import Tenants
 from serving.plane_tls import client_context
 from serving.secret import PlaneSecret
@@ -47,7 +45,7 @@ def run(settings: Settings) -> None:
     """Serve the API until SIGTERM or Ctrl-C; raises Refusal when it cannot start."""
     _start_logging(settings.log_format)
     with _listening(settings.gateway.host, settings.gateway.port) as api:
-        commands.first_key(settings.home)
+        opening.first_start(settings)
         with _gateway(settings) as gateway:
             serve(gateway, settings.gateway, api)
 
@@ -172,8 +170,7 @@ def _uvicorn(
 @contextlib.contextmanager
 def _gateway(settings: Settings) -> Iterator[Gateway]:
     with contextlib.ExitStack() as opened:
-        store = opened.enter_context(Store.open(settings.home))
-        keyring = Keyring.open(store)
+        store, keyring = opened.enter_context(opening.opened(settings))
         tenants = Tenants(store, keyring, key_cache_s=settings.gateway.key_cache_s, clock=time.time)
         opened.enter_context(tenants)
         ledger = opened.enter_context(Ledger(store, clock=time.time))

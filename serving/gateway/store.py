@@ -1,4 +1,4 @@
-"""Store: the gateway's database, asked for tenants and keys, told about every request. SQLite in one file for now.
+"""Store: the gateway's database, asked for tenants and keys, told about every request. SQLite in one file, or PostgreSQL.
 
 Everything here blocks: the event loop reaches it only through threads (`tenants.py`, `ledger.py`).
 """
@@ -7,141 +7,96 @@ from __future__ import annotations
 
 import fcntl
 import os
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-from sqlalchemy import (
-    BigInteger,
-    Column,
-    Connection,
-    DateTime,
-    Dialect,
-    Engine,
-    ForeignKey,
-    Index,
-    Integer,
-    LargeBinary,
-    MetaData,
-    String,
-    Table,
-    create_engine,
-    event,
-    insert,
-    select,
-)
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
-from sqlalchemy.pool import NullPool
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError, TimeoutError
 
+from serving.config import StoreSettings
 from serving.errors import Refusal, StoreUnavailable
+from serving.gateway import postgres, schema, sqlite
 
 FILE_NAME = "serving.db"
 LOCK_NAME = "store.lock"
-SCHEMA_VERSION = 1
-#: Milliseconds a writer waits for another writer; far above any of our transactions, far below a request's patience.
-BUSY_TIMEOUT_MS = 2000
+#: Seconds that work on whole tables waits for those who use them.
+LOCK_TIMEOUT_S = 5
 
+#: Any number that no other program on that PostgreSQL database uses for its advisory locks: "serving" in ASCII.
+_ADVISORY_LOCK = 0x73657276696E67
 
-class Moment(TypeDecorator[float]):
-    """Seconds since the epoch in Python, a readable UTC timestamp in the database."""
-
-    impl = DateTime
-    cache_ok = True
-
-    def process_bind_param(self, value: float | None, dialect: Dialect) -> datetime | None:
-        return None if value is None else datetime.fromtimestamp(value, UTC).replace(tzinfo=None)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> float | None:
-        return None if value is None else value.replace(tzinfo=UTC).timestamp()
-
-
-metadata = MetaData()
-
-meta = Table("meta", metadata, Column("schema_version", Integer, nullable=False))
-
-tenants = Table(
-    "tenants",
-    metadata,
-    Column("id", String(32), primary_key=True),
-    Column("name", String(64), nullable=False, unique=True),
-    Column("created_at", Moment, nullable=False),
-    Column("disabled_at", Moment),
-)
-
-keys = Table(
-    "keys",
-    metadata,
-    Column("id", String(32), primary_key=True),
-    Column("tenant_id", ForeignKey("tenants.id"), nullable=False, index=True),
-    Column("name", String(64), nullable=False),
-    # HMAC-SHA256 of the whole key under the pepper: the database alone opens nothing.
-    Column("digest", LargeBinary(32), nullable=False, unique=True),
-    Column("created_at", Moment, nullable=False),
-    Column("revoked_at", Moment),
-    Column("expires_at", Moment),
-)
-
-# No foreign keys: a bill outlives its key, and no row may be refused.
-ledger = Table(
-    "ledger",
-    metadata,
-    Column("request_id", String(255), primary_key=True),
-    # Random, one per entry: tells a repeated write from another request under the same id.
-    Column("entry_id", String(32), nullable=False),
-    Column("tenant_id", String(32), nullable=False),
-    Column("key_id", String(32), nullable=False),
-    Column("route", String(255), nullable=False),
-    Column("model", String(255), nullable=False),
-    Column("replica_id", String(255)),
-    Column("started_at", Moment, nullable=False),
-    # Empty while open, and for ever when the gateway died.
-    Column("finished_at", Moment),
-    Column("outcome", String(64), nullable=False),
-    Column("status", Integer, nullable=False),
-    Column("prompt_tokens", BigInteger, nullable=False),
-    Column("completion_tokens", BigInteger, nullable=False),
-    Column("cached_prompt_tokens", BigInteger, nullable=False),
-    Column("reasoning_tokens", BigInteger, nullable=False),
-    # The rule that produced the counts; empty means exact, as the engine said.
-    Column("estimated_by", String(64)),
-    Column("gateway_id", String(255), nullable=False),
-)
-Index("ledger_by_tenant", ledger.c.tenant_id, ledger.c.started_at)
-Index("ledger_by_start", ledger.c.started_at)
-_is_open = ledger.c.outcome == "open"
-Index("ledger_open", ledger.c.gateway_id, sqlite_where=_is_open, postgresql_where=_is_open)
+_LOCAL = StoreSettings()
 
 
 class Store:
     """An open database. `with Store.open(home) as store, store.begin() as connection: …`"""
 
-    def __init__(self, engine: Engine, home: Path) -> None:
+    def __init__(self, engine: Engine, home: Path, name: str) -> None:
         self._engine = engine
         self.home = home
+        #: What messages call it.
+        self.name = name
 
     @classmethod
-    def open(cls, home: Path) -> Self:
-        """Open `home/serving.db`, made with its tables when absent; safe when several processes do it at once.
+    def open(cls, home: Path, settings: StoreSettings = _LOCAL, *, may_migrate: bool = False) -> Self:
+        """Open the database the settings name: by default `home/serving.db`, made with its tables when absent.
 
-        Raises Refusal when the folder or file cannot be used, or a newer version wrote it.
+        Safe when several processes do it at once. PostgreSQL's tables are made and changed with `may_migrate` alone:
+        other gateways may be using them. Raises Refusal when the folder, file or database cannot be used, when a newer
+        version wrote it, or when migrations are missing.
         """
-        path = home / FILE_NAME
         try:
             home.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with locked(home):
-                # Made before SQLite sees it, so that its -wal and -shm inherit the mode.
-                os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-                store = cls(_sqlite(path), home)
-                store._create(path)
+            if settings.url_file is not None:
+                return cls._open_shared(home, settings.url_file, settings.pool_size, may_migrate=may_migrate)
+            return cls._open_local(home)
         except OSError as error:
             raise Refusal(f"The folder {home} cannot hold the database: {_reason(error)}.") from None
-        except StoreUnavailable as error:
-            raise Refusal(f"The database {path} cannot be used: {error.reason}.") from None
+
+    @classmethod
+    def _open_local(cls, home: Path) -> Self:
+        path = home / FILE_NAME
+        with locked(home):
+            # Made before SQLite sees it, so that its -wal and -shm inherit the mode.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            store = cls(sqlite.engine(path), home, str(path))
+            with store._opening(), store.begin() as connection:
+                # WAL is kept in the file: readers and the ledger's writer do not wait for one another.
+                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+            store._prepare(may_migrate=True)
         return store
+
+    @classmethod
+    def _open_shared(cls, home: Path, url_file: Path, pool_size: int, *, may_migrate: bool) -> Self:
+        store = cls(postgres.engine(url_file, pool_size), home, f"named in {url_file}")
+        store._prepare(may_migrate=may_migrate)
+        return store
+
+    def _prepare(self, *, may_migrate: bool) -> None:
+        with self._opening():
+            with self.begin() as connection:
+                if schema.is_current(connection, self.name):
+                    return
+            if not may_migrate:
+                raise Refusal(
+                    f"The database {self.name} lacks tables of this version: run `serving store migrate` once, "
+                    "with the same settings."
+                )
+            with self.alone() as connection:
+                schema.migrate(connection, self.name)
+
+    @contextmanager
+    def _opening(self) -> Iterator[None]:
+        try:
+            yield
+        except StoreUnavailable as error:
+            self.close()
+            raise Refusal(f"The database {self.name} cannot be used: {error.reason}.") from None
+        except Refusal:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -151,6 +106,11 @@ class Store:
 
     def close(self) -> None:
         self._engine.dispose()
+
+    @property
+    def is_shared(self) -> bool:
+        """May gateways of other machines use it too?"""
+        return self._engine.dialect.name == "postgresql"
 
     @contextmanager
     def begin(self) -> Iterator[Connection]:
@@ -164,21 +124,40 @@ class Store:
         except IntegrityError:
             raise
         except SQLAlchemyError as error:
-            raise StoreUnavailable(_database_reason(error)) from error
+            raise StoreUnavailable(self._reason(error)) from error
 
-    def _create(self, path: Path) -> None:
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """One transaction that reads the database as it was at its start, however long it takes and whoever writes."""
         with self.begin() as connection:
-            # WAL is kept in the file: readers and the ledger's writer do not wait for one another.
-            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-            metadata.create_all(connection)
-            version = connection.scalar(select(meta.c.schema_version))
-            if version is None:
-                connection.execute(insert(meta).values(schema_version=SCHEMA_VERSION))
-            elif version > SCHEMA_VERSION:
-                raise Refusal(
-                    f"The database {path} has schema {version} and this version knows up to {SCHEMA_VERSION}: "
-                    "run the newer version that wrote it."
-                )
+            if self.is_shared:
+                connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+                connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+            else:
+                # Python begins none before a SELECT.
+                connection.exec_driver_sql("BEGIN")
+            yield connection
+
+    @contextmanager
+    def alone(self) -> Iterator[Connection]:
+        """One transaction, however long, beside which no other of these runs, in any process on any machine."""
+        with self.begin() as connection:
+            if self.is_shared:
+                connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
+                # Of tables: behind whoever waits for one longer, every gateway would wait.
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'")
+            else:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            yield connection
+
+    def _reason(self, error: SQLAlchemyError) -> str:
+        if isinstance(error, TimeoutError):
+            return "every connection of the pool is in use"
+        if not isinstance(error, DBAPIError):
+            return type(error).__name__
+        # SQLite's own sentence ("database is locked") names no path and no value.
+        return postgres.reason(error.orig) if self.is_shared else str(error.orig)
 
 
 @contextmanager
@@ -203,31 +182,5 @@ def write_private(path: Path, content: bytes) -> None:
     draft.replace(path)
 
 
-def _sqlite(path: Path) -> Engine:
-    # A connection per transaction (0.5 ms with its pragmas, measured on 2 cores), because a pooled one goes on writing
-    # into a file that was deleted or replaced; and `rw`, so that a missing file is an outage, not a new empty database.
-    address = f"{path.absolute().as_uri()}?mode=rw"
-    engine = create_engine(
-        "sqlite://",
-        creator=lambda: sqlite3.connect(address, uri=True, check_same_thread=False),
-        poolclass=NullPool,
-        hide_parameters=True,
-    )
-    event.listen(engine, "connect", _configure)
-    return engine
-
-
-def _configure(connection: sqlite3.Connection, _record: object) -> None:
-    connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-    # In WAL mode a power cut can lose the last commits but not damage the file; a killed process loses nothing.
-    connection.execute("PRAGMA synchronous=NORMAL")
-    connection.execute("PRAGMA foreign_keys=ON")
-
-
 def _reason(error: OSError) -> str:
     return (error.strerror or type(error).__name__).lower()
-
-
-def _database_reason(error: SQLAlchemyError) -> str:
-    # SQLite's own sentence ("database is locked"); it names no path and no value.
-    return str(error.orig) if isinstance(error, DBAPIError) else type(error).__name__

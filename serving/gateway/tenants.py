@@ -17,9 +17,10 @@ import msgspec
 from sqlalchemy import select
 
 from serving.errors import StoreUnavailable, Unauthenticated
-from serving.gateway import store as schema
 from serving.gateway.keys import Keyring, id_of
 from serving.gateway.store import Store
+from serving.gateway.tables import keys
+from serving.gateway.tables import tenants as tenants_table
 
 #: Keys remembered as valid; at about 0.5 KB each a few MB.
 VALID_KEYS_MAX = 10_000
@@ -153,7 +154,7 @@ class Tenants:
     def _read(self, digest: bytes) -> _Answer:
         asked_at = self._clock()
         with self._store.begin() as connection:
-            row = connection.execute(_LOOKUP.where(schema.keys.c.digest == digest)).one_or_none()
+            row = connection.execute(_LOOKUP.where(keys.c.digest == digest)).one_or_none()
         # Compared once more in constant time: an index walk's timing tells nothing about an HMAC, nor may this.
         is_known = hmac.compare_digest(row.digest if row else bytes(len(digest)), digest)
         if row is None or not is_known or row.revoked_at is not None or row.disabled_at is not None:
@@ -162,14 +163,14 @@ class Tenants:
 
 
 _LOOKUP = select(
-    schema.keys.c.id,
-    schema.keys.c.digest,
-    schema.keys.c.revoked_at,
-    schema.keys.c.expires_at,
-    schema.keys.c.tenant_id,
-    schema.tenants.c.name,
-    schema.tenants.c.disabled_at,
-).join_from(schema.keys, schema.tenants)
+    keys.c.id,
+    keys.c.digest,
+    keys.c.revoked_at,
+    keys.c.expires_at,
+    keys.c.tenant_id,
+    tenants_table.c.name,
+    tenants_table.c.disabled_at,
+).join_from(keys, tenants_table)
 
 
 def _unauthenticated() -> Unauthenticated:

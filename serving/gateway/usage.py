@@ -8,7 +8,8 @@ import msgspec
 from sqlalchemy import ColumnElement, func, select
 
 from serving.gateway.rows import OPEN
-from serving.gateway.store import Store, ledger, tenants
+from serving.gateway.store import Store
+from serving.gateway.tables import ledger, tenants
 
 
 class By(StrEnum):
@@ -81,7 +82,7 @@ def totals(store: Store, by: By, *, tenant: str | None = None, since: float | No
     query = query.select_from(ledger.outerjoin(tenants, tenants.c.id == ledger.c.tenant_id))
     query = query.where(*_asked_for(tenant, since))
     width = len(Tokens.__struct_fields__)
-    with store.begin() as connection:
+    with store.snapshot() as connection:
         return [
             Sum(str(name), _tokens(numbers[:width]), _tokens(numbers[width:-1]), int(numbers[-1]))
             for name, *numbers in connection.execute(query.group_by(group).order_by(group))
@@ -93,7 +94,7 @@ def calls(store: Store, *, tenant: str | None = None, since: float | None = None
     columns = (_GROUPS[By.TENANT].label("tenant"), *ledger.c)
     query = select(*columns).select_from(ledger.outerjoin(tenants, tenants.c.id == ledger.c.tenant_id))
     query = query.where(*_asked_for(tenant, since)).order_by(ledger.c.started_at.desc()).limit(limit)
-    with store.begin() as connection:
+    with store.snapshot() as connection:
         rows = connection.execute(query).mappings().all()
     return [Call(**{name: row[name] for name in Call.__struct_fields__}) for row in reversed(rows)]
 

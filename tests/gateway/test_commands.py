@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import stat
 import subprocess
 import sys
@@ -14,19 +13,37 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from serving.config import load
 from serving.errors import Refusal
 from serving.gateway import commands
 from serving.gateway.keys import Keyring, id_of
 from serving.gateway.ledger import Ledger, Usage
+from serving.gateway.opening import first_start
 from serving.gateway.registry import Registry
-from serving.gateway.store import Store
 from serving.gateway.tenants import Caller
+from tests.gateway.places import Place
+
+
+@pytest.fixture
+def here(place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """A store that the commands find by the environment."""
+    for name, value in place.environment().items():
+        monkeypatch.setenv(name, value)
+    return place
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One machine with SQLite, where a first start makes its key."""
     monkeypatch.setenv("SERVING_HOME", str(tmp_path))
     return tmp_path
+
+
+def first_key() -> str:
+    """What a start of the gateway leaves in admin.key."""
+    settings = load()
+    first_start(settings)
+    return (settings.home / "admin.key").read_text().strip()
 
 
 def run(*arguments: str) -> str:
@@ -40,7 +57,7 @@ def run(*arguments: str) -> str:
     return result.stdout
 
 
-def test_tenants_are_created_listed_renamed_and_disabled(home: Path) -> None:
+def test_tenants_are_created_listed_renamed_and_disabled(here: Place) -> None:
     """A tenant's life, seen in `tenants list`."""
     run("tenants", "create", "acme")
     run("tenants", "update", "acme", "--disable", "--rename", "acme-labs")
@@ -53,7 +70,7 @@ def test_tenants_are_created_listed_renamed_and_disabled(home: Path) -> None:
     assert table[1].endswith("disabled")
 
 
-def test_a_tenant_is_enabled_again(home: Path) -> None:
+def test_a_tenant_is_enabled_again(here: Place) -> None:
     """--enable undoes --disable."""
     run("tenants", "create", "acme")
     run("tenants", "update", "acme", "--disable")
@@ -76,7 +93,7 @@ def test_a_tenant_is_enabled_again(home: Path) -> None:
         (("usage", "--since", "yesterday"), "is not an ISO date"),
     ],
 )
-def test_what_cannot_be_done_is_refused_in_a_sentence(home: Path, arguments: tuple[str, ...], sentence: str) -> None:
+def test_what_cannot_be_done_is_refused_in_a_sentence(here: Place, arguments: tuple[str, ...], sentence: str) -> None:
     """Each impossible wish ends in a Refusal that names it."""
     run("tenants", "create", "acme")
     run("tenants", "create", "other")
@@ -85,7 +102,7 @@ def test_what_cannot_be_done_is_refused_in_a_sentence(home: Path, arguments: tup
         run(*arguments)
 
 
-def test_quiet_prints_the_key_alone_and_lists_never_show_it(home: Path) -> None:
+def test_quiet_prints_the_key_alone_and_lists_never_show_it(here: Place) -> None:
     """`KEY=$(serving keys create acme --quiet)` works, and the secret is seen that once."""
     run("tenants", "create", "acme")
     printed = run("keys", "create", "acme", "--name", "ci", "--quiet")
@@ -97,7 +114,7 @@ def test_quiet_prints_the_key_alone_and_lists_never_show_it(home: Path) -> None:
         assert key[-43:] not in listing
 
 
-def test_a_key_can_have_an_end(home: Path) -> None:
+def test_a_key_can_have_an_end(here: Place) -> None:
     """--expires-days counts from now."""
     run("tenants", "create", "acme")
     run("keys", "create", "acme", "--expires-days", "30")
@@ -106,7 +123,7 @@ def test_a_key_can_have_an_end(home: Path) -> None:
     assert listed["expires_at"] - listed["created_at"] == pytest.approx(30 * 86_400)
 
 
-def test_rotation_gives_a_like_key_and_ends_the_old_one_after_the_grace(home: Path) -> None:
+def test_rotation_gives_a_like_key_and_ends_the_old_one_after_the_grace(here: Place) -> None:
     """The new key has the old one's tenant and name; the old one works until the grace is over."""
     run("tenants", "create", "acme")
     old = run("keys", "create", "acme", "--name", "ci", "--quiet").strip()
@@ -117,7 +134,7 @@ def test_rotation_gives_a_like_key_and_ends_the_old_one_after_the_grace(home: Pa
     assert (listed[new[3:13]]["name"], listed[new[3:13]]["expires_at"]) == ("ci", None)
 
 
-def test_rotation_passes_a_lifetime_on_and_never_lengthens_the_old_key(home: Path) -> None:
+def test_rotation_passes_a_lifetime_on_and_never_lengthens_the_old_key(here: Place) -> None:
     """A key that was to live one day is followed by one that lives one day, and ends no later than planned."""
     run("tenants", "create", "acme")
     old = run("keys", "create", "acme", "--expires-days", "1", "--quiet").strip()
@@ -128,7 +145,7 @@ def test_rotation_passes_a_lifetime_on_and_never_lengthens_the_old_key(home: Pat
         assert listed[key[3:13]]["expires_at"] == pytest.approx(time.time() + 86_400, abs=60)
 
 
-def test_a_revoked_key_is_listed_as_such_and_cannot_be_rotated(home: Path) -> None:
+def test_a_revoked_key_is_listed_as_such_and_cannot_be_rotated(here: Place) -> None:
     """Revocation is for good."""
     run("tenants", "create", "acme")
     key = run("keys", "create", "acme", "--quiet").strip()
@@ -144,10 +161,10 @@ def settle(ledger: Ledger, caller: Caller, model: str, usage: Usage) -> None:
         entry.usage, entry.outcome, entry.status = usage, "stop", 200
 
 
-def test_usage_keeps_exact_and_estimated_tokens_apart(home: Path) -> None:
+def test_usage_keeps_exact_and_estimated_tokens_apart(here: Place) -> None:
     """Sums by tenant, model and day; estimates and open calls are never added to what the engine said."""
     noon = 1_795_348_800.0  # 2026-11-22 12:00 UTC
-    with Store.open(home) as store:
+    with here.open() as store:
         registry = Registry(store, Keyring.open(store), lambda: noon)
         acme = Caller(registry.create_tenant("acme").id, "acme", "k1")
         gone = Caller("unknown-id", "gone", "k2")
@@ -189,47 +206,44 @@ def test_usage_keeps_exact_and_estimated_tokens_apart(home: Path) -> None:
 def test_the_first_key_is_the_same_for_every_start(home: Path) -> None:
     """Processes that start at once on an empty home share one tenant and one key, kept in admin.key (0600)."""
     program = """
-import sys
-from pathlib import Path
-from serving.gateway.commands import first_key
-print(first_key(Path(sys.argv[1])))
+from serving.config import load
+from serving.gateway.opening import first_start
+first_start(load())
+print((load().home / "admin.key").read_text(), end="")
 """
-    command = [sys.executable, "-c", program, str(home)]
+    command = [sys.executable, "-c", program]
     starts = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     (printed,) = {start.communicate(timeout=60)[0] for start in starts}
 
     file = home / "admin.key"
     assert file.read_text() == printed
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert commands.first_key(home) == printed.strip()
+    assert first_key() == printed.strip()
     (key,) = json.loads(run("keys", "list", "--json"))
     assert (key["id"], key["tenant"], key["name"]) == (id_of(printed.strip()), "default", "admin")
 
 
 def test_a_fresh_database_learns_the_first_key_again(home: Path) -> None:
     """The file decides: a deleted database does not change the key people have pasted."""
-    key = commands.first_key(home)
+    key = first_key()
     (home / "serving.db").unlink()
 
-    assert commands.first_key(home) == key
+    assert first_key() == key
     assert len(json.loads(run("keys", "list", "--json"))) == 1
 
 
 def test_a_revoked_first_key_is_replaced_at_the_next_start(home: Path) -> None:
     """What the banner prints works: a key that has ended is not offered again."""
-    key = commands.first_key(home)
+    key = first_key()
     run("keys", "revoke", key[3:13])
 
-    fresh = commands.first_key(home)
+    fresh = first_key()
     assert fresh != key
     assert (home / "admin.key").read_text().strip() == fresh
 
 
-def test_a_database_in_use_elsewhere_is_refused_in_a_sentence(home: Path) -> None:
+def test_a_database_in_use_elsewhere_is_refused_in_a_sentence(here: Place) -> None:
     """An outage during a command is a Refusal, not a traceback."""
     run("tenants", "create", "acme")
-    lock = sqlite3.connect(home / "serving.db", isolation_level=None)
-    lock.execute("begin immediate")
-    with pytest.raises(Refusal, match="database is locked"):
+    with here.writers_wait(), pytest.raises(Refusal, match=r"database is locked|due to statement timeout"):
         run("tenants", "create", "other")
-    lock.close()

@@ -16,7 +16,9 @@ import aiohttp
 import uvicorn
 
 from serving.gateway.asgi import Receive, Responder, Scope, Send
+from serving.gateway.keys import mint
 from serving.gateway.server import BoundedHeaders
+from tests.gateway.places import PostgresPlace
 from tests.gateway.world import CHAT, until
 from tests.scripted_engine import Ending, Script, ScriptedEngine, chat_stream
 
@@ -84,6 +86,38 @@ async def test_it_serves_with_the_first_key_and_ends_cleanly(tmp_path: Path) -> 
     assert b'"error"' in rest and rest.endswith(b"data: [DONE]\n\n") and process.returncode == 0, errors
     access = [line["message"] for line in map(json.loads, errors.splitlines()) if line["logger"] == "serving.access"]
     assert [line["outcome"] for line in access if line["route"] == "/v1/chat/completions"] == ["ok", "cancelled"]
+
+
+async def test_two_gateways_on_one_database_know_each_others_keys(unmigrated: PostgresPlace, tmp_path: Path) -> None:
+    """As in a cluster: refused before `store migrate`, then any number of them, each in a home of its own."""
+    (tmp_path / "pepper").write_bytes(os.urandom(32))
+    key = mint()
+    (tmp_path / "admin.key").write_text(key)
+    given = unmigrated.environment() | {"SERVING_STORE__PEPPER_FILE": str(tmp_path / "pepper")}
+    given["SERVING_STORE__FIRST_KEY_FILE"] = str(tmp_path / "admin.key")
+    del given["SERVING_HOME"]
+    first, second = free_port(), free_port()
+    early = await start(tmp_path / "a", first, **given)
+    _, errors = await early.communicate()
+    assert early.returncode == 1 and b"run `serving store migrate` once" in errors and b"Traceback" not in errors
+
+    migration = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "serving", "store", "migrate"),
+        env=dict(os.environ) | given | {"SERVING_HOME": str(tmp_path)},
+    )
+    assert await migration.wait() == 0
+    async with (
+        ScriptedEngine() as engine,
+        served(tmp_path / "a", first, engine.url, **given),
+        served(tmp_path / "b", second, engine.url, **given),
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}", "X-Request-Id": "same"}) as client,
+    ):
+        for port in (first, second):
+            async with client.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=CHAT) as answer:
+                assert answer.status == 200, await answer.text()
+        ledger = "select outcome, count(distinct gateway_id) from ledger group by outcome"
+        await until(lambda: unmigrated.execute(ledger) == [("ok", 2)])
+    assert not (tmp_path / "a" / "admin.key").exists() and not (tmp_path / "a" / "pepper").exists()
 
 
 async def test_headers_that_never_come_end_the_connection() -> None:

@@ -6,21 +6,25 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from sqlalchemy import insert, select
+from sqlalchemy.exc import IntegrityError
 
 from serving.errors import Refusal, StoreUnavailable
-from serving.gateway.store import Store, metadata, tenants
+from serving.gateway.store import Store
+from serving.gateway.tables import metadata, tenants
+from tests.gateway.places import Place
 
 
-def test_a_second_open_finds_what_the_first_one_wrote(tmp_path: Path) -> None:
+def test_a_second_open_finds_what_the_first_one_wrote(place: Place) -> None:
     """Creating is idempotent: an existing database is opened as it is."""
-    with Store.open(tmp_path) as store, store.begin() as connection:
+    with place.open() as store, store.begin() as connection:
         connection.execute(insert(tenants).values(id="t1", name="acme", created_at=1.5))
 
-    with Store.open(tmp_path) as store, store.begin() as connection:
+    with place.open() as store, store.begin() as connection:
         assert connection.execute(select(tenants.c.name, tenants.c.created_at)).all() == [("acme", 1.5)]
 
 
@@ -47,17 +51,7 @@ def test_processes_that_create_at_once_all_succeed(tmp_path: Path) -> None:
         assert raw.execute("select count(*), max(schema_version) from meta").fetchone() == (1, 1)
         assert raw.execute("pragma journal_mode").fetchone() == ("wal",)
         names = {name for (name,) in raw.execute("select name from sqlite_master where type = 'table'")}
-    assert names == set(metadata.tables)
-
-
-def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
-    """An older version never touches a newer version's database."""
-    Store.open(tmp_path).close()
-    with sqlite3.connect(tmp_path / "serving.db") as raw:
-        raw.execute("update meta set schema_version = 2")
-
-    with pytest.raises(Refusal, match="has schema 2 and this version knows up to 1"):
-        Store.open(tmp_path)
+    assert names == {*metadata.tables, "alembic_version"}
 
 
 def test_a_home_that_cannot_be_written_is_refused() -> None:
@@ -108,12 +102,54 @@ def test_a_missing_file_is_an_outage_and_not_a_new_database(tmp_path: Path) -> N
     assert not (tmp_path / "serving.db").exists()
 
 
-def test_what_a_client_is_told_of_an_outage_names_nothing_inner(tmp_path: Path) -> None:
+def test_what_a_client_is_told_of_an_outage_names_nothing_inner(place: Place) -> None:
     """The sentence for clients holds neither the path nor the database's words; those are in `reason`."""
-    with Store.open(tmp_path) as store:
-        (tmp_path / "serving.db").unlink()
+    with place.open() as store:
+        place.take_away()
         with pytest.raises(StoreUnavailable) as caught, store.begin():
             pass
+        place.bring_back()
 
-    assert "database" not in caught.value.message
-    assert str(tmp_path) not in caught.value.message
+    assert "database" not in caught.value.message and "database" in caught.value.reason
+    assert str(place.home) not in caught.value.message
+
+
+def test_a_transaction_that_fails_leaves_nothing(place: Place) -> None:
+    """What was written before the error is rolled back."""
+    twice = [{"id": name, "name": "acme", "created_at": 1.5} for name in ("t1", "t2")]
+    with place.open() as store, pytest.raises(IntegrityError), store.begin() as connection:
+        connection.execute(insert(tenants), twice)
+
+    assert place.execute("select count(*) from tenants") == [(0,)]
+
+
+def test_a_snapshot_sees_its_start_alone(place: Place) -> None:
+    """What is committed while it reads is not in it."""
+    with place.open() as store, store.snapshot() as reading:
+        before = reading.execute(select(tenants)).all()
+        with store.begin() as writing:
+            writing.execute(insert(tenants).values(id="t1", name="acme", created_at=1.5))
+        after = reading.execute(select(tenants)).all()
+
+    assert before == after == []
+    assert place.execute("select count(*) from tenants") == [(1,)]
+
+
+def test_those_who_want_to_be_alone_take_turns(place: Place) -> None:
+    """Of two such transactions the second begins when the first has ended, and sees what it wrote."""
+    order: list[str] = []
+
+    def second() -> None:
+        with place.open() as store, store.alone() as connection:
+            order.append(f"second sees {connection.execute(select(tenants.c.name)).scalars().all()}")
+
+    with place.open() as store:
+        with store.alone() as connection:
+            thread = threading.Thread(target=second)
+            thread.start()
+            thread.join(0.3)
+            connection.execute(insert(tenants).values(id="t1", name="acme", created_at=1.5))
+            order.append("first")
+        thread.join()
+
+    assert order == ["first", "second sees ['acme']"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import stat
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from serving.gateway.registry import Registry
 from serving.gateway.store import Store
 from serving.gateway.tenants import Caller, Tenants
 from tests.clock import Clock
+from tests.gateway.places import Place
 
 KEY_CACHE_S = 10.0
 
@@ -40,10 +40,11 @@ class CountedStore(Store):
 class World:
     """A store with one tenant and its key, and a gateway's view of it."""
 
-    def __init__(self, home: Path) -> None:
-        self.home = home
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.home = place.home
         self.clock = Clock()
-        self.store = Store.open(home)
+        self.store = place.open()
         self.keyring = Keyring.open(self.store)
         self.registry = Registry(self.store, self.keyring, self.clock)
         self.tenants = Tenants(self.store, self.keyring, key_cache_s=KEY_CACHE_S, clock=self.clock)
@@ -53,16 +54,10 @@ class World:
     def identify(self, key: str) -> Caller:
         return asyncio.run(self.tenants.identify(key))
 
-    def take_store_away(self) -> None:
-        (self.home / "serving.db").rename(self.home / "away")
-
-    def bring_store_back(self) -> None:
-        (self.home / "away").rename(self.home / "serving.db")
-
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    world = World(tmp_path)
+def world(place: Place) -> Iterator[World]:
+    world = World(place)
     with world.store, world.tenants:
         yield world
 
@@ -76,10 +71,11 @@ def test_a_key_names_its_tenant(world: World) -> None:
 
 
 def test_the_database_does_not_hold_the_key(world: World) -> None:
-    """Neither a key nor its secret part is anywhere in the home folder."""
-    secret = world.key[-43:].encode()
+    """Neither a key nor its secret part is anywhere in the home folder or among the keys."""
+    secret = world.key[-43:]
 
-    assert not [path for path in world.home.iterdir() if secret in path.read_bytes()]
+    assert not [path for path in world.home.iterdir() if secret.encode() in path.read_bytes()]
+    assert secret not in repr(world.place.execute("select * from keys"))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +92,7 @@ def test_the_database_does_not_hold_the_key(world: World) -> None:
 )
 def test_a_malformed_key_is_refused_without_asking_the_store(world: World, key: str) -> None:
     """What cannot be a key costs neither a hash nor a look-up: it is refused even while the store is away."""
-    world.take_store_away()
+    world.place.take_away()
 
     with pytest.raises(Unauthenticated):
         world.identify(key)
@@ -155,7 +151,7 @@ def test_a_disabled_tenant_is_out_and_an_enabled_one_is_back(world: World) -> No
 def test_a_valid_key_survives_an_outage_for_the_grace_and_no_longer(world: World) -> None:
     """A key that was valid keeps working while the store is away, for OUTAGE_GRACE_S."""
     world.identify(world.key)
-    world.take_store_away()
+    world.place.take_away()
 
     world.clock.advance(limits.OUTAGE_GRACE_S - 1)
     assert world.identify(world.key).tenant == "acme"
@@ -166,7 +162,7 @@ def test_a_valid_key_survives_an_outage_for_the_grace_and_no_longer(world: World
 
 def test_an_unknown_key_during_an_outage_is_503_and_not_401(world: World) -> None:
     """Nobody is called a stranger unless the store said so; the answer may be tried again."""
-    world.take_store_away()
+    world.place.take_away()
 
     with pytest.raises(StoreUnavailable) as caught:
         world.identify(world.key)
@@ -176,10 +172,10 @@ def test_an_unknown_key_during_an_outage_is_503_and_not_401(world: World) -> Non
 
 def test_a_store_that_came_back_is_asked_again(world: World) -> None:
     """After STORE_RETRY_S the next caller finds out that the outage is over."""
-    world.take_store_away()
+    world.place.take_away()
     with pytest.raises(StoreUnavailable):
         world.identify(world.key)
-    world.bring_store_back()
+    world.place.bring_back()
 
     world.clock.advance(limits.STORE_RETRY_S)
     assert world.identify(world.key).tenant == "acme"
@@ -192,24 +188,24 @@ def test_revocation_wins_over_the_outage_grace(world: World) -> None:
     world.clock.advance(KEY_CACHE_S)
     with pytest.raises(Unauthenticated):
         world.identify(world.key)
-    world.take_store_away()
+    world.place.take_away()
 
     world.clock.advance(KEY_CACHE_S)
     with pytest.raises(StoreUnavailable):
         world.identify(world.key)
 
 
-def test_simultaneous_callers_share_one_look_up(tmp_path: Path) -> None:
+def test_simultaneous_callers_share_one_look_up(world: World) -> None:
     """A hundred requests with one new key ask the store once, and all get in."""
-    world = World(tmp_path)
-    counted = CountedStore.open(tmp_path)
+    counted = CountedStore.open(world.home, world.place.settings)
     counted.transactions = 0
 
     async def ask() -> list[Caller]:
         with Tenants(counted, world.keyring, key_cache_s=KEY_CACHE_S, clock=world.clock) as tenants:
             return list(await asyncio.gather(*(tenants.identify(world.key) for _ in range(100))))
 
-    callers = asyncio.run(ask())
+    with counted:
+        callers = asyncio.run(ask())
     assert counted.transactions == 1
     assert {caller.tenant for caller in callers} == {"acme"}
 
@@ -245,7 +241,7 @@ def test_guesses_do_not_push_valid_keys_out(world: World) -> None:
                 await world.tenants.identify(mint())
 
     asyncio.run(flood())
-    world.take_store_away()
+    world.place.take_away()
     world.clock.advance(KEY_CACHE_S)
     assert world.identify(world.key).tenant == "acme"
 
@@ -253,9 +249,6 @@ def test_guesses_do_not_push_valid_keys_out(world: World) -> None:
 def test_the_event_loop_turns_while_the_store_hangs(world: World) -> None:
     """A look-up that blocks holds up its own caller, for LOOKUP_TIMEOUT_S, and nobody else."""
     world.store.close()
-    raw = sqlite3.connect(world.home / "serving.db")
-    # Leaving WAL and locking exclusively is the one way to make SQLite's readers wait.
-    raw.executescript("pragma journal_mode=delete; begin exclusive")
 
     async def ask() -> int:
         caller = asyncio.create_task(world.tenants.identify(world.key))
@@ -267,9 +260,8 @@ def test_the_event_loop_turns_while_the_store_hangs(world: World) -> None:
             await caller
         return turns
 
-    turns = asyncio.run(ask())
-    raw.rollback()
-    raw.close()
+    with world.place.everyone_waits():
+        turns = asyncio.run(ask())
     assert turns > 10
 
 

@@ -21,7 +21,7 @@ from serving.gateway.keys import Keyring
 from serving.gateway.ledger import Ledger
 from serving.gateway.registry import Registry
 from serving.gateway.store import Store
-from serving.gateway.store import ledger as ledger_table
+from serving.gateway.tables import ledger as ledger_table
 from serving.gateway.tenants import Tenants
 from serving.secret import PlaneSecret
 from tests.scripted_engine import MODEL
