@@ -13,6 +13,7 @@ import typer
 from serving import catalog, config
 from serving.errors import Refusal
 from serving.gateway import commands
+from serving.operate import commands as operate
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(commands.tenants, name="tenants")
@@ -20,6 +21,10 @@ app.add_typer(commands.keys, name="keys")
 app.command("usage")(commands.usage)
 models = typer.Typer(no_args_is_help=True, help="The models this package knows, and their checkpoints here.")
 app.add_typer(models, name="models")
+app.command("preflight")(operate.run_preflight)
+app.command("plan")(operate.run_plan)
+app.command("status")(operate.run_status)
+app.command("accept")(operate.run_accept)
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
 Port = Annotated[int | None, typer.Option(help="Port of the API.")]
