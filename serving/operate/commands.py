@@ -10,20 +10,21 @@ import sys
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from serving import catalog
 from serving.errors import Refusal
-from serving.operate import accept as acceptance
 from serving.operate import plan as planning
-from serving.operate import plan_text, preflight, probe, report, status, traffic, values
-from serving.operate.accept import Bounds, Subject
+from serving.operate import plan_text, preflight, probe, status, traffic, values
 from serving.operate.checks import Answer, Check, no
 from serving.operate.cluster import Cluster, connect
 from serving.operate.plan import Slo
 from serving.operate.traffic import Traffic
+
+if TYPE_CHECKING:
+    from serving.operate.accept import Subject
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of a page.")]
 Namespace = Annotated[
@@ -196,6 +197,11 @@ def run_accept(
     out: Annotated[Path, typer.Option(help="Folder of acceptance.json and acceptance.html.")] = Path("acceptance"),
 ) -> None:
     """Measure a real installation and write a report that can be given away. Exit code 1 when something says no."""
+    # An HTTP client takes a tenth of a second to import, which no other command should wait for.
+    from serving.operate import accept as acceptance
+    from serving.operate import report
+    from serving.operate.accept import Bounds
+
     if disrupt and namespace is None:
         raise Refusal("--disrupt deletes pods: say in which --namespace.")
     cluster = connect(kubeconfig, context, namespace) if namespace else None
@@ -245,6 +251,8 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _subject(text: str, gpu: str) -> Subject:
     """`NAME` or `NAME=PROFILE`; only with a profile is anything computed beside what is measured."""
+    from serving.operate.accept import Subject
+
     name, _, profile = text.partition("=")
     if not profile:
         return Subject(name)
