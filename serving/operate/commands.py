@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -144,15 +145,26 @@ def run_status(
 ) -> None:
     """One installation on one screen: models, engines, waiting rooms, cells, GPUs, the last errors."""
     cluster = connect(kubeconfig, context, namespace)
+
+    def look() -> str:
+        seen = status.judge(status.gather(cluster, release))
+        return status.as_json(seen) if as_json else status.page(seen, time.time())
+
+    if is_watched:
+        watch(look, interval_s, time.sleep)
+    else:
+        print(look())
+
+
+def watch(look: Callable[[], str], interval_s: float, sleep: Callable[[float], None]) -> None:
+    """Print again and again, on a cleared screen where there is one, until Ctrl-C."""
+    clear = "\033[2J\033[H" if sys.stdout.isatty() else ""
     try:
         while True:
-            seen = status.judge(status.gather(cluster, release))
-            text = status.as_json(seen) if as_json else status.page(seen, time.time())
-            # Clearing at the last moment keeps the screen still in between.
-            print(f"\033[2J\033[H{text}" if is_watched and sys.stdout.isatty() else text, flush=True)
-            if not is_watched:
-                return
-            time.sleep(interval_s)
+            text = look()
+            # Cleared at the last moment, so that the screen stands still in between.
+            print(f"{clear}{text}", flush=True)
+            sleep(interval_s)
     except KeyboardInterrupt:
         return
 
