@@ -88,6 +88,7 @@ def connect(kubeconfig: Path | None = None, context: str | None = None, namespac
     """The cluster that a kubeconfig names, or the one this pod runs in. Raises Refusal."""
     try:
         from kubernetes import client, config  # imported late: only who asks a cluster needs it installed
+        from kubernetes.client import rest
         from kubernetes.config.config_exception import ConfigException
     except ModuleNotFoundError:
         raise Refusal(
@@ -113,7 +114,8 @@ def connect(kubeconfig: Path | None = None, context: str | None = None, namespac
         ) from None
     settings.retries = 1
     chosen = namespace or (_own_namespace() if is_pod else _namespace_of_context(load, kubeconfig, context))
-    return Cluster(client.ApiClient(settings), chosen, settings.host)
+    transport: Any = rest
+    return Cluster(client.ApiClient(settings), chosen, settings.host, transport.urllib3.exceptions.HTTPError)
 
 
 def _own_namespace() -> str:
@@ -132,9 +134,11 @@ def _namespace_of_context(config: Any, kubeconfig: Path | None, context: str | N
 class Cluster:
     """An API server, asked with somebody's rights about one namespace."""
 
-    def __init__(self, api: Any, namespace: str, host: str) -> None:
+    def __init__(self, api: Any, namespace: str, host: str, transport_error: type[Exception]) -> None:
         self._api = api
         self._host = host
+        #: What the client's transport raises when no answer comes; the client lets it through.
+        self._transport_error = transport_error
         self.namespace = namespace
 
     # --- What the tools look at -----------------------------------------------------------------------------------------
@@ -326,7 +330,6 @@ class Cluster:
     ) -> bytes:
         """The bytes of a 2xx answer; raises _Failed."""
         from kubernetes.client.exceptions import ApiException
-        from urllib3.exceptions import HTTPError
 
         headers = {"Accept": accept} | ({"Content-Type": "application/json"} if body is not None else {})
         serialized = self._api.param_serialize(
@@ -335,7 +338,7 @@ class Cluster:
         try:
             response = self._api.call_api(*serialized, _request_timeout=timeout_s)
             content: bytes = response.read()
-        except (ApiException, HTTPError, OSError) as error:
+        except (ApiException, self._transport_error, OSError) as error:
             raise _Failed(0, f"no answer: {type(error).__name__}") from None
         if not 200 <= response.status < 300:
             raise _Failed(response.status, _said(response.status, content), content)

@@ -274,5 +274,7 @@ async def greedy(target: Target, model: str, text: str, output_tokens: int) -> G
         (choice, *_) = msgspec.json.decode(content, type=_Completion).choices
     except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError, ValueError) as error:
         return Greedy(error=type(error).__name__)
+    if not choice.text:
+        return Greedy(error="empty answer")
     said = choice.logprobs or _Logprobs()
     return Greedy(choice.text, tuple(said.tokens), tuple(it or {} for it in said.top_logprobs))

@@ -75,7 +75,7 @@ PROBE = (
 
 
 def status(services: Iterable[str]) -> tuple[Rule, ...]:
-    """What `serving status` reads; `services` are the gateway's, as a proxy request names them (`http:name:http`)."""
+    """What `serving status` reads; `services` are the gateway's, as a proxy request names them (`http:name:port`)."""
     return (
         Rule("pods", ("list",), Scope.RELEASE, "gateways, heads, engines and their restarts"),
         Rule("events", ("list",), Scope.RELEASE, "the last errors"),
@@ -139,7 +139,7 @@ def markdown() -> str:
     groups = {
         "preflight": preflight("NAMESPACE", ["SECRET"]),
         "preflight --probe, besides": PROBE,
-        "status": status(["http:RELEASE:http"]),
+        "status": status(["http:RELEASE:http", "http:RELEASE-metrics:metrics"]),
         "accept --namespace": ACCEPT,
         "accept --disrupt, besides": DISRUPT,
     }

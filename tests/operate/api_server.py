@@ -238,7 +238,8 @@ def _matches(document: dict[str, Any], query: Mapping[str, str]) -> bool:
             return False
     for term in filter(None, query.get("fieldSelector", "").split(",")):
         key, _, value = term.partition("=")
-        is_not, found = key.endswith("!"), document
+        is_not = key.endswith("!")
+        found: Any = document
         for part in key.rstrip("!").split("."):
             found = found.get(part, {})
         if (found == value) is is_not:
@@ -265,7 +266,7 @@ def _version(minor: str) -> object:
 
 
 def _group_list(groups: Mapping[str, list[str]]) -> dict[str, Any]:
-    def one(name: str, versions: list[str]) -> object:
+    def one(name: str, versions: list[str]) -> client.V1APIGroup:
         named = [client.V1GroupVersionForDiscovery(group_version=f"{name}/{it}", version=it) for it in versions]
         return client.V1APIGroup(name=name, versions=named)
 

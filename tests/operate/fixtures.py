@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import yaml
@@ -11,7 +12,8 @@ from serving.operate.checks import DEFAULT_CLASS, RAYSERVICE_FIELDS
 from tests.operate.api_server import NAMESPACE, ApiServer
 
 RELEASE = "gpt-oss-serving"
-TIME = "2026-11-20T10:00:00Z"
+TIME = datetime(2026, 11, 20, 10, tzinfo=UTC)
+STAMP = "2026-11-20T10:00:00Z"
 
 
 def metadata(name: str, namespace: str | None = NAMESPACE, **fields: Any) -> client.V1ObjectMeta:
@@ -98,7 +100,7 @@ def container_status(
     if exit_code is not None:
         ended = client.V1ContainerState(
             terminated=client.V1ContainerStateTerminated(
-                exit_code=exit_code, reason=reason, finished_at="2026-11-20T11:00:00Z"
+                exit_code=exit_code, reason=reason, finished_at=TIME + timedelta(hours=1)
             )
         )
     state = client.V1ContainerState(waiting=client.V1ContainerStateWaiting(reason=waiting, message="back-off 5m0s"))
@@ -158,6 +160,7 @@ def definition(name: str = "rayservices.ray.io", without: str = "") -> client.V1
         for field in path:
             if field == without:
                 break
+            assert at.properties is not None
             at = at.properties.setdefault(field, client.V1JSONSchemaProps(type="object", properties={}))
     plural, _, group = name.partition(".")
     return client.V1CustomResourceDefinition(
@@ -209,7 +212,9 @@ def secret(name: str) -> client.V1Secret:
     return client.V1Secret(api_version="v1", kind="Secret", metadata=metadata(name), data={"url": "aGlkZGVu"})
 
 
-def warning(kind: str, name: str, reason: str, message: str, at: str = "2026-11-20T12:00:00Z") -> client.CoreV1Event:
+def warning(
+    kind: str, name: str, reason: str, message: str, at: datetime = TIME + timedelta(hours=2)
+) -> client.CoreV1Event:
     return client.CoreV1Event(
         api_version="v1",
         kind="Event",
@@ -223,15 +228,15 @@ def warning(kind: str, name: str, reason: str, message: str, at: str = "2026-11-
     )
 
 
-def gateway_service() -> client.V1Service:
-    ports = [client.V1ServicePort(name="http", port=80), client.V1ServicePort(name="metrics", port=9090)]
+def gateway_services() -> list[client.V1Service]:
+    """The API's, and the one of the metrics, apart from it as in the chart."""
     labels = {"app.kubernetes.io/instance": RELEASE, "app.kubernetes.io/component": "gateway"}
-    return client.V1Service(
-        api_version="v1",
-        kind="Service",
-        metadata=metadata(RELEASE, labels=labels),
-        spec=client.V1ServiceSpec(ports=ports, selector=labels),
-    )
+
+    def one(name: str, port: str, number: int) -> client.V1Service:
+        spec = client.V1ServiceSpec(ports=[client.V1ServicePort(name=port, port=number)], selector=labels)
+        return client.V1Service(api_version="v1", kind="Service", metadata=metadata(name, labels=labels), spec=spec)
+
+    return [one(RELEASE, "http", 80), one(f"{RELEASE}-metrics", "metrics", 9090)]
 
 
 def ray_service(
@@ -271,7 +276,7 @@ def ray_service(
         "status": "True",
         "reason": "NonZeroServeEndpoints",
         "message": "",
-        "lastTransitionTime": TIME,
+        "lastTransitionTime": STAMP,
     }
     if state != "Ready":
         condition |= {"status": "False", "reason": state}
@@ -281,7 +286,7 @@ def ray_service(
         "metadata": {
             "name": f"{RELEASE}-cell-{cell}",
             "namespace": NAMESPACE,
-            "creationTimestamp": TIME,
+            "creationTimestamp": STAMP,
             "labels": {"app.kubernetes.io/instance": RELEASE, "gpt-oss-serving/cell": cell},
         },
         "spec": {"serveConfigV2": yaml.safe_dump(serve), "rayClusterConfig": cluster},

@@ -20,6 +20,8 @@ from serving.errors import Refusal
 from serving.operate import plan_text
 from serving.operate.plan import (
     FILL,
+    ITL_ERROR,
+    TTFT_ERROR,
     Engine,
     Plan,
     Slo,
@@ -147,6 +149,12 @@ def test_a_node_too_small_for_a_profile_refuses_it() -> None:
 def test_an_engine_is_filled_as_far_as_the_autoscaler_fills_it() -> None:
     """A plan that filled engines further would be corrected by the directory at once."""
     assert TUNING.fill_ratio == FILL
+
+
+def test_error_bars_are_those_of_the_design_page() -> None:
+    """How far the model was off on a measured engine is said in one place, and taken from there."""
+    text = " ".join((Path(__file__).parents[2] / "serving" / "README.md").read_text().split())
+    assert f"is {TTFT_ERROR * 100:.0f} % TTFT and {ITL_ERROR * 100:.0f} % ITL on points it was not fitted to" in text
 
 
 def page(made: Plan) -> str:

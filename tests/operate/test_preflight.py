@@ -15,7 +15,7 @@ from serving.errors import Refusal
 from serving.operate import permissions
 from serving.operate.cluster import PAGE
 from tests.operate import fixtures
-from tests.operate.api_server import NAMESPACE, ApiServer, kubeconfig
+from tests.operate.api_server import NAMESPACE, ApiServer, kubeconfig, plain
 from tests.operate.conftest import Command
 from tests.operate.fixtures import fit_cluster
 
@@ -198,8 +198,8 @@ def test_the_driver_must_be_of_the_images_cuda(
 def test_drivers_are_read_from_labels_of_old_and_new(api: ApiServer, serving: Command) -> None:
     """GPU feature discovery renamed its labels; clusters have either."""
     fit_cluster(api).remove("Node", "dgx-2")
-    old = fixtures.node("dgx-2", driver=None)
-    old.metadata.labels |= {"nvidia.com/cuda.driver.major": "535"}
+    old = plain(fixtures.node("dgx-2", driver=None))
+    old["metadata"]["labels"]["nvidia.com/cuda.driver.major"] = "535"
     api.add(old)
     assert answers(serving("preflight", "--json"))["GPU driver"] == "no"
 

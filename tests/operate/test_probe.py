@@ -13,7 +13,6 @@ from serving.operate.cluster import Cluster, connect
 from serving.operate.permissions import Rule, Scope
 from serving.operate.values import Claim
 from tests.clock import Clock
-from tests.operate import fixtures
 from tests.operate.api_server import NAMESPACE, ApiServer
 from tests.operate.conftest import Command
 from tests.operate.fixtures import fit_cluster
@@ -103,4 +102,3 @@ def test_its_namespace_is_the_installations(config: Any) -> None:
     cluster = connect(config)
     assert isinstance(cluster, Cluster) and cluster.namespace == NAMESPACE
     assert connect(config, namespace="other").namespace == "other"
-    assert fixtures.NAMESPACE == NAMESPACE

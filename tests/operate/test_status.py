@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -18,9 +19,9 @@ from serving.wire import ReplicaState
 from tests.operate import fixtures
 from tests.operate.api_server import ApiServer
 from tests.operate.conftest import Command
-from tests.operate.fixtures import RELEASE
+from tests.operate.fixtures import RELEASE, TIME
 
-HTTP, METRICS = f"http:{RELEASE}:http", f"http:{RELEASE}:metrics"
+HTTP, METRICS = f"http:{RELEASE}:http", f"http:{RELEASE}-metrics:metrics"
 SERVICES = (HTTP, METRICS)
 PINNED = "registry.example.com/team/gateway@sha256:" + "0" * 64
 
@@ -54,7 +55,7 @@ def installation(api: ApiServer, *, image: str = PINNED) -> ApiServer:
             image=image,
             status=fixtures.container_status(ready=False),
         ),
-        fixtures.gateway_service(),
+        *fixtures.gateway_services(),
         fixtures.ray_service(has_fault_tolerance=True, has_tls=True),
     )
     api.proxied[HTTP, "/health/models"] = (200, msgspec.json.encode(HealthOfModels({"gpt-oss-120b": "ready"})))
@@ -137,7 +138,7 @@ def test_the_last_errors_are_told_newest_first(api: ApiServer, serving: Command)
             unschedulable="0/3 nodes have 2 GPUs",
         ),
         fixtures.warning("Pod", "engine-1", "Unhealthy", "Readiness probe failed"),
-        fixtures.warning("Pod", "engine-1", "FailedMount", "no volume", "2026-11-20T13:00:00Z"),
+        fixtures.warning("Pod", "engine-1", "FailedMount", "no volume", TIME + timedelta(hours=3)),
         fixtures.warning("Pod", "somebody-else", "Failed", "not ours"),
         fixtures.ray_service("b", failing="the checkpoint lacks config.json"),
     )
