@@ -199,10 +199,10 @@ class GpuNode(msgspec.Struct, frozen=True):
 
 
 def gpu_nodes(nodes: Sequence[Node], pods: Sequence[Pod] | Unknown) -> list[GpuNode]:
-    """Free GPUs are those allocatable less what running pods asked for; where pods are unknown, none is known to be held."""
+    """Free GPUs are those allocatable less what these pods, none of them over, asked for; where pods are unknown, none is known to be held."""
     held: Counter[str] = Counter()
     for pod in () if isinstance(pods, Unknown) else pods:
-        if pod.spec.node_name and not pod.is_over:
+        if pod.spec.node_name:
             held[pod.spec.node_name] += pod.gpus
     return [
         GpuNode(
@@ -269,9 +269,11 @@ def gpus(wanted: Wanted, nodes: Sequence[Node] | Unknown, pods: Sequence[Pod] | 
         yield from (unknown(name, nodes) for name in ("GPU nodes", "GPU driver", "Room for engines"))
         return
     found = gpu_nodes(nodes, pods)
-    yield _gpu_nodes(found, sorted({it.gpu for it in wanted.engine_pods}))
-    if found:
-        yield _drivers(found)
+    kinds = sorted({it.gpu for it in wanted.engine_pods})
+    yield _gpu_nodes(found, kinds)
+    # What runs on nodes of other kinds is nobody's business here.
+    if usable := [it for it in found if not it.product or any(it.is_kind(kind) for kind in kinds)]:
+        yield _drivers(usable)
     yield from _room(wanted.engine_pods, found, pods)
 
 

@@ -339,6 +339,14 @@ async def test_a_streams_timing_is_by_its_text_events(tmp_path: Path) -> None:
     assert unknown.error == "HTTP 404 model_not_found"
 
 
+async def test_a_stream_without_an_end_is_no_answer() -> None:
+    """A server that closes without [DONE] cut its client off, however complete it looks."""
+    async with ScriptedEngine() as engine, aiohttp.ClientSession() as session:
+        engine.say(Script(chat_stream(["a", "b"])[:-1]))
+        cut = await measure.stream(Target(engine.url, session, lambda: 0.0), MODEL, "x", 2)
+    assert (cut.output_tokens, cut.error) == (2, CUT)
+
+
 def test_percentiles_of_few_and_many() -> None:
     """One value is all of its percentiles; of a hundred they are where they should be."""
     assert percentiles([]) is None

@@ -12,6 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from serving import catalog
+from serving.budget import estimate
 from serving.budget.knee import prefill_tokens_per_s, step_s
 from serving.cli import app
 from serving.config import ModelSettings
@@ -87,6 +88,16 @@ def test_engines_keep_the_promise_and_one_fewer_would_not() -> None:
         assert count > 1
         assert broken(of(), load(of(), CHAT, CHAT.peak_per_s / count), CHAT, slo) == ""
         assert broken(of(), load(of(), CHAT, CHAT.peak_per_s / (count - 1)), CHAT, slo) == limit != ""
+
+
+@pytest.mark.parametrize(("prompt", "output"), [(200.0, 1000.0), (1500.0, 400.0), (8000.0, 50.0)])
+def test_no_engine_is_filled_further_than_the_autoscaler_does(prompt: float, output: float) -> None:
+    """With promises that anything keeps, the work of an engine is still at most its share of the knee."""
+    traffic = Traffic(100.0, prompt, output)
+    count, _ = replicas(of(traffic), traffic, Slo(1000.0, 10.0), 100.0) or (0, "")
+    knee = estimate(MODEL, BALANCED)
+    work = 100.0 * (prompt / prefill_tokens_per_s(MODEL, BALANCED) + output / knee.decode_tokens_per_s)
+    assert work / count <= FILL
 
 
 def test_a_cached_prefix_saves_engines_and_a_peak_costs_them() -> None:

@@ -13,7 +13,9 @@ from typer.testing import Result
 
 from serving.errors import Refusal
 from serving.operate import permissions
+from serving.operate.checks import GpuNode, fit
 from serving.operate.cluster import PAGE
+from serving.operate.values import EnginePods
 from tests.operate import fixtures
 from tests.operate.api_server import NAMESPACE, ApiServer, kubeconfig, plain
 from tests.operate.conftest import Command
@@ -47,10 +49,11 @@ def test_a_fit_cluster_gets_a_yes_to_everything(api: ApiServer, serving: Command
     assert result.exit_code == 0
 
 
-def test_it_changes_nothing(api: ApiServer, serving: Command) -> None:
+def test_it_changes_nothing(api: ApiServer, serving: Command, tmp_path: Path) -> None:
     """Only reads reach the server, and no Secret's content leaves it."""
     fit_cluster(api).add(fixtures.secret("db"))
-    serving("preflight")
+    result = serving("preflight", "--json", "-f", values(tmp_path, store={"postgresql": {"secretName": "db"}}))
+    assert answers(result)["Secret db"] == "yes"
     assert {it.verb for it in api.asked} <= {"get", "list"}
     assert not api.has_leaked
 
@@ -193,6 +196,19 @@ def test_the_driver_must_be_of_the_images_cuda(
     fit_cluster(api).remove("Node", "dgx-2")
     api.add(fixtures.node("dgx-2", driver=driver))
     assert answers(serving("preflight", "--json"))["GPU driver"] == answer
+
+
+def test_drivers_of_other_kinds_do_not_matter(api: ApiServer, serving: Command) -> None:
+    """An old driver on nodes that no engine would go to stops nobody."""
+    fit_cluster(api).add(fixtures.node("old-1", "NVIDIA-A100-SXM4-80GB", driver=535))
+    assert answers(serving("preflight", "--json"))["GPU driver"] == "yes"
+
+
+def test_the_fullest_node_that_has_room_is_taken() -> None:
+    """So that whole nodes stay whole."""
+    nodes = [GpuNode(name, "NVIDIA-H100-80GB-HBM3", 8, free, 580) for name, free in (("a", 8), ("b", 4))]
+    pods = EnginePods("a", "m", "h100", 2, 1, 1)
+    assert fit(nodes, [(pods, 1)])[pods].left == {"a": 8, "b": 2}
 
 
 def test_drivers_are_read_from_labels_of_old_and_new(api: ApiServer, serving: Command) -> None:
