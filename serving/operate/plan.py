@@ -308,8 +308,9 @@ def _choose(model: Model, options: Sequence[Option], profile: str | None, slo: S
         model.profile(profile)  # Refuses, and lists those there are.
     keeping = [it for it in named if it.replicas is not None and (profile or not it.by_choice_only)]
     if keeping:
-        # One engine more is bought with every plan: it decides between profiles too. Then the smaller loss, the faster.
-        return min(keeping, key=lambda it: (it.gpus + it.gpus_per_engine, it.gpus_per_engine, _itl(it)))
+        # One engine more is bought with every plan: it decides between profiles too. Then the smaller loss, then the
+        # catalogue's own order, whose first is the default.
+        return min(keeping, key=lambda it: (it.gpus + it.gpus_per_engine, it.gpus_per_engine))
     by_choice = [it for it in named if it.replicas is not None]
     if by_choice:
         nearest = min(by_choice, key=lambda it: it.gpus)
@@ -330,10 +331,6 @@ def _none_keeps(model: Model, options: Sequence[Option], slo: Slo) -> str:
         f"No profile of {model.name} keeps {asked}. The nearest is {nearest.profile} on {nearest.gpus_per_engine}"
         f" {nearest.gpu}: {idle.ttft_p95_s:.2f} s and {idle.itl_s * 1e3:.1f} ms with nobody else there (computed)."
     )
-
-
-def _itl(of: Option) -> float:
-    return of.load.itl_s if of.load else math.inf
 
 
 def _reason(chosen: Option, options: Sequence[Option], profile: str | None) -> str:

@@ -113,4 +113,5 @@ def values(plan: Plan) -> str:
 
 def _size(chosen: Option, at: Load | None) -> str:
     found = "" if at is None else f", {at.itl_s * 1e3:.1f} ms between tokens"
-    return f"{chosen.replicas} engines of {chosen.gpus_per_engine} {chosen.gpu}{found}."
+    engines = "engine" if chosen.replicas == 1 else "engines"
+    return f"{chosen.replicas} {engines} of {chosen.gpus_per_engine} {chosen.gpu}{found}."

@@ -122,7 +122,8 @@ def test_ranges_are_those_of_a_model_that_is_off() -> None:
 
 
 def test_the_fewest_gpus_win_with_one_engine_to_spare() -> None:
-    """A small load takes the smallest engine, not the fastest; the reason names the next best."""
+    """A small load takes the smallest engine, not the fastest, and of equals the catalogue's default; the reason names
+    the next best."""
     made = plan(MODEL, Traffic(2.0, 1000.0, 200.0), SLO, "h100")
     assert (made.chosen.profile, made.replicas, made.replicas_spare) == ("balanced", 1, 2)
     assert made.replicas_node_loss == 1 + 4
