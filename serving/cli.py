@@ -14,6 +14,7 @@ import typer
 from serving import catalog, config, secret
 from serving.errors import Refusal
 from serving.gateway import commands, keys
+from serving.operate import commands as operate
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(commands.tenants, name="tenants")
@@ -26,6 +27,10 @@ models = typer.Typer(no_args_is_help=True, help="The models this package knows, 
 app.add_typer(models, name="models")
 secrets = typer.Typer(no_args_is_help=True, help="Secrets of an installation in Kubernetes.")
 app.add_typer(secrets, name="secrets")
+app.command("preflight")(operate.run_preflight)
+app.command("plan")(operate.run_plan)
+app.command("status")(operate.run_status)
+app.command("accept")(operate.run_accept)
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
 Port = Annotated[int | None, typer.Option(help="Port of the API.")]

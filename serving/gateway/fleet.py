@@ -229,6 +229,8 @@ class Model(msgspec.Struct, frozen=True):
     may_sleep: bool = False
     #: Of an adapter, the model it belongs to.
     base: str | None = None
+    #: Calls that this gateway holds for it, because no replica can take them.
+    waiting_requests: int = 0
 
 
 class Fleet:
@@ -469,6 +471,7 @@ class Fleet:
                 wanted=wanted.get(name),
                 may_sleep=self.may_sleep(name),
                 base=self._base_of.get(name),
+                waiting_requests=self._demands.held_requests(name),
             )
             for name, counts in sorted(states.items())
         ]

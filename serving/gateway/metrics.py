@@ -68,6 +68,14 @@ class _ReplicaStates(Collector):
             if model.wanted is not None:
                 wanted.add_metric([model.name], model.wanted)
         yield wanted
+        waiting = GaugeMetricFamily(
+            "serving_gateway_waiting_requests",
+            "Requests that this gateway holds because no replica can take them.",
+            labels=["model"],
+        )
+        for model in self._models():
+            waiting.add_metric([model.name], model.waiting_requests)
+        yield waiting
 
 
 class Metrics:

@@ -14,10 +14,6 @@ from serving.gateway.server import IDLE_CLIENT_S
 from tests.helm.cells import CHART, Object, render
 from tests.helm.chart import FILES, Pod, helm, named, of_kind, pods, read, shipped
 
-#: Keys that are agreed with the other branches and that serving/config.py does not know on this one: to be taken out, and
-#: with it what strips them below, once those are merged.
-NOT_MERGED_YET = (("store",), ("plane_secret_file",), ("plane_tls",), ("gateway", "tls"))
-
 #: Seconds that openai-python waits by default.
 CLIENT_S = 600
 SHARED: Object = {
@@ -320,11 +316,6 @@ def _settings_file(objects: list[Object] | tuple[Object, ...]) -> str:
 def _loaded(text: str, folder: Path) -> Settings:
     """As the gateway reads it, without what the schema of this branch lacks."""
     settings = yaml.safe_load(text)
-    for *groups, key in NOT_MERGED_YET:
-        group = settings
-        for name in groups:
-            group = group[name]
-        group.pop(key, None)
     path = folder / "settings.yaml"
     path.write_text(yaml.safe_dump(settings))
     return config.load(path, {})

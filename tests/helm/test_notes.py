@@ -11,9 +11,6 @@ from serving.cli import app
 from tests.helm.cells import CHART, GIVEN, Object, render
 from tests.helm.chart import FILES, helm, named
 
-#: Commands of other parts that are agreed and not on this branch; each goes from here when it is merged.
-NOT_MERGED_YET = {"status", "backup"}
-
 
 def notes(values: Object) -> str:
     """What helm prints after an install."""
@@ -39,9 +36,8 @@ def test_every_serving_command_exists() -> None:
     """What the notes tell an operator to type is a command of this package."""
     for line in re.findall(r"serving (?:--settings \S+ |status|tenants|keys|backup)[^\n']*", notes({})):
         words = [word for word in line.split()[1:] if not word.startswith(("-", "/"))]
-        if words[0] not in NOT_MERGED_YET:
-            command = [word for word in words if word.islower()]
-            assert CliRunner().invoke(app, [*command, "--help"]).exit_code == 0, line
+        command = [word for word in words if word.islower()]
+        assert CliRunner().invoke(app, [*command, "--help"]).exit_code == 0, line
 
 
 NOT_SO: dict[str, tuple[Object, str]] = {

@@ -1,0 +1,272 @@
+"""Commands: `serving preflight`, `plan`, `status` and `accept`. Each reads its arguments and prints; `cluster` does the asking.
+
+Importing this needs no Kubernetes client: `plan`, and `accept` without a namespace, work where there is none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from serving import catalog
+from serving.errors import Refusal
+from serving.operate import plan as planning
+from serving.operate import plan_text, preflight, probe, status, traffic, values
+from serving.operate.checks import Answer, Check, no
+from serving.operate.cluster import Cluster, connect
+from serving.operate.plan import Slo
+from serving.operate.traffic import Traffic
+
+if TYPE_CHECKING:
+    from serving.operate.accept import Subject
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of a page.")]
+Namespace = Annotated[
+    str | None, typer.Option("--namespace", "-n", help="Where it is, or will be; else the context's.")
+]
+Release = Annotated[str, typer.Option(help="Name of the Helm release.")]
+Kubeconfig = Annotated[Path | None, typer.Option(help="A kubeconfig; else KUBECONFIG, ~/.kube/config, or this pod's.")]
+Context = Annotated[str | None, typer.Option("--context", help="A context of the kubeconfig; else its current one.")]
+Files = Annotated[
+    list[Path] | None, typer.Option("--values", "-f", help="A values file, as for helm; repeat for more.")
+]
+
+RELEASE = "gpt-oss-serving"
+
+
+def run_preflight(
+    files: Files = None,
+    namespace: Namespace = None,
+    is_probed: Annotated[
+        bool, typer.Option("--probe", help="Also create a pod and a claim, and delete them: what no list shows.")
+    ] = False,
+    probe_image: Annotated[
+        str | None, typer.Option(help="Image of the probe's pod, with python3; else the values' gateway image.")
+    ] = None,
+    probe_timeout_s: Annotated[float, typer.Option(min=1, help="Seconds the probe's pod may take.")] = 300.0,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+    as_json: AsJson = False,
+) -> None:
+    """Would an installation with these values run in this cluster? Changes nothing; exit code 1 when something says no."""
+    wanted = values.read(files or [])
+    cluster = connect(kubeconfig, context, namespace)
+    found = preflight.judge(preflight.gather(cluster, wanted), wanted, cluster.namespace)
+    if is_probed:
+        found.append(_probe(cluster, wanted, probe_image, probe_timeout_s))
+    print(preflight.as_json(found) if as_json else preflight.page(found))
+    if not preflight.is_fit(found):
+        raise typer.Exit(1)
+
+
+def _probe(cluster: Cluster, wanted: values.Wanted, image: str | None, timeout_s: float) -> Check:
+    chosen = image or wanted.gateway_image
+    if not chosen:
+        raise Refusal("The probe needs an image: name one with --probe-image, or images.registry in the values.")
+    claim = next(iter(wanted.claims), values.Claim("the probe", "", ("ReadWriteOnce",)))
+    try:
+        return probe.run(cluster, chosen, claim, timeout_s)
+    except KeyboardInterrupt:
+        return no(probe.NAME, "Interrupted; what was created has been deleted again.")
+
+
+def run_plan(
+    model: Annotated[str, typer.Option(help="A name from `serving models list`.")],
+    requests_per_s: Annotated[float | None, typer.Option(min=0.001, help="Calls a second, on average.")] = None,
+    prompt_tokens: Annotated[float | None, typer.Option(min=1, help="Tokens of a prompt, on average.")] = None,
+    output_tokens: Annotated[float | None, typer.Option(min=1, help="Tokens of an answer, on average.")] = None,
+    prefix_share: Annotated[
+        float | None, typer.Option(min=0, max=0.99, help="Share of prompt tokens that the prefix cache holds.")
+    ] = None,
+    peak_ratio: Annotated[float | None, typer.Option(min=1, help="The busiest minute over the mean.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Take the traffic from a trace: Azure's CSV or Mooncake's JSON lines.")
+    ] = None,
+    ttft_s: Annotated[
+        float, typer.Option("--ttft-s", min=0.001, help="Seconds to the first token, for 95 of 100.")
+    ] = 2.0,
+    itl_ms: Annotated[float, typer.Option("--itl-ms", min=0.1, help="Milliseconds between tokens, on average.")] = 50.0,
+    gpu: Annotated[str, typer.Option(help="The kind of GPU there is.")] = "h100",
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of one node.")] = 8,
+    profile: Annotated[str | None, typer.Option(help="A profile; else the one with the fewest GPUs.")] = None,
+    values_out: Annotated[Path | None, typer.Option(help="Write a values file for the chart.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Traffic and an SLO → profile, engines, GPUs, with the arithmetic. Computed, never measured; asks nobody anything."""
+    source = traffic.read_trace(trace) if trace else None
+    expected = _traffic(source, requests_per_s, prompt_tokens, output_tokens, prefix_share, peak_ratio)
+    made = planning.plan(catalog.find(model), expected, Slo(ttft_s, itl_ms / 1e3), gpu, profile, gpus_per_node)
+    if values_out:
+        try:
+            values_out.write_text(plan_text.values(made))
+        except OSError as error:
+            raise Refusal(f"The values file {values_out} cannot be written: {error.strerror}.") from None
+    print(plan_text.as_json(made) if as_json else plan_text.page(made))
+
+
+def _traffic(
+    source: Traffic | None,
+    requests_per_s: float | None,
+    prompt_tokens: float | None,
+    output_tokens: float | None,
+    prefix_share: float | None,
+    peak_ratio: float | None,
+) -> Traffic:
+    """What was said by hand wins over the trace."""
+    if source is None:
+        if requests_per_s is None or prompt_tokens is None or output_tokens is None:
+            raise Refusal("Say --requests-per-s, --prompt-tokens and --output-tokens, or give a --trace.")
+        return Traffic(requests_per_s, prompt_tokens, output_tokens, prefix_share or 0.0, peak_ratio or 1.0)
+    return Traffic(
+        requests_per_s or source.requests_per_s,
+        prompt_tokens or source.prompt_tokens,
+        output_tokens or source.output_tokens,
+        source.prefix_share if prefix_share is None else prefix_share,
+        peak_ratio or source.peak_ratio,
+        source.source,
+    )
+
+
+def run_status(
+    namespace: Namespace = None,
+    release: Release = RELEASE,
+    is_watched: Annotated[bool, typer.Option("--watch", help="Again every few seconds, until Ctrl-C.")] = False,
+    interval_s: Annotated[float, typer.Option(min=0.5, help="Seconds between two looks.")] = 5.0,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+    as_json: AsJson = False,
+) -> None:
+    """One installation on one screen: models, engines, waiting rooms, cells, GPUs, the last errors."""
+    cluster = connect(kubeconfig, context, namespace)
+
+    def look() -> str:
+        seen = status.judge(status.gather(cluster, release))
+        return status.as_json(seen) if as_json else status.page(seen, time.time())
+
+    if is_watched:
+        watch(look, interval_s, time.sleep)
+    else:
+        print(look())
+
+
+def watch(look: Callable[[], str], interval_s: float, sleep: Callable[[float], None]) -> None:
+    """Print again and again, on a cleared screen where there is one, until Ctrl-C."""
+    clear = "\033[2J\033[H" if sys.stdout.isatty() else ""
+    try:
+        while True:
+            text = look()
+            # Cleared at the last moment, so that the screen stands still in between.
+            print(f"{clear}{text}", flush=True)
+            sleep(interval_s)
+    except KeyboardInterrupt:
+        return
+
+
+class Disrupt(StrEnum):
+    """What `--disrupt` does to one engine's pod."""
+
+    DRAIN = "drain"
+    KILL = "kill"
+    BOTH = "both"
+
+
+def run_accept(
+    base_url: Annotated[str, typer.Option(help="The API, e.g. https://llm.example.com/v1.")],
+    key_file: Annotated[Path, typer.Option(help="A file with an API key on its first line.")],
+    model: Annotated[
+        list[str],
+        typer.Option(help="A model, with its profile: gpt-oss-120b=balanced. Name two to compare their answers."),
+    ],
+    gpu: Annotated[str, typer.Option(help="The kind of GPU its profile is for.")] = "h100",
+    concurrency: Annotated[
+        str, typer.Option(help="The ladder: clients at once, one rung after the other.")
+    ] = "1,2,4,8,16,32,64",
+    seconds_per_step: Annotated[float, typer.Option(min=0.1, help="Seconds of one rung.")] = 60.0,
+    prompt_words: Annotated[int, typer.Option(min=1, help="Words of a prompt, about a token each.")] = 512,
+    output_tokens: Annotated[int, typer.Option(min=2, help="Tokens of an answer.")] = 128,
+    engine_metrics: Annotated[
+        Path | None, typer.Option(help="An engine's own /metrics, saved: for its KV cache.")
+    ] = None,
+    disrupt: Annotated[
+        Disrupt | None,
+        typer.Option(help="Delete an engine's pod under streams: with its grace, at once, or both in turn."),
+    ] = None,
+    recovery_s: Annotated[
+        float, typer.Option(min=1, help="Seconds until a disrupted fleet must be whole again.")
+    ] = 1800.0,
+    is_insecure: Annotated[bool, typer.Option("--insecure", help="Do not verify the API's certificate.")] = False,
+    namespace: Namespace = None,
+    release: Release = RELEASE,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+    out: Annotated[Path, typer.Option(help="Folder of acceptance.json and acceptance.html.")] = Path("acceptance"),
+) -> None:
+    """Measure a real installation and write a report that can be given away. Exit code 1 when something says no."""
+    # An HTTP client takes a tenth of a second to import, which no other command should wait for.
+    from serving.operate import accept as acceptance
+    from serving.operate import report
+    from serving.operate.accept import Bounds
+
+    if disrupt and namespace is None:
+        raise Refusal("--disrupt deletes pods: say in which --namespace.")
+    cluster = connect(kubeconfig, context, namespace) if namespace else None
+    kinds = () if disrupt is None else ("drain", "kill") if disrupt is Disrupt.BOTH else (disrupt.value,)
+    made = asyncio.run(
+        acceptance.run(
+            base_url,
+            _key(key_file),
+            [_subject(it, gpu) for it in model],
+            Bounds(_numbers(concurrency), seconds_per_step, prompt_words, output_tokens, recovery_s),
+            cluster=cluster,
+            release=release,
+            kinds=kinds,
+            engine_metrics=engine_metrics,
+            verify_tls=not is_insecure,
+            clock=time.perf_counter,
+            wall_clock=time.time,
+            tell=lambda text: print(text, file=sys.stderr),
+        )
+    )
+    files = report.write(made, out)
+    print(preflight.page(made.checks))
+    print(f"Written: {', '.join(str(it) for it in files)}. Read them before you give them away.")
+    if any(it.answer is Answer.NO for it in made.checks):
+        raise typer.Exit(1)
+
+
+def _key(file: Path) -> str:
+    try:
+        lines = file.read_text().split()
+    except OSError as error:
+        raise Refusal(f"The key file {file} cannot be read: {error.strerror}.") from None
+    if not lines:
+        raise Refusal(f"The key file {file} is empty.")
+    return lines[0]
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(it) for it in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise Refusal(f"--concurrency takes numbers above 0 with commas between, not '{text}'.")
+    return numbers
+
+
+def _subject(text: str, gpu: str) -> Subject:
+    """`NAME` or `NAME=PROFILE`; only with a profile is anything computed beside what is measured."""
+    from serving.operate.accept import Subject
+
+    name, _, profile = text.partition("=")
+    if not profile:
+        return Subject(name)
+    model = catalog.find(name)
+    return Subject(name, model, model.profile(profile, gpu))

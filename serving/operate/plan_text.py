@@ -1,0 +1,117 @@
+"""Plan's words: the arithmetic for a person, the same as JSON, and a values file that the chart takes."""
+
+from __future__ import annotations
+
+import msgspec
+import yaml
+
+from serving.catalog import GPUS
+from serving.operate.plan import FILL, ITL_ERROR, TTFT_ERROR, Load, Option, Plan
+
+#: What the arithmetic leaves out, said with every plan.
+ASSUMPTIONS = (
+    "Computed from data sheets and two cited measurements (serving/budget/knee.py: within 5 % of both); nobody has measured"
+    " these engines on these GPUs.",
+    f"The ranges take prompts off by {TTFT_ERROR:.0%} and steps by {ITL_ERROR:.0%}, the mean errors of the same model against"
+    " vLLM on a CPU (serving/README.md): not a confidence interval.",
+    "What tensor ranks tell each other is not computed: profiles of more ranks look faster here than they are.",
+    "Calls arrive at random and spread evenly over engines; bursts within a minute are not in it.",
+    "The directory counts whole prompts: with a prefix share, a fleet that follows its load asks for more than this.",
+)
+
+
+def page(plan: Plan) -> str:
+    """What `serving plan` prints."""
+    traffic, slo, chosen = plan.traffic, plan.slo, plan.chosen
+    lines = [
+        f"{plan.model}: {traffic.requests_per_s:.3g} calls/s ({traffic.peak_per_s:.3g} in the busiest minute),"
+        f" {traffic.prompt_tokens:,.0f} prompt and {traffic.output_tokens:,.0f} output tokens, {traffic.prefix_share:.0%} of"
+        f" prompts cached ({traffic.source}).",
+        f"Promised: first token within {slo.ttft_s:g} s for 95 of 100, {slo.itl_s * 1e3:g} ms between tokens on average.",
+        "",
+        *_table(plan),
+        "",
+        f"Chosen: {chosen.profile} on {chosen.gpus_per_engine} × {GPUS[chosen.gpu].title}. {plan.reason}",
+        *_arithmetic(plan),
+        "",
+        *_order(plan),
+        "",
+        *(f"* {it}" for it in ASSUMPTIONS),
+    ]
+    return "\n".join(lines)
+
+
+def _table(plan: Plan) -> list[str]:
+    head = f"{'profile':14}{'GPUs each':>10}{'engines':>9}{'range':>8}{'GPUs':>6}{'ITL ms':>8}{'TTFT p95 s':>12}  limit"
+    return [f"{head} (all computed)", *(_row(it) for it in plan.options)]
+
+
+def _row(it: Option) -> str:
+    start = f"{it.profile:14}{f'{it.gpus_per_engine} {it.gpu}':>10}"
+    if it.replicas is None or it.load is None:
+        return f"{start}{'—':>9}{'':8}{'':6}{'':8}{'':12}  never: {it.limit}"
+    spread = f"{it.replicas_low or '?'}–{it.replicas_high or '?'}"
+    note = f"; by choice only: {it.by_choice_only}" if it.by_choice_only else ""
+    return f"{start}{it.replicas:9}{spread:>8}{it.gpus:6}{it.load.itl_s * 1e3:8.1f}{it.load.ttft_p95_s:12.2f}  {it.limit}{note}"
+
+
+def _arithmetic(plan: Plan) -> list[str]:
+    traffic, of, at = plan.traffic, plan.engine, plan.chosen.load
+    if at is None:
+        return []
+    prompt = traffic.prompt_tokens * (1 - traffic.prefix_share)
+    step_s = of.base_step_s + of.per_request_s * at.running / of.data
+    return [
+        "Each engine in the busiest minute (computed):",
+        f"  calls      {traffic.peak_per_s:.3g} / {plan.replicas} = {at.requests_per_s:.3g} a second",
+        f"  prompts    {at.requests_per_s:.3g} × {prompt:,.0f} tokens / {of.prefill_tokens_per_s:,.0f} a second ="
+        f" {at.prefill_share:.0%} of its time",
+        f"  a step     {of.base_step_s * 1e3:.1f} ms + {of.per_request_s * 1e3:.3f} ms × {at.running / of.data:.0f} running ="
+        f" {step_s * 1e3:.1f} ms",
+        f"  ITL        {step_s * 1e3:.1f} ms / (1 − {at.prefill_share:.2f}) = {at.itl_s * 1e3:.1f} ms; beside a whole chunk of a"
+        f" prompt {at.longest_gap_s * 1e3:.0f} ms",
+        f"  TTFT       {at.ttft_s:.2f} s on average, {at.ttft_p95_s:.2f} s for 95 of 100",
+        f"  running    {at.running:.0f} of {of.running_max:.0f} at its knee; KV cache {at.kv_share:.0%} full; at most {FILL:.0%}"
+        " of its work is filled",
+    ]
+
+
+def _order(plan: Plan) -> list[str]:
+    each = plan.chosen.gpus_per_engine
+    rows = (
+        ("at the mean rate", plan.replicas_mean),
+        ("in the busiest minute", plan.replicas),
+        ("and one engine may fail", plan.replicas_spare),
+        (f"and one node of {plan.gpus_per_node} GPUs may", plan.replicas_node_loss),
+    )
+    lines = [f"  {name:32}{count:5} engines{count * each:6} GPUs" for name, count in rows]
+    return ["To order (computed):", *lines, f"  nodes for one engine to spare   {plan.nodes:5}"]
+
+
+def as_json(plan: Plan) -> str:
+    """The same as one JSON object; every figure in it is computed."""
+    answer = {"label": "computed", "plan": plan, "assumptions": ASSUMPTIONS}
+    plain = msgspec.to_builtins(answer, enc_hook=lambda knee: knee.model_dump(mode="json"))
+    return msgspec.json.format(msgspec.json.encode(plain)).decode()
+
+
+def values(plan: Plan) -> str:
+    """Values for the chart: a fleet between the mean and the busiest minute with one engine to spare."""
+    model = {
+        "name": plan.model,
+        "min_replicas": plan.replicas_mean + (1 if plan.replicas_mean == plan.replicas else 0),
+        "max_replicas": plan.replicas_spare,
+    }
+    content = {"gpu": plan.chosen.gpu, "profile": plan.chosen.profile, "models": [model]}
+    head = (
+        "# Written by `serving plan`: computed, not measured.\n"
+        f"# {plan.traffic.requests_per_s:.3g} calls/s, {plan.traffic.prompt_tokens:,.0f} + {plan.traffic.output_tokens:,.0f}"
+        f" tokens, {plan.slo.ttft_s:g} s and {plan.slo.itl_s * 1e3:g} ms: {_size(plan.chosen, plan.chosen.load)}\n"
+    )
+    return head + yaml.safe_dump(content, sort_keys=False)
+
+
+def _size(chosen: Option, at: Load | None) -> str:
+    found = "" if at is None else f", {at.itl_s * 1e3:.1f} ms between tokens"
+    engines = "engine" if chosen.replicas == 1 else "engines"
+    return f"{chosen.replicas} {engines} of {chosen.gpus_per_engine} {chosen.gpu}{found}."

@@ -1,0 +1,238 @@
+"""Values: what an installation with these values files will ask of a cluster. The chart reads the same files.
+
+Only what preflight checks is looked at; the chart's own schema refuses unknown keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from serving import catalog
+from serving.budget import refuse
+from serving.catalog import Model, Profile
+from serving.config import ModelSettings
+from serving.errors import Refusal
+
+#: What the chart's own values say of the keys read here (a test compares), for whoever asks before he has a file.
+DEFAULTS: Mapping[str, Any] = {
+    "gpu": "h100",
+    "profile": "balanced",
+    "models": [{"name": "gpt-oss-120b", "min_replicas": 1, "max_replicas": 1}],
+    "cells": {"a": {}},
+    "modelVolume": {"accessModes": ["ReadWriteMany"]},
+}
+#: The profile that means vLLM's CPU build.
+CPU = "cpu"
+
+
+class EnginePods(msgspec.Struct, frozen=True):
+    """Pods of one model's engines in one cell."""
+
+    cell: str
+    model: str
+    #: A name of serving.catalog.GPUS.
+    gpu: str
+    gpus: int
+    #: Pods that always run, and that may run.
+    least: int
+    most: int
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """A volume that the chart will claim."""
+
+    what: str
+    storage_class: str
+    access_modes: tuple[str, ...]
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """What an installation asks of a cluster."""
+
+    engine_pods: tuple[EnginePods, ...] = ()
+    #: Why a model cannot be spread as it is asked for, one sentence each.
+    impossible: tuple[str, ...] = ()
+    #: Name of a Secret → the key of the values that names it.
+    secrets: Mapping[str, str] = {}
+    claims: tuple[Claim, ...] = ()
+    monitors: bool = False
+    alerts: bool = False
+    certificates: bool = False
+    http_route: bool = False
+    ingress: bool = False
+    autoscaled_gateways: bool = False
+    openshift_route: bool = False
+    #: The gateway's image, where the values say whose registry holds it.
+    gateway_image: str = ""
+    #: What Pod Security forbids on GPU pods, in the values' words; empty where nothing does.
+    exemptions: tuple[str, ...] = ()
+
+
+def read(files: Sequence[Path]) -> Wanted:
+    """What these files ask for together, the last one winning, as helm merges them. Raises Refusal."""
+    merged: dict[str, Any] = dict(DEFAULTS)
+    for file in files:
+        merged = _merged(merged, _content(file))
+    return wanted(merged)
+
+
+def wanted(values: Mapping[str, Any]) -> Wanted:
+    """What merged values ask for. Raises Refusal for a model or a profile that nobody knows."""
+    pods, impossible = _engine_pods(values)
+    return Wanted(
+        engine_pods=tuple(pods),
+        impossible=tuple(impossible),
+        secrets=dict(_secrets(values)),
+        claims=tuple(_claims(values)),
+        monitors=_at(values, "monitoring.serviceMonitor.enabled") is True,
+        alerts=_at(values, "monitoring.prometheusRule.enabled") is True,
+        certificates=any(key.endswith("certManager.issuer") and value for key, value in _leaves(values)),
+        http_route=_at(values, "gateway.httpRoute.enabled") is True,
+        ingress=_at(values, "gateway.ingress.enabled") is True,
+        autoscaled_gateways=_at(values, "gateway.autoscaling.enabled") is True,
+        openshift_route=_at(values, "gateway.route.enabled") is True,
+        gateway_image=_gateway_image(values),
+        exemptions=tuple(_exemptions(values)),
+    )
+
+
+def _content(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise Refusal(f"The values file {file} cannot be read: {error.strerror}.") from None
+    except yaml.YAMLError:
+        raise Refusal(f"The values file {file} is not valid YAML.") from None
+    if content is not None and not isinstance(content, dict):
+        raise Refusal(f"The values file {file} must hold a mapping of keys to values.")
+    return content or {}
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Helm's way: mappings key by key, everything else replaced, null takes a key away."""
+    result = dict(below)
+    for key, value in above.items():
+        before = result.get(key)
+        if value is None:
+            result.pop(key, None)
+        elif isinstance(value, Mapping) and isinstance(before, Mapping):
+            result[key] = _merged(before, value)
+        else:
+            result[key] = value
+    return result
+
+
+def _at(values: Mapping[str, Any], path: str) -> Any:
+    found: Any = values
+    for key in path.split("."):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
+
+
+def _leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
+    """Every leaf with the path of its keys."""
+    if isinstance(value, Mapping):
+        for key, below in value.items():
+            yield from _leaves(below, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for below in value:
+            yield from _leaves(below, path)
+    else:
+        yield path, value
+
+
+def _engine_pods(values: Mapping[str, Any]) -> tuple[list[EnginePods], list[str]]:
+    own = _checked(TypeAdapter(list[Model]), values.get("ownModels", []), "ownModels")
+    gpus_per_node = int(_at(values, "engine.settings.gpus_per_node") or 8)
+    pods: list[EnginePods] = []
+    impossible: list[str] = []
+    for cell, given in values.get("cells", {}).items():
+        chosen = _merged(values, given or {})
+        if chosen.get("paused"):
+            continue
+        for settings in _checked(TypeAdapter(list[ModelSettings]), chosen.get("models", []), f"cells.{cell}.models"):
+            model = catalog.find(settings.name, own)
+            profile = _profile(model, settings, chosen, gpus_per_node)
+            if profile is None:
+                continue
+            try:
+                refuse(model, profile, gpus_per_node)
+            except Refusal as refusal:
+                impossible.append(str(refusal))
+            pods.append(_pods(cell, settings, profile))
+    return pods, impossible
+
+
+def _profile(model: Model, settings: ModelSettings, values: Mapping[str, Any], gpus_per_node: int) -> Profile | None:
+    """How a model is spread; None on the CPU."""
+    name = settings.profile or values.get("profile")
+    if name in (CPU, None):
+        return None
+    profile = model.profile(name, settings.gpu or values.get("gpu"))
+    return profile.override(
+        settings.tensor, settings.pipeline, settings.data, settings.expert, min(gpus_per_node, profile.gpus_per_node)
+    )
+
+
+def _pods(cell: str, settings: ModelSettings, profile: Profile) -> EnginePods:
+    return EnginePods(
+        cell=cell,
+        model=settings.name,
+        gpu=profile.gpu,
+        gpus=profile.pod_gpus,
+        least=settings.min_replicas * profile.nodes,
+        most=settings.max_replicas * profile.nodes,
+    )
+
+
+def _checked(kind: TypeAdapter[Any], value: object, key: str) -> Any:
+    try:
+        return kind.validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in (key, *first["loc"]))
+        raise Refusal(f"The value '{where}' is not usable: {first['msg'].lower()}.") from None
+
+
+def _secrets(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Secrets that must be there: those named, but for what cert-manager will make."""
+    for key, value in _leaves(values):
+        parent, _, last = key.rpartition(".")
+        is_named = last.endswith("ecretName") or key in ("secrets.plane", "secrets.keys", "images.pullSecrets")
+        if is_named and isinstance(value, str) and value and not _at(values, f"{parent}.certManager.issuer"):
+            yield value, key
+
+
+def _claims(values: Mapping[str, Any]) -> Iterator[Claim]:
+    volume = values.get("modelVolume", {})
+    if not volume.get("existingClaim") and not volume.get("hostPath"):
+        yield Claim("weights", volume.get("storageClassName") or "", tuple(volume.get("accessModes") or ()))
+    sqlite = _at(values, "store.sqlite") or {}
+    if not _at(values, "store.postgresql.secretName") and not sqlite.get("existingClaim"):
+        yield Claim("tenants, keys and ledger", sqlite.get("storageClassName") or "", ("ReadWriteOnce",))
+
+
+def _gateway_image(values: Mapping[str, Any]) -> str:
+    """As the chart writes it: a digest wins, and without a tag it is this version's."""
+    registry, image = _at(values, "images.registry"), _at(values, "images.gateway") or {}
+    if not registry:
+        return ""
+    name = f"{str(registry).rstrip('/')}/{image.get('repository', 'gateway')}"
+    if digest := image.get("digest"):
+        return f"{name}@{digest}"
+    return f"{name}:{image.get('tag') or version('gpt-oss-serving')}"
+
+
+def _exemptions(values: Mapping[str, Any]) -> Iterator[str]:
+    if _at(values, "modelVolume.hostPath"):
+        yield "modelVolume.hostPath"
+    for key, value in _leaves(values):
+        if "rdma" in key.lower() and value is True:
+            yield key

@@ -1,0 +1,237 @@
+"""`serving plan`: arithmetic that can be done by hand, promises that are kept, and a refusal where none can be."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from serving import catalog
+from serving.budget import estimate
+from serving.budget.knee import prefill_tokens_per_s, step_s
+from serving.cli import app
+from serving.config import ModelSettings
+from serving.engine.autoscale import TUNING
+from serving.errors import Refusal
+from serving.operate import plan_text
+from serving.operate.plan import (
+    FILL,
+    ITL_ERROR,
+    TTFT_ERROR,
+    Engine,
+    Plan,
+    Slo,
+    broken,
+    engine,
+    load,
+    off_by,
+    option,
+    plan,
+    replicas,
+)
+from serving.operate.traffic import Traffic, read_trace
+from serving.operate.values import read
+
+MODEL = catalog.MODELS["gpt-oss-120b"]
+BALANCED = MODEL.profile("balanced", "h100")
+CHAT = Traffic(40.0, 1500.0, 400.0, prefix_share=0.3)
+SLO = Slo(2.0, 0.05)
+ARGUMENTS = [
+    "plan",
+    "--model",
+    "gpt-oss-120b",
+    "--requests-per-s",
+    "40",
+    "--prompt-tokens",
+    "1500",
+    "--output-tokens",
+    "400",
+]
+
+
+def of(traffic: Traffic = CHAT) -> Engine:
+    return engine(MODEL, BALANCED, traffic)
+
+
+def test_little_and_the_step_agree() -> None:
+    """Running requests are those that arrive while one is answered, and each step takes what the budget's roofline says."""
+    at = load(of(), CHAT, 4.0)
+    assert at is not None
+    assert at.running == pytest.approx(4.0 * 400 * at.itl_s)
+    batch = at.running
+    context = 1500 + 400 // 2
+    base, more = step_s(MODEL, BALANCED, 0, context), step_s(MODEL, BALANCED, 1, context)
+    share = 4.0 * 1500 * 0.7 / prefill_tokens_per_s(MODEL, BALANCED)
+    assert at.itl_s == pytest.approx((base + (more - base) * batch) / (1 - share))
+
+
+def test_more_load_is_never_better() -> None:
+    """Gap, first token and KV only grow with the rate, until the engine cannot keep up at all."""
+    rates = [0.0, 1.0, 4.0, 8.0, 12.0, 16.0]
+    found = [load(of(), CHAT, rate) for rate in rates]
+    served = [it for it in found if it]
+    assert len(served) >= 4
+    for earlier, later in pairwise(served):
+        assert earlier.itl_s < later.itl_s and earlier.ttft_p95_s <= later.ttft_p95_s
+    assert load(of(), CHAT, 1000.0) is None
+
+
+def test_engines_keep_the_promise_and_one_fewer_would_not() -> None:
+    """The number is the smallest: what it names as its limit is what one engine fewer breaks."""
+    for slo in (SLO, Slo(2.0, 0.02), Slo(0.1, 0.05)):
+        count, limit = replicas(of(), CHAT, slo, CHAT.peak_per_s) or (0, "")
+        assert count > 1
+        assert broken(of(), load(of(), CHAT, CHAT.peak_per_s / count), CHAT, slo) == ""
+        assert broken(of(), load(of(), CHAT, CHAT.peak_per_s / (count - 1)), CHAT, slo) == limit != ""
+
+
+@pytest.mark.parametrize(("prompt", "output"), [(200.0, 1000.0), (1500.0, 400.0), (8000.0, 50.0)])
+def test_no_engine_is_filled_further_than_the_autoscaler_does(prompt: float, output: float) -> None:
+    """With promises that anything keeps, the work of an engine is still at most its share of the knee."""
+    traffic = Traffic(100.0, prompt, output)
+    count, _ = replicas(of(traffic), traffic, Slo(1000.0, 10.0), 100.0) or (0, "")
+    knee = estimate(MODEL, BALANCED)
+    work = 100.0 * (prompt / prefill_tokens_per_s(MODEL, BALANCED) + output / knee.decode_tokens_per_s)
+    assert work / count <= FILL
+
+
+def test_a_cached_prefix_saves_engines_and_a_peak_costs_them() -> None:
+    """What is in the prefix cache is not computed again; the busiest minute is what is bought for."""
+    long = Traffic(40.0, 6000.0, 200.0)
+    cached = Traffic(40.0, 6000.0, 200.0, prefix_share=0.8)
+    peak = Traffic(40.0, 6000.0, 200.0, peak_ratio=2.0)
+    counts = [option(MODEL, BALANCED, it, SLO).replicas for it in (cached, long, peak)]
+    assert counts == sorted(counts) and len(set(counts)) == 3  # type: ignore[type-var]
+
+
+def test_ranges_are_those_of_a_model_that_is_off() -> None:
+    """An engine that is slower needs more of them, a faster one fewer: the range holds the number between."""
+    found = option(MODEL, MODEL.profile("throughput", "h100"), Traffic(80.0, 1500.0, 400.0, 0.3), Slo(2.0, 0.03))
+    assert found.replicas_low is not None and found.replicas is not None and found.replicas_high is not None
+    assert found.replicas_low <= found.replicas <= found.replicas_high
+    assert found.replicas_low < found.replicas_high
+    slow = off_by(of(), 1.2, 1.09)
+    assert slow.base_step_s == pytest.approx(1.2 * of().base_step_s)
+    assert slow.prefill_tokens_per_s == pytest.approx(of().prefill_tokens_per_s / 1.09)
+    assert slow.knee.decode_tokens_per_s == pytest.approx(of().knee.decode_tokens_per_s / 1.2)
+
+
+def test_the_fewest_gpus_win_with_one_engine_to_spare() -> None:
+    """A small load takes the smallest engine, not the fastest, and of equals the catalogue's default; the reason names
+    the next best."""
+    made = plan(MODEL, Traffic(2.0, 1000.0, 200.0), SLO, "h100")
+    assert (made.chosen.profile, made.replicas, made.replicas_spare) == ("balanced", 1, 2)
+    assert made.replicas_node_loss == 1 + 4
+    assert "GPUs" in made.reason
+
+
+@pytest.mark.parametrize("name", ["tight", "lora", "dp8-ep"])
+def test_some_profiles_are_taken_by_choice_only(name: str) -> None:
+    """Little KV, room for adapters, ranks whose traffic is not computed: planned, shown, and chosen only by name."""
+    traffic = Traffic(1.0, 1000.0, 200.0)
+    made = plan(MODEL, traffic, SLO, "h100")
+    (shown,) = (it for it in made.options if it.profile == name)
+    assert shown.by_choice_only and made.chosen is not shown
+    assert plan(MODEL, traffic, SLO, "h100", name).chosen.profile == name
+
+
+def test_a_promise_nobody_can_keep_names_the_nearest() -> None:
+    """The refusal says which profile comes nearest, and with what."""
+    with pytest.raises(Refusal, match=r"No profile .* keeps .* 1 ms .* The nearest is \S+ on 8 h100: .* ms"):
+        plan(MODEL, CHAT, Slo(2.0, 0.001), "h100")
+    with pytest.raises(Refusal, match="exceed the context of 131,072"):
+        plan(MODEL, Traffic(1.0, 131_000.0, 400.0), SLO, "h100")
+    with pytest.raises(Refusal, match="balanced on h100"):
+        plan(MODEL, CHAT, SLO, "a100")
+
+
+def test_a_node_too_small_for_a_profile_refuses_it() -> None:
+    """On nodes of four GPUs a profile of eight is refused with the budget's sentence, and another is chosen."""
+    made = plan(MODEL, CHAT, SLO, "h100", gpus_per_node=4)
+    (whole,) = (it for it in made.options if it.profile == "latency-tp8")
+    assert whole.replicas is None and "a node has 4" in whole.limit
+    assert made.nodes == math.ceil(made.replicas_spare * made.chosen.gpus_per_engine / 4)
+
+
+def test_an_engine_is_filled_as_far_as_the_autoscaler_fills_it() -> None:
+    """A plan that filled engines further would be corrected by the directory at once."""
+    assert TUNING.fill_ratio == FILL
+
+
+def test_error_bars_are_those_of_the_design_page() -> None:
+    """How far the model was off on a measured engine is said in one place, and taken from there."""
+    text = " ".join((Path(__file__).parents[2] / "serving" / "README.md").read_text().split())
+    assert f"is {TTFT_ERROR * 100:.0f} % TTFT and {ITL_ERROR * 100:.0f} % ITL on points it was not fitted to" in text
+
+
+def page(made: Plan) -> str:
+    return plan_text.page(made)
+
+
+def test_the_arithmetic_is_shown_and_labelled() -> None:
+    """Every block of figures says that it is computed; nothing claims to be measured by us."""
+    text = page(plan(MODEL, CHAT, SLO, "h100"))
+    for expected in ("(all computed)", "busiest minute (computed)", "To order (computed)", "nobody has measured"):
+        assert expected in text
+    assert "ms / (1 − " in text
+
+
+def test_the_command_prints_json_and_a_values_file(tmp_path: Path) -> None:
+    """The values are ones that preflight reads and settings take: as many engines as the plan says."""
+    file = tmp_path / "values.yaml"
+    result = CliRunner().invoke(app, [*ARGUMENTS, "--json", "--values-out", str(file)])
+    answer = json.loads(result.stdout)
+    assert answer["label"] == "computed"
+    written = yaml.safe_load(file.read_text())
+    (model,) = [ModelSettings.model_validate(it) for it in written["models"]]
+    assert model.max_replicas == answer["plan"]["replicas_spare"]
+    assert 1 <= model.min_replicas <= model.max_replicas
+    (pods,) = read([file]).engine_pods
+    assert (pods.model, pods.gpu, pods.most) == ("gpt-oss-120b", "h100", model.max_replicas)
+
+
+def test_what_is_missing_is_asked_for() -> None:
+    """Without traffic there is no plan."""
+    result = CliRunner().invoke(app, ["plan", "--model", "gpt-oss-120b"])
+    assert isinstance(result.exception, Refusal) and "--trace" in str(result.exception)
+
+
+def test_a_trace_of_azures_form(tmp_path: Path) -> None:
+    """Rate, lengths and the busiest minute over the mean, counted by hand."""
+    rows = [f"2023-11-16 18:{minute:02}:00.0000000,100,20" for minute in (0, 1, 2, 2, 2, 4)]
+    trace = tmp_path / "trace.csv"
+    trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]))
+    found = read_trace(trace)
+    assert (found.requests_per_s, found.prompt_tokens, found.output_tokens) == (6 / 240, 100, 20)
+    assert found.peak_ratio == pytest.approx((3 / 60) / (6 / 240))
+
+
+def test_a_trace_of_mooncakes_form_knows_its_prefixes(tmp_path: Path) -> None:
+    """Leading blocks that were seen before are shared; a block seen again behind a new one is not."""
+    rows = [
+        {"timestamp": 0, "input_length": 1024, "output_length": 10, "hash_ids": [1, 2]},
+        {"timestamp": 30_000, "input_length": 1100, "output_length": 30, "hash_ids": [1, 2, 3]},
+        {"timestamp": 60_000, "input_length": 1024, "output_length": 20, "hash_ids": [9, 2]},
+    ]
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text("\n".join(json.dumps(row) for row in rows))
+    assert read_trace(trace).prefix_share == pytest.approx(1024 / (1024 + 1100 + 1024))
+    result = CliRunner().invoke(app, ["plan", "--model", "gpt-oss-20b", "--trace", str(trace), "--requests-per-s", "5"])
+    assert "5 calls/s" in result.stdout and "33% of prompts cached" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "content", ["", "a,b\n1,2\n", '{"timestamp": 0}\n', "TIMESTAMP,ContextTokens,GeneratedTokens\n"]
+)
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_trace_that_is_none_is_one_sentence(tmp_path: Path, content: str, suffix: str) -> None:
+    """Whatever is in the file, a Refusal says what is expected."""
+    trace = tmp_path / f"trace{suffix}"
+    trace.write_text(content)
+    with pytest.raises(Refusal, match="trace"):
+        read_trace(trace)

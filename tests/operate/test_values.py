@@ -1,0 +1,98 @@
+"""Values files as these tools read them, and the chart's own beside them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from serving.errors import Refusal
+from serving.operate import checks, values
+from serving.operate.values import DEFAULTS
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "helm"
+
+
+def written(folder: Path, name: str, content: Any) -> Path:
+    path = folder / name
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_files_are_merged_as_helm_merges_them(tmp_path: Path) -> None:
+    """The last wins: mappings key by key, lists whole, null takes a key away."""
+    first = written(
+        tmp_path, "a.yaml", {"cells": {"a": {}, "b": {"paused": True}}, "store": {"postgresql": {"secretName": "db"}}}
+    )
+    second = written(tmp_path, "b.yaml", {"cells": {"b": None}, "gpu": "h200"})
+    wanted = values.read([first, second])
+    assert [(it.cell, it.gpu, it.gpus) for it in wanted.engine_pods] == [("a", "h200", 1)]
+    assert wanted.secrets == {"db": "store.postgresql.secretName"}
+
+
+def test_an_engine_over_several_nodes_is_several_pods(tmp_path: Path) -> None:
+    """Sixteen data ranks are two pods of eight GPUs each, for every engine."""
+    file = written(
+        tmp_path,
+        "v.yaml",
+        {"gpu": "h200", "models": [{"name": "deepseek-v3.1", "profile": "dp16-ep", "max_replicas": 2}]},
+    )
+    (pods,) = values.read([file]).engine_pods
+    assert (pods.gpus, pods.least, pods.most) == (8, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"models": [{"name": "gpt-6"}]}, "no model called 'gpt-6'"),
+        ({"models": [{"name": "gpt-oss-120b", "replicas": 2}]}, "models.0.replicas"),
+        ({"profile": "fast"}, "'fast'"),
+        (["a list"], "mapping"),
+    ],
+)
+def test_values_that_mean_nothing_are_one_sentence(tmp_path: Path, content: Any, said: str) -> None:
+    """A model, key or profile that nobody knows is refused by its name."""
+    with pytest.raises(Refusal, match=re.escape(said)):
+        values.read([written(tmp_path, "v.yaml", content)])
+
+
+def test_the_gateways_image_is_as_the_chart_writes_it(tmp_path: Path) -> None:
+    """A digest wins over a tag; without a registry there is none."""
+    images: dict[str, Any] = {"registry": "registry.example.com/team/", "gateway": {"tag": "1.2"}}
+    assert values.wanted({"images": images}).gateway_image == "registry.example.com/team/gateway:1.2"
+    images["gateway"]["digest"] = "sha256:abc"
+    assert values.wanted({"images": images}).gateway_image == "registry.example.com/team/gateway@sha256:abc"
+    assert values.wanted({}).gateway_image == ""
+
+
+def chart(name: str) -> Any:
+    if not (CHART / name).exists():
+        pytest.skip(f"helm/{name} is not here")
+    return yaml.safe_load((CHART / name).read_text())
+
+
+def test_defaults_are_the_charts() -> None:
+    """Whoever asks without a file asks about what `helm install` would do."""
+    own = chart("values.yaml")
+    for key, value in DEFAULTS.items():
+        found = own[key]
+        assert (found | value if isinstance(found, dict) else found) == (found if isinstance(found, dict) else value)
+
+
+def test_limits_are_the_charts() -> None:
+    """The oldest Kubernetes, and the operator that the chart is written for."""
+    own = chart("Chart.yaml")
+    assert own["kubeVersion"].startswith(f">={'.'.join(map(str, checks.KUBERNETES_MIN))}.")
+    assert checks.KUBERAY in own["annotations"].values()
+
+
+def test_cuda_is_that_of_the_engines_lock() -> None:
+    """The driver's limit follows the CUDA that the GPU lock installs."""
+    lock = (ROOT / "deploy" / "locks" / "gpu.txt").read_text()
+    (runtime,) = re.findall(r"^nvidia-cuda-runtime==(\d+\.\d+)\.", lock, re.M)
+    assert runtime == checks.CUDA
+    assert runtime.split(".")[0] == "13" and checks.DRIVER_MIN == 580
