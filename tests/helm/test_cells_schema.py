@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import kubernetes_validate  # type: ignore[import-untyped]  # it comes without types
+import kubernetes_validate
 import pytest
 import yaml
 from jsonschema import Draft7Validator
