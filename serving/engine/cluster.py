@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from ray.serve import Application
@@ -53,14 +54,19 @@ class ModelArguments(_Arguments):
     """What engines show to gateways; unset for plain HTTP."""
 
 
-def directory(arguments: DirectoryArguments) -> Application:
-    """The directory of the Ray cluster that builds it."""
+def directory(args: dict[str, Any]) -> Application:
+    """The directory of the Ray cluster that builds it; `args` are DirectoryArguments."""
+    arguments = DirectoryArguments.model_validate(args)
     cell = "/".join(filter(None, (arguments.cell, os.environ.get(RAY_CLUSTER_VARIABLE))))
     return deployments.directory(arguments.labels).bind(cell, str(arguments.secret_file))
 
 
-def model(arguments: ModelArguments) -> Application:
-    """One model's replicas; raises Refusal when they cannot work, which Serve shows as the application's status."""
+def model(args: dict[str, Any]) -> Application:
+    """One model's replicas, of what `args` say (ModelArguments).
+
+    Raises Refusal when they cannot work, which Serve shows as the application's status.
+    """
+    arguments = ModelArguments.model_validate(args)
     own = (arguments.own_model,) if arguments.own_model else ()
     described = catalog.find(arguments.model.name, own)
     settings = Settings(

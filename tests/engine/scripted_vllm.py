@@ -69,7 +69,8 @@ def main() -> None:
     (RECORDS / f"{port}.json").write_text(json.dumps(record))
     for title in expected_members(spec(), Member(rank=flag("--node-rank", 0))):
         subprocess.Popen(["bash", "-c", f"exec -a VLLM::{title} sleep 36000"])
-    ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+    host = sys.argv[sys.argv.index("--host") + 1]
+    ThreadingHTTPServer((host, port), Handler).serve_forever()
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def test_the_engine_plane_reads_the_arguments(one: Cell) -> None:
     assert arguments.labels == wanted.engine.directory_labels == one.groups["directory"]["labels"]
     assert [f"model-{it.name}" for it in wanted.models] == list(_models(one))
     for application in _models(one).values():
-        assert cluster.model(ModelArguments.model_validate(application["args"]))
+        assert cluster.model(application["args"])
         LiveSettings.model_validate(application["deployments"][0]["user_config"])
 
 

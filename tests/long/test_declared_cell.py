@@ -7,6 +7,7 @@ changed while the first one runs.
 from __future__ import annotations
 
 import os
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -188,7 +189,7 @@ class Cell:
             self._started("gateway", sys.executable, "-m", "serving", "--settings", str(settings), "gateway")
         )
         url = f"https://127.0.0.1:{self.gateway_port}"
-        verify = httpx.create_ssl_context(verify=str(self.tls.ca_file))
+        verify = ssl.create_default_context(cafile=self.tls.ca_file)
         until(lambda: _answers(f"{url}/health/models", verify), 60, 0.2)
         key = (self.home / "admin.key").read_text().strip()
         return openai.OpenAI(base_url=f"{url}/v1", api_key=key, http_client=httpx.Client(verify=verify), max_retries=0)
