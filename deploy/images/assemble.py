@@ -55,7 +55,16 @@ def compile_all() -> None:
 
     Some packages carry files for other Pythons; what does not compile is compiled never, so their errors mean nothing.
     """
-    command = [str(PREFIX / "bin/python"), "-m", "compileall", "-qq", "-j", "0", "--invalidation-mode", "unchecked-hash"]
+    command = [
+        str(PREFIX / "bin/python"),
+        "-m",
+        "compileall",
+        "-qq",
+        "-j",
+        "0",
+        "--invalidation-mode",
+        "unchecked-hash",
+    ]
     subprocess.run([*command, str(PREFIX / "lib")], check=False, env=os.environ | {"PYTHONHASHSEED": "0"})
 
 

@@ -82,9 +82,13 @@ def main(arguments: Sequence[str]) -> int:
 def parser() -> argparse.ArgumentParser:
     it = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     it.add_argument("image", help="an image of pins.toml")
-    it.add_argument("--repository", default="localhost/gpt-oss-serving", help="registry and path before the image's name")
+    it.add_argument(
+        "--repository", default="localhost/gpt-oss-serving", help="registry and path before the image's name"
+    )
     it.add_argument("--tag", help="default: the project's version")
-    it.add_argument("--base", action="append", default=[], metavar="NAME=REFERENCE", help="a local image in a base's place")
+    it.add_argument(
+        "--base", action="append", default=[], metavar="NAME=REFERENCE", help="a local image in a base's place"
+    )
     it.add_argument("--source", help="URL of the sources for the labels; default: the checkout's origin")
     it.add_argument("--tool", choices=["podman", "docker"], help="default: the first of the two that is installed")
     return it
@@ -137,14 +141,18 @@ def source_of(root: Path, url: str | None) -> Source:
     try:
         revision, epoch = git(root, "log", "-1", "--format=%H %ct").split()
     except subprocess.CalledProcessError:
-        raise Refusal("Images are built from a git checkout, whose revision they carry: clone the repository.") from None
+        raise Refusal(
+            "Images are built from a git checkout, whose revision they carry: clone the repository."
+        ) from None
     if git(root, "status", "--porcelain", "--untracked-files=no"):
         revision += "-modified"
     return Source(version, revision, public(url or origin(root)), int(epoch))
 
 
 def git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *arguments], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    done = subprocess.run(
+        ["git", "-C", str(root), *arguments], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     return done.stdout.decode().strip()
 
 
@@ -214,7 +222,16 @@ def sha256(path: Path) -> str:
 
 
 def pip(*arguments: str, environment: Mapping[str, str] | None = None) -> None:
-    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", arguments[0], "--no-deps", *arguments[1:]]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--quiet",
+        "--disable-pip-version-check",
+        arguments[0],
+        "--no-deps",
+        *arguments[1:],
+    ]
     if arguments[0] == "download":
         command += ["--only-binary", ":all:"]
     # pip's warnings are about places in the user's own settings; an error still comes out.

@@ -20,7 +20,15 @@ MIRROR = "http://deb.debian.org/debian"
 #: that engine-cpu.Dockerfile would fetch.
 PACKAGES = ("ca-certificates", "libnuma1", "python3", "python3-distutils", "python3-venv", "wget")
 #: As in Debian's own slim images: nobody reads them in a container.
-UNREAD = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "var/cache", "var/lib/apt/lists", "var/log")
+UNREAD = (
+    "usr/share/doc",
+    "usr/share/man",
+    "usr/share/locale",
+    "usr/share/info",
+    "var/cache",
+    "var/lib/apt/lists",
+    "var/log",
+)
 WHERE_PYTHON_IS = Path("usr/local/bin/python3.11")
 
 
@@ -31,10 +39,12 @@ def main(reference: str) -> int:
         return 0
     missing = [name for name in ("debootstrap", "podman") if shutil.which(name) is None]
     if missing or os.geteuid() != 0:
-        print(f"A base can only be made by root with {' and '.join(missing) or 'debootstrap'} installed.", file=sys.stderr)
+        print(
+            f"A base can only be made by root with {' and '.join(missing) or 'debootstrap'} installed.", file=sys.stderr
+        )
         return 1
     # Not in /tmp: it may be mounted without devices, or too small.
-    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="serving-base-") as folder:  # noqa: S108
+    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="serving-base-") as folder:
         root = Path(folder) / "root"
         bootstrap(root)
         slim(root)
