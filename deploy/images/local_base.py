@@ -32,8 +32,14 @@ UNREAD = (
 WHERE_PYTHON_IS = Path("usr/local/bin/python3.11")
 
 
+#: Program → Debian's package: what building and running images takes here.
+PROGRAMS = {"podman": "podman", "skopeo": "skopeo", "debootstrap": "debootstrap", "runc": "runc"}
+
+
 def main(reference: str) -> int:
-    """Make the base unless it is there already; 0, or one sentence and 1."""
+    """Make the base unless it is there already, or with --equip install the programs; 0, or one sentence and 1."""
+    if reference == "--equip":
+        return equip()
     if subprocess.run(["podman", "image", "exists", reference], check=False).returncode == 0:
         print(f"{reference} is there already.")
         return 0
@@ -50,6 +56,25 @@ def main(reference: str) -> int:
         slim(root)
         load(root, reference)
     print(f"{reference} is ready.")
+    return 0
+
+
+def equip() -> int:
+    """Install what is missing with apt; where that cannot be, one sentence and 1."""
+    missing = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
+    if os.geteuid() != 0:
+        print("Images are built and run as root here: `sudo make test-images`, or leave it to CI.", file=sys.stderr)
+        return 1
+    if missing and shutil.which("apt-get") is None:
+        print(
+            f"{', '.join(missing)} are missing and there is no apt to install them with: install them.", file=sys.stderr
+        )
+        return 1
+    if missing:
+        print(f"Installing {', '.join(missing)} with apt.", flush=True)
+        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+        for arguments in (["update"], ["install", "--yes", "--no-install-recommends", *missing]):
+            subprocess.run(["apt-get", "--quiet=2", *arguments], check=True, env=environment)
     return 0
 
 
