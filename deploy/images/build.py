@@ -280,7 +280,8 @@ def build(
     command += ["--file", str(context / image.dockerfile)]
     command += [f"--build-arg={name}={text}" for name, text in values.items()]
     if tool == "podman":
-        command += ["--timestamp", str(source.epoch)]
+        # One layer for each final step, and nothing left behind of the stages before.
+        command += ["--timestamp", str(source.epoch), "--layers=false"]
     if is_local or image.dockerfile == "gateway.Dockerfile":
         command += ["--network=none"]
     print(f"  {reference}", flush=True)

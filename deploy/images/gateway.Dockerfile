@@ -15,7 +15,12 @@ FROM runtime
 COPY --from=build /opt/serving /opt/serving
 COPY --from=build /usr/share/sbom /usr/share/sbom
 COPY LICENSE /usr/share/doc/gpt-oss-serving/LICENSE
-ARG TITLE VERSION REVISION SOURCE CREATED BASE
+ARG TITLE
+ARG VERSION
+ARG REVISION
+ARG SOURCE
+ARG CREATED
+ARG BASE
 LABEL org.opencontainers.image.title="${TITLE}" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
