@@ -22,6 +22,8 @@ try:
     answer = urllib.request.urlopen(urllib.request.Request(url, body.encode() or None, headers), timeout=120)
 except urllib.error.HTTPError as refused:
     answer = refused
+except OSError:  # nobody listens yet
+    sys.exit(print(0))
 print(answer.status, answer.read().decode())
 """
 
