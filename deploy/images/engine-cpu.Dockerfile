@@ -3,11 +3,14 @@
 ARG PYTHON_BASE
 FROM ${PYTHON_BASE} AS runtime
 # libnuma1: vLLM's kernels are linked to it. wget: KubeRay's readiness probe of Serve's workers calls it, in bash with grep.
+# Versions are the distribution's of the day, so that its security fixes come in; the bill of materials says which.
+# hadolint ignore=DL3008
 RUN dpkg --status libnuma1 wget > /dev/null 2>&1 \
     || { apt-get update && apt-get install --yes --no-install-recommends libnuma1 wget \
          && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/*; }
 # What installs software is no part of an image that runs it, and nothing here changes its user.
 # KubeRay may be told to use login shells, whose profile sets PATH anew.
+# hadolint ignore=SC2016
 RUN rm -rf /usr/local/lib/python3.11/site-packages/* /usr/local/lib/python3.11/ensurepip /usr/local/bin/pip* \
     && find / -xdev -type f -perm /6000 -exec chmod a-s {} + \
     && install -d -o 10001 -g 0 -m 0770 /var/lib/serving \

@@ -10,6 +10,8 @@ COPY --from=python /usr/local/lib /usr/local/lib
 COPY --from=python /usr/local/include /usr/local/include
 # The libraries Python's own modules are linked to; wget as in engine-cpu; verbs for NCCL over InfiniBand and RoCE.
 # gcc stays, and is the only compiler: Triton compiles a launcher for each kernel when it is first used.
+# Versions are the distribution's of the day, so that its security fixes come in; the bill of materials says which.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends \
        ca-certificates libbz2-1.0 libffi8 liblzma5 libncursesw6 libreadline8t64 libsqlite3-0 libssl3t64 libuuid1 zlib1g \
@@ -19,6 +21,7 @@ RUN apt-get update \
     && python3.11 -c "import bz2, ctypes, curses, lzma, readline, sqlite3, ssl, uuid, zlib"
 # What installs software is no part of an image that runs it, and nothing here changes its user.
 # KubeRay may be told to use login shells, whose profile sets PATH anew.
+# hadolint ignore=SC2016
 RUN rm -rf /usr/local/lib/python3.11/site-packages/* /usr/local/lib/python3.11/ensurepip /usr/local/bin/pip* \
     && find / -xdev -type f -perm /6000 -exec chmod a-s {} + \
     && install -d -o 10001 -g 0 -m 0770 /var/lib/serving \

@@ -233,5 +233,5 @@ def _run(program: str, *arguments: str) -> str:
     done = subprocess.run([_find(program), *arguments], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}, and not a word"]
-        raise Refusal(f"`{program} {arguments[0]}` failed: {words[-1]}")
+        raise Refusal(f"{program} failed: {words[-1]}")
     return done.stdout
