@@ -30,6 +30,10 @@ Port = Annotated[int | None, typer.Option(help="Port of the API.")]
 Chart = Annotated[Path, typer.Option(help="Folder of the chart.")]
 Values = Annotated[list[Path], typer.Option(help="A values file, as given to helm; repeat for more.")]
 Sum = Annotated[str | None, typer.Option("--sha256", help="The checksum that `export` printed.")]
+Registry = Annotated[
+    str | None,
+    typer.Option(help="Where the images are now; else `images.registry` of the values, which may be the target."),
+]
 OperatorImage = Annotated[
     str, typer.Option(help="Another reference of KubeRay's image; `none` where the cluster has an operator.")
 ]
@@ -181,11 +185,13 @@ def models_diff(before: Path, after: Path) -> None:
 
 
 @bundle.command("list")
-def bundle_list(values: Values, chart: Chart = Path("helm"), operator: OperatorImage = "") -> None:
+def bundle_list(
+    values: Values, chart: Chart = Path("helm"), operator: OperatorImage = "", registry: Registry = None
+) -> None:
     """Every image and model that the chart needs with these values; fetches nothing."""
     from serving.operate import carrier
 
-    found = carrier.needed(chart, values, None if operator == "none" else operator)
+    found = carrier.needed(chart, values, None if operator == "none" else operator, registry)
     print("\n".join([*(f"image  {name}" for name in found.images), *(f"model  {name}" for name in found.models)]))
 
 
@@ -196,6 +202,7 @@ def bundle_export(
     values: Values,
     chart: Chart = Path("helm"),
     operator: OperatorImage = "",
+    registry: Registry = None,
     operator_chart: Annotated[Path | None, typer.Option(help="KubeRay's chart; else helm fetches it.")] = None,
     source: Annotated[str, typer.Option("--from", help="Where images are: registry, podman or docker.")] = "registry",
 ) -> None:
@@ -205,7 +212,7 @@ def bundle_export(
 
     if source not in carrier.SOURCES:
         raise Refusal(f"--from {source} is no place for images: name one of {', '.join(carrier.SOURCES)}.")
-    wanted = carrier.needed(chart, values, None if operator == "none" else operator)
+    wanted = carrier.needed(chart, values, None if operator == "none" else operator, registry)
     models = [catalog.find(name, wanted.own_models) for name in wanted.models]
     # A mounted model is on a volume of the cluster's own.
     carried = [model for model in models if not isinstance(model.source, catalog.MountedSource)]

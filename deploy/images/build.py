@@ -20,6 +20,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ WORK = ROOT / ".cache" / "images"
 #: The Python whose wheels are fetched, whichever runs this; wheels for manylinux_2_31 run on every base (see `make locks`).
 TAGS = ["manylinux1", "manylinux2010", "manylinux2014", *(f"manylinux_2_{minor}" for minor in range(5, 32)), "linux"]
 WHEELS_OF = ["--python-version", "3.11", *(part for tag in TAGS for part in ("--platform", f"{tag}_x86_64"))]
+#: As pyproject.toml asks.
+SETUPTOOLS_OLDEST = 78
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -262,9 +265,18 @@ def wheel_of_the_project(folder: Path, source: Source) -> Path:
         shutil.copy(ROOT / name, folder / "tree" / name)
     # Two wheels of one commit are equal: their files carry its time.
     epoch = {"SOURCE_DATE_EPOCH": str(source.epoch)}
-    pip("wheel", "--no-build-isolation", "-w", str(folder), str(folder / "tree"), environment=epoch)
+    pip("wheel", *isolation(), "-w", str(folder), str(folder / "tree"), environment=epoch)
     shutil.rmtree(folder / "tree")
     return next(folder.glob("*.whl"))
+
+
+def isolation() -> list[str]:
+    """Build with the setuptools that is here where it is new enough (.venv has it), else let pip fetch one."""
+    try:
+        here = int(metadata.version("setuptools").partition(".")[0])
+    except metadata.PackageNotFoundError:
+        return []
+    return ["--no-build-isolation"] if here >= SETUPTOOLS_OLDEST else []
 
 
 def build(

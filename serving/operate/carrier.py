@@ -53,11 +53,17 @@ _WHY = {
 }
 
 
-def needed(chart: Path, values: Sequence[Path], operator: str | None) -> Contents:
-    """What the chart in a folder needs with these values files; asks helm. Raises Refusal."""
+def needed(chart: Path, values: Sequence[Path], operator: str | None, registry: str | None = None) -> Contents:
+    """What the chart in a folder needs with these values files; asks helm. Raises Refusal.
+
+    `registry` is where the images are now, where the values name the one they will be in.
+    """
     about = read_yaml(chart / "Chart.yaml")
-    chosen = merged([read_yaml(chart / "values.yaml"), *(read_yaml(path) for path in values)])
+    now = {"images": {"registry": registry}} if registry is not None else {}
+    chosen = merged([read_yaml(chart / "values.yaml"), *(read_yaml(path) for path in values), now])
     arguments = ["template", "bundle", str(chart), *(f"--values={path}" for path in values)]
+    if registry is not None:
+        arguments.append(f"--set-string=images.registry={registry}")
     rendered = yaml.safe_load_all(_run("helm", *arguments))
     return contents(about, rendered, chosen, operator=operator)
 

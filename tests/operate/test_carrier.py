@@ -91,6 +91,14 @@ def test_needed_is_what_helm_renders(world: Path) -> None:
     assert calls(world) == [f"helm template bundle {world}/chart --values={world}/site.yaml"]
 
 
+def test_images_may_be_elsewhere_now(world: Path) -> None:
+    """Values name the registry of the far side; the one of this side takes its place for the export alone."""
+    found = carrier.needed(world / "chart", [world / "site.yaml"], None, "ghcr.io/somebody")
+
+    assert found.images == ("ghcr.io/somebody/tools:0.1.0", "localhost/serving/gateway:1")  # as the stand-in renders it
+    assert calls(world)[0].endswith("--set-string=images.registry=ghcr.io/somebody")
+
+
 @pytest.mark.parametrize("name", ["bundle", "bundle.tar"])
 def test_export_is_whole_and_leaves_nothing_beside_it(world: Path, name: str) -> None:
     """Images, both charts, weights and values are in it and verify; no unfinished folder stays."""
