@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -97,18 +98,22 @@ def test_stack_starts_from_the_bundle_alone(
 
 
 def _answers(podman: Podman, gateway: str, engine: str, home: Path) -> None:
-    """Engine and gateway in one namespace, as two pods on one network: the gateway's image answers Paris."""
+    """Engine and gateway as two pods on one network, each with its own volume: the gateway's image answers Paris."""
     open_to_group(home)
-    volume = ["-v", f"{home}:/var/lib/serving"]
     up = ["serving", "up", "--model", MODEL, "--port", "8080"]
-    with podman.running(engine, up, [*volume, "--shm-size=1g"]) as plane:
+    with podman.running(engine, up, ["-v", f"{home}:/var/lib/serving", "--shm-size=1g"]) as plane:
         until(lambda: "Base URL" in plane.log() or not plane.is_running(), START_TIMEOUT_S, 1)
         assert plane.is_running(), plane.log()[-3000:]
         settings = yaml.safe_load((home / "logs" / "gateway-settings.yaml").read_text())
         (directory,) = settings["gateway"]["directories"]
+        own = home / "gateway"
+        own.mkdir()
+        shutil.copy(home / "plane.secret", own)
+        open_to_group(own)
         asked = ["gateway", "--directory", directory, "--port", "8081"]
+        volume = ["-v", f"{own}:/var/lib/serving"]
         with podman.running(gateway, asked, volume, network=f"container:{plane.id}") as front:
             until(lambda: front.ask("http://127.0.0.1:8081/health/models")[0] == 200, 60, 1)
 
-            assert "Paris" in answer(front, home, "http://127.0.0.1:8081")
-            assert "0.0.0.0" not in front.execute("python", "-c", "print(open('/proc/net/route').read())")
+            assert "Paris" in answer(front, own, "http://127.0.0.1:8081")
+            assert len(front.execute("cat", "/proc/net/route").splitlines()) == 1  # the heading
