@@ -3,6 +3,8 @@
 ARG PYTHON_BASE
 ARG CUDA_BASE
 FROM ${PYTHON_BASE} AS python
+# What installs software is no part of an image that runs it.
+RUN rm -rf /usr/local/lib/python3.11/site-packages/* /usr/local/lib/python3.11/ensurepip /usr/local/bin/pip*
 
 FROM ${CUDA_BASE} AS runtime
 COPY --from=python /usr/local/bin /usr/local/bin
@@ -19,11 +21,9 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/* \
     && ldconfig \
     && python3.11 -c "import bz2, ctypes, curses, lzma, readline, sqlite3, ssl, uuid, zlib"
-# What installs software is no part of an image that runs it, and nothing here changes its user.
-# KubeRay may be told to use login shells, whose profile sets PATH anew.
+# Nothing here changes its user. KubeRay may be told to use login shells, whose profile sets PATH anew.
 # hadolint ignore=SC2016
-RUN rm -rf /usr/local/lib/python3.11/site-packages/* /usr/local/lib/python3.11/ensurepip /usr/local/bin/pip* \
-    && find / -xdev -type f -perm /6000 -exec chmod a-s {} + \
+RUN find / -xdev -type f -perm /6000 -exec chmod a-s {} + \
     && install -d -o 10001 -g 0 -m 0770 /var/lib/serving \
     && echo 'PATH=/opt/serving/bin:$PATH' > /etc/profile.d/serving.sh
 
