@@ -9,7 +9,7 @@ PYTHONS := python3 python3.11 python3.12 python3.13 python
 INTERPRETER := $(or $(PYTHON),$(firstword $(foreach name,$(PYTHONS),$(if $(shell command -v $(name)),$(name)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-long check locks clean
+.PHONY: help setup serve test test-long test-images check locks clean
 
 help: ## print this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -22,10 +22,14 @@ serve: setup ## the whole stack on this machine: MODEL=smollm2-135m-instruct POR
 	@exec $(VENV)/serving up --model "$(MODEL)" --port "$(PORT)"
 
 test: setup ## what CI runs
-	@exec $(VENV)/python -m pytest -m "not long"
+	@exec $(VENV)/python -m pytest -m "not long and not images"
 
 test-long: setup ## everything slower: many engine starts
 	@exec $(VENV)/python -m pytest -m long
+
+test-images: setup ## build the images with podman and run them without a network (root; installs podman by apt)
+	@$(VENV)/python deploy/images/local_base.py --equip
+	@exec $(VENV)/python -m pytest -m images
 
 check: setup ## format, lint, types, import contracts
 	@$(VENV)/ruff format --check .
@@ -43,7 +47,7 @@ WHOLE = .cache/locks/whole.txt
 CPU = pyproject.toml --extra engine-cpu --extra dev --override $(LOCKS)/cpu-overrides.in
 # torch and NVIDIA's libraries are installed apart from the CPU lock, from whichever of two sources there is.
 APART = $$(sed -nE 's/^((torch|nvidia-|cuda-)[a-z0-9-]*)==.*/--no-emit-package \1/p' $(WHOLE))
-locks: ## write deploy/locks from pyproject.toml
+locks: ## write deploy/locks and the images' from pyproject.toml
 	@"$(INTERPRETER)" -m venv .cache/locks && .cache/locks/bin/pip --quiet install uv
 	@cp $(LOCKS)/cpu.txt $(WHOLE) 2>/dev/null || true
 	@$(RESOLVE) $(UPGRADE) --python-version 3.11 $(CPU) -o $(WHOLE)
@@ -52,6 +56,9 @@ locks: ## write deploy/locks from pyproject.toml
 	@grep ^torch== $(WHOLE) | $(RESOLVE) --python-version 3.11 --generate-hashes - \
 		-c $(WHOLE) --override $(LOCKS)/cpu-overrides.in -o $(LOCKS)/torch-cuda.txt
 	@$(RESOLVE) $(UPGRADE) --python-version 3.11 --generate-hashes pyproject.toml -c $(WHOLE) -o $(LOCKS)/gateway.txt
+	@$(RESOLVE) --python-version 3.11 --generate-hashes pyproject.toml --extra engine-cpu \
+		--override $(LOCKS)/cpu-overrides.in -c $(WHOLE) $(APART) -o deploy/images/locks/engine-cpu.txt
+	@echo cyclonedx-bom | $(RESOLVE) $(UPGRADE) --python-version 3.11 --generate-hashes - -o deploy/images/locks/sbom.txt
 	@for extra in cluster loadtest engine-gpu; do \
 		$(RESOLVE) $(UPGRADE) --python-version 3.11 --generate-hashes pyproject.toml --extra $$extra \
 			-c $(LOCKS)/gateway.txt -o $(LOCKS)/$${extra#engine-}.txt || exit 1; done

@@ -31,9 +31,23 @@ app.command("preflight")(operate.run_preflight)
 app.command("plan")(operate.run_plan)
 app.command("status")(operate.run_status)
 app.command("accept")(operate.run_accept)
+bundle = typer.Typer(
+    no_args_is_help=True, help="All of an installation in one folder or tar, for where no registry is."
+)
+app.add_typer(bundle, name="bundle")
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
 Port = Annotated[int | None, typer.Option(help="Port of the API.")]
+Chart = Annotated[Path, typer.Option(help="Folder of the chart.")]
+Values = Annotated[list[Path], typer.Option(help="A values file, as given to helm; repeat for more.")]
+Sum = Annotated[str | None, typer.Option("--sha256", help="The checksum that `export` printed.")]
+Registry = Annotated[
+    str | None,
+    typer.Option(help="Where the images are now; else `images.registry` of the values, which may be the target."),
+]
+OperatorImage = Annotated[
+    str, typer.Option(help="Another reference of KubeRay's image; `none` where the cluster has an operator.")
+]
 
 
 def main() -> None:
@@ -210,3 +224,65 @@ def models_diff(before: Path, after: Path) -> None:
     except ModuleNotFoundError as missing:
         raise _no_engine_plane(missing) from None
     print("\n".join(changes.told(config.load(before), config.load(after))))
+
+
+@bundle.command("list")
+def bundle_list(
+    values: Values, chart: Chart = Path("helm"), operator: OperatorImage = "", registry: Registry = None
+) -> None:
+    """Every image and model that the chart needs with these values; fetches nothing."""
+    from serving.operate import carrier
+
+    found = carrier.needed(chart, values, None if operator == "none" else operator, registry)
+    print("\n".join([*(f"image  {name}" for name in found.images), *(f"model  {name}" for name in found.models)]))
+
+
+@bundle.command("export")
+def bundle_export(
+    context: typer.Context,
+    target: Path,
+    values: Values,
+    chart: Chart = Path("helm"),
+    operator: OperatorImage = "",
+    registry: Registry = None,
+    operator_chart: Annotated[Path | None, typer.Option(help="KubeRay's chart; else helm fetches it.")] = None,
+    source: Annotated[str, typer.Option("--from", help="Where images are: registry, podman or docker.")] = "registry",
+) -> None:
+    """Put all of it into TARGET, a folder, or a tar if its name ends in .tar; models are those fetched here."""
+    from serving.engine.checkpoints import store as checkpoints
+    from serving.operate import carrier
+
+    if source not in carrier.SOURCES:
+        raise Refusal(f"--from {source} is no place for images: name one of {', '.join(carrier.SOURCES)}.")
+    wanted = carrier.needed(chart, values, None if operator == "none" else operator, registry)
+    models = [catalog.find(name, wanted.own_models) for name in wanted.models]
+    # A mounted model is on a volume of the cluster's own.
+    carried = [model for model in models if not isinstance(model.source, catalog.MountedSource)]
+    folders = [checkpoints.verify(model, context.obj.home) for model in carried]
+    checksum = carrier.export(target, chart, values, wanted, folders, source=source, operator_chart=operator_chart)
+    print(f"{target} is whole. Compare after the journey: serving bundle verify {target.name} --sha256 {checksum}")
+
+
+@bundle.command("verify")
+def bundle_verify(path: Path, sha256: Sum = None) -> None:
+    """Compare every file of a bundle with its checksum: damaged, missing and additional ones are refused."""
+    from serving.operate.bundle import opened, verify
+
+    with opened(path) as files:
+        found = verify(files, sha256)
+    print(f"{path} is whole: {len(found.manifest.images)} images, {len(found.manifest.models)} models, {found.sha256}")
+
+
+@bundle.command("load")
+def bundle_load(
+    path: Path,
+    into: Annotated[str, typer.Option(help="podman, docker, ctr, or a registry such as registry.example.com.")],
+    models: Annotated[Path | None, typer.Option(help="Folder for checkpoints: `models` of the model volume.")] = None,
+    sha256: Sum = None,
+) -> None:
+    """Verify a bundle, then give its images to a container engine or a registry, and its models to a folder."""
+    from serving.operate.bundle import opened, verify
+    from serving.operate.carrier import load
+
+    with opened(path) as files:
+        print("\n".join(load(verify(files, sha256), into, models)))
