@@ -92,7 +92,7 @@ def connect(kubeconfig: Path | None = None, context: str | None = None, namespac
         from kubernetes.config.config_exception import ConfigException
     except ModuleNotFoundError:
         raise Refusal(
-            "The Kubernetes client is not installed here; the gateway image leaves it out. Take the head image, or"
+            "The Kubernetes client is not installed here; the gateway image leaves it out. Take the tools image, or"
             " `pip install 'gpt-oss-serving[cluster]'`."
         ) from None
     load: Any = config  # it has types for some of its functions alone

@@ -29,7 +29,7 @@ def test_asking_a_cluster_without_the_client_says_who_has_it() -> None:
     """One sentence with the image and the extra, no traceback."""
     run = without_kubernetes("preflight")
     assert run.returncode == 1
-    assert run.stderr.count("\n") == 1 and "gpt-oss-serving[cluster]" in run.stderr and "head image" in run.stderr
+    assert run.stderr.count("\n") == 1 and "gpt-oss-serving[cluster]" in run.stderr and "tools image" in run.stderr
 
 
 def test_a_plan_needs_no_client() -> None:

@@ -31,14 +31,19 @@ def test_the_banner_is_the_one_shown(stack: Stack) -> None:
     assert picture.strip() in variable.sub("…", stack.banner())
 
 
-def test_the_commands_in_the_table_run(stack: Stack) -> None:
-    """Every command of the table but the two that serve, and models fetch, which has been done."""
+def test_the_commands_in_the_table_run(stack: Stack, tmp_path: Path) -> None:
+    """Every command of the table but the two that serve; what is restored goes into a home of its own."""
     cells = re.findall(r"^\| (`serving .*?) \| ", README, re.MULTILINE)
     commands = [command for cell in cells for command in re.findall(r"`serving (.*?)`", cell)]
     done = [command for command in commands if not command.startswith(("up ", "gateway "))]
     assert len(done) >= 6
     for command in done:
-        stack.command(*command.replace("NAME", stack.model).split())
+        line = command.replace("NAME", stack.model).replace("FILE", str(tmp_path / "backup")).split()
+        if line[0] == "restore":
+            environment = dict(os.environ) | {"SERVING_HOME": str(tmp_path / "home")}
+            subprocess.run([sys.executable, "-m", "serving", *line], env=environment, check=True)
+        else:
+            stack.command(*line)
 
 
 @pytest.mark.parametrize("example", shown("yaml"))
