@@ -9,7 +9,7 @@ PYTHONS := python3 python3.11 python3.12 python3.13 python
 INTERPRETER := $(or $(PYTHON),$(firstword $(foreach name,$(PYTHONS),$(if $(shell command -v $(name)),$(name)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-long test-images check locks clean
+.PHONY: help setup serve test test-long test-images test-cluster check locks clean
 
 help: ## print this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -22,7 +22,7 @@ serve: setup ## the whole stack on this machine: MODEL=smollm2-135m-instruct POR
 	@exec $(VENV)/serving up --model "$(MODEL)" --port "$(PORT)"
 
 test: setup ## what CI runs
-	@exec $(VENV)/python -m pytest -m "not long and not images"
+	@exec $(VENV)/python -m pytest -m "not long and not images and not cluster"
 
 test-long: setup ## everything slower: many engine starts
 	@exec $(VENV)/python -m pytest -m long
@@ -30,6 +30,9 @@ test-long: setup ## everything slower: many engine starts
 test-images: setup ## build the images with podman and run them without a network (root; installs podman by apt)
 	@$(VENV)/python deploy/images/local_base.py --equip
 	@exec $(VENV)/python -m pytest -m images
+
+test-cluster: setup ## install, use, drain, upgrade and remove the chart on the cluster that kubectl reaches
+	@exec $(VENV)/python -m pytest -m cluster -rs tests/cluster
 
 check: setup ## format, lint, types, import contracts
 	@$(VENV)/ruff format --check .

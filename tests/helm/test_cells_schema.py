@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
 import kubernetes_validate
 import pytest
-import yaml
-from jsonschema import Draft7Validator
 
-from tests.helm.cells import CRDS, Cell, Object, container, every_cell
+from tests.helm.cells import Cell, Object, container, every_cell
+from tests.helm.schemas import kuberay_problems
 
 #: The oldest Kubernetes the chart takes, and the newest there are schemas for.
 KUBERNETES = ("1.31", "1.37")
@@ -26,36 +22,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("one", [it for _, it in found], ids=[name for name, _ in found])
 
 
-@cache
-def _kuberay() -> Draft7Validator:
-    path = CRDS / "ray.io_rayservices.yaml"
-    if not path.exists():
-        pytest.fail(f"KubeRay's definitions are not at {CRDS}: name their folder in KUBERAY_CRDS.")
-    versions = yaml.load(path.read_text(), Loader=yaml.CSafeLoader)["spec"]["versions"]
-    (schema,) = (it["schema"]["openAPIV3Schema"] for it in versions if it["name"] == "v1")
-    return Draft7Validator(_closed(schema))
-
-
-def _closed(schema: Any) -> Any:
-    """The schema with fields it does not list forbidden, as the API server would drop them without a word."""
-    if isinstance(schema, list):
-        return [_closed(it) for it in schema]
-    if not isinstance(schema, dict):
-        return schema
-    result = {key: _closed(value) for key, value in schema.items()}
-    if isinstance(schema.get("properties"), dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
-        result["additionalProperties"] = False
-    return result
-
-
 def test_kuberay_knows_every_field(one: Cell) -> None:
     """A RayService holds nothing that KubeRay 1.7 does not know, and everything of the type it wants."""
-    known = _kuberay()
-
-    # Metadata is Kubernetes' own; the definition does not list its fields.
-    errors = list(known.iter_errors(one.service | {"metadata": {}}))
-
-    assert [f"{'.'.join(map(str, it.absolute_path))}: {it.message}" for it in errors] == []
+    assert kuberay_problems(one.service) == []
 
 
 @pytest.mark.parametrize("kubernetes", KUBERNETES)
