@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -25,11 +26,11 @@ pytestmark = pytest.mark.cluster
 EXEMPTIONS = "gpt-oss-serving/pod-security-exemptions"
 #: Of a pod's spec: names of what the cluster would have to have, and has only where the values are used.
 ELSEWHERE = {"serviceAccountName", "priorityClassName", "runtimeClassName"}
-SETS: dict[str, Callable[[], list[Object]]] = (
-    {f"values of {name}": lambda path=path: render({}, path) for name, path in FILES.items()}
-    | {name: lambda given=given: render(given) for name, given in (SCENARIOS | WAYS_IN).items()}
-    | {f"step: {name}": lambda step=step: render(step, values.DEMO) for name, step in STEPS.items()}
-)
+SETS: dict[str, Callable[[], list[Object]]] = {
+    **{f"values of {name}": partial(render, {}, path) for name, path in FILES.items()},
+    **{name: partial(render, given) for name, given in (SCENARIOS | WAYS_IN).items()},
+    **{f"step: {name}": partial(render, step, values.DEMO) for name, step in STEPS.items()},
+}
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -111,7 +111,8 @@ def test_scaling_changes_no_pod(tmp_path: Path) -> None:
     application = f"model-{values.MODEL}"
     arguments = [it.applications[application]["args"] for it in (one, two)]
     assert arguments[0] == arguments[1]
-    assert [it.applications[application]["deployments"][0]["num_replicas"] for it in (one, two)] == [1, 2]
+    bounds = [it.applications[application]["deployments"][0]["autoscaling_config"] for it in (one, two)]
+    assert [(it["min_replicas"], it["max_replicas"]) for it in bounds] == [(1, 1), (2, 2)]
 
 
 def test_nothing_that_serves_restarts_a_gateway(tmp_path: Path) -> None:
