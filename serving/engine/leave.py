@@ -9,10 +9,12 @@ Run by the pods' preStop hook: `python -m serving.engine.leave --within-s 660`.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable
 
+import psutil
 import ray
 from ray._private.state import state  # Serve's and Train's own way to draining nodes; there is no public one (2.60)
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
@@ -25,6 +27,8 @@ from serving.engine import processes
 _LOOK_INTERVAL_S = 1.0
 #: Seconds in which the other pods of a cluster that is deleted have told Ray that they go: an interpreter's start.
 _GATHER_S = 10.0
+#: TCP port of Ray's head where the environment names none.
+_HEAD_PORT = "6379"
 #: Seconds that Ray's head may take to answer.
 _RAY_TIMEOUT_S = 10.0
 
@@ -37,7 +41,7 @@ def main() -> None:
     chosen = parser.parse_args()
     deadline = time.monotonic() + chosen.within_s
     try:
-        ray.init(address="auto", log_to_driver=False)
+        ray.init(address=head_address() or "auto", log_to_driver=False)
         here = ray.get_runtime_context().get_node_id()
         if chosen.last:
             time.sleep(min(_GATHER_S, chosen.within_s))
@@ -49,6 +53,18 @@ def main() -> None:
         sys.exit(f"Ray could not be told that this node goes ({type(error).__name__}).")
     if not is_done:
         sys.exit(f"Not everybody had left after {chosen.within_s:.0f} s.")
+
+
+def head_address() -> str | None:
+    """Where this node's Ray speaks with its head, by address: None while nobody does.
+
+    Not by name: when a whole cluster goes, the head's Service goes with it, and its name before this process has asked.
+    """
+    port = int(os.environ.get("RAY_ADDRESS", "").rpartition(":")[2] or _HEAD_PORT)
+    for it in psutil.net_connections("tcp"):
+        if it.status == psutil.CONN_ESTABLISHED and it.raddr and it.raddr.port == port:
+            return f"{it.raddr.ip}:{port}"
+    return None
 
 
 def drain(node_id: str, within_s: float) -> None:

@@ -23,6 +23,8 @@ RELEASE = "cluster-test"
 #: By the chart's helper: the release's name does not contain the chart's.
 FULLNAME = f"{RELEASE}-gpt-oss-serving"
 GATEWAY = f"deployment/{FULLNAME}-gateway"
+#: Of a gateway, in its pod.
+SETTINGS = "/etc/serving/settings.yaml"
 TENANT = "team"
 #: Seconds between two looks at the cluster.
 LOOK_INTERVAL_S = 2.0
@@ -31,8 +33,8 @@ HOOKS_TIMEOUT_S = 600
 #: Asks every cell's directory from inside a gateway's pod, which has the plane secret and is let through by the policies;
 #: the secret does not leave it. A paused cell has no directory to answer.
 ASK_DIRECTORIES = """
-import json, ssl, urllib.request, yaml
-settings = yaml.safe_load(open("/etc/serving/settings.yaml"))
+import json, ssl, sys, urllib.request, yaml
+settings = yaml.safe_load(open(sys.argv[1]))
 secret = open(settings["plane_secret_file"]).read().split()[0]
 tls = settings.get("plane_tls")
 context = ssl.create_default_context(cafile=tls["ca_file"]) if tls else None
@@ -109,7 +111,7 @@ class Installation:
 
     def serving(self, *arguments: str) -> str:
         """The `serving` command in a gateway's pod, as NOTES has it."""
-        return self.kubectl("exec", GATEWAY, "--", "serving", "--settings", "/etc/serving/settings.yaml", *arguments)
+        return self.kubectl("exec", GATEWAY, "--", "serving", "--settings", SETTINGS, *arguments)
 
     def ledger(self) -> list[Object]:
         """Closed calls of the tenant, oldest first."""
@@ -128,7 +130,7 @@ class Installation:
 
     def engines(self, cell: str) -> dict[str, ReplicaReport]:
         """The engines of a cell that take requests, by the ids that their replicas keep as long as they live."""
-        text = self.kubectl("exec", GATEWAY, "--", "python", "-c", ASK_DIRECTORIES)
+        text = self.kubectl("exec", GATEWAY, "--", "python", "-c", ASK_DIRECTORIES, SETTINGS)
         return ready(msgspec.json.decode(text, type=list[DirectoryAnswer]), cell)
 
     def until_engines(self, cell: str, count: int, but: frozenset[str] = frozenset()) -> dict[str, ReplicaReport]:

