@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
-import random
 import re
 import shutil
 import socket
@@ -16,8 +16,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import aiohttp
@@ -214,8 +214,14 @@ class Engine:
 async def running(spec: EngineSpec, member: Member = ONLY_MEMBER) -> AsyncIterator[Engine]:
     """Start an engine, or a node's share of one; whatever happens, nobody of its tree is left afterwards."""
     await asyncio.to_thread(sweep)
+    with port_among(spec.settings.host or "", spec.settings.port_range) as port:
+        async with _running_on(port, spec, member) as engine:
+            yield engine
+
+
+@asynccontextmanager
+async def _running_on(port: int, spec: EngineSpec, member: Member) -> AsyncIterator[Engine]:
     tree = processes.new_tree()
-    port = free_port(spec.settings.host or "", spec.settings.port_range)
     log = _new_log(spec, port)
     scratch = Path(tempfile.gettempdir()) / f"{_SCRATCH_PREFIX}{tree}"
     scratch.mkdir(mode=0o700)
@@ -308,21 +314,46 @@ def _connector(tls: PlaneTls | None) -> aiohttp.TCPConnector:
     return aiohttp.TCPConnector(ssl=client_context(tls.ca_file)) if tls else aiohttp.TCPConnector()
 
 
-def free_port(host: str, among: tuple[int, int] | None = None) -> int:
-    """A TCP port that nobody listens on now; raises EngineDied when all `among` (first and last) are taken."""
-    wanted = [0] if among is None else list(range(among[0], among[1] + 1))
-    random.shuffle(wanted)  # two engines that start at once hardly ever ask for the same
-    for port in wanted:
-        with socket.socket() as probe:
+def free_port(host: str) -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def port_among(host: str, range_: tuple[int, int] | None) -> Iterator[int]:
+    """A TCP port for an engine's HTTP server, its own until the end; of a range the first that is free.
+
+    So one engine in a pod is always found at the first port, which is what Prometheus scrapes. Raises EngineDied when
+    all are taken. A lock says who has a port while vLLM has not bound it yet; the system lets go when its holder dies.
+    """
+    if range_ is None:
+        yield free_port(host)
+        return
+    for port in range(range_[0], range_[1] + 1):
+        with (Path(tempfile.gettempdir()) / f"{_SCRATCH_PREFIX}port-{port}.lock").open("w") as lock:
             try:
-                probe.bind((host, port))
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
                 continue
-            free: int = probe.getsockname()[1]
-            return free
+            if _is_free(host, port):
+                yield port
+                return
     raise EngineDied("every port of engine.port_range is taken on this node")
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as vLLM does: closed connections do not count
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return False
+        return True
 
 
 def parse_load(text: str) -> EngineLoad:

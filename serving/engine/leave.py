@@ -9,6 +9,7 @@ Run by the pods' preStop hook: `python -m serving.engine.leave --within-s 660`.
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import os
 import sys
 import time
@@ -16,6 +17,7 @@ from collections.abc import Callable
 
 import psutil
 import ray
+from ray._common.network_utils import build_address
 from ray._private.state import state  # Serve's and Train's own way to draining nodes; there is no public one (2.60)
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
 from ray.core.generated import autoscaler_pb2
@@ -49,7 +51,7 @@ def main() -> None:
         else:
             drain(here, chosen.within_s)
             is_done = wait_until(lambda: not processes.members(), deadline)
-    except (ConnectionError, RayError, RuntimeError) as error:
+    except (OSError, RayError, RuntimeError, ValueError) as error:
         sys.exit(f"Ray could not be told that this node goes ({type(error).__name__}).")
     if not is_done:
         sys.exit(f"Not everybody had left after {chosen.within_s:.0f} s.")
@@ -61,10 +63,19 @@ def head_address() -> str | None:
     Not by name: when a whole cluster goes, the head's Service goes with it, and its name before this process has asked.
     """
     port = int(os.environ.get("RAY_ADDRESS", "").rpartition(":")[2] or _HEAD_PORT)
-    for it in psutil.net_connections("tcp"):
+    connections = psutil.net_connections("tcp")
+    if any(it.status == psutil.CONN_LISTEN and it.laddr and it.laddr.port == port for it in connections):
+        return None  # this is the head, which Ray finds by itself; what it speaks with on that port may be a Redis
+    for it in connections:
         if it.status == psutil.CONN_ESTABLISHED and it.raddr and it.raddr.port == port:
-            return f"{it.raddr.ip}:{port}"
+            return f"{build_address(plain(it.raddr.ip), port)}"
     return None
+
+
+def plain(address: str) -> str:
+    """An IPv4 address as such: gRPC's sockets take both families, and the kernel then shows it inside an IPv6 one."""
+    ip = ipaddress.ip_address(address)
+    return str(getattr(ip, "ipv4_mapped", None) or ip)
 
 
 def drain(node_id: str, within_s: float) -> None:

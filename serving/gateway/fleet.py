@@ -39,6 +39,8 @@ MODEL_MEMORY_S = 3600.0
 CELL_MEMORY_S = 30.0
 #: Seconds a poll may take; a directory answers in milliseconds.
 POLL_TIMEOUT_S = 5.0
+#: Connections that one poll of a directory may try: of two pods behind an address, one in 256 polls misses it.
+CONNECTS_MAX = 8
 #: Reports closer together than this are the same one, seen through the network's jitter.
 SAME_REPORT_S = 0.05
 #: What a source's answer can fail with once it has been reached; msgspec leaves broken UTF-8 to Python's own error.
@@ -141,12 +143,23 @@ class DirectorySource:
             body = msgspec.json.encode(report)
             # Not kept open: two Ray clusters stand behind one address while one takes the other's place, and both are heard.
             headers = bearer(self._secret) | {"Connection": "close"}
-            async with session.post(self._url, data=body, headers=headers) as response:
+            async with await self._post(session, body, headers) as response:
                 if response.status != 200:
                     raise Silence(f"status {response.status}")
                 return msgspec.json.decode(await response.read(), type=DirectoryAnswer)
         except _NO_ANSWER as error:
             raise Silence(type(error).__name__) from None
+
+    async def _post(
+        self, session: aiohttp.ClientSession, body: bytes, headers: dict[str, str]
+    ) -> aiohttp.ClientResponse:
+        """Some pods behind the address have no proxy: Ray Serve runs one where a replica is. The next may have one."""
+        for _ in range(CONNECTS_MAX - 1):
+            try:
+                return await session.post(self._url, data=body, headers=headers)
+            except aiohttp.ClientConnectorError:
+                continue
+        return await session.post(self._url, data=body, headers=headers)
 
 
 class _ModelCard(msgspec.Struct):

@@ -103,6 +103,24 @@ def test_weights_are_fetched_for_every_model_of_every_cell() -> None:
     )
 
 
+def test_a_cell_fetches_by_its_own_image() -> None:
+    """A cell that is a version ahead looks for weights where its image says they are; the same image fetches once."""
+    both = _weights({"cells": {"a": {}, "b": {"images": {"head": {"tag": "next"}}}}})
+    images = [it["spec"]["template"]["spec"]["containers"][0]["image"].rpartition(":")[2] for it in both]
+
+    assert len(images) == 2 and "next" in images
+    assert len(_weights({"cells": {"a": {}, "b": {}}})) == 1
+
+
+def test_every_job_runs_where_jobs_may() -> None:
+    """Where every node is tainted, a Job that tolerates nothing is one that an installation waits for in vain."""
+    where: Object = {"nodeSelector": {"pool": "cpu"}, "tolerations": [{"operator": "Exists"}]}
+    found = [it.spec for it in pods(render({"jobs": where})) if it.labels["app.kubernetes.io/component"] == "job"]
+
+    assert len(found) >= 6
+    assert all((it["nodeSelector"], it["tolerations"]) == tuple(where.values()) for it in found)
+
+
 def test_only_fetch_jobs_are_online() -> None:
     """Token, proxies and certificates reach those Jobs and nobody else; every other pod is told to stay offline."""
     for pod in pods(shipped("every-key")):

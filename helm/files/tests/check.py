@@ -68,7 +68,7 @@ def wrong_key() -> None:
     """No answer for a key that nobody made, nor without one."""
     for headers in ({"Authorization": f"Bearer {NOBODYS_KEY}"}, {}):
         try:
-            _open("/v1/models", headers).close()
+            _reached("/v1/models", headers).close()
         except urllib.error.HTTPError as refused:
             if refused.code != 401:
                 raise Failed(f"expected 401 and got {refused.code}") from None
@@ -78,6 +78,7 @@ def wrong_key() -> None:
 
 def metrics() -> None:
     """Every gateway counts what it serves."""
+    _reached("/v1/models", _key()).close()
     before = _counted()
     _open("/v1/models", _key()).close()
     after = _counted()
@@ -102,6 +103,20 @@ def _asked(fields: dict[str, Any]) -> Any:
             if not may_come or time.monotonic() > deadline:
                 raise Failed(f"{model} did not answer: {said}") from None
             print(f"not yet: {said}", file=sys.stderr)
+            time.sleep(RETRY_S)
+
+
+def _reached(path: str, headers: dict[str, str]) -> Any:
+    """An answer, whatever it is; a gateway that still starts is waited for."""
+    deadline = time.monotonic() + _timeout_s()
+    while True:
+        try:
+            return _open(path, headers)
+        except urllib.error.HTTPError:
+            raise
+        except (urllib.error.URLError, TimeoutError) as error:
+            if time.monotonic() > deadline:
+                raise Failed(f"the gateway cannot be reached: {error}") from None
             time.sleep(RETRY_S)
 
 

@@ -19,6 +19,14 @@ restartPolicy: Never
 # A Service called serving-… would become variables named SERVING_…, and those are settings.
 enableServiceLinks: false
 {{- include "gpt-oss-serving.imagePullSecrets" .root }}
+{{- with .root.Values.jobs.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .root.Values.jobs.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 securityContext:
   {{- include "gpt-oss-serving.podSecurityContext" .root | nindent 2 }}
 {{- end -}}
@@ -34,14 +42,17 @@ securityContext:
   {{- include "gpt-oss-serving.containerSecurityContext" .root | nindent 2 }}
 {{- end -}}
 
-{{/* Names of all models of all cells, one a line. */}}
-{{- define "gpt-oss-serving.modelNames" -}}
-{{- $names := list -}}
-{{- range .Values.models -}}{{- $names = append $names .name -}}{{- end -}}
-{{- range $_, $cell := .Values.cells -}}
-{{- range dig "models" list (default dict $cell) -}}{{- $names = append $names .name -}}{{- end -}}
+{{/*
+What is to be fetched, as a JSON list of image and model: each cell's models by its own image, because a checkpoint's folder is
+named after what the image says of it, and a cell may be a version ahead.
+*/}}
+{{- define "gpt-oss-serving.weights" -}}
+{{- $wanted := list -}}
+{{- range $cell, $_ := .Values.cells -}}
+{{- $values := include "gpt-oss-serving.cellValues" (dict "root" $ "cell" $cell) | fromJson -}}
+{{- range $values.models -}}{{- $wanted = append $wanted (dict "image" $values.images.head "model" .name) -}}{{- end -}}
 {{- end -}}
-{{- $names | uniq | sortAlpha | join "\n" -}}
+{{- $wanted | uniq | toJson -}}
 {{- end -}}
 
 {{/* Settings of the Jobs that look after weights: models that the catalogue lacks. */}}
