@@ -44,7 +44,7 @@ def answer(container: Container, home: Path, url: str) -> str:
     """What the model says the capital of France is, asked with the key of the first start."""
     key = (home / "admin.key").read_text().strip()
     status, body = container.ask(f"{url}/v1/chat/completions", key, json.dumps(QUESTION))
-    assert status == 200, body
+    assert status == 200, body + container.log()[-3000:]
     return str(json.loads(body)["choices"][0]["message"]["content"])
 
 
