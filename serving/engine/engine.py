@@ -62,6 +62,7 @@ READ_METRICS = (
     "vllm:generation_tokens_total",
     PROMPTS_SUM_METRIC,
     PROMPTS_COUNT_METRIC,
+    "vllm:cache_config_info",  # `serving accept` compares its KV tokens with the budget
 )
 
 

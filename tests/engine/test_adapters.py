@@ -184,7 +184,6 @@ REFUSED: dict[str, tuple[str, dict[str, object], dict[str, object], str]] = {
     "more in memory": (SMOLLM2, {"lora": {"max_cpu_adapters": 99}}, {}, "`lora.max_cpu_adapters`"),
     "several front ends": (SMOLLM2, {"lora": {}}, {"api_servers": 2}, "one HTTP front end .*vLLM 0.32"),
     "gpt-oss on a CPU": ("tiny-gpt-oss", {"lora": {}}, {}, "kill its engine on a CPU"),
-    "gpt-oss on a CPU, limits or not": ("gpt-oss-20b", {"lora": {}}, {}, "kill its engine on a CPU"),
     "an engine over nodes": (
         "gpt-oss-120b",
         {"profile": "dp8-ep", "lora": {"max_adapters": 1}},
