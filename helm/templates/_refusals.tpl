@@ -13,6 +13,9 @@ What cannot work: one sentence a line. A cell's own are in cell/_refusals.tpl, o
 {{- if not .Values.images.registry }}
 images.registry is empty: name the registry that holds the images, e.g. registry.example.com/gpt-oss-serving.
 {{- end }}
+{{- if eq (include "gpt-oss-serving.weights" .) "[]" }}
+No cell serves a model: name at least one cell in cells, and at least one model in models.
+{{- end }}
 {{- if not (or (include "gpt-oss-serving.planeTlsEnabled" .) .Values.acknowledgePlaintextBetweenPlanes) }}
 Prompts and answers would cross the network between gateways and engines unencrypted: give a certificate in planeTls, or accept it with acknowledgePlaintextBetweenPlanes: true.
 {{- end }}

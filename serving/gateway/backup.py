@@ -139,6 +139,7 @@ def _make_room(connection: Connection, name: str) -> None:
     others = (
         select(func.count()).select_from(tenants).where(tenants.c.name != FIRST_TENANT),
         select(func.count()).select_from(keys).where(keys.c.name != FIRST_KEY_NAME),
+        select(func.count()).select_from(keys).having(func.count() > 1),
         select(func.count()).select_from(select(ledger.c.request_id).limit(1).subquery()),
     )
     if any(connection.scalar(count) for count in others):
@@ -214,6 +215,9 @@ def _read(path: Path) -> Generator[_Head | _Row]:
 
 @contextmanager
 def _written_whole(path: Path) -> Iterator[gzip.GzipFile]:
+    path = path.resolve()  # what a link leads to is what was meant
+    if path.exists() and not path.is_file():
+        raise Refusal(f"{path} is no plain file: name another place for the backup.")
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

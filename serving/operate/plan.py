@@ -293,7 +293,7 @@ def plan(
         replicas_spare=count + 1,
         replicas_node_loss=count + per_node,
         replicas_mean=mean[0] if mean else count,
-        nodes=math.ceil((count + 1) * chosen.gpus_per_engine / gpus_per_node),
+        nodes=_nodes(count + 1, chosen.gpus_per_engine, gpus_per_node),
         gpus_per_node=gpus_per_node,
     )
 
@@ -344,3 +344,10 @@ def _reason(chosen: Option, options: Sequence[Option], profile: str | None) -> s
         f"The fewest GPUs with one engine to spare: {chosen.gpus + chosen.gpus_per_engine}, where {nearest.profile} on"
         f" {nearest.gpu} takes {nearest.gpus + nearest.gpus_per_engine}."
     )
+
+
+def _nodes(engines: int, gpus: int, gpus_per_node: int) -> int:
+    """Nodes for so many engines of `gpus` each; an engine that fits a node is never split between two."""
+    if gpus <= gpus_per_node:
+        return math.ceil(engines / (gpus_per_node // gpus))
+    return engines * math.ceil(gpus / gpus_per_node)

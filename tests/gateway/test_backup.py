@@ -215,6 +215,33 @@ def test_a_store_in_use_is_not_overwritten(place: Place, target: Place, tmp_path
     assert contents(target) == before
 
 
+def test_a_second_key_is_not_what_a_first_start_makes(place: Place, target: Place, tmp_path: Path) -> None:
+    """Whatever its name: somebody made it, and may be using it."""
+    fill(place)
+    run(place, "backup", str(tmp_path / "b"))
+    with opened(settings_of(target)) as (store, keyring):
+        registry = Registry(store, keyring, time.time)
+        registry.create_tenant("default")
+        for _ in range(2):
+            registry.create_key("default", name="admin")
+    before = contents(target)
+
+    with pytest.raises(Refusal, match="is in use: restore into a new one"):
+        run(target, "restore", str(tmp_path / "b"))
+    assert contents(target) == before
+
+
+def test_a_backup_replaces_files_alone(place: Place, tmp_path: Path) -> None:
+    """Not a device or a pipe; and a link stays one, with the backup where it leads."""
+    os.mkfifo(tmp_path / "pipe")
+    for odd in (tmp_path / "pipe", tmp_path, Path()):
+        with pytest.raises(Refusal, match="no plain file"):
+            run(place, "backup", str(odd))
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    run(place, "backup", str(tmp_path / "link"))
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "b").is_file() and (tmp_path / "pipe").is_fifo()
+
+
 def test_what_a_first_start_made_gives_way(place: Place, target: Place, tmp_path: Path) -> None:
     """An installation has its first tenant and key before anyone can restore into it; the given key works afterwards."""
     fill(place)

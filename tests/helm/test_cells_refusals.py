@@ -19,6 +19,10 @@ REFUSED: dict[str, tuple[Object, str]] = {
         _model(gpu="h200", profile="tight"),
         "gpt-oss-120b has no GPU profile 'tight' on h200; it has balanced on h100,",
     ),
+    "a model of GPUs on CPUs": (
+        _model(profile="cpu"),
+        "gpt-oss-120b is meant for GPUs and its profile is cpu: name one of its own, of which the first is balanced on h100",
+    ),
     "a model of CPUs on GPUs": (_model("tiny-gpt-oss"), "it has none: it runs on the CPU (`profile: cpu`)"),
     "ranks that do not divide": (_model(tensor=3), "64 attention heads, which 3 tensor ranks cannot share evenly"),
     "more ranks than KV heads": (_model(tensor=16), "8 KV heads, which 16 tensor ranks cannot share evenly"),
@@ -50,10 +54,6 @@ REFUSED: dict[str, tuple[Object, str]] = {
     "adapters over nodes": (
         _model("qwen3-32b", pipeline=8, lora={"max_adapters": 1}),
         "An engine of qwen3-32b over 2 nodes loads no adapters",
-    ),
-    "adapters of experts on a CPU": (
-        CPU_DEMO | _model("gpt-oss-20b", lora={"max_adapters": 1}),
-        "Adapters on gpt-oss-20b kill its engine on a CPU",
     ),
     "a changing fleet nobody knows": (
         CPU_DEMO | _model("tiny-gpt-oss", min_replicas=1, max_replicas=2),

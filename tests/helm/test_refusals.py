@@ -20,6 +20,10 @@ REFUSED: dict[str, tuple[Object, str]] = {
         {"gateway": {"autoscaling": {"enabled": True}}},
         "gateway.autoscaling is enabled and there is no shared store: SQLite serves exactly one gateway; name PostgreSQL's Secret in store.postgresql.secretName.",
     ),
+    "no model": (
+        {"models": []},
+        "No cell serves a model: name at least one cell in cells, and at least one model in models.",
+    ),
     "autoscaling upside down": (
         {
             "store": POSTGRESQL,

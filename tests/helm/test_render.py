@@ -31,7 +31,7 @@ CUSTOM = {
 }
 #: Fields of their specs that this chart may use, written down from their API references; no schema of them is at hand.
 KNOWN_FIELDS = {
-    "Certificate": {"secretName", "issuerRef", "privateKey", "usages", "dnsNames"},
+    "Certificate": {"secretName", "duration", "renewBefore", "issuerRef", "privateKey", "usages", "dnsNames"},
     "HTTPRoute": {"parentRefs", "hostnames", "rules"},
     "PodMonitor": {"selector", "podTargetLabels", "podMetricsEndpoints"},
     "PrometheusRule": {"groups"},

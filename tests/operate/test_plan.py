@@ -158,6 +158,12 @@ def test_a_node_too_small_for_a_profile_refuses_it() -> None:
     assert made.nodes == math.ceil(made.replicas_spare * made.chosen.gpus_per_engine / 4)
 
 
+def test_an_engine_is_not_split_between_nodes() -> None:
+    """A node of six GPUs holds one engine of four, whatever is left over."""
+    made = plan(MODEL, CHAT, SLO, "h100", gpus_per_node=6, profile="latency")
+    assert made.chosen.gpus_per_engine == 4 and made.nodes == made.replicas_spare
+
+
 def test_an_engine_is_filled_as_far_as_the_autoscaler_fills_it() -> None:
     """A plan that filled engines further would be corrected by the directory at once."""
     assert TUNING.fill_ratio == FILL

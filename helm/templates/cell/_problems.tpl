@@ -27,8 +27,8 @@ here, with the words of serving/budget/refusals.py; the rest (adapters' files, a
 {{- include "gpt-oss-serving.loraExcess" . -}}
 {{- else if and .lora (gt (int .apiServers) 1) -}}
 {{- printf "An engine that loads adapters has one HTTP front end and %s would have %d (`api_servers`): each would number adapters on its own." .name (int .apiServers) -}}
-{{- else if and .onCpu (and .lora .facts.experts) -}}
-{{- printf "Adapters on %s kill its engine on a CPU at the first request." .name -}}
+{{- else if and .onCpu .facts.profiles -}}
+{{- printf "%s is meant for GPUs and its profile is cpu: name one of its own, of which the first is %s on %s." .name (first .facts.profiles).name (first .facts.profiles).gpu -}}
 {{- else if and .onCpu (ne (int .min) (int .max)) (not .facts.cpu_scales) (empty .entry.knee) -}}
 {{- printf "The fleet of %s may change and nothing says what one engine of it does on a CPU: give it a `knee`, or the same min_replicas and max_replicas." .name -}}
 {{- else if not .onCpu -}}
