@@ -84,8 +84,6 @@ def test_one_ray_and_one_vllm_over_images_and_locks() -> None:
 def test_the_chart_names_the_same_ray_and_operator() -> None:
     """`rayVersion` decides which probes KubeRay writes; the operator is the one whose schemas the chart is held against."""
     chart = ROOT / "helm"
-    if not chart.is_dir():
-        pytest.skip("There is no chart in this checkout.")
     values = yaml.safe_load((chart / "values.yaml").read_text())
     about = yaml.safe_load((chart / "Chart.yaml").read_text())
 

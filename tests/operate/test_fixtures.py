@@ -24,7 +24,7 @@ DEFINITIONS = Path(os.environ.get("KUBERAY_CRDS", Path(__file__).parents[3] / "s
 def definition() -> dict[str, Any]:
     path = DEFINITIONS / "ray.io_rayservices.yaml"
     if not path.exists():
-        pytest.skip(f"KubeRay's definitions are not in {DEFINITIONS}: name their folder with KUBERAY_CRDS")
+        pytest.fail(f"KubeRay's definitions are not in {DEFINITIONS}: name their folder with KUBERAY_CRDS")
     content: dict[str, Any] = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
     return content
 
