@@ -244,7 +244,7 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
 
     Raises Refusal with one sentence that names the key when anything is unknown or out of range.
     """
-    return _validated(_from_file(path), _from_environment(environ))
+    return _validated(read_mapping(path, "settings") if path else {}, _from_environment(environ))
 
 
 def override(settings: Settings, **groups: Mapping[str, Any]) -> Settings:
@@ -272,19 +272,18 @@ def _validated(*layers: Mapping[str, Any]) -> Settings:
         raise Refusal(f"{what} not usable: {first['msg'].removeprefix('Value error, ').lower()}.") from None
 
 
-def _from_file(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
+def read_mapping(path: Path, kind: str) -> dict[str, Any]:
+    """The mapping in a YAML file; raises Refusal, in which `kind` says whose file it is, when there is none."""
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise Refusal(f"The settings file {path} cannot be read: {error.strerror}.") from None
-    except yaml.YAMLError:
-        raise Refusal(f"The settings file {path} is not valid YAML.") from None
+        raise Refusal(f"The {kind} file {path} cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise Refusal(f"The {kind} file {path} is not valid YAML.") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise Refusal(f"The settings file {path} must hold a mapping of keys to values.")
+        raise Refusal(f"The {kind} file {path} must hold a mapping of keys to values.")
     return content
 
 

@@ -17,7 +17,6 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
 import msgspec
-import yaml
 
 from serving.catalog import Model
 from serving.errors import Refusal
@@ -121,29 +120,6 @@ def models_of(values: Mapping[str, Any]) -> tuple[str, ...]:
     """The models that any cell serves, by name."""
     lists = [values.get("models"), *((cell or {}).get("models") for cell in values.get("cells", {}).values())]
     return tuple(sorted({model["name"] for models in lists for model in models or ()}))
-
-
-def merged(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Values as helm merges them: the later wins, maps key by key, lists whole."""
-    whole: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.items():
-            both = isinstance(value, Mapping) and isinstance(whole.get(key), Mapping)
-            whole[key] = merged([whole[key], value]) if both else value
-    return whole
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping; raises Refusal when the file is not there or is something else."""
-    try:
-        found = yaml.safe_load(path.read_text()) or {}
-    except OSError as error:
-        raise Refusal(f"{path} cannot be read: {error.strerror}.") from None
-    except yaml.YAMLError:
-        raise Refusal(f"{path} is not YAML.") from None
-    if not isinstance(found, dict):
-        raise Refusal(f"{path} is not a mapping.")
-    return found
 
 
 def file_of(reference: str) -> str:

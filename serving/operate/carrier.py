@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import yaml
 
+from serving.config import read_mapping
 from serving.errors import Refusal
 from serving.operate.bundle import (
     FORMAT,
@@ -30,12 +31,11 @@ from serving.operate.bundle import (
     Verified,
     contents,
     file_of,
-    merged,
     moved,
-    read_yaml,
     seal,
     without_digest,
 )
+from serving.operate.values import merged
 
 OPERATOR_CHART, OPERATOR_CHARTS = "kuberay-operator", "https://ray-project.github.io/kuberay-helm/"
 #: Where `export` takes images from, as skopeo calls it.
@@ -58,9 +58,9 @@ def needed(chart: Path, values: Sequence[Path], operator: str | None, registry: 
 
     `registry` is where the images are now, where the values name the one they will be in.
     """
-    about = read_yaml(chart / "Chart.yaml")
+    about = read_mapping(chart / "Chart.yaml", "chart")
     now = {"images": {"registry": registry}} if registry is not None else {}
-    chosen = merged([read_yaml(chart / "values.yaml"), *(read_yaml(path) for path in values), now])
+    chosen = merged(*(read_mapping(path, "values") for path in (chart / "values.yaml", *values)), now)
     arguments = ["template", "bundle", str(chart), *(f"--values={path}" for path in values)]
     if registry is not None:
         arguments.append(f"--set-string=images.registry={registry}")
@@ -91,7 +91,7 @@ def export(
     try:
         manifest = Manifest(
             FORMAT,
-            str(read_yaml(chart / "Chart.yaml")["version"]),
+            str(read_mapping(chart / "Chart.yaml", "chart")["version"]),
             tuple(_save(reference, unfinished, source) for reference in wanted.images),
             tuple(_charts(chart, wanted.operator, operator_chart, unfinished / "charts")),
             tuple(_copied(folder, unfinished / "models") for folder in checkpoints),

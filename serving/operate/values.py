@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from serving import catalog
 from serving.budget import refuse
 from serving.catalog import Model, Profile
-from serving.config import ModelSettings
+from serving.config import ModelSettings, read_mapping
 from serving.errors import Refusal
 
 #: What the chart's own values say of the keys read here (a test compares), for whoever asks before he has a file.
@@ -77,10 +76,7 @@ class Wanted(msgspec.Struct, frozen=True):
 
 def read(files: Sequence[Path]) -> Wanted:
     """What these files ask for together, the last one winning, as helm merges them. Raises Refusal."""
-    merged: dict[str, Any] = dict(DEFAULTS)
-    for file in files:
-        merged = _merged(merged, _content(file))
-    return wanted(merged)
+    return wanted(merged(DEFAULTS, *(read_mapping(file, "values") for file in files)))
 
 
 def wanted(values: Mapping[str, Any]) -> Wanted:
@@ -103,30 +99,19 @@ def wanted(values: Mapping[str, Any]) -> Wanted:
     )
 
 
-def _content(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise Refusal(f"The values file {file} cannot be read: {error.strerror}.") from None
-    except yaml.YAMLError:
-        raise Refusal(f"The values file {file} is not valid YAML.") from None
-    if content is not None and not isinstance(content, dict):
-        raise Refusal(f"The values file {file} must hold a mapping of keys to values.")
-    return content or {}
-
-
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Helm's way: mappings key by key, everything else replaced, null takes a key away."""
-    result = dict(below)
-    for key, value in above.items():
-        before = result.get(key)
-        if value is None:
-            result.pop(key, None)
-        elif isinstance(value, Mapping) and isinstance(before, Mapping):
-            result[key] = _merged(before, value)
-        else:
-            result[key] = value
-    return result
+def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Helm's way, the last layer winning: mappings key by key, everything else replaced, null takes a key away."""
+    whole: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            before = whole.get(key)
+            if value is None:
+                whole.pop(key, None)
+            elif isinstance(value, Mapping) and isinstance(before, Mapping):
+                whole[key] = merged(before, value)
+            else:
+                whole[key] = value
+    return whole
 
 
 def _at(values: Mapping[str, Any], path: str) -> Any:
@@ -154,7 +139,7 @@ def _engine_pods(values: Mapping[str, Any]) -> tuple[list[EnginePods], list[str]
     pods: list[EnginePods] = []
     impossible: list[str] = []
     for cell, given in values.get("cells", {}).items():
-        chosen = _merged(values, given or {})
+        chosen = merged(values, given or {})
         if chosen.get("paused"):
             continue
         for settings in _checked(TypeAdapter(list[ModelSettings]), chosen.get("models", []), f"cells.{cell}.models"):

@@ -114,16 +114,6 @@ def test_models_of_every_cell_are_carried() -> None:
     assert bundle.models_of(values) == ("a", "b")
 
 
-def test_values_are_merged_as_helm_does() -> None:
-    """Maps key by key, lists whole, the later file wins."""
-    first = {"images": {"registry": "a", "head": {"tag": "1"}}, "models": [{"name": "x"}, {"name": "y"}]}
-
-    assert bundle.merged([first, {"images": {"head": {"tag": "2"}}, "models": [{"name": "z"}]}]) == {
-        "images": {"registry": "a", "head": {"tag": "2"}},
-        "models": [{"name": "z"}],
-    }
-
-
 @pytest.mark.parametrize(
     ("reference", "there"),
     [

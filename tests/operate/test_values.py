@@ -23,6 +23,13 @@ def written(folder: Path, name: str, content: Any) -> Path:
     return path
 
 
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    """In a sentence, as every other file that cannot be used."""
+    (tmp_path / "v.yaml").write_bytes(b"\x00\xff")
+    with pytest.raises(Refusal, match="is not valid YAML"):
+        values.read([tmp_path / "v.yaml"])
+
+
 def test_files_are_merged_as_helm_merges_them(tmp_path: Path) -> None:
     """The last wins: mappings key by key, lists whole, null takes a key away."""
     first = written(
