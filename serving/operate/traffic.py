@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -18,6 +19,8 @@ from serving.errors import Refusal
 PEAK_WINDOW_S = 60.0
 #: Tokens of one block of Mooncake's prefix hashes (its README).
 _BLOCK_TOKENS = 512
+#: Tokens that no call has: a figure beyond is no count.
+_TOKENS_MAX = 2**31
 
 
 class Traffic(msgspec.Struct, frozen=True):
@@ -54,11 +57,12 @@ def read_trace(path: Path) -> Traffic:
             calls = list(_azure(csv.DictReader(file)) if path.suffix == ".csv" else _mooncake(map(json.loads, file)))
     except OSError as error:
         raise Refusal(f"The trace {path} cannot be read: {error.strerror}.") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError, csv.Error) as error:
         raise Refusal(
             f"The trace {path} is neither Azure's CSV (TIMESTAMP, ContextTokens, GeneratedTokens) nor Mooncake's JSON lines"
             f" (timestamp, input_length, output_length): {type(error).__name__}."
         ) from None
+    calls.sort(key=lambda it: it.at)
     if len(calls) < 2 or calls[-1].at <= calls[0].at:
         raise Refusal(f"The trace {path} has too few calls to say how often they come.")
     span_s = calls[-1].at - calls[0].at
@@ -83,7 +87,7 @@ def _azure(rows: Iterator[dict[str, Any]] | csv.DictReader[str]) -> Iterator[_Ca
     for row in rows:
         # Python reads six digits of a fraction; the trace has seven.
         at = datetime.fromisoformat(row["TIMESTAMP"][:26]).replace(tzinfo=UTC).timestamp()
-        yield _Call(at, int(row["ContextTokens"]), max(1, int(row["GeneratedTokens"])))
+        yield _call(at, int(row["ContextTokens"]), int(row["GeneratedTokens"]))
 
 
 def _mooncake(rows: Iterator[dict[str, Any]]) -> Iterator[_Call]:
@@ -92,4 +96,12 @@ def _mooncake(rows: Iterator[dict[str, Any]]) -> Iterator[_Call]:
         prompt, blocks = int(row["input_length"]), row.get("hash_ids", [])
         fresh = next((place for place, block in enumerate(blocks) if block not in seen), len(blocks))
         seen.update(blocks)
-        yield _Call(row["timestamp"] / 1000, prompt, max(1, row["output_length"]), min(fresh * _BLOCK_TOKENS, prompt))
+        shared = min(fresh * _BLOCK_TOKENS, prompt)
+        yield _call(row["timestamp"] / 1000, prompt, int(row["output_length"]), shared)
+
+
+def _call(at: float, prompt_tokens: int, output_tokens: int, shared_tokens: int = 0) -> _Call:
+    """Raises ValueError for what no call can be."""
+    if not (math.isfinite(at) and 1 <= prompt_tokens <= _TOKENS_MAX and 0 <= output_tokens <= _TOKENS_MAX):
+        raise ValueError("a call of no length, or at no time")
+    return _Call(at, prompt_tokens, max(1, output_tokens), shared_tokens)

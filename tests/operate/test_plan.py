@@ -241,3 +241,29 @@ def test_a_trace_that_is_none_is_one_sentence(tmp_path: Path, content: str, suff
     trace.write_text(content)
     with pytest.raises(Refusal, match="trace"):
         read_trace(trace)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"timestamp": 0, "input_length": -5, "output_length": 5}',
+        '{"timestamp": 0, "input_length": 0, "output_length": 5}',
+        '{"timestamp": 0, "input_length": 5, "output_length": NaN}',
+        '{"timestamp": Infinity, "input_length": 5, "output_length": 5}',
+        f'{{"timestamp": 0, "input_length": {"9" * 400}, "output_length": 5}}',
+        "[" * 100_000,
+    ],
+    ids=["negative", "empty", "no number", "never", "endless", "nested"],
+)
+def test_a_trace_of_calls_that_cannot_be_is_refused(tmp_path: Path, row: str) -> None:
+    """A plan for minus five hundred tokens would be one for too few GPUs."""
+    (tmp_path / "t.jsonl").write_text(f'{row}\n{{"timestamp": 1000, "input_length": 5, "output_length": 5}}\n')
+    with pytest.raises(Refusal, match="is neither Azure's CSV"):
+        read_trace(tmp_path / "t.jsonl")
+
+
+def test_a_trace_in_no_order_is_read(tmp_path: Path) -> None:
+    """Several gateways' logs, one after the other."""
+    rows = [{"timestamp": at, "input_length": 5, "output_length": 5} for at in (2000, 0, 1000)]
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    assert read_trace(tmp_path / "t.jsonl").requests_per_s == 1.5
