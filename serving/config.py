@@ -293,7 +293,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         if not name.startswith(ENV_PREFIX):
             continue
         *groups, key = name.removeprefix(ENV_PREFIX).lower().split("__")
-        branch = {key: text if key in {"home", "host"} else _from_text(name, text)}
+        branch = {key: (text or None) if key in {"home", "host"} else _from_text(name, text)}
         for group in reversed(groups):
             branch = {group: branch}
         _merge(layer, branch)
