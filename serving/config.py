@@ -58,7 +58,7 @@ class Timeouts(_Group):
 
 
 class Certificate(_Group):
-    """A certificate and its key, as PEM files; both are read again when a server starts."""
+    """A certificate and its key, as PEM files; gateways and engines take up renewed ones without a restart."""
 
     certificate_file: Path
     """The certificate, with those between it and its authority."""
