@@ -243,12 +243,16 @@ def run_accept(
 
 def _key(file: Path) -> str:
     try:
-        lines = file.read_text().split()
+        words = file.read_text().split()
     except OSError as error:
         raise Refusal(f"The key file {file} cannot be read: {error.strerror}.") from None
-    if not lines:
+    except UnicodeDecodeError:
+        raise Refusal(f"The key file {file} is not text.") from None
+    if not words:
         raise Refusal(f"The key file {file} is empty.")
-    return lines[0]
+    if not (words[0].isascii() and words[0].isprintable()):
+        raise Refusal(f"The key file {file} does not begin with an API key, which is plain ASCII.")
+    return words[0]
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -158,6 +158,18 @@ async def test_an_unknown_model_is_refused_with_those_there_are(tmp_path: Path) 
     assert isinstance(refused, Refusal) and MODEL in str(refused)
 
 
+@pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff\xfe\x00", b"sk-\x00key", "sk-schl\u00fcssel".encode()])
+def test_a_file_without_a_key_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    """Missing, empty, no text, or nothing that a header carries: one sentence that names the file, and nothing made."""
+    file = tmp_path / "key.txt"
+    if content is not None:
+        file.write_bytes(content)
+    arguments = ["accept", "--base-url", "http://127.0.0.1:1", "--model", MODEL, "--key-file", str(file)]
+    refused = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")]).exception
+    assert isinstance(refused, Refusal) and "key.txt" in str(refused) and "\n" not in str(refused)
+    assert not (tmp_path / "out").exists()
+
+
 # --- The same answers -----------------------------------------------------------------------------------------------------
 
 
