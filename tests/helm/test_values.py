@@ -16,9 +16,10 @@ import chart_schema
 from serving.config import GatewaySettings, ModelSettings, Timeouts
 from serving.errors import Refusal
 from tests.helm.cells import CHART, GIVEN, Object, Refused, render
-from tests.helm.chart import EVERY_KEY, FILES, helm, leaves, read
+from tests.helm.chart import EVERY_KEY, FILES, helm, leaves, of_kind, read
 
 VALUES = chart_schema.values(chart_schema.VALUES.read_text())
+SCHEMA = jsonschema.Draft7Validator(json.loads(chart_schema.SCHEMA.read_text()))
 
 
 def test_the_schema_is_in_step() -> None:
@@ -84,6 +85,39 @@ def test_helm_refuses_what_is_out_of_range(values: Object) -> None:
         values = {"cells": {"a": None}}
     with pytest.raises(Refused, match=rf"/{name}"):
         render(values)
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda it: ".".join(it.path))
+def test_no_value_can_be_taken_out(value: chart_schema.Value) -> None:
+    """Helm takes null for "not there", and templates compute with every key: one without it is refused by name."""
+    values = read(chart_schema.VALUES)
+    del _at(values, value.path[:-1])[value.path[-1]]  # type: ignore[attr-defined]
+
+    assert [it.message for it in SCHEMA.iter_errors(values)] == [f"{value.path[-1]!r} is a required property"]
+
+
+@pytest.mark.parametrize(
+    ("values", "missing"),
+    [
+        ({"models": None}, "at '': missing property 'models'"),
+        ({"cells": None}, "at '': missing property 'cells'"),
+        ({"gateway": {"settings": None}}, "at '/gateway': missing property 'settings'"),
+        ({"gateway": {"settings": {"drain_timeout_s": None}}}, "'/gateway/settings': missing property 'drain_timeout_s'"),
+        ({"gateway": {"timeouts": {"request_total_s": None}}}, "'/gateway/timeouts': missing property 'request_total_s'"),
+    ],
+    ids=lambda it: json.dumps(it),
+)  # fmt: skip
+def test_helm_says_what_null_took_out(values: Object, missing: str) -> None:
+    """Null is answered with the key that is missing, not with an error of a template."""
+    with pytest.raises(Refused, match=missing):
+        render(values)
+
+
+def test_limits_can_be_taken_out() -> None:
+    """Limits that the chart gives a pod go by null: nothing computes with them."""
+    (gateway,) = of_kind(render({"gateway": {"resources": {"limits": None}}}), "Deployment")
+
+    assert "limits" not in gateway["spec"]["template"]["spec"]["containers"][0]["resources"]
 
 
 @pytest.mark.parametrize(
