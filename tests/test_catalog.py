@@ -192,3 +192,10 @@ def test_gpt_oss_is_pinned_to_a_commit() -> None:
     sources = [catalog.find(name).source for name in ("gpt-oss-120b", "gpt-oss-20b")]
 
     assert all(isinstance(source, HubSource) and len(source.revision) == 40 for source in sources)
+
+
+@pytest.mark.parametrize("name", ["../other", "org/model", "", "x" * 64, "ends-", "two words"])
+def test_a_models_name_is_a_folder_and_a_label(name: str) -> None:
+    """Both are called so: what only clients should see is an alias."""
+    with pytest.raises(ValidationError, match="name"):
+        Model.model_validate(OWN | {"name": name})

@@ -280,8 +280,8 @@ class Profile(_Shape):
 class Model(_Shape):
     """One model, as the catalogue knows it; the same keys describe a user's own model."""
 
-    name: str
-    """What clients ask for, and vLLM's served name."""
+    name: Annotated[str, Field(pattern="^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")]
+    """What clients ask for, and vLLM's served name; a folder and a pod's label are called so too. Others are aliases."""
     summary: str
     """What it is and is not, one sentence for the banner."""
     source: Source
