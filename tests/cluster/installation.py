@@ -231,6 +231,7 @@ class Installation:
 
 
 def ready(answers: list[DirectoryAnswer], cell: str) -> dict[str, ReplicaReport]:
-    """The replicas of a cell that take requests, by id, as its directory answers."""
-    listed = [it.report for answer in answers if answer.cell == cell for it in answer.replicas]
+    """The replicas of a cell that take requests, by id, as its directory answers: on KubeRay for `cell/Ray cluster`."""
+    own = [it for it in answers if it.cell.partition("/")[0] == cell]
+    listed = [it.report for answer in own for it in answer.replicas]
     return {it.replica_id: it for it in listed if it.state is ReplicaState.READY}
