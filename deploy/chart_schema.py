@@ -3,8 +3,9 @@
     python deploy/chart_schema.py            # write it
     python deploy/chart_schema.py --check    # exit 1 when it is out of step
 
-Every mapping of values.yaml is closed: a key that is not there is refused by helm. The default says a value's type, the
-comment above it is its description, and a comment line `# @schema {…}` adds what neither says.
+Every mapping of values.yaml is closed: a key that is not there is refused by helm, and one that was taken out (helm takes
+null for that) is refused as missing. The default says a value's type, the comment above it is its description, and a
+comment line `# @schema {…}` adds what neither says.
 """
 
 from __future__ import annotations
@@ -152,6 +153,7 @@ def _closed(found: dict[tuple[str, ...], Value], path: tuple[str, ...]) -> Schem
     return {
         "type": "object",
         "additionalProperties": False,
+        "required": [own[-1] for own in inside],
         "properties": {own[-1]: _described(found, value) for own, value in inside.items()},
     }
 
@@ -162,13 +164,20 @@ def _described(found: dict[tuple[str, ...], Value], value: Value) -> Schema:
         return described | _closed(found, value.path) | value.directive
     if "$ref" in value.directive:
         # Draft 7 ignores whatever stands beside a $ref.
-        return described | {"allOf": [value.directive]}
+        return described | {"allOf": [value.directive]} | _kept(value)
     if isinstance(value.node, yaml.ScalarNode):
         return described | ({} if "enum" in value.directive else {"type": _type(value)}) | value.directive
     is_list = isinstance(value.node, yaml.SequenceNode)
     if is_list and "items" not in value.directive:
         raise Refusal(f"{'.'.join(value.path)} is a list: its @schema line must say `items`.")
     return described | {"type": "array" if is_list else "object"} | value.directive
+
+
+def _kept(value: Value) -> Schema:
+    """Settings that have a default of the chart's: templates compute with them. Of a shape of Kubernetes' all may go."""
+    names = {f"#/definitions/{model.__name__}" for model in SETTINGS}
+    keys = [key.value for key, _ in value.children] if isinstance(value.node, yaml.MappingNode) else []
+    return {"required": keys} if keys and value.directive["$ref"] in names else {}
 
 
 def _type(value: Value) -> str:

@@ -16,7 +16,7 @@ from serving.errors import Refusal
 from serving.gateway import commands, keys
 from serving.operate import commands as operate
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(commands.tenants, name="tenants")
 app.add_typer(commands.keys, name="keys")
 app.add_typer(commands.store, name="store")

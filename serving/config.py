@@ -58,7 +58,7 @@ class Timeouts(_Group):
 
 
 class Certificate(_Group):
-    """A certificate and its key, as PEM files; both are read again when a server starts."""
+    """A certificate and its key, as PEM files; gateways and engines take up renewed ones without a restart."""
 
     certificate_file: Path
     """The certificate, with those between it and its authority."""
@@ -293,7 +293,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         if not name.startswith(ENV_PREFIX):
             continue
         *groups, key = name.removeprefix(ENV_PREFIX).lower().split("__")
-        branch = {key: text if key in {"home", "host"} else _from_text(name, text)}
+        branch = {key: (text or None) if key in {"home", "host"} else _from_text(name, text)}
         for group in reversed(groups):
             branch = {group: branch}
         _merge(layer, branch)

@@ -121,3 +121,11 @@ def test_a_reader_that_has_seen_enough_is_no_error_to_tell(tmp_path: Path) -> No
     environment = dict(os.environ) | {"SERVING_HOME": str(tmp_path)}
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.stderr == ""
+
+
+def test_an_empty_home_is_the_usual_one(tmp_path: Path) -> None:
+    """`SERVING_HOME=` is no home, as everywhere in a shell: not the folder one happens to stand in."""
+    environment = dict(os.environ) | {"SERVING_HOME": "", "XDG_DATA_HOME": str(tmp_path / "data")}
+    command = [sys.executable, "-m", "serving", "tenants", "list"]
+    subprocess.run(command, env=environment, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    assert [it.name for it in tmp_path.iterdir()] == ["data"]

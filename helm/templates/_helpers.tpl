@@ -3,22 +3,28 @@ Names, labels, images and security: what every object here is made with.
 A template that needs more than the root context takes a dict; `root` is always `$`.
 */}}
 
+{{/*
+A name that is not longer than it may be. One that is cut ends in eight digits of the whole one's hash: two long names that
+begin alike must not become one. Takes name, most (characters).
+*/}}
+{{- define "gpt-oss-serving.cut" -}}
+{{- $name := .name -}}
+{{- if gt (len $name) (int .most) -}}
+{{- $name = printf "%s-%s" ($name | trunc (int (sub .most 9)) | trimSuffix "-") ($name | sha256sum | trunc 8) -}}
+{{- end -}}
+{{- trimSuffix "-" $name -}}
+{{- end -}}
+
 {{- define "gpt-oss-serving.name" -}}
-{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
+{{- include "gpt-oss-serving.cut" (dict "name" (default .Chart.Name .Values.nameOverride) "most" 63) -}}
 {{- end -}}
 
 {{/* At most 30 characters: KubeRay takes 47 for a RayService's name, which adds `-cell-` and up to 11 of the cell's name. */}}
 {{- define "gpt-oss-serving.fullname" -}}
-{{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 30 | trimSuffix "-" -}}
-{{- else -}}
 {{- $name := include "gpt-oss-serving.name" . -}}
-{{- if contains $name .Release.Name -}}
-{{- .Release.Name | trunc 30 | trimSuffix "-" -}}
-{{- else -}}
-{{- printf "%s-%s" .Release.Name $name | trunc 30 | trimSuffix "-" -}}
-{{- end -}}
-{{- end -}}
+{{- $full := printf "%s-%s" .Release.Name $name -}}
+{{- if contains $name .Release.Name -}}{{- $full = .Release.Name -}}{{- end -}}
+{{- include "gpt-oss-serving.cut" (dict "name" (.Values.fullnameOverride | default $full) "most" 30) -}}
 {{- end -}}
 
 {{/* The name of a cell's RayService and of its Service. Takes root, cell. */}}

@@ -6,6 +6,7 @@ What cannot work: one sentence a line. A cell's own are in cell/_refusals.tpl, o
 {{- $gateway := .Values.gateway -}}
 {{- $isShared := .Values.store.postgresql.secretName -}}
 {{- $hasTls := include "gpt-oss-serving.gatewayTlsEnabled" . -}}
+{{- $served := include "gpt-oss-serving.servedNames" . | fromJsonArray -}}
 {{- $edges := list -}}
 {{- range $name, $edge := dict "ingress" $gateway.ingress "route" $gateway.route "httpRoute" $gateway.httpRoute -}}
 {{- if $edge.enabled -}}{{- $edges = append $edges (printf "gateway.%s" $name) -}}{{- end -}}
@@ -15,6 +16,18 @@ images.registry is empty: name the registry that holds the images, e.g. registry
 {{- end }}
 {{- if eq (include "gpt-oss-serving.weights" .) "[]" }}
 No cell serves a model: name at least one cell in cells, and at least one model in models.
+{{- end }}
+{{- range $alias, $model := .Values.aliases }}
+{{- if has $alias $served }}
+aliases.{{ $alias }} has the name of a served model, which it would hide: call the alias something else.
+{{- else if not (has $model $served) }}
+aliases.{{ $alias }} is {{ $model }}, which no cell serves: name one of {{ join ", " $served }}, or add it to models.
+{{- end }}
+{{- end }}
+{{- with .Values.tests.model }}
+{{- if not (or (has . $served) (hasKey $.Values.aliases .)) }}
+tests.model is {{ . }}, which no cell serves: name one of {{ join ", " $served }}, or leave it empty.
+{{- end }}
 {{- end }}
 {{- if not (or (include "gpt-oss-serving.planeTlsEnabled" .) .Values.acknowledgePlaintextBetweenPlanes) }}
 Prompts and answers would cross the network between gateways and engines unencrypted: give a certificate in planeTls, or accept it with acknowledgePlaintextBetweenPlanes: true.
@@ -33,6 +46,9 @@ gateway.autoscaling.minReplicas is above maxReplicas.
 {{- if le (int64 .) $needed }}
 gateway.terminationGracePeriodSeconds is {{ . }}, and a stopping gateway may take {{ $needed }} s (preStopSleepS + drain_timeout_s): running answers would be cut; raise it, or set it to 0 to have it derived.
 {{- end }}
+{{- end }}
+{{- if lt (float64 $gateway.settings.drain_timeout_s) 1.0 }}
+gateway.settings.drain_timeout_s is {{ $gateway.settings.drain_timeout_s }}: a stopping gateway would cut every running answer; give it a second at least, and request_total_s ({{ $gateway.timeouts.request_total_s }}) or more to cut none.
 {{- end }}
 {{- if gt (len $edges) 1 }}
 {{ join " and " $edges }} are enabled together: choose one way in.

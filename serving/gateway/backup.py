@@ -21,11 +21,11 @@ from pathlib import Path
 
 import msgspec
 from sqlalchemy import Connection, LargeBinary, RowMapping, delete, func, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, StatementError
 
 from serving.errors import Refusal
 from serving.gateway import schema
-from serving.gateway.keys import PEPPER_NAME, Keyring
+from serving.gateway.keys import PEPPER_BYTES, PEPPER_NAME, Keyring
 from serving.gateway.registry import FIRST_KEY_NAME, FIRST_TENANT
 from serving.gateway.store import Store, write_private
 from serving.gateway.tables import keys, ledger, meta, tenants
@@ -92,6 +92,8 @@ def restore(store: Store, path: Path, *, pepper_file: Path | None = None, pepper
     there already. Raises Refusal when it is not, when the backup is damaged or from a newer version, or when the store
     is in use: more is in it than a first start makes.
     """
+    if path.exists() and not path.is_file():
+        raise Refusal(f"{path} is no plain file: a backup is read twice, so write it to one first.")
     head = _checked(path)
     place = _place_of_pepper(head.pepper, path, store.home, pepper_file, pepper_out)
     try:
@@ -105,7 +107,7 @@ def restore(store: Store, path: Path, *, pepper_file: Path | None = None, pepper
                 # Before the commit: killed between the two, a restore can be repeated.
                 write_private(place, head.pepper)
     except IntegrityError:
-        raise _in_use(store.name) from None
+        raise Refusal(f"The rows in {path} contradict one another: it was changed after it was made.") from None
     except OSError as error:
         raise Refusal(f"The pepper cannot be written to {place}: {_reason(error)}.") from None
     return counts
@@ -116,9 +118,10 @@ def _as_text(row: RowMapping) -> dict[str, str | int | float | None]:
 
 
 def _from_text(row: _Row) -> dict[str, object]:
+    """A row as the database takes it. Raises KeyError for what is no table or column, ValueError for what is no base64."""
     columns = TABLES[row.table].c
     return {
-        name: b64decode(str(value)) if isinstance(columns[name].type, LargeBinary) else value
+        name: b64decode(str(value), validate=True) if isinstance(columns[name].type, LargeBinary) else value
         for name, value in row.values.items()
     }
 
@@ -129,7 +132,12 @@ def _fill(connection: Connection, path: Path) -> Counts:
         rows = (entry for entry in entries if isinstance(entry, _Row))
         for name, of_table in groupby(rows, key=lambda row: row.table):
             while batch := [_from_text(row) for row in islice(of_table, BATCH_ROWS)]:
-                connection.execute(insert(TABLES[name]), batch)
+                try:
+                    connection.execute(insert(TABLES[name]), batch)
+                except (IntegrityError, InterfaceError, OperationalError):
+                    raise
+                except (StatementError, OverflowError):  # of another type than its column
+                    raise _damaged(path) from None
                 counts[name] += len(batch)
     return counts
 
@@ -183,9 +191,15 @@ def _checked(path: Path) -> _Head:
             raise _damaged(path)
         if head.format > FORMAT or head.schema > schema.REVISION:
             raise Refusal(f"The backup {path} is from a newer version: restore it with that one.")
+        if len(head.pepper) != PEPPER_BYTES:
+            raise _damaged(path)
         for entry in entries:
-            if not isinstance(entry, _Row) or entry.table not in TABLES:
+            if not isinstance(entry, _Row):
                 raise _damaged(path)
+            try:
+                _from_text(entry)
+            except (KeyError, ValueError):
+                raise _damaged(path) from None
     return head
 
 

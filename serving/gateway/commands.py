@@ -5,6 +5,7 @@ They work on the database itself, whether or not a gateway runs.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from serving.gateway.usage import calls as newest_calls
 
 SECONDS_PER_DAY = 86_400.0
 SECONDS_PER_HOUR = 3_600.0
+#: Calls that `serving usage --calls` holds in memory at once.
+CALLS_MAX = 100_000
 
 tenants = typer.Typer(help="The teams that use and pay.", no_args_is_help=True)
 keys = typer.Typer(help="The keys they call with.", no_args_is_help=True)
@@ -81,7 +84,7 @@ def create_key(
     lifetime_s = None if expires_days is None else expires_days * SECONDS_PER_DAY
     with _registry(_settings(context)) as registry:
         key = registry.create_key(tenant, name=name, lifetime_s=lifetime_s)
-    _print_key(key, is_quiet)
+        _print_key(registry, key, is_quiet)
 
 
 @keys.command("list")
@@ -108,7 +111,7 @@ def rotate_key(
     """Make a new key like this one, which itself ends after the grace."""
     with _registry(_settings(context)) as registry:
         key = registry.rotate_key(key_id, grace_s=grace_hours * SECONDS_PER_HOUR)
-    _print_key(key, is_quiet)
+        _print_key(registry, key, is_quiet)
     if not is_quiet:
         typer.echo(f"The old key {key_id} works for another {grace_hours:g} hours at most.")
 
@@ -127,7 +130,9 @@ def usage(
     tenant: Annotated[str | None, typer.Option(help="One tenant alone.")] = None,
     since: Annotated[str | None, typer.Option(help="Calls from this ISO date or time on (UTC unless it says).")] = None,
     by: Annotated[By, typer.Option(help="What to add up over.")] = By.TENANT,
-    calls: Annotated[int, typer.Option(min=0, help="Show this many of the newest calls, one a line, unsummed.")] = 0,
+    calls: Annotated[
+        int, typer.Option(min=0, max=CALLS_MAX, help="Show this many of the newest calls, one a line, unsummed.")
+    ] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Requests and tokens, exact and estimated apart."""
@@ -205,16 +210,20 @@ def _settings(context: typer.Context) -> Settings:
 def _moment(text: str) -> float:
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC).timestamp()
+    except (ValueError, OverflowError):
         raise Refusal(f"'{text}' is not an ISO date or time, such as 2026-11-22 or 2026-11-22T10:00:00Z.") from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def _print_key(key: str, is_quiet: bool) -> None:
-    if is_quiet:
-        typer.echo(key)
-    else:
-        typer.echo(f"Key {id_of(key)}, shown this once:\n\n  {key}\n")
+def _print_key(registry: Registry, key: str, is_quiet: bool) -> None:
+    """Show a new key; one that nobody could be shown is revoked, for nobody would ever revoke it."""
+    key_id = str(id_of(key))
+    try:
+        typer.echo(key if is_quiet else f"Key {key_id}, shown this once:\n\n  {key}\n")
+        sys.stdout.flush()
+    except OSError:
+        registry.revoke_key(key_id)
+        raise
 
 
 def _print_json(items: Sequence[msgspec.Struct]) -> None:

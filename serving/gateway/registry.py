@@ -21,6 +21,10 @@ FIRST_KEY_NAME = "admin"
 FIRST_KEY_FILE = "admin.key"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+#: Characters of a key's name.
+_KEY_NAME_MAX = 64
+#: Seconds a key may be given to live, and an old one beside the new: a hundred years, so that every date has four digits.
+_LIFETIME_MAX_S = 36_500 * 86_400.0
 
 
 class Tenant(msgspec.Struct, frozen=True):
@@ -92,6 +96,10 @@ class Registry:
 
     def create_key(self, tenant: str, *, name: str = "", lifetime_s: float | None = None) -> str:
         """A new key for `tenant`: this return value is the only time it is seen."""
+        if len(name) > _KEY_NAME_MAX or not name.isprintable():
+            raise Refusal(f"A key's name has at most {_KEY_NAME_MAX} printable characters.")
+        if lifetime_s is not None:
+            _refuse_long(lifetime_s)
         now, key = self._clock(), mint()
         with self._store.begin() as connection:
             owner = _tenant_called(connection, tenant)
@@ -108,6 +116,7 @@ class Registry:
 
     def rotate_key(self, key_id: str, *, grace_s: float = 0.0) -> str:
         """A new key like `key_id`, which itself expires after the grace. A key made with a lifetime passes it on."""
+        _refuse_long(grace_s)
         now, key = self._clock(), mint()
         with self._store.begin() as connection:
             old, tenant_id = _key_with_id(connection, key_id)
@@ -182,7 +191,7 @@ class Registry:
         values = {
             "id": id_of(key),
             "tenant_id": tenant_id,
-            "name": name[:64],
+            "name": name,
             "digest": self._keyring.digest(key),
             "created_at": now,
             "expires_at": expires_at,
@@ -199,6 +208,13 @@ _KEYS = select(
     keys.c.revoked_at,
     keys.c.tenant_id,
 ).join_from(keys, tenants)
+
+
+def _refuse_long(lifetime_s: float) -> None:
+    if not 0 <= lifetime_s <= _LIFETIME_MAX_S:
+        raise Refusal(
+            f"A key can be given 0 to {_LIFETIME_MAX_S / 86_400:,.0f} days; without --expires-days it never ends."
+        )
 
 
 def _checked(name: str) -> str:

@@ -7,9 +7,10 @@ import contextlib
 import logging
 import signal
 import socket
+import ssl
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import msgspec
@@ -17,15 +18,15 @@ import uvicorn
 import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from serving.config import Certificate, GatewaySettings, Settings
+from serving.config import GatewaySettings, Settings
 from serving.errors import Refusal
-from serving.gateway import opening
+from serving.gateway import certificates, opening
 from serving.gateway.app import METRICS_TYPE, Gateway, create_app
 from serving.gateway.asgi import Receive, Request, Responder, Scope, Send
+from serving.gateway.certificates import Loaded
 from serving.gateway.ledger import Ledger
 from serving.gateway.metrics import Metrics
 from serving.gateway.tenants import Tenants
-from serving.plane_tls import client_context
 from serving.secret import PlaneSecret
 
 #: Connections the kernel holds until they are accepted.
@@ -44,21 +45,25 @@ _SALT_PURPOSE = "prefix cache salt"
 def run(settings: Settings) -> None:
     """Serve the API until SIGTERM or Ctrl-C; raises Refusal when it cannot start."""
     _start_logging(settings.log_format)
+    shown = certificates.shown(settings.gateway.tls) if settings.gateway.tls else None
+    trusted = certificates.trusted(settings.plane_tls) if settings.plane_tls else None
     with _listening(settings.gateway.host, settings.gateway.port) as api:
         opening.first_start(settings)
-        with _gateway(settings) as gateway:
-            serve(gateway, settings.gateway, api)
+        with _gateway(settings, trusted.context if trusted else None) as gateway:
+            serve(gateway, settings.gateway, api, shown, trusted)
 
 
-def serve(gateway: Gateway, settings: GatewaySettings, api: socket.socket) -> None:
+def serve(
+    gateway: Gateway, settings: GatewaySettings, api: socket.socket, shown: Loaded | None, trusted: Loaded | None
+) -> None:
     """Run the event loop on a bound socket until told to stop; running answers get `drain_timeout_s` to end."""
     with contextlib.ExitStack() as opened:
-        servers = [(_uvicorn(gateway, settings, "on", settings.tls), api)]
+        servers = [(_uvicorn(gateway, settings, "on", shown.context if shown else None), api)]
         if settings.metrics_port is not None:
             metrics_socket = opened.enter_context(_listening(settings.host, settings.metrics_port))
             servers.append((_uvicorn(MetricsApp(gateway.metrics), settings, "off"), metrics_socket))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve_all(servers))
+            runner.run(_serve_all(servers, [it for it in (shown, trusted) if it is not None]))
 
 
 class BoundedHeaders(HttpToolsProtocol):
@@ -113,7 +118,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _serve_all(servers: list[tuple[_Server, socket.socket]]) -> None:
+async def _serve_all(servers: list[tuple[_Server, socket.socket]], renewed: Sequence[Loaded]) -> None:
     """Serve until a signal comes or one of them ends; a second signal cuts what still runs."""
 
     def stop() -> None:
@@ -125,7 +130,9 @@ async def _serve_all(servers: list[tuple[_Server, socket.socket]]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
     tasks = [asyncio.create_task(server.serve(sockets=[bound])) for server, bound in servers]
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    following = asyncio.create_task(certificates.follow(renewed))
+    await asyncio.wait([*tasks, following], return_when=asyncio.FIRST_COMPLETED)
+    following.cancel()
     for server, _ in servers:
         server.should_exit = True
     await asyncio.gather(*tasks)
@@ -147,7 +154,10 @@ class MetricsApp:
 
 
 def _uvicorn(
-    app: Gateway | MetricsApp, settings: GatewaySettings, lifespan: Literal["on", "off"], tls: Certificate | None = None
+    app: Gateway | MetricsApp,
+    settings: GatewaySettings,
+    lifespan: Literal["on", "off"],
+    tls: ssl.SSLContext | None = None,
 ) -> _Server:
     config = uvicorn.Config(
         app,
@@ -161,21 +171,19 @@ def _uvicorn(
         backlog=BACKLOG,
         timeout_keep_alive=IDLE_CLIENT_S,
         timeout_graceful_shutdown=round(settings.drain_timeout_s),
-        ssl_certfile=tls.certificate_file if tls else None,
-        ssl_keyfile=tls.key_file if tls else None,
+        ssl_context_factory=(lambda *_: tls) if tls else None,
     )
     return _Server(config)
 
 
 @contextlib.contextmanager
-def _gateway(settings: Settings) -> Iterator[Gateway]:
+def _gateway(settings: Settings, tls: ssl.SSLContext | None) -> Iterator[Gateway]:
     with contextlib.ExitStack() as opened:
         store, keyring = opened.enter_context(opening.opened(settings))
         tenants = Tenants(store, keyring, key_cache_s=settings.gateway.key_cache_s, clock=time.time)
         opened.enter_context(tenants)
         ledger = opened.enter_context(Ledger(store, clock=time.time))
         plane_secret = _plane_secret(settings)
-        tls = client_context(settings.plane_tls.ca_file) if settings.plane_tls else None
         yield create_app(settings.gateway, tenants, ledger, plane_secret, keyring.digest(_SALT_PURPOSE), tls=tls)
 
 

@@ -47,6 +47,8 @@ LOADERS = {
     # The kubelet looks into this namespace alone.
     "ctr": ("ctr", "--namespace", "k8s.io", "images", "import"),
 }
+#: Characters of what a program said that are told on.
+_WORDS_MAX = 1_000
 _WHY = {
     "helm": "it says which images the chart needs",
     "skopeo": "it copies images between registries and archives",
@@ -238,6 +240,12 @@ def _run(program: str, *arguments: str) -> str:
     """What the program printed; raises Refusal with its own last words when it fails."""
     done = subprocess.run([_find(program), *arguments], capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}, and not a word"]
-        raise Refusal(f"{program} failed: {words[-1]}")
+        words = _last_words(done.stderr) or f"exit code {done.returncode}, and not a word."
+        raise Refusal(f"{program} failed: {words}")
     return done.stdout
+
+
+def _last_words(stderr: str) -> str:
+    """The last paragraph in one line: a chart's refusals are several, and helm adds advice for the chart's author."""
+    paragraphs = stderr.replace("Use --debug flag to render out invalid YAML", "").strip().split("\n\n")
+    return " ".join(paragraphs[-1].split())[:_WORDS_MAX]

@@ -132,7 +132,7 @@ def operator(found: Sequence[Deployment] | Unknown, namespace: str) -> Check:
         return no(name, "The operator is installed and none of its pods is available.", command)
     versions = {tag for image in running.images if (tag := _tag(image))}
     if not versions:
-        command = f"kubectl -n {running.metadata.namespace} get deployment {running.metadata.name} -o wide"
+        command = f"kubectl -n {running.metadata.namespace} get deployment {running.name} -o wide"
         return Check(name, Answer.UNKNOWN, "It runs; its image names no version.", command)
     if _release(KUBERAY)[:2] not in {_release(it)[:2] for it in versions}:
         return no(name, f"Version {', '.join(versions)} runs, and the chart is written for {KUBERAY}.", install)
@@ -207,21 +207,21 @@ def gpu_nodes(nodes: Sequence[Node], pods: Sequence[Pod] | Unknown) -> list[GpuN
     return [
         GpuNode(
             name=node.name,
-            product=node.label("nvidia.com/gpu.product") or "",
+            product=node.gpu_product,
             total=node.gpus,
             free=max(0, node.gpus - held[node.name]),
             driver=_driver(node),
             barred=_barred(node),
         )
         for node in nodes
-        if node.gpus or node.label("nvidia.com/gpu.product")
+        if node.gpus or node.gpu_product
     ]
 
 
 def _driver(node: Node) -> int | None:
-    """The driver's branch; GPU feature discovery renamed its labels in 0.15."""
-    found = node.label("nvidia.com/cuda.driver-version.major") or node.label("nvidia.com/cuda.driver.major")
-    return int(found) if found and found.isdigit() else None
+    """The driver's branch."""
+    branch = node.driver.partition(".")[0]
+    return int(branch) if branch.isdigit() else None
 
 
 def _barred(node: Node) -> str:
@@ -350,15 +350,15 @@ def storage(claims: Sequence[Claim], classes: Sequence[StorageClass] | Unknown) 
 def _storage(name: str, claim: Claim, classes: Sequence[StorageClass]) -> Check:
     command = "kubectl get storageclass"
     if claim.storage_class:
-        chosen = next((it for it in classes if it.metadata.name == claim.storage_class), None)
+        chosen = next((it for it in classes if it.name == claim.storage_class), None)
         absent = f"There is no StorageClass {claim.storage_class}"
     else:
         chosen = next((it for it in classes if _is_default(it)), None)
         absent = "No StorageClass is the default one"
     if chosen is None:
-        there = ", ".join(it.metadata.name for it in classes) or "none"
+        there = ", ".join(it.name for it in classes) or "none"
         return no(name, f"{absent}; there are: {there}.", command)
-    described = f"{chosen.metadata.name} ({chosen.provisioner})"
+    described = f"{chosen.name} ({chosen.provisioner})"
     if "ReadWriteMany" not in claim.access_modes:
         return yes(name, f"{described}.")
     if any(it in chosen.provisioner for it in SHARED_PROVISIONERS):
@@ -397,7 +397,7 @@ def pod_security(found: Namespace | None | Unknown, namespace: str, exemptions: 
         return unknown(name, found)
     if found is None:
         return no(name, f"The namespace {namespace} does not exist.", f"kubectl create namespace {namespace}")
-    level = (found.metadata.labels or {}).get("pod-security.kubernetes.io/enforce", "")
+    level = found.label("pod-security.kubernetes.io/enforce") or ""
     if exemptions and level in ("restricted", "baseline"):
         command = f"kubectl label --overwrite namespace {namespace} pod-security.kubernetes.io/enforce=privileged"
         return no(name, f"The namespace enforces {level}, which forbids {', '.join(exemptions)}.", command)

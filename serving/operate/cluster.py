@@ -15,6 +15,7 @@ from urllib.parse import quote
 import msgspec
 
 from serving.errors import Refusal
+from serving.operate import kubeconfig as kubeconfigs
 from serving.operate.objects import (
     ApiGroup,
     CustomResourceDefinition,
@@ -96,26 +97,24 @@ def connect(kubeconfig: Path | None = None, context: str | None = None, namespac
             " `pip install 'gpt-oss-serving[cluster]'`."
         ) from None
     load: Any = config  # it has types for some of its functions alone
+    transport: Any = rest
+    no_answer = transport.urllib3.exceptions.HTTPError
     settings = client.Configuration()
+    settings.retries = 1
     is_pod = kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ
+    chosen = None if is_pod else kubeconfigs.choose(kubeconfig, context, os.environ)
     try:
-        if is_pod:
+        if chosen is None:
             load.load_incluster_config(client_configuration=settings)
         else:
-            load.load_kube_config(
-                config_file=None if kubeconfig is None else str(kubeconfig),
-                context=context,
-                client_configuration=settings,
-            )
-    except (ConfigException, OSError, ValueError, TypeError) as error:
+            load.load_kube_config(chosen.files, chosen.context, client_configuration=settings)
+        api = client.ApiClient(settings)
+    except (ConfigException, no_answer, OSError, ValueError, TypeError) as error:
+        source = "This pod's service account" if chosen is None else f"The kubeconfig {chosen.files}"
         raise Refusal(
-            f"No cluster is known here ({type(error).__name__}): name a kubeconfig with --kubeconfig or KUBECONFIG, and a"
-            " context of it with --context, or run this in a pod."
+            f"{source} cannot be used ({type(error).__name__}): try `kubectl version`, or name another with --kubeconfig."
         ) from None
-    settings.retries = 1
-    chosen = namespace or (_own_namespace() if is_pod else _namespace_of_context(load, kubeconfig, context))
-    transport: Any = rest
-    return Cluster(client.ApiClient(settings), chosen, settings.host, transport.urllib3.exceptions.HTTPError)
+    return Cluster(api, namespace or (chosen.namespace if chosen else _own_namespace()), settings.host, no_answer)
 
 
 def _own_namespace() -> str:
@@ -123,12 +122,6 @@ def _own_namespace() -> str:
         return _SERVICE_ACCOUNT_NAMESPACE.read_text().strip()
     except OSError:
         return "default"
-
-
-def _namespace_of_context(config: Any, kubeconfig: Path | None, context: str | None) -> str:
-    contexts, active = config.list_kube_config_contexts(None if kubeconfig is None else str(kubeconfig))
-    chosen = next((it for it in contexts if it["name"] == context), active)
-    return str(chosen.get("context", {}).get("namespace") or "default")
 
 
 class Cluster:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,7 +25,8 @@ from serving.operate.plan import Slo
 from serving.operate.traffic import Traffic
 
 if TYPE_CHECKING:
-    from serving.operate.accept import Subject
+    from serving.operate.accept import Choices
+    from serving.operate.findings import Report, Subject
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of a page.")]
 Namespace = Annotated[
@@ -39,6 +40,8 @@ Files = Annotated[
 ]
 
 RELEASE = "gpt-oss-serving"
+#: Exit code of whatever Ctrl-C ended, as shells and typer have it.
+_INTERRUPTED = 130
 
 
 def run_preflight(
@@ -177,30 +180,37 @@ class Disrupt(StrEnum):
     BOTH = "both"
 
 
+_KINDS: Mapping[Disrupt | None, tuple[str, ...]] = {
+    None: (),
+    Disrupt.DRAIN: ("drain",),
+    Disrupt.KILL: ("kill",),
+    Disrupt.BOTH: ("drain", "kill"),
+}
+Models = Annotated[
+    list[str],
+    typer.Option(help="A model, with its profile: gpt-oss-120b=balanced. Name two to compare their answers."),
+]
+Concurrency = Annotated[str, typer.Option(help="The ladder: clients at once, one rung after the other.")]
+EngineMetrics = Annotated[Path | None, typer.Option(help="An engine's own /metrics, saved: for its KV cache.")]
+DisruptKind = Annotated[
+    Disrupt | None,
+    typer.Option(help="Delete an engine's pod under streams: with its grace, at once, or both in turn."),
+]
+RecoveryS = Annotated[float, typer.Option(min=1, help="Seconds until a disrupted fleet must be whole again.")]
+
+
 def run_accept(
     base_url: Annotated[str, typer.Option(help="The API, e.g. https://llm.example.com/v1.")],
     key_file: Annotated[Path, typer.Option(help="A file with an API key on its first line.")],
-    model: Annotated[
-        list[str],
-        typer.Option(help="A model, with its profile: gpt-oss-120b=balanced. Name two to compare their answers."),
-    ],
+    model: Models,
     gpu: Annotated[str, typer.Option(help="The kind of GPU its profile is for.")] = "h100",
-    concurrency: Annotated[
-        str, typer.Option(help="The ladder: clients at once, one rung after the other.")
-    ] = "1,2,4,8,16,32,64",
+    concurrency: Concurrency = "1,2,4,8,16,32,64",
     seconds_per_step: Annotated[float, typer.Option(min=0.1, help="Seconds of one rung.")] = 60.0,
     prompt_words: Annotated[int, typer.Option(min=1, help="Words of a prompt, about a token each.")] = 512,
     output_tokens: Annotated[int, typer.Option(min=2, help="Tokens of an answer.")] = 128,
-    engine_metrics: Annotated[
-        Path | None, typer.Option(help="An engine's own /metrics, saved: for its KV cache.")
-    ] = None,
-    disrupt: Annotated[
-        Disrupt | None,
-        typer.Option(help="Delete an engine's pod under streams: with its grace, at once, or both in turn."),
-    ] = None,
-    recovery_s: Annotated[
-        float, typer.Option(min=1, help="Seconds until a disrupted fleet must be whole again.")
-    ] = 1800.0,
+    engine_metrics: EngineMetrics = None,
+    disrupt: DisruptKind = None,
+    recovery_s: RecoveryS = 1800.0,
     is_insecure: Annotated[bool, typer.Option("--insecure", help="Do not verify the API's certificate.")] = False,
     namespace: Namespace = None,
     release: Release = RELEASE,
@@ -210,45 +220,59 @@ def run_accept(
 ) -> None:
     """Measure a real installation and write a report that can be given away. Exit code 1 when something says no."""
     # An HTTP client takes a tenth of a second to import, which no other command should wait for.
-    from serving.operate import accept as acceptance
-    from serving.operate import report
-    from serving.operate.accept import Bounds
+    from serving.operate.accept import Choices
+    from serving.operate.measure import Bounds
 
     if disrupt and namespace is None:
         raise Refusal("--disrupt deletes pods: say in which --namespace.")
-    cluster = connect(kubeconfig, context, namespace) if namespace else None
-    kinds = () if disrupt is None else ("drain", "kill") if disrupt is Disrupt.BOTH else (disrupt.value,)
-    made = asyncio.run(
-        acceptance.run(
-            base_url,
-            _key(key_file),
-            [_subject(it, gpu) for it in model],
-            Bounds(_numbers(concurrency), seconds_per_step, prompt_words, output_tokens, recovery_s),
-            cluster=cluster,
-            release=release,
-            kinds=kinds,
-            engine_metrics=engine_metrics,
-            verify_tls=not is_insecure,
-            clock=time.perf_counter,
-            wall_clock=time.time,
-            tell=lambda text: print(text, file=sys.stderr),
-        )
-    )
-    files = report.write(made, out)
-    print(preflight.page(made.checks))
-    print(f"Written: {', '.join(str(it) for it in files)}. Read them before you give them away.")
-    if any(it.answer is Answer.NO for it in made.checks):
+    bounds = Bounds(_numbers(concurrency), seconds_per_step, prompt_words, output_tokens, recovery_s)
+    subjects = tuple(_subject(it, gpu) for it in model)
+    choices = Choices(base_url, subjects, bounds, release, _KINDS[disrupt], engine_metrics, verify_tls=not is_insecure)
+    key = _key(key_file)
+    _accept(choices, key, connect(kubeconfig, context, namespace) if namespace else None, out)
+
+
+def _accept(choices: Choices, key: str, cluster: Cluster | None, out: Path) -> None:
+    """Measure, and write what there is after each step: whatever ends it, the last report stays."""
+    from serving.operate import accept, report
+
+    report.prepare(out)
+    made: Report | None = None
+
+    def save(so_far: Report) -> None:
+        nonlocal made
+        report.write(so_far, out)
+        made = so_far
+
+    def tell(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    run = accept.run(choices, key, cluster, clock=time.perf_counter, wall_clock=time.time, tell=tell, save=save)
+    try:
+        asyncio.run(run)
+    except KeyboardInterrupt:
+        tell("Interrupted." if made else "Interrupted before anything was measured; nothing is written.")
+        raise typer.Exit(_INTERRUPTED) from None
+    finally:
+        if made:
+            print(preflight.page(made.checks))
+            print(f"Written: {', '.join(str(it) for it in report.files(out))}. Read them before you give them away.")
+    if made and any(it.answer is Answer.NO for it in made.checks):
         raise typer.Exit(1)
 
 
 def _key(file: Path) -> str:
     try:
-        lines = file.read_text().split()
+        words = file.read_text().split()
     except OSError as error:
         raise Refusal(f"The key file {file} cannot be read: {error.strerror}.") from None
-    if not lines:
+    except UnicodeDecodeError:
+        raise Refusal(f"The key file {file} is not text.") from None
+    if not words:
         raise Refusal(f"The key file {file} is empty.")
-    return lines[0]
+    if not (words[0].isascii() and words[0].isprintable()):
+        raise Refusal(f"The key file {file} does not begin with an API key, which is plain ASCII.")
+    return words[0]
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -263,7 +287,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _subject(text: str, gpu: str) -> Subject:
     """`NAME` or `NAME=PROFILE`; only with a profile is anything computed beside what is measured."""
-    from serving.operate.accept import Subject
+    from serving.operate.findings import Subject
 
     name, _, profile = text.partition("=")
     if not profile:

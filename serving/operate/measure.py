@@ -20,6 +20,17 @@ CALL_TIMEOUT_S = 600.0
 PAUSE_S = 0.2
 
 
+class Bounds(msgspec.Struct, frozen=True):
+    """How long and how hard it is tried."""
+
+    concurrencies: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    seconds_per_step: float = 60.0
+    prompt_words: int = 512
+    output_tokens: int = 128
+    #: Seconds until a disrupted fleet must be whole again: a cold load of the largest checkpoint.
+    recovery_s: float = 1800.0
+
+
 class Target(msgspec.Struct, frozen=True):
     """An API and how to reach it."""
 

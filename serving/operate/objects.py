@@ -34,11 +34,26 @@ class Metadata(_Object, frozen=True):
     deletion_timestamp: str | None = None
 
 
+class _Named(_Object, frozen=True):
+    metadata: Metadata
+
+    @property
+    def name(self) -> str:
+        return self.metadata.name
+
+    def label(self, key: str) -> str | None:
+        return (self.metadata.labels or {}).get(key)
+
+
 class Condition(_Object, frozen=True):
     type: str
     status: str
     reason: str | None = None
     message: str | None = None
+
+
+def _is_ready(conditions: list[Condition] | None) -> bool:
+    return any(it.type == "Ready" and it.status == "True" for it in conditions or ())
 
 
 class Taint(_Object, frozen=True):
@@ -57,17 +72,21 @@ class NodeStatus(_Object, frozen=True):
     conditions: list[Condition] | None = None
 
 
-class Node(_Object, frozen=True):
-    metadata: Metadata
+class Node(_Named, frozen=True):
     spec: NodeSpec = NodeSpec()
     status: NodeStatus = NodeStatus()
 
     @property
-    def name(self) -> str:
-        return self.metadata.name
+    def gpu_product(self) -> str:
+        """As GPU feature discovery names it; empty where it does not run."""
+        return self.label("nvidia.com/gpu.product") or ""
 
-    def label(self, key: str) -> str | None:
-        return (self.metadata.labels or {}).get(key)
+    @property
+    def driver(self) -> str:
+        """The version of NVIDIA's driver, empty where no label tells it; GPU feature discovery renamed them in 0.15."""
+        full = self.label("nvidia.com/cuda.driver-version.full") or self.label("nvidia.com/cuda.driver-version.major")
+        parts = [self.label(f"nvidia.com/cuda.driver.{part}") for part in ("major", "minor", "rev")]
+        return full or ".".join(it for it in parts if it)
 
     @property
     def gpus(self) -> int:
@@ -76,7 +95,7 @@ class Node(_Object, frozen=True):
 
     @property
     def is_ready(self) -> bool:
-        return any(it.type == "Ready" and it.status == "True" for it in self.status.conditions or ())
+        return _is_ready(self.status.conditions)
 
 
 class Resources(_Object, frozen=True):
@@ -132,17 +151,9 @@ class PodStatus(_Object, frozen=True):
     init_container_statuses: list[ContainerStatus] | None = None
 
 
-class Pod(_Object, frozen=True):
-    metadata: Metadata
+class Pod(_Named, frozen=True):
     spec: PodSpec = PodSpec()
     status: PodStatus = PodStatus()
-
-    @property
-    def name(self) -> str:
-        return self.metadata.name
-
-    def label(self, key: str) -> str | None:
-        return (self.metadata.labels or {}).get(key)
 
     @property
     def is_over(self) -> bool:
@@ -151,7 +162,7 @@ class Pod(_Object, frozen=True):
 
     @property
     def is_ready(self) -> bool:
-        return any(it.type == "Ready" and it.status == "True" for it in self.status.conditions or ())
+        return _is_ready(self.status.conditions)
 
     @property
     def gpus(self) -> int:
@@ -179,8 +190,7 @@ class InvolvedObject(_Object, frozen=True):
     name: str = ""
 
 
-class Event(_Object, frozen=True):
-    metadata: Metadata
+class Event(_Named, frozen=True):
     involved_object: InvolvedObject
     type: str = ""
     reason: str = ""
@@ -204,13 +214,8 @@ class ServiceSpec(_Object, frozen=True):
     ports: list[ServicePort] | None = None
 
 
-class Service(_Object, frozen=True):
-    metadata: Metadata
+class Service(_Named, frozen=True):
     spec: ServiceSpec = ServiceSpec()
-
-    @property
-    def name(self) -> str:
-        return self.metadata.name
 
 
 class PodTemplate(_Object, frozen=True):
@@ -226,8 +231,7 @@ class DeploymentStatus(_Object, frozen=True):
     available_replicas: int | None = None
 
 
-class Deployment(_Object, frozen=True):
-    metadata: Metadata
+class Deployment(_Named, frozen=True):
     spec: DeploymentSpec = DeploymentSpec()
     status: DeploymentStatus = DeploymentStatus()
 
@@ -248,8 +252,7 @@ class Endpoint(_Object, frozen=True):
     conditions: EndpointConditions = EndpointConditions()
 
 
-class EndpointSlice(_Object, frozen=True):
-    metadata: Metadata
+class EndpointSlice(_Named, frozen=True):
     endpoints: list[Endpoint] | None = None
 
     @property
@@ -258,13 +261,12 @@ class EndpointSlice(_Object, frozen=True):
         return any(it.conditions.ready is not False for it in self.endpoints or ())
 
 
-class StorageClass(_Object, frozen=True):
-    metadata: Metadata
+class StorageClass(_Named, frozen=True):
     provisioner: str = ""
 
 
-class Namespace(_Object, frozen=True):
-    metadata: Metadata
+class Namespace(_Named, frozen=True):
+    pass
 
 
 class CrdVersion(_Object, frozen=True):
@@ -277,8 +279,7 @@ class CrdSpec(_Object, frozen=True):
     versions: list[CrdVersion] | None = None
 
 
-class CustomResourceDefinition(_Object, frozen=True):
-    metadata: Metadata
+class CustomResourceDefinition(_Named, frozen=True):
     spec: CrdSpec = CrdSpec()
 
     def has(self, version: str, path: tuple[str, ...]) -> bool:
@@ -355,11 +356,6 @@ class RayServiceStatus(_Object, frozen=True):
     pending_service_status: ServiceStatus | None = None
 
 
-class RayService(_Object, frozen=True):
-    metadata: Metadata
+class RayService(_Named, frozen=True):
     spec: RayServiceSpec = RayServiceSpec()
     status: RayServiceStatus = RayServiceStatus()
-
-    @property
-    def name(self) -> str:
-        return self.metadata.name

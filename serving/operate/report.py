@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
+from tempfile import NamedTemporaryFile
 
 import msgspec
 
 from serving.errors import Refusal
-from serving.operate.accept import Disruption, Ladder, Report
 from serving.operate.checks import Check
+from serving.operate.findings import Disruption, Ladder, Report, counted
 from serving.operate.measure import Percentiles
 
 _PAGE = Template("""<!doctype html>
@@ -28,7 +30,7 @@ td.number { text-align: right; font-variant-numeric: tabular-nums }
 </style>
 <h1>Acceptance</h1>
 <p>Made at $made_at by gpt-oss-serving $serving ($schema). Every figure is <b>$label</b>, unless its column says computed.
-No prompt, answer, key or host name is in this file.</p>
+No prompt, answer, key or host name is in this file.$not_run</p>
 <h2>Where</h2>
 $place
 <h2>Checks</h2>
@@ -58,6 +60,7 @@ def as_html(report: Report) -> str:
         serving=escape(report.place.serving),
         schema=escape(report.schema),
         label=escape(report.label),
+        not_run=_not_run(report.not_run),
         place=_place(report),
         checks=_checks(report.checks),
         equality="".join(
@@ -73,15 +76,47 @@ def as_html(report: Report) -> str:
     )
 
 
-def write(report: Report, folder: Path) -> tuple[Path, Path]:
-    """Both files; raises Refusal when the folder cannot be written to."""
+def prepare(folder: Path) -> None:
+    """Make the folder. Raises Refusal, before anything is measured, when it takes no report or holds one already."""
+    for file in files(folder):
+        if os.path.lexists(file):
+            raise Refusal(f"There is a report already, {file}: name another folder with --out, or move it away.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "acceptance.json").write_bytes(as_json(report))
-        (folder / "acceptance.html").write_text(as_html(report), encoding="utf-8")
+        with NamedTemporaryFile(dir=folder):
+            pass
     except OSError as error:
-        raise Refusal(f"The folder {folder} cannot be written to: {error.strerror}.") from None
+        raise _unwritable(folder, error) from None
+
+
+def write(report: Report, folder: Path) -> None:
+    """Both files, each whole whenever it is read; raises Refusal when the folder cannot be written to."""
+    try:
+        for file, content in zip(files(folder), (as_json(report), as_html(report).encode()), strict=True):
+            _replace(file, content)
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+
+
+def files(folder: Path) -> tuple[Path, Path]:
     return folder / "acceptance.json", folder / "acceptance.html"
+
+
+def _replace(file: Path, content: bytes) -> None:
+    draft = file.with_name(f".{file.name}.part")
+    try:
+        draft.write_bytes(content)
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _unwritable(folder: Path, error: OSError) -> Refusal:
+    return Refusal(f"The folder {folder} cannot be written to: {error.strerror}.")
+
+
+def _not_run(titles: Sequence[str]) -> str:
+    return f" <b>Not run, or not to the end: {escape(', '.join(titles))}.</b>" if titles else ""
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -125,7 +160,7 @@ def _ladder(ladder: Ladder) -> str:
     rows = [
         (
             it.concurrency,
-            ", ".join(f"{count} × {error}" for error, count in it.errors.items()) or 0,
+            counted(it.errors) or 0,
             it.calls,
             it.output_tokens_per_s,
             it.total_tokens_per_s,
@@ -155,7 +190,7 @@ def _disruptions(found: Sequence[Disruption]) -> str:
             it.kind,
             it.engines_ready,
             it.open_then,
-            ", ".join(f"{count} × {error}" for error, count in it.failed.items()) or 0,
+            counted(it.failed) or 0,
             it.later_calls,
             it.later_failed,
             it.whole_again_s,

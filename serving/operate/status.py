@@ -236,7 +236,7 @@ def _models(found: Sequence[Sample], states: Mapping[str, str]) -> Iterator[Mode
 
 
 def cell_of(service: RayService) -> str:
-    return (service.metadata.labels or {}).get(CELL, service.name)
+    return service.label(CELL) or service.name
 
 
 def serve_config(service: RayService) -> Mapping[str, object]:
@@ -341,7 +341,7 @@ def _event_troubles(events: list[Event] | Unknown, facts: Facts) -> Iterator[Tro
     """Warnings about this release's own objects: others may share the namespace."""
     if isinstance(events, Unknown):
         return
-    names = {it.metadata.name for found in (facts.pods, facts.gateways, facts.ray_services) if not isinstance(found, Unknown) for it in found}  # fmt: skip
+    names = {it.name for found in (facts.pods, facts.gateways, facts.ray_services) if not isinstance(found, Unknown) for it in found}  # fmt: skip
     for event in events:
         about = event.involved_object
         if about.name in names or any(about.name.startswith(f"{name}-") for name in names):

@@ -121,6 +121,14 @@ def _at(values: Mapping[str, Any], path: str) -> Any:
     return found
 
 
+def _group(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The mapping under a key; empty where nothing is. Raises Refusal for anything else."""
+    found = values.get(key) or {}
+    if not isinstance(found, Mapping):
+        raise Refusal(f"The value '{key}' must be a mapping of keys to values.")
+    return found
+
+
 def _leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
     """Every leaf with the path of its keys."""
     if isinstance(value, Mapping):
@@ -135,11 +143,14 @@ def _leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
 
 def _engine_pods(values: Mapping[str, Any]) -> tuple[list[EnginePods], list[str]]:
     own = _checked(TypeAdapter(list[Model]), values.get("ownModels", []), "ownModels")
-    gpus_per_node = int(_at(values, "engine.settings.gpus_per_node") or 8)
+    gpus_per_node = _checked(
+        TypeAdapter(int), _at(values, "engine.settings.gpus_per_node") or 8, "engine.settings.gpus_per_node"
+    )
     pods: list[EnginePods] = []
     impossible: list[str] = []
-    for cell, given in values.get("cells", {}).items():
-        chosen = merged(values, given or {})
+    cells = _group(values, "cells")
+    for cell in cells:
+        chosen = merged(values, _group(cells, cell))
         if chosen.get("paused"):
             continue
         for settings in _checked(TypeAdapter(list[ModelSettings]), chosen.get("models", []), f"cells.{cell}.models"):
@@ -196,17 +207,17 @@ def _secrets(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _claims(values: Mapping[str, Any]) -> Iterator[Claim]:
-    volume = values.get("modelVolume", {})
+    volume = _group(values, "modelVolume")
     if not volume.get("existingClaim") and not volume.get("hostPath"):
         yield Claim("weights", volume.get("storageClassName") or "", tuple(volume.get("accessModes") or ()))
-    sqlite = _at(values, "store.sqlite") or {}
+    sqlite = _group(_group(values, "store"), "sqlite")
     if not _at(values, "store.postgresql.secretName") and not sqlite.get("existingClaim"):
         yield Claim("tenants, keys and ledger", sqlite.get("storageClassName") or "", ("ReadWriteOnce",))
 
 
 def _gateway_image(values: Mapping[str, Any]) -> str:
     """As the chart writes it: a digest wins, and without a tag it is this version's."""
-    registry, image = _at(values, "images.registry"), _at(values, "images.gateway") or {}
+    registry, image = _at(values, "images.registry"), _group(_group(values, "images"), "gateway")
     if not registry:
         return ""
     name = f"{str(registry).rstrip('/')}/{image.get('repository', 'gateway')}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import hashlib
 import json
 import os
 import stat
@@ -200,6 +201,49 @@ def test_a_damaged_file_is_refused_and_changes_nothing(tmp_path: Path, damage: A
         run(target, "restore", str(tmp_path / "b"))
     assert contents(target) == {name: [] for name in TABLES}
     assert not (target.home / "pepper").exists()
+
+
+def _edited(data: bytes, before: bytes, after: bytes) -> bytes:
+    """A backup changed by someone who put the checksum right too."""
+    *lines, foot = gzip.decompress(data).replace(before, after).splitlines(keepends=True)
+    sums = json.loads(foot) | {"sha256": hashlib.sha256(b"".join(lines)).hexdigest()}
+    return gzip.compress(b"".join(lines) + json.dumps(sums).encode() + b"\n")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (b'"outcome":', b'"outcame":', "is not a whole backup"),
+        (b'"digest":"', b'"digest":"!', "is not a whole backup"),
+        (b'"pepper":"', b'"pepper":"QUJD', "is not a whole backup"),
+        (b'"prompt_tokens":1,', b'"prompt_tokens":99999999999999999999,', "is not a whole backup"),
+        (b'"started_at":1795348801.123456', b'"started_at":"noon"', "is not a whole backup"),
+        (b'"request_id":"r00002"', b'"request_id":"r00001"', "contradict one another"),
+    ],
+)
+def test_an_edited_backup_is_refused_and_changes_nothing(
+    target: Place, tmp_path: Path, before: bytes, after: bytes, words: str
+) -> None:
+    """Unknown columns, other types and a pepper that is none, though every checksum is right."""
+    source = SqlitePlace(tmp_path / "source")
+    fill(source)
+    run(source, "backup", str(tmp_path / "b"))
+    whole = (tmp_path / "b").read_bytes()
+    (tmp_path / "b").write_bytes(_edited(whole, before, after))
+    assert gzip.decompress(whole).count(before)
+
+    with pytest.raises(Refusal, match=words):
+        run(target, "restore", str(tmp_path / "b"), "--pepper-out", str(tmp_path / "pepper"))
+    assert contents(target) == {name: [] for name in TABLES} and not (tmp_path / "pepper").exists()
+
+
+def test_a_backup_from_a_pipe_is_refused(tmp_path: Path) -> None:
+    """It is read twice, and a pipe would be waited for without an end."""
+    os.mkfifo(tmp_path / "pipe")
+    target = SqlitePlace(tmp_path / "target")
+
+    with pytest.raises(Refusal, match="is no plain file"):
+        run(target, "restore", str(tmp_path / "pipe"))
 
 
 def test_a_store_in_use_is_not_overwritten(place: Place, target: Place, tmp_path: Path) -> None:

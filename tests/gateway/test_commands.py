@@ -247,3 +247,48 @@ def test_a_database_in_use_elsewhere_is_refused_in_a_sentence(here: Place) -> No
     run("tenants", "create", "acme")
     with here.writers_wait(), pytest.raises(Refusal, match=r"database is locked|due to statement timeout"):
         run("tenants", "create", "other")
+
+
+@pytest.mark.parametrize("name", ["x" * 65, "ci\x1b[2J", "two\nlines"])
+def test_a_keys_name_can_be_printed(here: Place, name: str) -> None:
+    """It stands in tables and on terminals; what would be cut or would draw there is refused."""
+    run("tenants", "create", "acme")
+
+    with pytest.raises(Refusal, match="at most 64 printable characters"):
+        run("keys", "create", "acme", "--name", name)
+    assert json.loads(run("keys", "list", "--json")) == []
+
+
+@pytest.mark.parametrize("days", ["1e9", "inf"])
+def test_no_key_outlives_the_calendar(here: Place, days: str) -> None:
+    """A date that no database can hold is refused before anything is written."""
+    run("tenants", "create", "acme")
+    key = run("keys", "create", "acme", "--quiet").strip()
+
+    with pytest.raises(Refusal, match="0 to 36,500 days"):
+        run("keys", "create", "acme", "--expires-days", days)
+    with pytest.raises(Refusal, match="0 to 36,500 days"):
+        run("keys", "rotate", str(id_of(key)), "--grace-hours", days)
+    assert [known["expires_at"] for known in json.loads(run("keys", "list", "--json"))] == [None]
+
+
+@pytest.mark.parametrize("since", ["0001-01-01T00:00+14:00", "9999-12-31T23:00-14:00", "yesterday"])
+def test_usage_since_a_moment_that_is_none_is_refused(here: Place, since: str) -> None:
+    """The first and the last day that there are end at UTC's."""
+    with pytest.raises(Refusal, match="is not an ISO date or time"):
+        run("usage", "--since", since)
+
+
+@pytest.mark.parametrize("command", [("create", "acme"), ("rotate", "ID")])
+def test_a_key_that_could_not_be_shown_is_revoked(here: Place, command: tuple[str, ...]) -> None:
+    """Nobody has it, so nobody would ever revoke it."""
+    run("tenants", "create", "acme")
+    first = str(id_of(run("keys", "create", "acme", "--quiet").strip()))
+    arguments = [first if it == "ID" else it for it in command]
+    with Path("/dev/full").open("w") as full:
+        whole = [sys.executable, "-m", "serving", "keys", *arguments]
+        done = subprocess.run(whole, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+
+    assert done.returncode == 1 and done.stderr.startswith("The disk is full")
+    ended = {known["id"] for known in json.loads(run("keys", "list", "--json")) if known["revoked_at"]}
+    assert len(ended) == 1 and first not in ended

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import version
 from itertools import pairwise
 from math import ceil
@@ -368,3 +369,18 @@ def test_the_catalogues_defaults_are_the_settings() -> None:
 def test_ray_is_the_one_that_is_tested() -> None:
     """KubeRay is told the version of Ray that the lock installs: nodes of another are refused by Ray."""
     assert cell({}).cluster["rayVersion"] == version("ray")
+
+
+@pytest.mark.parametrize("tag", ["1.2.3", "v" * 70, "2026-11-23_"], ids=["short", "long", "odd end"])
+def test_an_images_version_is_a_label(tag: str) -> None:
+    """A tag may be longer than a label, and end as none may: the label keeps to its form, and another tag has another."""
+    versions = [_version(tag), _version(f"{tag}x")]
+
+    assert all(re.fullmatch(r"[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?", it) for it in versions)
+    assert versions[0] != versions[1]
+    assert tag != "1.2.3" or versions[0] == tag
+
+
+def _version(tag: str) -> str:
+    head = cell({"images": {"head": {"tag": tag}}}).templates["head"]
+    return str(head["metadata"]["labels"]["app.kubernetes.io/version"])

@@ -69,6 +69,14 @@ REFUSED: dict[str, tuple[Object, str]] = {
         {"models": [{"name": "gpt-oss-20b"}, {"name": "smollm2-135m-instruct", "profile": "cpu"}]},
         "smollm2-135m-instruct on CPUs and gpt-oss-20b on GPUs: their engines are two images",
     ),
+    "CPU engines in the image for GPUs": (
+        {"models": [{"name": "smollm2-135m-instruct", "profile": "cpu"}]},
+        "Cell a has smollm2-135m-instruct on CPUs and `images.engine.repository` is engine-gpu, vLLM's build for GPUs: name the one for CPUs, engine-cpu.",
+    ),
+    "GPU engines in the image for CPUs": (
+        {"cells": {"a": {}, "b": {"images": {"engine": {"repository": "team/engine-cpu"}}}}},
+        "Cell b has gpt-oss-120b on GPUs and `images.engine.repository` is team/engine-cpu, vLLM's build for CPUs: name the one for GPUs, engine-gpu.",
+    ),
     "fewer pods than the minimum needs": (
         _model(min_replicas=3, max_replicas=3) | {"groups": {"h100x2": {"pods": 2}}},
         "Cell a has 2 pods of h100x2 and its models' min_replicas need 3",
@@ -132,6 +140,13 @@ def test_what_stands_next_to_a_refusal_works() -> None:
     assert cell(_model(min_replicas=3, max_replicas=3) | {"groups": {"h100x2": {"pods": 3}}})
     assert cell(_model(min_replicas=1, max_replicas=9) | {"groups": {"h100x2": {"pods": 3}}})
     assert cell({"cells": {"a" * (47 - len("test-gpt-oss-serving-cell-")): {}}}, "a" * 21)
+
+
+def test_an_image_of_another_name_may_be_either_build() -> None:
+    """The chart knows the two names that deploy/images gives, and asks no more of a name of the operator's own."""
+    own: Object = {"images": {"engine": {"repository": "vllm"}}}
+
+    assert cell(own) and cell(CPU_DEMO | own)
 
 
 def test_all_sentences_come_at_once() -> None:

@@ -87,7 +87,13 @@ def test_weights_are_fetched_for_every_model_of_every_cell() -> None:
     """One Job a model, named after what it does: another image, model or source is another Job, the same is the same."""
     values: Object = {
         "models": [{"name": "gpt-oss-120b"}, {"name": "gpt-oss-20b"}],
-        "cells": {"a": {}, "b": {"models": [{"name": "smollm2-135m-instruct", "profile": "cpu"}]}},
+        "cells": {
+            "a": {},
+            "b": {
+                "models": [{"name": "smollm2-135m-instruct", "profile": "cpu"}],
+                "images": {"engine": {"repository": "engine-cpu"}},
+            },
+        },
     }
     jobs = _weights(values)
 
@@ -170,6 +176,20 @@ def test_helm_test_has_a_pod_for_each_check() -> None:
             "API": "http://test-gpt-oss-serving", "METRICS": "test-gpt-oss-serving-metrics:9090", "MODEL": "gpt-oss-120b",
             "KEY_FILE": "/etc/serving/keys/key", "TIMEOUT_S": "600",
         }  # fmt: skip
+
+
+def test_helm_test_asks_a_model_that_is_served() -> None:
+    """Where every cell has models of its own, nobody serves those of the release: the first cell's first is asked."""
+    own: Object = {"a": {"models": [{"name": "gpt-oss-20b"}, {"name": "qwen3-32b"}]}}
+
+    assert _asked({"cells": own}) == {"gpt-oss-20b"}
+    assert _asked({"cells": own | {"b": {}}}) == {"gpt-oss-120b"}
+    assert _asked({"cells": own, "tests": {"model": "qwen3-32b"}}) == {"qwen3-32b"}
+
+
+def _asked(values: Object) -> set[str]:
+    variables = [it for pod in of_kind(render(values), "Pod") for it in pod["spec"]["containers"][0]["env"]]
+    return {it["value"] for it in variables if it["name"] == "MODEL"}
 
 
 def test_helm_test_brings_its_script() -> None:

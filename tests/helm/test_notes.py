@@ -63,6 +63,10 @@ NOT_SO: dict[str, tuple[Object, str]] = {
         {"gateway": {"settings": {"drain_timeout_s": 30}}},
         "Not waited for: answers that take longer than 30 s",
     ),
+    "short drain of engines": (
+        {"engine": {"settings": {"drain_timeout_s": 60}}},
+        "Not waited for: answers that take longer than 60 s when an engine leaves",
+    ),
     "open network": ({"networkPolicy": {"enabled": False}}, "Not closed: the network"),
     "no alert": ({}, "Not watched"),
     "no redis": ({}, "Not restartable: Ray's heads"),

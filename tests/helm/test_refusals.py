@@ -32,6 +32,26 @@ REFUSED: dict[str, tuple[Object, str]] = {
         },
         "gateway.autoscaling.minReplicas is above maxReplicas.",
     ),
+    "an alias of nobody": (
+        {"aliases": {"gpt-4o": "gpt-oss-20b"}},
+        "aliases.gpt-4o is gpt-oss-20b, which no cell serves: name one of gpt-oss-120b, or add it to models.",
+    ),
+    "an alias of an alias": (
+        {"aliases": {"gpt-4": "gpt-4o", "gpt-4o": "gpt-oss-120b"}},
+        "aliases.gpt-4 is gpt-4o, which no cell serves: name one of gpt-oss-120b, or add it to models.",
+    ),
+    "an alias before a model": (
+        {"models": [{"name": "gpt-oss-120b"}, {"name": "gpt-oss-20b"}], "aliases": {"gpt-oss-20b": "gpt-oss-120b"}},
+        "aliases.gpt-oss-20b has the name of a served model, which it would hide: call the alias something else.",
+    ),
+    "a test of nobody": (
+        {"tests": {"model": "gpt-oss-20b"}},
+        "tests.model is gpt-oss-20b, which no cell serves: name one of gpt-oss-120b, or leave it empty.",
+    ),
+    "no time to drain": (
+        {"gateway": {"settings": {"drain_timeout_s": 0}}},
+        "gateway.settings.drain_timeout_s is 0: a stopping gateway would cut every running answer; give it a second at least, and request_total_s (590) or more to cut none.",
+    ),
     "drain longer than grace": (
         {"gateway": {"terminationGracePeriodSeconds": 600}},
         "gateway.terminationGracePeriodSeconds is 600, and a stopping gateway may take 605 s (preStopSleepS + drain_timeout_s): running answers would be cut; raise it, or set it to 0 to have it derived.",
@@ -143,6 +163,21 @@ def test_a_bare_install_says_what_it_needs() -> None:
 def test_a_certificate_needs_no_acknowledgement(tls: Object) -> None:
     """With TLS between the planes nothing has to be accepted."""
     assert render({"acknowledgePlaintextBetweenPlanes": False, "planeTls": tls})
+
+
+def test_what_clients_may_ask_for_has_aliases() -> None:
+    """Any model of any cell and any adapter can be meant by an alias, and an alias by `helm test`."""
+    law: Object = {"name": "law", "path": "/adapters/law"}
+    one: Object = {"models": [{"name": "qwen3-32b", "lora": {"max_adapters": 1}, "adapters": [law]}]}
+    other: Object = {"models": [{"name": "gpt-oss-20b"}]}
+
+    assert render(
+        {
+            "cells": {"a": one, "b": other},
+            "aliases": {"lawyer": "law", "gpt-4o-mini": "gpt-oss-20b"},
+            "tests": {"model": "lawyer"},
+        }
+    )
 
 
 def test_what_is_needed_is_enough() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import yaml
 from referencing import Registry, Resource
 
 from tests.helm.cells import CHART, Object, render
@@ -150,6 +151,31 @@ def test_long_and_odd_release_names_fit() -> None:
     names = re.findall(r"^kind: RayService\nmetadata:\n  name: (\S+)", long.stdout, re.M)
     assert len(names) == 2 and all(len(name) <= 47 for name in names)
     assert "name: llm-cell-a\n" in given.stdout
+
+
+def test_long_names_that_begin_alike_stay_two() -> None:
+    """What is cut ends in a hash of the whole: two releases in one namespace share no object, whatever they are called."""
+    begun = "the-language-models-of-the-research-department"
+    first, second = (_names(f"{begun}-{end}") for end in ("one", "two"))
+    given = [_names("x", "--set", f"fullnameOverride={begun}-{end}") for end in ("one", "two")]
+
+    assert first and not first & second
+    assert given[0] and not given[0] & given[1]
+
+
+def test_names_that_fit_are_whole() -> None:
+    """Thirty characters of a release's name are taken as they are, and the thirty-first makes a hash of its own."""
+    thirty = "a" * 14 + "-gpt-oss-serving"
+
+    assert ("ConfigMap", f"{thirty}-gateway") in _names(thirty)
+    assert ("ConfigMap", f"{thirty}-gateway") not in _names(f"{thirty}a")
+
+
+def _names(release: str, *arguments: str) -> set[tuple[str, str]]:
+    """Kind and name of every object of a release."""
+    result = helm("template", release, str(CHART), "--values", str(EXAMPLES["dgx-2"]), *arguments)
+    assert not result.returncode, result.stderr
+    return {(it["kind"], it["metadata"]["name"]) for it in yaml.safe_load_all(result.stdout) if it}
 
 
 def test_the_chart_carries_the_packages_version() -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 from pydantic import BaseModel
@@ -15,9 +16,10 @@ import chart_schema
 from serving.config import GatewaySettings, ModelSettings, Timeouts
 from serving.errors import Refusal
 from tests.helm.cells import CHART, GIVEN, Object, Refused, render
-from tests.helm.chart import EVERY_KEY, FILES, helm, leaves, read
+from tests.helm.chart import EVERY_KEY, FILES, helm, leaves, of_kind, read
 
 VALUES = chart_schema.values(chart_schema.VALUES.read_text())
+SCHEMA = jsonschema.Draft7Validator(json.loads(chart_schema.SCHEMA.read_text()))
 
 
 def test_the_schema_is_in_step() -> None:
@@ -83,6 +85,89 @@ def test_helm_refuses_what_is_out_of_range(values: Object) -> None:
         values = {"cells": {"a": None}}
     with pytest.raises(Refused, match=rf"/{name}"):
         render(values)
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda it: ".".join(it.path))
+def test_no_value_can_be_taken_out(value: chart_schema.Value) -> None:
+    """Helm takes null for "not there", and templates compute with every key: one without it is refused by name."""
+    values = read(chart_schema.VALUES)
+    del _at(values, value.path[:-1])[value.path[-1]]  # type: ignore[attr-defined]
+
+    assert [it.message for it in SCHEMA.iter_errors(values)] == [f"{value.path[-1]!r} is a required property"]
+
+
+@pytest.mark.parametrize(
+    ("values", "missing"),
+    [
+        ({"models": None}, "at '': missing property 'models'"),
+        ({"cells": None}, "at '': missing property 'cells'"),
+        ({"gateway": {"settings": None}}, "at '/gateway': missing property 'settings'"),
+        ({"gateway": {"settings": {"drain_timeout_s": None}}}, "'/gateway/settings': missing property 'drain_timeout_s'"),
+        ({"gateway": {"timeouts": {"request_total_s": None}}}, "'/gateway/timeouts': missing property 'request_total_s'"),
+    ],
+    ids=lambda it: json.dumps(it),
+)  # fmt: skip
+def test_helm_says_what_null_took_out(values: Object, missing: str) -> None:
+    """Null is answered with the key that is missing, not with an error of a template."""
+    with pytest.raises(Refused, match=missing):
+        render(values)
+
+
+def test_limits_can_be_taken_out() -> None:
+    """Limits that the chart gives a pod go by null: nothing computes with them."""
+    (gateway,) = of_kind(render({"gateway": {"resources": {"limits": None}}}), "Deployment")
+
+    assert "limits" not in gateway["spec"]["template"]["spec"]["containers"][0]["resources"]
+
+
+@pytest.mark.parametrize(
+    ("values", "place"),
+    [
+        ({"modelVolume": {"size": "200GB"}}, "/modelVolume/size"),
+        ({"cacheVolume": {"size": "much"}}, "/cacheVolume/size"),
+        ({"store": {"sqlite": {"size": "10 Gi"}}}, "/store/sqlite/size"),
+        ({"head": {"resources": {"limits": {"memory": "8GiB"}}}}, "/head/resources/limits/memory"),
+        ({"head": {"resources": {"requests": {"cpu": "two"}}}}, "/head/resources/requests/cpu"),
+        ({"networkPolicy": {"apiServer": {"cidrs": ["10.0.0.1"]}}}, "/networkPolicy/apiServer/cidrs/0"),
+        ({"networkPolicy": {"clients": [{"ipBlock": {"cidr": "here"}}]}}, "/networkPolicy/clients/0/ipBlock/cidr"),
+        ({"gateway": {"service": {"loadBalancerSourceRanges": ["*"]}}}, "/gateway/service/loadBalancerSourceRanges/0"),
+        ({"images": {"registry": "https://registry.example.com"}}, "/images/registry"),
+        ({"images": {"gateway": {"repository": "gateway:1"}}}, "/images/gateway/repository"),
+        ({"images": {"head": {"tag": "of today"}}}, "/images/head/tag"),
+        ({"cells": {"a": {"images": {"engine": {"repository": "Engine"}}}}}, "/cells/a/images/engine/repository"),
+    ],
+    ids=lambda it: json.dumps(it)[:60],
+)
+def test_helm_refuses_what_has_no_form(values: Object, place: str) -> None:
+    """A size, a range of addresses or an image's name that Kubernetes would not take is refused where it stands."""
+    with pytest.raises(Refused, match=f"at '{place}': '.*' does not match pattern"):
+        render(values)
+
+
+FORMS: dict[str, tuple[list[object], list[object]]] = {
+    "Quantity": (["500m", "2", "0.5", ".5", "1e3", 2, 0.5], ["", "2 cores", "-1", -1, "1GB", "m"]),
+    "Size": (["20Gi", "1.5Ti", "500M", "1e9", "107374182400", 1024], ["", "200GB", "8gi", "100m", "1GiB", "-1Gi", "Gi"]),
+    "Cidr": (
+        ["10.0.0.0/8", "0.0.0.0/0", "255.255.255.255/32", "fd00::/8", "::/0", "2001:db8::1/128"],
+        ["", "10.0.0.1", "10.0.0.256/8", "10.0.0.0/33", "10.0.0/8", "010.0.0.0/8", "fd00::/129", "host/8", "10.0.0.0/"],
+    ),
+    "Registry": (
+        ["", "localhost/serving", "registry.example.com:5000/a/b_c", "[fd00::1]:5000/x", "r.example.com/x/"],
+        ["https://r.example.com", "r.example.com/Team", "r.example.com//x", "r.example.com/x:1", "a b"],
+    ),
+    "Repository": (["engine-gpu", "team/engine_gpu", "a.b/c"], ["", "/engine", "engine:1", "Engine", "a//b", "a/"]),
+    "Tag": (["", "0.1.0", "v1_x-2"], ["a b", ".1", "1:2", "x" * 129]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_forms_are_kubernetes_own(name: str) -> None:
+    """What Kubernetes and registries take passes, and what they refuse does not."""
+    taken, refused = FORMS[name]
+    form = jsonschema.Draft7Validator(json.loads(chart_schema.SCHEMA.read_text())["definitions"][name])
+
+    assert [it for it in taken if not form.is_valid(it)] == []
+    assert [it for it in refused if form.is_valid(it)] == []
 
 
 def test_the_every_key_file_sets_every_key() -> None:

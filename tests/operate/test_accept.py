@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import signal
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -17,10 +21,10 @@ from serving import catalog
 from serving.budget import budget
 from serving.cli import app
 from serving.errors import Refusal
-from serving.operate import accept, measure, permissions, report
-from serving.operate.accept import Bounds, Disruption, Equality, Report, Subject, check_disruption, compare, watched
+from serving.operate import accept, findings, measure, permissions, report
 from serving.operate.checks import Answer
-from serving.operate.measure import Greedy, Outcome, Target, percentiles
+from serving.operate.findings import Disruption, Equality, Report, Subject, check_disruption, compare, watched
+from serving.operate.measure import Bounds, Greedy, Outcome, Target, percentiles
 from tests.gateway.world import World, running_gateway
 from tests.operate import fixtures
 from tests.operate.api_server import NAMESPACE, ApiServer, kubeconfig, serving_api
@@ -29,6 +33,17 @@ from tests.scripted_engine import MODEL, Ending, Script, ScriptedEngine, answeri
 
 SECRET_HOST = "registry.internal.example.com"
 QUICK = ("--concurrency", "1,3", "--seconds-per-step", "0.3", "--prompt-words", "5", "--output-tokens", "4")
+EMPTY = Report(
+    schema=findings.SCHEMA,
+    label="measured here",
+    made_at="2026-11-20T12:00:00Z",
+    place=findings.Place(),
+    checks=(),
+    equality=(),
+    kv=(),
+    ladders=(),
+    disruptions=(),
+)
 
 
 def completion(
@@ -158,6 +173,77 @@ async def test_an_unknown_model_is_refused_with_those_there_are(tmp_path: Path) 
     assert isinstance(refused, Refusal) and MODEL in str(refused)
 
 
+async def test_an_interruption_leaves_what_was_measured(tmp_path: Path) -> None:
+    """Ctrl-C on the way up a ladder: the answers and the rungs so far stay, and what was not run is named."""
+    file = tmp_path / "out" / "acceptance.json"
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
+        consistent(engine)
+        (tmp_path / "key").write_text(world.key)
+        command = [sys.executable, "-m", "serving", "accept", "--base-url", world.url, "--model", MODEL]
+        command += ["--key-file", str(tmp_path / "key"), "--out", str(file.parent), *QUICK]
+        command += ["--concurrency", ",".join("1" * 9000)]
+        running = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE)
+        async with asyncio.timeout(60):
+            while not (file.exists() and json.loads(file.read_text())["ladders"]):
+                assert running.returncode is None
+                await asyncio.sleep(0.02)
+        running.send_signal(signal.SIGINT)
+        told, errors = (it.decode() for it in await running.communicate())
+    made = written(tmp_path)
+    assert running.returncode == 130
+    assert "Traceback" not in errors and errors.endswith("\nInterrupted.\n")
+    assert set(made["equality"][0]["prompts"].values()) == {"equal"}
+    assert made["ladders"][0]["steps"][0]["calls"] > 0
+    assert made["not_run"] == [f"Load on {MODEL}"]
+    assert [it["answer"] for it in made["checks"]] == ["yes", "unknown", "unknown"]
+    assert accept.NOT_RUN in told and accept.NOT_RUN in file.with_suffix(".html").read_text()
+    assert {it.name for it in file.parent.iterdir()} == {"acceptance.json", "acceptance.html"}
+
+
+async def test_an_earlier_report_and_a_target_that_takes_none_are_refused(tmp_path: Path) -> None:
+    """Before anything is asked of the API: an hour of measuring must not end in a sentence, nor in another's place."""
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
+        target = tmp_path / "out"
+        target.mkdir()
+        (target / "acceptance.html").write_text("an earlier one")
+        assert "--out" in str((await run(world, tmp_path)).exception)
+        assert (target / "acceptance.html").read_text() == "an earlier one"
+        below_a_file = str(tmp_path / "key" / "out")
+        assert "cannot be written to" in str((await run(world, tmp_path, "--out", below_a_file)).exception)
+        assert "cannot be written to" in str((await run(world, tmp_path, "--out", str(tmp_path / "key"))).exception)
+    assert not engine.received
+
+
+async def test_a_cluster_that_does_not_answer_is_refused_first(tmp_path: Path) -> None:
+    """Where it was measured is read before it is measured."""
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
+        config = kubeconfig(tmp_path, "http://127.0.0.1:1")
+        refused = (await run(world, tmp_path, "--namespace", NAMESPACE, "--kubeconfig", str(config))).exception
+    assert isinstance(refused, Refusal) and "kubectl version" in str(refused)
+    assert not engine.received
+
+
+@pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff\xfe\x00", b"sk-\x00key", "sk-schl\u00fcssel".encode()])
+def test_a_file_without_a_key_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    """Missing, empty, no text, or nothing that a header carries: one sentence that names the file, and nothing made."""
+    file = tmp_path / "key.txt"
+    if content is not None:
+        file.write_bytes(content)
+    arguments = ["accept", "--base-url", "http://127.0.0.1:1", "--model", MODEL, "--key-file", str(file)]
+    refused = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")]).exception
+    assert isinstance(refused, Refusal) and "key.txt" in str(refused) and "\n" not in str(refused)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
+    """What is there is replaced by something whole, or not at all."""
+    report.write(EMPTY, tmp_path)
+    (tmp_path / ".acceptance.json.part").mkdir()
+    with pytest.raises(Refusal, match="cannot be written to"):
+        report.write(msgspec.structs.replace(EMPTY, label="another"), tmp_path)
+    assert json.loads((tmp_path / "acceptance.json").read_text())["label"] == EMPTY.label
+
+
 # --- The same answers -----------------------------------------------------------------------------------------------------
 
 
@@ -188,7 +274,7 @@ def test_answers_part_by_a_tie_or_not(second: Greedy, result: str) -> None:
 )
 def test_a_difference_is_a_no_and_silence_unknown(results: list[str], answer: Answer) -> None:
     """Ties are allowed, differences are not, and what did not come says nothing."""
-    assert accept.check_equality(Equality("a", "b", dict(enumerate(results)))).answer is answer
+    assert findings.check_equality(Equality("a", "b", dict(enumerate(results)))).answer is answer
 
 
 async def test_two_models_are_compared_and_both_measured(tmp_path: Path) -> None:
@@ -369,20 +455,17 @@ def test_prompts_do_not_begin_alike() -> None:
 
 def test_the_page_escapes_what_came_from_outside() -> None:
     """A model's name is data, not markup."""
-    made = Report(
-        schema=accept.SCHEMA,
-        label="measured here",
-        made_at="2026-11-20T12:00:00Z",
-        place=accept.Place(images=("<img src=x>",)),
-        checks=(),
-        equality=(Equality("<b>", "</script>", {1: "equal"}),),
-        kv=(),
-        ladders=(),
+    made = msgspec.structs.replace(
+        EMPTY,
+        place=findings.Place(images=("<img src=x>",)),
+        equality=(Equality("<u>", "</script>", {1: "equal"}),),
         disruptions=(Disruption("kill", 2, 1, {"<i>": 1}, 1, 0, None),),
+        not_run=("Load on <u>",),
     )
     text = report.as_html(made)
-    for raw in ("<img", "<b>,", "</script>", "<i>"):
-        assert raw not in text.replace("<b>measured here</b>", "")
+    for raw in ("<img", "<u>", "</script>", "<i>"):
+        assert raw not in text
+    assert "Not run, or not to the end: Load on &lt;u&gt;." in text
     assert "http://" not in text and "https://" not in text, "nothing is loaded from anywhere"
 
 

@@ -152,11 +152,20 @@ def test_export_never_overwrites(world: Path) -> None:
 
 def test_failed_export_leaves_nothing(world: Path) -> None:
     """A program that fails ends in its own last words, and no half a bundle is left to be carried."""
-    (world / "bin" / "skopeo").write_text("#!/bin/sh\necho noise >&2; echo manifest unknown >&2; exit 1\n")
+    (world / "bin" / "skopeo").write_text("#!/bin/sh\necho noise >&2; echo >&2; echo manifest unknown >&2; exit 1\n")
 
     with pytest.raises(Refusal, match=r"^skopeo failed: manifest unknown$"):
         exported(world)
     assert {it.name for it in world.iterdir() if "bundle" in it.name} == set()
+
+
+def test_what_the_chart_refuses_is_told_whole(world: Path) -> None:
+    """Every sentence of it, and none of helm's advice to whoever wrote the chart."""
+    said = "Error: execution error\\n\\nThese values cannot work:\\n* one.\\n* two.\\n\\n\\nUse --debug flag to render out invalid YAML"
+    (world / "bin" / "helm").write_text(f"#!/bin/sh\nprintf '{said}\\n' >&2; exit 1\n")
+
+    with pytest.raises(Refusal, match=r"^helm failed: These values cannot work: \* one\. \* two\.$"):
+        exported(world)
 
 
 @pytest.mark.parametrize("name", ["bundle", "bundle.tar"])

@@ -101,3 +101,21 @@ def test_cuda_is_that_of_the_engines_lock() -> None:
     (runtime,) = re.findall(r"^nvidia-cuda-runtime==(\d+\.\d+)\.", lock, re.M)
     assert runtime == checks.CUDA
     assert runtime.split(".")[0] == "13" and checks.DRIVER_MIN == 580
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("images: {registry: r.example.com, gateway: 5}", "gateway"),
+        ("cells: {a: 5}", "a"),
+        ("cells: [a]", "cells"),
+        ("modelVolume: fast", "modelVolume"),
+        ("store: {sqlite: [1]}", "sqlite"),
+        ("engine: {settings: {gpus_per_node: many}}", "engine.settings.gpus_per_node"),
+    ],
+)
+def test_a_value_of_another_shape_is_refused_by_name(tmp_path: Path, text: str, key: str) -> None:
+    """A scalar where a group belongs, or a word where a number does: one sentence that names it."""
+    (tmp_path / "values.yaml").write_text(text)
+    with pytest.raises(Refusal, match=f"'{key}'"):
+        values.read([tmp_path / "values.yaml"])

@@ -116,6 +116,26 @@ One model as its cell serves it, as JSON. Takes root, entry.
 {{- else -}}0{{- end -}}
 {{- end -}}
 
+{{/* What clients may ask for but aliases, as a JSON list: models of all cells and their adapters. Takes root. */}}
+{{- define "gpt-oss-serving.servedNames" -}}
+{{- $names := list -}}
+{{- range $cell, $_ := .Values.cells -}}
+{{- range (include "gpt-oss-serving.cellValues" (dict "root" $ "cell" $cell) | fromJson).models -}}
+{{- $names = append $names .name -}}
+{{- range .adapters -}}{{- $names = append $names .name -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- uniq $names | toJson -}}
+{{- end -}}
+
+{{/* The model that `helm test` asks, and the notes: one that is served even where every cell has models of its own. */}}
+{{- define "gpt-oss-serving.testModel" -}}
+{{- $served := include "gpt-oss-serving.servedNames" . | fromJsonArray -}}
+{{- $first := dig "name" "" (first .Values.models | default dict) -}}
+{{- if not (has $first $served) -}}{{- $first = first $served -}}{{- end -}}
+{{- .Values.tests.model | default $first -}}
+{{- end -}}
+
 {{/* Every model of a cell, as a JSON list of `gpt-oss-serving.model`. Takes root, cell. */}}
 {{- define "gpt-oss-serving.cellModels" -}}
 {{- $root := .root -}}

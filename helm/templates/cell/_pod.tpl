@@ -106,11 +106,12 @@ livenessProbe:
 {{ include "gpt-oss-serving.planeVolumeMounts" .root }}
 {{- end -}}
 
+{{/* An image's version as a label may be: 63 characters, of which the last is a letter or digit. A digest is a hash already. */}}
 {{- define "gpt-oss-serving.imageVersion" -}}
 {{- if .image.digest -}}
 {{- .image.digest | replace ":" "-" | trunc 63 -}}
 {{- else -}}
-{{- .image.tag | default .root.Chart.AppVersion -}}
+{{- include "gpt-oss-serving.cut" (dict "name" (.image.tag | default .root.Chart.AppVersion) "most" 63) | trimAll "-_." -}}
 {{- end -}}
 {{- end -}}
 

@@ -14,7 +14,7 @@
 {{ . }}
 {{- end }}
 {{- end }}
-{{- include "gpt-oss-serving.mixRefusals" (dict "cell" $cell "models" $models) }}
+{{- include "gpt-oss-serving.mixRefusals" (merge (dict "models" $models) $context) }}
 {{- include "gpt-oss-serving.groupRefusals" $context }}
 {{- end }}
 {{- end -}}
@@ -72,7 +72,7 @@ The RayService of cell {{ .cell }} would be called {{ $name }}: KubeRay takes lo
 {{- end }}
 {{- end }}
 
-{{/* Takes cell, models. */}}
+{{/* Takes root, cell, models. An image that deploy/images did not name may be either build. */}}
 {{- define "gpt-oss-serving.mixRefusals" }}
 {{- $onCpu := list }}{{- $onGpu := list }}{{- $names := list }}
 {{- range .models }}
@@ -82,6 +82,13 @@ The RayService of cell {{ .cell }} would be called {{ $name }}: KubeRay takes lo
 {{- end }}
 {{- if and $onCpu $onGpu }}
 Cell {{ .cell }} has {{ join ", " $onCpu }} on CPUs and {{ join ", " $onGpu }} on GPUs: their engines are two images, and a cell has one. Give one of them a cell of its own.
+{{- else }}
+{{- $image := (include "gpt-oss-serving.cellValues" . | fromJson).images.engine.repository }}
+{{- if and $onCpu (eq (base $image) "engine-gpu") }}
+Cell {{ .cell }} has {{ join ", " $onCpu }} on CPUs and `images.engine.repository` is {{ $image }}, vLLM's build for GPUs: name the one for CPUs, engine-cpu.
+{{- else if and $onGpu (eq (base $image) "engine-cpu") }}
+Cell {{ .cell }} has {{ join ", " $onGpu }} on GPUs and `images.engine.repository` is {{ $image }}, vLLM's build for CPUs: name the one for GPUs, engine-gpu.
+{{- end }}
 {{- end }}
 {{- if ne (len $names) (len (uniq $names)) }}
 Cell {{ .cell }} names a model or an adapter twice: {{ $names | sortAlpha | join ", " }}.

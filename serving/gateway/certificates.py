@@ -1,0 +1,82 @@
+"""Certificates: what the gateway shows and whom it trusts, renewed while it runs: authorities sign for weeks, gateways run on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.config import Certificate, PlaneTls
+from serving.errors import Refusal
+from serving.plane_tls import client_context
+
+#: Seconds between two looks at the files: a few `stat` calls.
+LOOK_S = 10.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A context in use, and how its files get into it."""
+
+    context: ssl.SSLContext
+    files: tuple[Path, ...]
+    load: Callable[[ssl.SSLContext], None]
+
+    def stamp(self) -> tuple[tuple[int, int], ...]:
+        """Another one when a file is another. Raises OSError."""
+        return tuple((status.st_mtime_ns, status.st_ino) for status in (file.stat() for file in self.files))
+
+    def renew(self) -> None:
+        """Take the files as they are now, for connections from here on. Raises OSError and SSLError, changing nothing."""
+        # Elsewhere first: a certificate and a key that do not belong together would leave a context with neither.
+        self.load(ssl.SSLContext(self.context.protocol))
+        self.load(self.context)
+
+
+def shown(tls: Certificate) -> Loaded:
+    """What the API shows. Raises Refusal when the files cannot be used."""
+
+    def load(context: ssl.SSLContext) -> None:
+        context.load_cert_chain(tls.certificate_file, tls.key_file)
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        load(context)
+    except (OSError, ssl.SSLError) as error:
+        is_read = isinstance(error, ssl.SSLError)
+        reason = "they are no certificate and its key" if is_read else (error.strerror or "").lower()
+        raise Refusal(
+            f"The certificate of the API, {tls.certificate_file} with {tls.key_file}, cannot be used: {reason}."
+        ) from None
+    return Loaded(context, (tls.certificate_file, tls.key_file), load)
+
+
+def trusted(plane: PlaneTls) -> Loaded:
+    """Who may sign for the engine plane; one that was trusted stays so until the next start. Raises Refusal."""
+    return Loaded(
+        client_context(plane.ca_file), (plane.ca_file,), lambda context: context.load_verify_locations(plane.ca_file)
+    )
+
+
+async def follow(all_loaded: Sequence[Loaded], look_s: float = LOOK_S) -> None:
+    """Take renewed files into the contexts that are in use; for ever."""
+    known = [loaded.stamp() for loaded in all_loaded]
+    while True:
+        await asyncio.sleep(look_s)
+        for at, loaded in enumerate(all_loaded):
+            try:
+                stamp = loaded.stamp()
+                if stamp == known[at]:
+                    continue
+                known[at] = stamp
+                loaded.renew()
+            except OSError:  # SSLError is one
+                log.warning("%s cannot be used as it is now; what was read before stays", loaded.files[0])
+            else:
+                log.info("%s was renewed", loaded.files[0])
