@@ -169,16 +169,6 @@ class Installation:
         (pod,) = [it for it in self.pods(cell, "engine") if "deletionTimestamp" not in it["metadata"]]
         return Place(pod["metadata"]["name"], pod["spec"]["nodeName"])
 
-    def evict(self, pod: str) -> None:
-        """By the Eviction API, as `kubectl drain` does; refused while a PodDisruptionBudget forbids it."""
-        eviction = {
-            "apiVersion": "policy/v1",
-            "kind": "Eviction",
-            "metadata": {"name": pod, "namespace": self.kubectl.namespace},
-        }
-        path = f"/api/v1/namespaces/{self.kubectl.namespace}/pods/{pod}/eviction"
-        self.kubectl("create", "--raw", path, "--filename", "-", given=json.dumps(eviction))
-
     @contextmanager
     def leaving(self, place: Place, node: str | None) -> Iterator[None]:
         """An engine's pod is told to leave, by `kubectl drain` of its node or by eviction; a node is opened again afterwards.
