@@ -192,3 +192,31 @@ persistentVolumeClaim:
   claimName: {{ .Values.modelVolume.existingClaim | default (printf "%s-models" (include "gpt-oss-serving.fullname" .)) }}
 {{- end -}}
 {{- end -}}
+
+{{/*
+A quantity as Kubernetes writes it: 1024Gi is 1Ti, 0.5 is 500m, the number 2 is "2". Who writes a RayService back, as KubeRay does,
+changes every other way to say it, and owns what it changed: Helm 4 then refuses the next upgrade. Takes a number or a string.
+*/}}
+{{- define "gpt-oss-serving.quantity" -}}
+{{- $text := kindIs "string" . | ternary . (printf "%v" (ternary (int64 .) . (eq (float64 .) (floor .)))) -}}
+{{- if regexMatch "^[0-9]*[.][0-9]{1,3}$" $text -}}{{- $text = printf "%dm" (int64 (round (mulf (float64 $text) 1000) 0)) -}}{{- end -}}
+{{- if regexMatch "^[0-9]+000m$" $text -}}{{- $text = trimSuffix "000m" $text -}}{{- end -}}
+{{- range list (list "Ki" "Mi") (list "Mi" "Gi") (list "Gi" "Ti") -}}
+{{- $number := trimSuffix (first .) $text -}}
+{{- if and (hasSuffix (first .) $text) (regexMatch "^[1-9][0-9]*$" $number) (not (mod (int64 $number) 1024)) -}}
+{{- $text = printf "%d%s" (div (int64 $number) 1024) (last .) -}}
+{{- end -}}
+{{- end -}}
+{{- $text -}}
+{{- end -}}
+
+{{/* Requests and limits of a container of a RayService. Takes a map of maps. */}}
+{{- define "gpt-oss-serving.resources" -}}
+{{- $resources := dict -}}
+{{- range $kind, $quantities := . -}}
+{{- $written := dict -}}
+{{- range $name, $quantity := $quantities -}}{{- $_ := set $written $name (include "gpt-oss-serving.quantity" $quantity) -}}{{- end -}}
+{{- $_ := set $resources $kind $written -}}
+{{- end -}}
+{{- toYaml $resources -}}
+{{- end -}}

@@ -26,7 +26,7 @@ CLUSTER_TEST_VALUES              more values files, between colons; they win ove
                                  `weights.job: none` where no network is, DNS peers, resources
 CLUSTER_TEST_READY_TIMEOUT_S     seconds until engines answer, images and weights being fetched (1800)
 CLUSTER_TEST_LEAVE_TIMEOUT_S     seconds until pods have left; above `engine.terminationGracePeriodSeconds` (900)
-CLUSTER_TEST_STREAM_TOKENS       length of the stream that outlives its pod; longer on faster machines (3000)
+CLUSTER_TEST_STREAM_TOKENS       length of the stream that outlives its pod; else what an idle engine makes in a minute
 CLUSTER_TEST_KEEP                1: leave release and namespace, for a look
 CLUSTER_TEST_REQUIRED            1: where the suite would skip, it fails: for CI
 CLUSTER_TEST_FOLDER              where a failure leaves what kubectl shows (.cache/cluster)

@@ -169,16 +169,6 @@ class Installation:
         (pod,) = [it for it in self.pods(cell, "engine") if "deletionTimestamp" not in it["metadata"]]
         return Place(pod["metadata"]["name"], pod["spec"]["nodeName"])
 
-    def evict(self, pod: str) -> None:
-        """By the Eviction API, as `kubectl drain` does; refused while a PodDisruptionBudget forbids it."""
-        eviction = {
-            "apiVersion": "policy/v1",
-            "kind": "Eviction",
-            "metadata": {"name": pod, "namespace": self.kubectl.namespace},
-        }
-        path = f"/api/v1/namespaces/{self.kubectl.namespace}/pods/{pod}/eviction"
-        self.kubectl("create", "--raw", path, "--filename", "-", given=json.dumps(eviction))
-
     @contextmanager
     def leaving(self, place: Place, node: str | None) -> Iterator[None]:
         """An engine's pod is told to leave, by `kubectl drain` of its node or by eviction; a node is opened again afterwards.
@@ -231,6 +221,7 @@ class Installation:
 
 
 def ready(answers: list[DirectoryAnswer], cell: str) -> dict[str, ReplicaReport]:
-    """The replicas of a cell that take requests, by id, as its directory answers."""
-    listed = [it.report for answer in answers if answer.cell == cell for it in answer.replicas]
+    """The replicas of a cell that take requests, by id, as its directory answers: on KubeRay for `cell/Ray cluster`."""
+    own = [it for it in answers if it.cell.partition("/")[0] == cell]
+    listed = [it.report for answer in own for it in answer.replicas]
     return {it.replica_id: it for it in listed if it.state is ReplicaState.READY}

@@ -115,6 +115,18 @@ class Chats:
         return "".join(pieces)
 
 
+#: Tokens of the stream that an engine's speed is measured with; and most of a long one, under the demo model's 4,096.
+SAMPLE_TOKENS = 64
+MOST_TOKENS = 3900
+
+
+def tokens_of(seconds: float, chats: Chats, clock: Callable[[], float] = time.monotonic) -> int:
+    """The length of a stream that takes so long on an engine with nothing else to do, by one that is measured now."""
+    began = clock()
+    chats.stream(SAMPLE_TOKENS, at_least=SAMPLE_TOKENS)
+    return max(SAMPLE_TOKENS, min(MOST_TOKENS, int(SAMPLE_TOKENS * seconds / (clock() - began))))
+
+
 class Stream:
     """One long stream that runs beside what is done: whether it still runs, and how it ended."""
 

@@ -37,7 +37,7 @@ class Parameters:
     values: tuple[Path, ...] = ()
     ready_timeout_s: float = 1800.0
     leave_timeout_s: float = 900.0
-    stream_tokens: int = 3000
+    stream_tokens: int = 0
     keep: bool = False
     required: bool = False
     folder: Path = Path(".cache") / "cluster"

@@ -139,15 +139,19 @@ def test_leftovers_are_known_by_label_annotation_or_name() -> None:
 
 
 def test_engines_are_those_of_their_cell_that_take_requests() -> None:
-    """One that drains or loads is no engine to count on, nor is another cell's."""
+    """One that drains or loads is no engine to count on, nor is another cell's; a directory adds its Ray cluster's name."""
 
     def answer(cell: str, **states: ReplicaState) -> DirectoryAnswer:
         listed = [Listed(ReplicaReport(name, "m", "http://e", state), 0.0) for name, state in states.items()]
         return DirectoryAnswer(cell, "1", True, tuple(listed))
 
-    answers = [answer("a", old=ReplicaState.DRAINING, new=ReplicaState.READY), answer("b", other=ReplicaState.READY)]
+    answers = [
+        answer("a/demo-cell-a-x2x4z", old=ReplicaState.DRAINING, new=ReplicaState.READY),
+        answer("b/demo-cell-b-q7wkm", other=ReplicaState.READY),
+    ]
 
     assert ready(answers, "a").keys() == {"new"}
+    assert ready(answers, "b").keys() == {"other"}
     assert ready(answers, "c") == {}
 
 

@@ -13,7 +13,7 @@ from tests.cluster import leftovers, values
 from tests.cluster.cluster import drainable_node
 from tests.cluster.commands import CommandFailed, Object
 from tests.cluster.installation import FULLNAME, LOOK_INTERVAL_S, RELEASE, TENANT, Installation
-from tests.cluster.load import Chats, Load, Stream
+from tests.cluster.load import Chats, Load, Stream, tokens_of
 from tests.cluster.values import CELLS, MODEL, REVISION
 from tests.waiting import until
 
@@ -22,6 +22,9 @@ pytestmark = pytest.mark.cluster
 ONE_CELL = values.step(paused=frozenset({"b"}))
 #: Seconds in which a row that was settled reaches the store.
 LEDGER_S = 60
+#: Seconds a long stream takes on an idle engine. Beside load on two cores it takes several times as long, and the gateway
+#: ends it after `request_total_s`, 590.
+STREAM_S = 60
 
 
 def test_install(installation: Installation) -> None:
@@ -74,7 +77,8 @@ def test_draining_a_node_cuts_no_stream(installation: Installation) -> None:
     with installation.client() as client:
         chats = Chats(client, MODEL)
         # The gateway gives each to the engine with less to do, so that one runs in either cell.
-        streams = [Stream(chats, installation.parameters.stream_tokens) for _ in CELLS]
+        length = installation.parameters.stream_tokens or tokens_of(STREAM_S, chats)
+        streams = [Stream(chats, length) for _ in CELLS]
         until(lambda: all(_is_busy(installation, cell) for cell in CELLS), 120, LOOK_INTERVAL_S)
         with installation.leaving(leaving, drainable_node(leaving, [staying], _nodes(installation))):
             until(lambda: installation.is_leaving(leaving.pod), 60, LOOK_INTERVAL_S)
@@ -99,19 +103,22 @@ def test_upgrade_by_cells_fails_no_call(installation: Installation) -> None:
     before = {cell: _identities(installation, cell) for cell in CELLS}
     upgraded: frozenset[str] = frozenset()
 
-    with installation.client() as client, Load(chats := Chats(client, MODEL)) as load:
-        for cell in CELLS:
-            streams = [Stream(chats, installation.parameters.stream_tokens) for _ in CELLS]
-            _until_running(streams)
-            untouched = {it: _identities(installation, it) for it in CELLS if it != cell}
-            installation.apply(values.step(paused=frozenset({cell}), upgraded=upgraded, tag=tag))
-            installation.until_emptied(cell)
-            assert all(it.text(installation.parameters.leave_timeout_s) for it in streams)
-            upgraded |= {cell}
-            installation.apply(values.step(upgraded=upgraded, tag=tag))
-            installation.until_engines(cell, 1)
-            assert {it: _identities(installation, it) for it in untouched} == untouched
-            assert all(_is_upgraded(pod, tag) for pod in installation.pods(cell, "engine"))
+    with installation.client() as client:
+        chats = Chats(client, MODEL)
+        length = installation.parameters.stream_tokens or tokens_of(STREAM_S, chats)
+        with Load(chats) as load:
+            for cell in CELLS:
+                streams = [Stream(chats, length) for _ in CELLS]
+                _until_running(streams)
+                untouched = {it: _identities(installation, it) for it in CELLS if it != cell}
+                installation.apply(values.step(paused=frozenset({cell}), upgraded=upgraded, tag=tag))
+                installation.until_emptied(cell)
+                assert all(it.text(installation.parameters.leave_timeout_s) for it in streams)
+                upgraded |= {cell}
+                installation.apply(values.step(upgraded=upgraded, tag=tag))
+                installation.until_engines(cell, 1)
+                assert {it: _identities(installation, it) for it in untouched} == untouched
+                assert all(_is_upgraded(pod, tag) for pod in installation.pods(cell, "engine"))
 
     assert all(before[cell].isdisjoint(_identities(installation, cell)) for cell in CELLS)
     assert load.answered > 0

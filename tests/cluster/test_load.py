@@ -18,7 +18,7 @@ from aiohttp import web
 
 from serving.wire import DirectoryAnswer, Listed, ReplicaReport, ReplicaState
 from tests.cluster.installation import ASK_DIRECTORIES, ready
-from tests.cluster.load import Chats, Stream, Unfinished
+from tests.cluster.load import MOST_TOKENS, SAMPLE_TOKENS, Chats, Stream, Unfinished, tokens_of
 from tests.gateway.test_server import free_port, served
 from tests.scripted_engine import MODEL, Ending, Script, ScriptedEngine, answering, chat_answer, chat_stream, failing
 
@@ -75,6 +75,16 @@ async def test_a_stream_that_hangs_is_unfinished(tmp_path: Path) -> None:
 
         with pytest.raises(Unfinished, match="still runs"):
             await asyncio.to_thread(Stream(chats, 8).text, 0.5)
+
+
+@pytest.mark.parametrize(("took_s", "tokens"), [(6.4, 600), (0.1, MOST_TOKENS), (600.0, SAMPLE_TOKENS)])
+async def test_a_long_stream_is_as_long_as_the_engine_is_fast(tmp_path: Path, took_s: float, tokens: int) -> None:
+    """By the time of a short one: no longer than the model's context, no shorter than what was measured with."""
+    times = iter([0.0, took_s])
+    async with chatting(tmp_path) as (engine, chats):
+        engine.say(Script(WHOLE))
+
+        assert await asyncio.to_thread(tokens_of, 60.0, chats, lambda: next(times)) == tokens
 
 
 async def test_directories_are_asked_from_a_gateways_settings(tmp_path: Path) -> None:

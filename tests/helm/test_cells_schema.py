@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+
 import kubernetes_validate
 import pytest
 
-from tests.helm.cells import Cell, Object, container, every_cell
+from tests.helm.cells import CPU_DEMO, Cell, Object, cell, container, every_cell
 from tests.helm.schemas import kuberay_problems
 
 #: The oldest Kubernetes the chart takes, and the newest there are schemas for.
@@ -25,6 +28,50 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def test_kuberay_knows_every_field(one: Cell) -> None:
     """A RayService holds nothing that KubeRay 1.7 does not know, and everything of the type it wants."""
     assert kuberay_problems(one.service) == []
+
+
+def test_kuberay_changes_nothing_when_it_writes_a_cell_back(one: Cell) -> None:
+    """It does so once, for a finalizer; what it changed would be its own, and Helm 4 could not upgrade it again."""
+    for name, group in one.groups.items():
+        assert group["scaleStrategy"] == {}, name
+    assert [it for it in _quantities(one.cluster) if not _is_kubernetes_own(it)] == []
+
+
+def test_quantities_are_written_as_kubernetes_does() -> None:
+    """Whatever way the values say them."""
+    asked = {"requests": {"cpu": 1, "memory": "1024Mi"}, "limits": {"cpu": 2.5, "memory": "1048576Ki"}}
+    other = {"requests": {"cpu": "0.25", "memory": "1536Mi"}, "limits": {"cpu": "1000m", "memory": "3Gi"}}
+
+    found = cell(CPU_DEMO | {"head": {"resources": asked}, "directory": {"resources": other}}).templates
+
+    assert container(found["head"])["resources"] == {
+        "requests": {"cpu": "1", "memory": "1Gi"},
+        "limits": {"cpu": "2500m", "memory": "1Gi"},
+    }
+    assert container(found["directory"])["resources"] == {
+        "requests": {"cpu": "250m", "memory": "1536Mi"},
+        "limits": {"cpu": "1", "memory": "3Gi"},
+    }
+
+
+def _quantities(node: object) -> Iterator[object]:
+    """Of resources and of volumes, wherever they are."""
+    if isinstance(node, dict):
+        for kind in ("requests", "limits"):
+            yield from (node.get(kind) or {}).values()
+        if "sizeLimit" in node:
+            yield node["sizeLimit"]
+        node = list(node.values())
+    for child in node if isinstance(node, list) else []:
+        yield from _quantities(child)
+
+
+def _is_kubernetes_own(quantity: object) -> bool:
+    """Whether Kubernetes writes it like this: the largest unit that needs no fraction."""
+    if not (isinstance(quantity, str) and (found := re.fullmatch(r"(\d+)(m|Ki|Mi|Gi|Ti|)", quantity))):
+        return False
+    step = {"m": 1000, "Ki": 1024, "Mi": 1024, "Gi": 1024}.get(found[2])
+    return step is None or int(found[1]) % step != 0
 
 
 @pytest.mark.parametrize("kubernetes", KUBERNETES)

@@ -46,7 +46,7 @@ autoscalerOptions:
   upscalingMode: Default
   idleTimeoutSeconds: {{ .Values.ray.autoscaler.idleTimeoutS }}
   resources:
-    {{- toYaml .Values.ray.autoscaler.resources | nindent 4 }}
+    {{- include "gpt-oss-serving.resources" .Values.ray.autoscaler.resources | nindent 4 }}
   securityContext:
     {{- include "gpt-oss-serving.containerSecurityContext" . | nindent 4 }}
   env:

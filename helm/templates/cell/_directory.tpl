@@ -8,6 +8,7 @@ groupName: directory
 replicas: {{ $pods }}
 minReplicas: {{ $pods }}
 maxReplicas: {{ $pods }}
+{{ include "gpt-oss-serving.asKubeRayWrites" . }}
 labels:
   {{- include "gpt-oss-serving.directoryLabels" . | nindent 2 }}
 rayStartParams:
@@ -34,7 +35,7 @@ template:
           {{- . | nindent 10 }}
           {{- end }}
         resources:
-          {{- toYaml $root.Values.directory.resources | nindent 10 }}
+          {{- include "gpt-oss-serving.resources" $root.Values.directory.resources | nindent 10 }}
         {{- with include "gpt-oss-serving.rayProbes" dict | trim }}
         {{- . | nindent 8 }}
         {{- end }}

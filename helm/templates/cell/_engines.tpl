@@ -5,6 +5,7 @@ groupName: {{ $group.name }}
 replicas: {{ $group.min }}
 minReplicas: {{ $group.min }}
 maxReplicas: {{ $group.max }}
+{{ include "gpt-oss-serving.asKubeRayWrites" . }}
 labels:
   {{- include "gpt-oss-serving.engineLabels" . | nindent 2 }}
 rayStartParams:
@@ -115,11 +116,11 @@ volumes:
 {{- define "gpt-oss-serving.engineResources" -}}
 {{- $engine := .root.Values.engine -}}
 {{- if .group.onCpu -}}
-{{- toYaml $engine.cpu.resources -}}
+{{- include "gpt-oss-serving.resources" $engine.cpu.resources -}}
 {{- else -}}
 requests:
   cpu: {{ include "gpt-oss-serving.podCpus" . | quote }}
-  memory: {{ include "gpt-oss-serving.memoryGib" . }}Gi
+  memory: {{ include "gpt-oss-serving.memoryGib" . | printf "%sGi" | include "gpt-oss-serving.quantity" }}
 limits:
   {{ $engine.gpuResource }}: {{ .group.podGpus | quote }}
   {{- if $engine.rdma.enabled }}
@@ -170,7 +171,7 @@ gpt-oss-serving/pod-security-exemptions: {{ join "," . }}
 persistentVolumeClaim:
   claimName: {{ .existingClaim }}
 {{- else -}}
-emptyDir: {sizeLimit: {{ .size }}}
+emptyDir: {sizeLimit: {{ include "gpt-oss-serving.quantity" .size }}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -72,3 +72,11 @@ given back under pressure and counted only so that a restart finds the weights i
 {{- $default := include "gpt-oss-serving.startLimitS" (dict "settings" $catalog.engine "diskMib" .group.diskMib) -}}
 {{- .root.Values.engine.coldStartLimitS | int | default (mul 2 (int $default)) -}}
 {{- end -}}
+
+{{/*
+Of every worker group. KubeRay writes each RayService back once, for a finalizer, and with it this field, empty, which changes the
+list of groups: the list would be the operator's then, and Helm 4, which applies on the server, could never upgrade it again.
+*/}}
+{{- define "gpt-oss-serving.asKubeRayWrites" -}}
+scaleStrategy: {}
+{{- end -}}

@@ -35,7 +35,7 @@ template:
           - name: RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT
             value: "1000000"
         resources:
-          {{- toYaml $root.Values.head.resources | nindent 10 }}
+          {{- include "gpt-oss-serving.resources" $root.Values.head.resources | nindent 10 }}
         {{- with include "gpt-oss-serving.rayProbes" dict | trim }}
         {{- . | nindent 8 }}
         {{- end }}

@@ -93,7 +93,7 @@ livenessProbe:
 - name: tmp
   emptyDir: {sizeLimit: 20Gi}
 - name: shm
-  emptyDir: {medium: Memory, sizeLimit: {{ .shmMib }}Mi}
+  emptyDir: {medium: Memory, sizeLimit: {{ printf "%vMi" .shmMib | include "gpt-oss-serving.quantity" }}}
 - name: logs
   emptyDir: {sizeLimit: 10Gi}
 {{ include "gpt-oss-serving.planeVolumes" .root }}
