@@ -32,14 +32,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead 
 Namespace = Annotated[
     str | None, typer.Option("--namespace", "-n", help="Where it is, or will be; else the context's.")
 ]
-Release = Annotated[str, typer.Option(help="Name of the Helm release.")]
+Release = Annotated[str | None, typer.Option(help="Name of the Helm release; else the namespace's only one.")]
 Kubeconfig = Annotated[Path | None, typer.Option(help="A kubeconfig; else KUBECONFIG, ~/.kube/config, or this pod's.")]
 Context = Annotated[str | None, typer.Option("--context", help="A context of the kubeconfig; else its current one.")]
 Files = Annotated[
     list[Path] | None, typer.Option("--values", "-f", help="A values file, as for helm; repeat for more.")
 ]
 
-RELEASE = "gpt-oss-serving"
 #: Exit code of whatever Ctrl-C ended, as shells and typer have it.
 _INTERRUPTED = 130
 
@@ -139,7 +138,7 @@ def _traffic(
 
 def run_status(
     namespace: Namespace = None,
-    release: Release = RELEASE,
+    release: Release = None,
     is_watched: Annotated[bool, typer.Option("--watch", help="Again every few seconds, until Ctrl-C.")] = False,
     interval_s: Annotated[float, typer.Option(min=0.5, help="Seconds between two looks.")] = 5.0,
     kubeconfig: Kubeconfig = None,
@@ -148,9 +147,10 @@ def run_status(
 ) -> None:
     """One installation on one screen: models, engines, waiting rooms, cells, GPUs, the last errors."""
     cluster = connect(kubeconfig, context, namespace)
+    name = release or status.release_in(cluster)
 
     def look() -> str:
-        seen = status.judge(status.gather(cluster, release))
+        seen = status.judge(status.gather(cluster, name))
         return status.as_json(seen) if as_json else status.page(seen, time.time())
 
     if is_watched:
@@ -213,7 +213,7 @@ def run_accept(
     recovery_s: RecoveryS = 1800.0,
     is_insecure: Annotated[bool, typer.Option("--insecure", help="Do not verify the API's certificate.")] = False,
     namespace: Namespace = None,
-    release: Release = RELEASE,
+    release: Release = None,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
     out: Annotated[Path, typer.Option(help="Folder of acceptance.json and acceptance.html.")] = Path("acceptance"),
@@ -227,9 +227,11 @@ def run_accept(
         raise Refusal("--disrupt deletes pods: say in which --namespace.")
     bounds = Bounds(_numbers(concurrency), seconds_per_step, prompt_words, output_tokens, recovery_s)
     subjects = tuple(_subject(it, gpu) for it in model)
-    choices = Choices(base_url, subjects, bounds, release, _KINDS[disrupt], engine_metrics, verify_tls=not is_insecure)
     key = _key(key_file)
-    _accept(choices, key, connect(kubeconfig, context, namespace) if namespace else None, out)
+    cluster = connect(kubeconfig, context, namespace) if namespace else None
+    name = release or (status.release_in(cluster) if cluster else "")
+    choices = Choices(base_url, subjects, bounds, name, _KINDS[disrupt], engine_metrics, verify_tls=not is_insecure)
+    _accept(choices, key, cluster, out)
 
 
 def _accept(choices: Choices, key: str, cluster: Cluster | None, out: Path) -> None:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 import msgspec
 import yaml
 
+from serving.errors import Refusal
 from serving.operate import exposition
 from serving.operate.checks import gpu_nodes
 from serving.operate.cluster import Cluster
@@ -18,6 +19,8 @@ from serving.operate.exposition import Sample
 from serving.operate.objects import Deployment, Event, Node, Pod, RayService, Service, Unknown
 from serving.wire import ReplicaState
 
+#: Objects of any installation of the chart.
+OURS = "app.kubernetes.io/part-of=gpt-oss-serving"
 INSTANCE, COMPONENT, CELL = "app.kubernetes.io/instance", "app.kubernetes.io/component", "gpt-oss-serving/cell"
 #: Newest first.
 ERRORS_MAX = 12
@@ -95,6 +98,20 @@ class Status(msgspec.Struct, frozen=True):
     #: What an operator should know although nothing is broken.
     notes: tuple[str, ...]
     unknowns: tuple[Unknown, ...]
+
+
+def release_in(cluster: Cluster) -> str:
+    """The one installation of a namespace. Raises Refusal when there is none, several, or nobody may look."""
+    cluster.version()
+    found = cluster.pods(OURS)
+    if isinstance(found, Unknown):
+        raise Refusal(f"Which installation is meant cannot be seen ({found.reason}): name it with --release.")
+    names = sorted({it.label(INSTANCE) or "" for it in found})
+    if not names:
+        raise Refusal(f"Nothing is installed in namespace {cluster.namespace}: name another one with --namespace.")
+    if len(names) > 1:
+        raise Refusal(f"Namespace {cluster.namespace} has {' and '.join(names)}: name one with --release.")
+    return names[0]
 
 
 def gather(cluster: Cluster, release: str) -> Facts:

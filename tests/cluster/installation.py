@@ -27,7 +27,7 @@ GATEWAY = f"deployment/{FULLNAME}-gateway"
 SETTINGS = "/etc/serving/settings.yaml"
 TENANT = "team"
 #: Seconds between two looks at the cluster.
-LOOK_INTERVAL_S = 2.0
+LOOK_INTERVAL_S = 5.0
 #: Seconds that helm's hooks may take: a Job that makes Secrets, whose image may have to be pulled.
 HOOKS_TIMEOUT_S = 600
 #: Asks every cell's directory from inside a gateway's pod, which has the plane secret and is let through by the policies;

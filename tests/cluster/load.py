@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import openai
 
 QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
+#: Seconds between two calls of a client.
+PAUSE_S = 0.5
 
 
 class Ask(Protocol):
@@ -31,10 +33,16 @@ class Failure(NamedTuple):
 
 
 class Load:
-    """Some clients that ask one call after the other: `with Load(…) as load: …`, and then `load.failures` is read."""
+    """Some clients that ask again and again: `with Load(…) as load: …`, and then `load.failures` is read.
 
-    def __init__(self, ask: Ask, *, clients: int = 2, clock: Callable[[], float] = time.monotonic) -> None:
+    They pause between two calls: what is looked for are calls that fail, and a small cluster has other work to do too.
+    """
+
+    def __init__(
+        self, ask: Ask, *, clients: int = 2, pause_s: float = PAUSE_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._ask = ask
+        self._pause_s = pause_s
         self._clock = clock
         self._is_over = threading.Event()
         self._lock = threading.Lock()
@@ -69,6 +77,7 @@ class Load:
             else:
                 with self._lock:
                     self.answered += 1
+            self._is_over.wait(self._pause_s)
 
     def _fail(self, what: str) -> None:
         with self._lock:

@@ -12,6 +12,8 @@ from serving.operate.checks import DEFAULT_CLASS, RAYSERVICE_FIELDS
 from tests.operate.api_server import NAMESPACE, ApiServer
 
 RELEASE = "gpt-oss-serving"
+#: Labels of whatever is of that release.
+OURS = {"app.kubernetes.io/part-of": "gpt-oss-serving", "app.kubernetes.io/instance": RELEASE}
 TIME = datetime(2026, 11, 20, 10, tzinfo=UTC)
 STAMP = "2026-11-20T10:00:00Z"
 
@@ -66,7 +68,7 @@ def pod(
     status: client.V1ContainerStatus | None = None,
     unschedulable: str = "",
 ) -> client.V1Pod:
-    labels = {"app.kubernetes.io/instance": RELEASE, "app.kubernetes.io/component": component} if component else {}
+    labels = OURS | {"app.kubernetes.io/component": component} if component else {}
     labels |= {"gpt-oss-serving/cell": cell} if cell else {}
     amount = {"nvidia.com/gpu": str(gpus)} if gpus else None
     is_ready = phase == "Running" and (status is None or status.ready)

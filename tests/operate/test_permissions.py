@@ -13,7 +13,7 @@ from serving.operate.permissions import Rule
 from tests.operate import fixtures
 from tests.operate.api_server import NAMESPACE, ApiServer, validate
 from tests.operate.conftest import Command
-from tests.operate.fixtures import fit_cluster
+from tests.operate.fixtures import RELEASE, fit_cluster
 from tests.operate.test_preflight import values
 from tests.operate.test_status import SERVICES, installation
 
@@ -66,7 +66,7 @@ def test_preflight_without_one_right(api: ApiServer, serving: Command, tmp_path:
 def test_status_without_one_right(api: ApiServer, serving: Command, left_out: Rule) -> None:
     """The same for the screen: what is missing is told on it, with a command."""
     installation(api).grant([it for it in STATUS if it is not left_out])
-    result = serving("status", "--json")
+    result = serving("status", "--release", RELEASE, "--json")
     assert api.denied
     assert unknowns(result)
     assert all(it["command"].startswith("kubectl ") for it in json.loads(result.stdout)["unknowns"])

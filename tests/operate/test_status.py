@@ -38,7 +38,7 @@ def model(name: str = "gpt-oss-120b", wanted: int = 2, waiting: int = 3, **state
 
 def installation(api: ApiServer, *, image: str = PINNED) -> ApiServer:
     """Two gateways, a cell with a head and two engines, one of them loading."""
-    labels = {"app.kubernetes.io/instance": RELEASE, "app.kubernetes.io/component": "gateway"}
+    labels = fixtures.OURS | {"app.kubernetes.io/component": "gateway"}
     api.add(
         fixtures.node("dgx-1"),
         fixtures.deployment(RELEASE, image, labels=labels, available=2, replicas=2),
@@ -64,7 +64,7 @@ def installation(api: ApiServer, *, image: str = PINNED) -> ApiServer:
 
 
 def screen(serving: Command) -> dict[str, Any]:
-    result = serving("status", "--json")
+    result = serving("status", "--release", RELEASE, "--json")
     assert result.exit_code == 0, result.exception
     seen: dict[str, Any] = json.loads(result.stdout)
     return seen
@@ -83,7 +83,7 @@ def test_a_whole_installation_is_on_one_screen(api: ApiServer, serving: Command)
     assert cell["applications"] == {"directory": "running", "model-gpt-oss-120b": "running"}
     assert (seen["gpus_held"], seen["gpus_total"]) == (4, 8)
     assert seen["notes"] == seen["unknowns"] == seen["troubles"] == []
-    page = serving("status").stdout
+    page = serving("status", "--release", RELEASE).stdout
     assert "gpt-oss-120b" in page and "4 held here of 8" in page
     assert len(page.splitlines()) <= 24
 
@@ -185,7 +185,20 @@ def test_an_empty_namespace_is_an_answer(api: ApiServer, serving: Command) -> No
     seen = screen(serving)
     assert seen["gateways"] == "none installed"
     assert seen["models"] == seen["cells"] == []
-    assert "(none known)" in serving("status").stdout
+    assert "(none known)" in serving("status", "--release", RELEASE).stdout
+
+
+def test_the_only_installation_of_a_namespace_is_meant(api: ApiServer, serving: Command) -> None:
+    """Whatever it is called; of two, one has to be named, and of none there is no screen."""
+    assert "Nothing is installed in namespace llm" in str(serving("status").exception)
+    for name, told in (("blue", "blue in llm"), ("green", "has blue and green: name one with --release")):
+        pod = fixtures.pod(f"{name}-1", "cpu-1", component="gateway")
+        pod.metadata.labels["app.kubernetes.io/instance"] = name  # type: ignore[union-attr,index]  # it was made with them
+        api.add(pod)
+        said = serving("status")
+        assert told in (said.stdout or str(said.exception))
+    api.grant([])
+    assert "name it with --release" in str(serving("status").exception)
 
 
 def test_nothing_is_guessed_without_rights(api: ApiServer, serving: Command) -> None:
