@@ -174,7 +174,7 @@ def test_adapters_are_pinned_memory() -> None:
 
 def _mib(quantity: str) -> int:
     number, unit = int(quantity[:-2]), quantity[-2:]
-    return number * {"Mi": 1, "Gi": 1024}[unit]
+    return number * {"Mi": 1, "Gi": 1024, "Ti": 1024**2}[unit]
 
 
 # --- ports ----------------------------------------------------------------------------------------------------------
