@@ -27,9 +27,12 @@ class Loaded:
     files: tuple[Path, ...]
     load: Callable[[ssl.SSLContext], None]
 
-    def stamp(self) -> tuple[tuple[int, int], ...]:
-        """Another one when a file is another. Raises OSError."""
-        return tuple((status.st_mtime_ns, status.st_ino) for status in (file.stat() for file in self.files))
+    def stamp(self) -> tuple[tuple[int, int], ...] | None:
+        """Another one when a file is another; None while one is missing."""
+        try:
+            return tuple((status.st_mtime_ns, status.st_ino) for status in (file.stat() for file in self.files))
+        except OSError:
+            return None
 
     def renew(self) -> None:
         """Take the files as they are now, for connections from here on. Raises OSError and SSLError, changing nothing."""
@@ -70,11 +73,11 @@ async def follow(all_loaded: Sequence[Loaded], look_s: float = LOOK_S) -> None:
     while True:
         await asyncio.sleep(look_s)
         for at, loaded in enumerate(all_loaded):
+            stamp = loaded.stamp()
+            if stamp == known[at]:
+                continue
+            known[at] = stamp
             try:
-                stamp = loaded.stamp()
-                if stamp == known[at]:
-                    continue
-                known[at] = stamp
                 loaded.renew()
             except OSError:  # SSLError is one
                 log.warning("%s cannot be used as it is now; what was read before stays", loaded.files[0])

@@ -131,7 +131,7 @@ async def _serve_all(servers: list[tuple[_Server, socket.socket]], renewed: Sequ
         loop.add_signal_handler(number, stop)
     tasks = [asyncio.create_task(server.serve(sockets=[bound])) for server, bound in servers]
     following = asyncio.create_task(certificates.follow(renewed))
-    await asyncio.wait([*tasks, following], return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     following.cancel()
     for server, _ in servers:
         server.should_exit = True

@@ -91,6 +91,22 @@ async def test_files_that_do_not_belong_together_change_nothing(
     server.close()
 
 
+async def test_files_that_are_away_for_a_while_change_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """From the beginning on, or between two looks: what was read serves on, and what comes back is taken."""
+    files, other = issued(tmp_path / "tls"), issued(tmp_path / "other")
+    loaded = certificates.trusted(files)
+    files.ca_file.unlink()
+    following = asyncio.create_task(certificates.follow([loaded], LOOK_S))
+    await asyncio.sleep(0)
+
+    put(other, files)
+    await until(lambda: len(loaded.context.get_ca_certs()) == 2)
+    files.ca_file.unlink()
+    await until(lambda: "what was read before stays" in caplog.text)
+    assert not following.done()
+    following.cancel()
+
+
 async def test_a_new_authority_of_the_engine_plane_is_trusted(tmp_path: Path) -> None:
     """Beside the one before: engines change one after the other."""
     files, other = issued(tmp_path / "tls"), issued(tmp_path / "other")
