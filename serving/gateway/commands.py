@@ -83,8 +83,7 @@ def create_key(
     """Make a key for a tenant and print it, this once."""
     lifetime_s = None if expires_days is None else expires_days * SECONDS_PER_DAY
     with _registry(_settings(context)) as registry:
-        key = registry.create_key(tenant, name=name, lifetime_s=lifetime_s)
-        _print_key(registry, key, is_quiet)
+        registry.create_key(tenant, name=name, lifetime_s=lifetime_s, show=lambda key: _print_key(key, is_quiet))
 
 
 @keys.command("list")
@@ -110,8 +109,8 @@ def rotate_key(
 ) -> None:
     """Make a new key like this one, which itself ends after the grace."""
     with _registry(_settings(context)) as registry:
-        key = registry.rotate_key(key_id, grace_s=grace_hours * SECONDS_PER_HOUR)
-        _print_key(registry, key, is_quiet)
+        grace_s = grace_hours * SECONDS_PER_HOUR
+        registry.rotate_key(key_id, grace_s=grace_s, show=lambda key: _print_key(key, is_quiet))
     if not is_quiet:
         typer.echo(f"The old key {key_id} works for another {grace_hours:g} hours at most.")
 
@@ -215,15 +214,9 @@ def _moment(text: str) -> float:
         raise Refusal(f"'{text}' is not an ISO date or time, such as 2026-11-22 or 2026-11-22T10:00:00Z.") from None
 
 
-def _print_key(registry: Registry, key: str, is_quiet: bool) -> None:
-    """Show a new key; one that nobody could be shown is revoked, for nobody would ever revoke it."""
-    key_id = str(id_of(key))
-    try:
-        typer.echo(key if is_quiet else f"Key {key_id}, shown this once:\n\n  {key}\n")
-        sys.stdout.flush()
-    except OSError:
-        registry.revoke_key(key_id)
-        raise
+def _print_key(key: str, is_quiet: bool) -> None:
+    typer.echo(key if is_quiet else f"Key {id_of(key)}, shown this once:\n\n  {key}\n")
+    sys.stdout.flush()  # what finds no room is to be known now
 
 
 def _print_json(items: Sequence[msgspec.Struct]) -> None:

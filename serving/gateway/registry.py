@@ -53,6 +53,10 @@ class Key(msgspec.Struct, frozen=True):
         return "expired" if self.expires_at is not None and self.expires_at <= now else "active"
 
 
+def _nobody(_: str) -> None:
+    """Shows a key to nobody."""
+
+
 class Registry:
     """Tenants and keys of one store. Methods raise Refusal for what cannot be done, StoreUnavailable in an outage."""
 
@@ -94,8 +98,13 @@ class Registry:
             raise Refusal(f"There is a tenant called '{new_name}' already.") from None
         return after
 
-    def create_key(self, tenant: str, *, name: str = "", lifetime_s: float | None = None) -> str:
-        """A new key for `tenant`: this return value is the only time it is seen."""
+    def create_key(
+        self, tenant: str, *, name: str = "", lifetime_s: float | None = None, show: Callable[[str], None] = _nobody
+    ) -> str:
+        """A new key for `tenant`: this return value is the only time it is seen, but for `show`.
+
+        That is called before the key is kept: where it raises, nothing has happened.
+        """
         if len(name) > _KEY_NAME_MAX or not name.isprintable():
             raise Refusal(f"A key's name has at most {_KEY_NAME_MAX} printable characters.")
         if lifetime_s is not None:
@@ -104,6 +113,7 @@ class Registry:
         with self._store.begin() as connection:
             owner = _tenant_called(connection, tenant)
             self._insert_key(connection, key, owner.id, name, now, None if lifetime_s is None else now + lifetime_s)
+            show(key)
         return key
 
     def keys(self, tenant: str | None = None) -> list[Key]:
@@ -114,8 +124,11 @@ class Registry:
                 query = query.where(tenants.c.id == _tenant_called(connection, tenant).id)
             return [msgspec.convert(row, Key, from_attributes=True) for row in connection.execute(query)]
 
-    def rotate_key(self, key_id: str, *, grace_s: float = 0.0) -> str:
-        """A new key like `key_id`, which itself expires after the grace. A key made with a lifetime passes it on."""
+    def rotate_key(self, key_id: str, *, grace_s: float = 0.0, show: Callable[[str], None] = _nobody) -> str:
+        """A new key like `key_id`, which itself expires after the grace. A key made with a lifetime passes it on.
+
+        `show` as for a new one: where it raises, the old key stays as it was.
+        """
         _refuse_long(grace_s)
         now, key = self._clock(), mint()
         with self._store.begin() as connection:
@@ -128,6 +141,7 @@ class Registry:
                 old_expires_at = min(old.expires_at, old_expires_at)
             self._insert_key(connection, key, tenant_id, old.name, now, expires_at)
             connection.execute(update(keys).where(keys.c.id == key_id).values(expires_at=old_expires_at))
+            show(key)
         return key
 
     def revoke_key(self, key_id: str) -> None:

@@ -121,11 +121,13 @@ def _at(values: Mapping[str, Any], path: str) -> Any:
     return found
 
 
-def _group(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """The mapping under a key; empty where nothing is. Raises Refusal for anything else."""
-    found = values.get(key) or {}
-    if not isinstance(found, Mapping):
-        raise Refusal(f"The value '{key}' must be a mapping of keys to values.")
+def _group(values: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+    """The mapping under these keys, one below the other; empty where nothing is. Raises Refusal for anything else."""
+    found = values
+    for depth, key in enumerate(keys, start=1):
+        found = found.get(key) or {}
+        if not isinstance(found, Mapping):
+            raise Refusal(f"The value '{'.'.join(keys[:depth])}' must be a mapping of keys to values.")
     return found
 
 
@@ -148,9 +150,8 @@ def _engine_pods(values: Mapping[str, Any]) -> tuple[list[EnginePods], list[str]
     )
     pods: list[EnginePods] = []
     impossible: list[str] = []
-    cells = _group(values, "cells")
-    for cell in cells:
-        chosen = merged(values, _group(cells, cell))
+    for cell in _group(values, "cells"):
+        chosen = merged(values, _group(values, "cells", cell))
         if chosen.get("paused"):
             continue
         for settings in _checked(TypeAdapter(list[ModelSettings]), chosen.get("models", []), f"cells.{cell}.models"):
@@ -210,14 +211,14 @@ def _claims(values: Mapping[str, Any]) -> Iterator[Claim]:
     volume = _group(values, "modelVolume")
     if not volume.get("existingClaim") and not volume.get("hostPath"):
         yield Claim("weights", volume.get("storageClassName") or "", tuple(volume.get("accessModes") or ()))
-    sqlite = _group(_group(values, "store"), "sqlite")
+    sqlite = _group(values, "store", "sqlite")
     if not _at(values, "store.postgresql.secretName") and not sqlite.get("existingClaim"):
         yield Claim("tenants, keys and ledger", sqlite.get("storageClassName") or "", ("ReadWriteOnce",))
 
 
 def _gateway_image(values: Mapping[str, Any]) -> str:
     """As the chart writes it: a digest wins, and without a tag it is this version's."""
-    registry, image = _at(values, "images.registry"), _group(_group(values, "images"), "gateway")
+    registry, image = _at(values, "images.registry"), _group(values, "images", "gateway")
     if not registry:
         return ""
     name = f"{str(registry).rstrip('/')}/{image.get('repository', 'gateway')}"

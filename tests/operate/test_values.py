@@ -106,11 +106,11 @@ def test_cuda_is_that_of_the_engines_lock() -> None:
 @pytest.mark.parametrize(
     ("text", "key"),
     [
-        ("images: {registry: r.example.com, gateway: 5}", "gateway"),
-        ("cells: {a: 5}", "a"),
+        ("images: {registry: r.example.com, gateway: 5}", "images.gateway"),
+        ("cells: {a: 5}", "cells.a"),
         ("cells: [a]", "cells"),
         ("modelVolume: fast", "modelVolume"),
-        ("store: {sqlite: [1]}", "sqlite"),
+        ("store: {sqlite: [1]}", "store.sqlite"),
         ("engine: {settings: {gpus_per_node: many}}", "engine.settings.gpus_per_node"),
     ],
 )
