@@ -211,13 +211,22 @@ def _parallel_flags(spec: EngineSpec, member: Member) -> list[str]:
 
 
 def environment(spec: EngineSpec, tree: str, scratch: Path, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The engine's environment: offline, silent towards its makers, and marked as a member of `tree`."""
-    result = dict(inherited) | {
-        processes.TREE_VARIABLE: tree,
-        processes.TITLES_KEEP_ENVIRONMENT: "1",
-        "TMPDIR": str(scratch),
-        "VLLM_RPC_BASE_PATH": str(scratch),
-    }
+    """The engine's environment: offline, silent towards its makers, and marked as a member of `tree`.
+
+    The mark is its first variable. setproctitle finds a process's title by walking back from there, and names nothing
+    when that variable was written to since the process began, as vLLM and Ray do with some. A name that never comes is
+    a member that never joins (seen: one start in many, because a Ray worker's variables are in no order).
+    """
+    result = (
+        {processes.TREE_VARIABLE: tree}
+        | dict(inherited)
+        | {
+            processes.TREE_VARIABLE: tree,
+            processes.TITLES_KEEP_ENVIRONMENT: "1",
+            "TMPDIR": str(scratch),
+            "VLLM_RPC_BASE_PATH": str(scratch),
+        }
+    )
     if not spec.gpus_per_node:
         result["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // spec.parallel.ranks))
     if is_cpu_build():

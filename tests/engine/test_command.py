@@ -1,5 +1,7 @@
 """The engine's command line and environment are what vLLM understands."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -67,6 +69,19 @@ def test_every_process_of_the_tree_is_marked_offline_and_silent(tmp_path: Path) 
     assert environment[processes.TREE_VARIABLE] == "1:2:3" and environment["KEPT"] == "yes"
     assert environment["HF_HUB_OFFLINE"] == environment["VLLM_NO_USAGE_STATS"] == "1"
     assert "value-of-the-secret" not in str(environment) + str(command.arguments(spec(model, tmp_path), 1))
+
+
+def test_a_process_finds_its_title_whatever_it_wrote_into_its_environment_before(tmp_path: Path) -> None:
+    """vLLM and Ray write to inherited variables first; one of these at the head of the environment hid the title."""
+    environment = command.environment(
+        spec(catalog.find("smollm2-135m-instruct"), tmp_path), "1:2:3", tmp_path, {"RAY_CLIENT_MODE": "0"}
+    )
+    renamed = (
+        "import os, pathlib, setproctitle; os.environ['RAY_CLIENT_MODE'] = 'another'; "
+        "setproctitle.setproctitle('VLLM::Worker'); print(pathlib.Path('/proc/self/cmdline').read_text())"
+    )
+    line = subprocess.run([sys.executable, "-c", renamed], env=environment, capture_output=True, text=True, check=True)
+    assert line.stdout.startswith("VLLM::Worker")
 
 
 def test_what_was_asked_for_must_join(tmp_path: Path) -> None:
