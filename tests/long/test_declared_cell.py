@@ -18,7 +18,6 @@ from typing import Any
 import httpx
 import msgspec
 import openai
-import psutil
 import pytest
 import yaml
 
@@ -27,6 +26,7 @@ from serving.engine import processes
 from serving.plane_tls import SERVER_NAME, client_context
 from serving.wire import DirectoryAnswer, ReplicaReport, ReplicaState
 from tests.certificates import issue
+from tests.long import trees
 from tests.stack.conftest import SMOLLM2
 from tests.stack.running import CACHE, NO_COMPILER, free_port
 from tests.waiting import until
@@ -201,13 +201,8 @@ class Cell:
             )
 
     def close(self) -> None:
-        below = [it for process in self.processes for it in psutil.Process(process.pid).children(recursive=True)]
         for process in reversed(self.processes):
-            process.kill()
-            process.wait()
-        for member in below:
-            if member.is_running():
-                member.kill()
+            trees.kill(process)
         processes.kill_all(processes.orphans)
 
 

@@ -6,7 +6,6 @@ Ray's own head and a node of engines, as KubeRay starts them, on a real Valkey; 
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +23,7 @@ import pytest
 from serving import secret
 from serving.engine import processes
 from serving.wire import DirectoryAnswer, ReplicaReport, ReplicaState
+from tests.long import trees
 from tests.stack.running import free_port
 from tests.waiting import until
 
@@ -76,12 +76,7 @@ class Cell:
 
     def kill_head(self) -> None:
         """Everything of its pod at once, as when a node goes."""
-        below = psutil.Process(self.head.pid).children(recursive=True)
-        os.killpg(self.head.pid, signal.SIGKILL)
-        for member in below:
-            if member.is_running():
-                member.kill()
-        self.head.wait()
+        trees.kill(self.head)
 
     def apply(self, engines: int) -> None:
         """Hand the configuration to Serve, as KubeRay does."""
@@ -164,12 +159,7 @@ class Cell:
 
     def close(self) -> None:
         for process in (self.node, self.head):
-            below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-            process.kill()
-            process.wait()
-            for member in below:
-                if member.is_running():
-                    member.kill()
+            trees.kill(process)
         processes.kill_all(processes.orphans)
 
 
