@@ -76,6 +76,15 @@ class PlaneTls(Certificate):
     """The authority that signed it."""
 
 
+class Slo(_Group):
+    """What a model's users are promised; `serving_gateway_slo_requests_total` counts who got it."""
+
+    ttft_s: Annotated[float, Field(gt=0)] = 5.0
+    """Seconds from a request's arrival to the first byte of its stream: a reader takes longer for a machine that hangs."""
+    time_per_output_token_s: Annotated[float, Field(gt=0)] = 0.1
+    """Seconds per token after the first, the mean of one answer: ten tokens a second are more than people read."""
+
+
 class GatewaySettings(_Group):
     host: str = "127.0.0.1"
     """Address to listen on; the chart sets 0.0.0.0 behind its NetworkPolicy."""
@@ -103,7 +112,17 @@ class GatewaySettings(_Group):
     """Seconds an API key's answer is trusted before the store is asked again: the longest a revoked key lives on."""
     drain_timeout_s: Annotated[float, Field(ge=0)] = 5.0
     """Seconds running answers may take to end after SIGTERM; in a cluster just under the pod's grace period."""
+    slo: Slo = Slo()
+    """What users of every model are promised that has no promise of its own."""
+    model_slos: dict[str, Slo] = {}
+    """Served model → what its users are promised."""
+    log_prompts: bool = False
+    """Write each call's body into its log line, as it was sent, up to 64 KiB of it. Whoever reads the log then reads prompts."""
     timeouts: Timeouts = Timeouts()
+
+    def slo_of(self, model: str) -> Slo:
+        """What users of a served model are promised."""
+        return self.model_slos.get(model, self.slo)
 
 
 class StoreSettings(_Group):

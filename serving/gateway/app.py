@@ -10,9 +10,8 @@ import logging
 import ssl
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from enum import StrEnum
 
 import msgspec
 
@@ -28,12 +27,14 @@ from serving.errors import (
     RouteNotFound,
     Unauthenticated,
 )
-from serving.gateway import calls, relay, shapes
+from serving.gateway import access, calls, relay, shapes
+from serving.gateway.access import AccessLine
 from serving.gateway.asgi import ClientLeft, Header, Receive, Request, Responder, Scope, Send, require_json
 from serving.gateway.demand import Demands
 from serving.gateway.fleet import DirectorySource, EngineSource, Fleet, Model, Source
 from serving.gateway.ledger import Entry, Ledger, Usage
-from serving.gateway.metrics import AccessLine, Metrics
+from serving.gateway.metrics import Metrics, Snapshot
+from serving.gateway.outcome import outcome_of, reason_of
 from serving.gateway.relay import Exchange, Relay
 from serving.gateway.routes import ENGINE_ROUTES, EngineRoute, dialect_of
 from serving.gateway.tenants import Caller, Tenants
@@ -44,33 +45,10 @@ from serving.wire import ASLEEP, ReplicaState
 CLIENT_LEFT_STATUS = 499
 MODELS_PATH = "/v1/models"
 OTHER_ROUTE = "other"
+#: Bytes of a body that a log line holds where the settings ask for it.
+LOGGED_PROMPT_BYTES = 64 * 1024
 
 log = logging.getLogger(__name__)
-
-
-class Outcome(StrEnum):
-    """How a request ended."""
-
-    OK = "ok"
-    #: The client's mistake: a 4xx.
-    REJECTED = "rejected"
-    #: Ours, or an engine's: a 5xx, or an error event in a stream.
-    FAILED = "error"
-    #: The client left.
-    DISCONNECTED = "client_disconnected"
-    #: This gateway stopped first.
-    CANCELLED = "cancelled"
-
-
-def outcome_of(error: BaseException | None) -> Outcome:
-    """What an exception that ends a request, or none, means."""
-    if error is None:
-        return Outcome.OK
-    if isinstance(error, ClientLeft):
-        return Outcome.DISCONNECTED
-    if isinstance(error, asyncio.CancelledError):
-        return Outcome.CANCELLED
-    return Outcome.REJECTED if isinstance(error, ApiError) and error.status < 500 else Outcome.FAILED
 
 
 class Visit:
@@ -84,6 +62,7 @@ class Visit:
         self.caller: Caller | None = None
         self.model: str | None = None
         self.exchange: Exchange | None = None
+        self.prompt: str | None = None
 
     def status(self, error: BaseException | None) -> int:
         """What the client saw, or would have seen."""
@@ -103,14 +82,17 @@ class Visit:
             route=self.route,
             status=self.status(error),
             outcome=outcome_of(error),
+            reason=reason_of(error),
             duration_s=round(now - self.started_at, 6),
             tenant=self.caller.tenant if self.caller else None,
             key_id=self.caller.key_id if self.caller else None,
             model=self.model,
             replica_id=exchange.replica_id if exchange else None,
+            waited_s=round(exchange.waited_s, 6) if exchange else 0.0,
             ttft_s=None if first_byte_at is None else round(first_byte_at - self.started_at, 6),
             retries=exchange.retries if exchange else 0,
             usage=exchange.usage() if exchange else Usage(),
+            prompt=self.prompt,
         )
 
 
@@ -147,6 +129,7 @@ class Gateway:
         secret: PlaneSecret | None,
         salt_key: bytes,
         tls: ssl.SSLContext | None,
+        expiries: Callable[[], Mapping[str, float]],
         clock: Callable[[], float],
     ) -> None:
         self._settings = settings
@@ -160,7 +143,8 @@ class Gateway:
         self._clock = clock
         self._relay: Relay | None = None
         self._open_calls = 0
-        self.metrics = Metrics(fleet.models)
+        self._expiries = expiries
+        self.metrics = Metrics(self._snapshot, settings.slo_of)
         self._gets: dict[str, Handler] = {
             MODELS_PATH: self._list_models,
             "/health/live": self._live,
@@ -224,7 +208,9 @@ class Gateway:
             await self._answer_error(visit, InternalError("The gateway met an internal error."))
         finally:
             label = visit.model if visit.model and self._fleet.lists(visit.model) else None
-            self.metrics.settle(visit.line(error, self._clock()), label)
+            line = visit.line(error, self._clock())
+            self.metrics.settle(line, label, visit.exchange.passage() if visit.exchange else None)
+            access.write(line)
 
     async def _dispatch(self, visit: Visit) -> None:
         method, path = visit.request.method, visit.request.path
@@ -272,7 +258,10 @@ class Gateway:
 
     async def _serve(self, visit: Visit, route: EngineRoute, caller: Caller, entry: Entry) -> None:
         require_json(visit.request)
-        draft = calls.read(route, await self._body(visit.request))
+        body = await self._body(visit.request)
+        if self._settings.log_prompts:
+            visit.prompt = body[:LOGGED_PROMPT_BYTES].decode(errors="replace")
+        draft = calls.read(route, body)
         entry.model = visit.model = self._resolve(draft.requested_model)
         call = calls.finish(draft, visit.model, calls.cache_salt(self._salt_key, caller.tenant_id))
         if self._relay is None:
@@ -346,8 +335,18 @@ class Gateway:
         answers = any(_is_ready(model) for model in models)
         await _send_json(visit, 200 if answers else 503, HealthOfModels({m.name: _summary(m) for m in models}))
 
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(
+            models=self._fleet.models(),
+            sources_up=self._fleet.sources_up(),
+            ledger_rows_waiting=self._ledger.pending_rows,
+            ledger_lag_s=self._ledger.lag_s,
+            is_store_up=self._ledger.is_store_up,
+            certificates_end_at_s=self._expiries(),
+        )
+
     async def _show_metrics(self, visit: Visit) -> None:
-        await visit.responder.whole(200, self.metrics.render(), content_type=METRICS_TYPE)
+        await visit.responder.whole(200, await self.metrics.render(), content_type=METRICS_TYPE)
 
 
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
@@ -428,12 +427,18 @@ def create_app(
     salt_key: bytes,
     *,
     tls: ssl.SSLContext | None = None,
+    expiries: Callable[[], Mapping[str, float]] = dict,
     clock: Callable[[], float] = time.monotonic,
     wall_clock: Callable[[], float] = time.time,
 ) -> Gateway:
-    """The application before the directories and engines that `settings` names; `tls` is how their servers are known."""
-    sources: list[Source] = [DirectorySource(url, secret) for url in settings.directories]
-    sources += [EngineSource(url, secret) for url in settings.engines]
+    """The application before the directories and engines that `settings` names.
+
+    `tls` is how their servers are known, `expiries` tells when certificates in use end (seconds since the epoch).
+    """
+    sources: list[Source] = [
+        DirectorySource(url, secret, f"directory-{number}") for number, url in enumerate(settings.directories)
+    ]
+    sources += [EngineSource(url, secret, f"engine-{number}") for number, url in enumerate(settings.engines)]
     demands = Demands(clock)
     fleet = Fleet(sources, settings, demands, clock, wall_clock)
-    return Gateway(settings, tenants, ledger, fleet, demands, secret, salt_key, tls, clock)
+    return Gateway(settings, tenants, ledger, fleet, demands, secret, salt_key, tls, expiries, clock)

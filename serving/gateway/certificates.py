@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography import x509
+
 from serving.config import Certificate, PlaneTls
 from serving.errors import Refusal
 from serving.plane_tls import client_context
@@ -33,6 +35,14 @@ class Loaded:
             return tuple((status.st_mtime_ns, status.st_ino) for status in (file.stat() for file in self.files))
         except OSError:
             return None
+
+    def ends_at_s(self) -> float | None:
+        """When the first certificate of its file to end does so, in seconds since the epoch; None while it is unreadable."""
+        try:
+            found = x509.load_pem_x509_certificates(self.files[0].read_bytes())
+        except (OSError, ValueError):
+            return None
+        return min(it.not_valid_after_utc.timestamp() for it in found)
 
     def renew(self) -> None:
         """Take the files as they are now, for connections from here on. Raises OSError and SSLError, changing nothing."""
@@ -65,6 +75,12 @@ def trusted(plane: PlaneTls) -> Loaded:
     return Loaded(
         client_context(plane.ca_file), (plane.ca_file,), lambda context: context.load_verify_locations(plane.ca_file)
     )
+
+
+def expiries(api: Loaded | None, plane: Loaded | None) -> dict[str, float]:
+    """Certificate → when it ends, for those that are used and can be read."""
+    ends = {name: loaded.ends_at_s() for name, loaded in (("api", api), ("plane", plane)) if loaded}
+    return {name: at for name, at in ends.items() if at is not None}
 
 
 async def follow(all_loaded: Sequence[Loaded], look_s: float = LOOK_S) -> None:

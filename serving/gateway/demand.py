@@ -62,6 +62,10 @@ class Demands:
         """Calls of this model that wait now."""
         return sum(call.model == model for call in self._held.values())
 
+    def oldest_wait_s(self, model: str) -> float:
+        """Seconds the first of them has waited; 0 when none waits."""
+        return max((self._clock() - call.since for call in self._held.values() if call.model == model), default=0.0)
+
     def read(self) -> Reading:
         """All arrivals up to now."""
         return Reading(self._clock(), dict(self._arrivals))

@@ -124,6 +124,8 @@ class Source(Protocol):
     """Where replicas are heard of."""
 
     name: str
+    #: What metrics call it: no address.
+    label: str
 
     async def ask(self, session: aiohttp.ClientSession, report: GatewayReport) -> DirectoryAnswer:
         """Tell what this gateway sees; returns what the source lists now; raises Silence."""
@@ -133,8 +135,10 @@ class Source(Protocol):
 class DirectorySource:
     """One cell's directory."""
 
-    def __init__(self, base_url: str, secret: PlaneSecret | None) -> None:
+    def __init__(self, base_url: str, secret: PlaneSecret | None, label: str = "directory") -> None:
         self.name = base_url
+        #: Its cell's name once it has told it.
+        self.label = label
         self._url = base_url.rstrip("/") + DIRECTORY_ROUTE
         self._secret = secret
 
@@ -146,9 +150,11 @@ class DirectorySource:
             async with await self._post(session, body, headers) as response:
                 if response.status != 200:
                     raise Silence(f"status {response.status}")
-                return msgspec.json.decode(await response.read(), type=DirectoryAnswer)
+                answer = msgspec.json.decode(await response.read(), type=DirectoryAnswer)
         except _NO_ANSWER as error:
             raise Silence(type(error).__name__) from None
+        self.label = answer.cell
+        return answer
 
     async def _post(
         self, session: aiohttp.ClientSession, body: bytes, headers: dict[str, str]
@@ -177,8 +183,9 @@ class EngineSource:
     Nobody generates a token to prove it ready, as a replica's supervisor does.
     """
 
-    def __init__(self, url: str, secret: PlaneSecret | None) -> None:
+    def __init__(self, url: str, secret: PlaneSecret | None, label: str = "engine") -> None:
         self.name = url
+        self.label = label
         self._url = url.rstrip("/")
         self._secret = secret
         self._models: Sequence[_ModelCard] = ()
@@ -244,6 +251,8 @@ class Model(msgspec.Struct, frozen=True):
     base: str | None = None
     #: Calls that this gateway holds for it, because no replica can take them.
     waiting_requests: int = 0
+    #: Seconds the first of them has waited.
+    oldest_wait_s: float = 0.0
 
 
 class Fleet:
@@ -268,6 +277,8 @@ class Fleet:
         self._lost_at: dict[str, float] = {}
         self._own: Counter[str] = Counter()
         self._unheard = {source.name for source in sources}
+        #: Names of sources that did not answer the last poll, or any yet.
+        self._silent = set(self._unheard)
         #: Model → when it was first and last listed: seconds since the epoch, and on the clock.
         self._first_seen_s: dict[str, int] = {}
         self._last_listed_at: dict[str, float] = {}
@@ -289,8 +300,8 @@ class Fleet:
                 polls.create_task(self._follow_one(source, session))
 
     async def _follow_one(self, source: Source, session: aiohttp.ClientSession) -> None:
-        is_silent = False
         told = self._demands.read()
+        has_complained = False
         while True:
             asked_at = self._clock()
             telling = self._demands.read()
@@ -300,11 +311,13 @@ class Fleet:
                         session, GatewayReport(self._id, telling.at - told.at, self._traffic(told, telling))
                     )
             except (Silence, TimeoutError) as silence:
-                if not is_silent:
+                if not has_complained:
                     log.warning("no answer from %s (%s); its replicas stay as they were", source.name, silence)
-                is_silent = True
+                has_complained = True
+                self._silent.add(source.name)
             else:
-                is_silent = False
+                has_complained = False
+                self._silent.discard(source.name)
                 told = telling
                 self._unheard.discard(source.name)
                 self.hear(answer, asked_at)
@@ -420,6 +433,10 @@ class Fleet:
         finally:
             del self._waiting[waiter]
 
+    def sources_up(self) -> dict[str, bool]:
+        """Source → did it answer the last poll?"""
+        return {source.label: source.name not in self._silent for source in self._sources}
+
     def may_sleep(self, model: str) -> bool:
         """May it, or its base, have no replica at all, so that a call has to wake it?"""
         base = self.base_of(model)
@@ -485,6 +502,7 @@ class Fleet:
                 may_sleep=self.may_sleep(name),
                 base=self._base_of.get(name),
                 waiting_requests=self._demands.held_requests(name),
+                oldest_wait_s=self._demands.oldest_wait_s(name),
             )
             for name, counts in sorted(states.items())
         ]

@@ -94,6 +94,8 @@ class Ledger:
         self._writing = threading.Lock()
         self._must_recover = True
         self._failures = 0
+        #: When the store first failed to take rows, on the clock; None while it takes them.
+        self._behind_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
 
     def __enter__(self) -> Self:
@@ -108,6 +110,17 @@ class Ledger:
     def pending_rows(self) -> int:
         """Rows in memory that the database has not got yet."""
         return len(self._pending)
+
+    @property
+    def is_store_up(self) -> bool:
+        """Did the last use of the store work? The writer uses it every few seconds, rows or not."""
+        return self._failures == 0
+
+    @property
+    def lag_s(self) -> float:
+        """Seconds since every row was in the store; 0 while it takes them."""
+        since = self._behind_since
+        return 0.0 if since is None else max(0.0, self._clock() - since)
 
     @contextlib.contextmanager
     def entry(self, *, request_id: str, caller: Caller, route: str, model: str) -> Iterator[Entry]:
@@ -140,7 +153,7 @@ class Ledger:
                 return self._failed(f"{spill.FILE_NAME}: {error.strerror}")
             if self._failures:
                 log.info("the ledger has caught up with the store")
-            self._failures = 0
+            self._failures, self._behind_since = 0, None
             return True
 
     def close(self) -> None:
@@ -187,6 +200,7 @@ class Ledger:
 
     def _failed(self, reason: str) -> bool:
         if self._failures == 0:
+            self._behind_since = self._clock()
             log.warning("the ledger waits for the store (%s): %d rows in memory", reason, len(self._pending))
         self._failures += 1
         if len(self._pending) >= self._spill_at_rows:

@@ -1,114 +1,168 @@
-"""Metrics: everything this plane counts, declared together, and the one log line each request leaves.
+"""Metrics: everything this plane counts, declared together. `deploy/metrics.yaml` says what each means and where to look.
 
-Labels are few and bounded: routes and outcomes are ours, models are those the fleet lists. No tenant, key or request id.
+Labels are few and bounded: routes, outcomes and reasons are ours, models are those the fleet lists, tenants as many as
+`TENANTS_MAX`. No key and no request id.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Iterator
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 
 import msgspec
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from serving.config import Slo
+from serving.gateway.access import AccessLine
 from serving.gateway.fleet import Model
-from serving.gateway.ledger import Usage
+from serving.gateway.gaps import Gaps
+from serving.gateway.outcome import Outcome
+from serving.gateway.slo import judge
 
 #: Seconds; from a cached short prompt on a GPU to a long prompt in a queue.
 _TTFT_BUCKETS_S = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3, 6, 12, 30, 60, 120)
+#: Seconds a call waits for a replica; most do not, and none longer than a cold start.
+_WAITING_BUCKETS_S = (0.001, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+#: Seconds per token: a reader follows ten tokens a second, and a batch makes do with one.
+_TPOT_BUCKETS_S = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
 #: Seconds; up to the longest a request may take.
 _DURATION_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 NO_MODEL = "unknown"
-#: Asked every few seconds by machines: their lines would bury everyone else's.
-PROBES = ("/health/", "/metrics")
-
-access_log = logging.getLogger("serving.access")
-
-
-class AccessLine(msgspec.Struct, frozen=True):
-    """One request as the log has it: who, what, how it went. Never what was said."""
-
-    request_id: str
-    route: str
-    status: int
-    outcome: str
-    duration_s: float
-    tenant: str | None = None
-    key_id: str | None = None
-    model: str | None = None
-    replica_id: str | None = None
-    ttft_s: float | None = None
-    retries: int = 0
-    usage: Usage = Usage()
+# Another series for each counter and histogram, which says when it began and which nobody reads.
+disable_created_metrics()
+#: Tenants with series of their own, about 0.5 KB each; those beyond share one.
+TENANTS_MAX = 1000
+OTHER_TENANTS = "(others)"
 
 
-class _ReplicaStates(Collector):
-    """Replicas by state, read from the fleet when asked."""
+class Passage(msgspec.Struct, frozen=True):
+    """What passed between an engine and a client in one call."""
 
-    def __init__(self, models: Callable[[], Iterable[Model]]) -> None:
-        self._models = models
+    #: The route is one that makes or reads tokens, so its SLO counts.
+    is_billed: bool
+    was_held: bool = False
+    bytes_passed: int = 0
+    keep_alives: int = 0
+    gaps: Gaps | None = None
+    #: Kind of failure → attempts at replicas that ended so.
+    failures: Mapping[str, int] = {}
+    #: Replicas at whose address nobody answered.
+    lost: int = 0
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """What is as it is when asked."""
+
+    models: Sequence[Model] = ()
+    #: Directory or engine → did it answer the last poll?
+    sources_up: Mapping[str, bool] = {}
+    ledger_rows_waiting: int = 0
+    ledger_lag_s: float = 0.0
+    is_store_up: bool = True
+    #: Certificate → when it ends, in seconds since the epoch.
+    certificates_end_at_s: Mapping[str, float] = {}
+
+
+class _Now(Collector):
+    """The last snapshot as Prometheus has it."""
+
+    def __init__(self) -> None:
+        self.seen = Snapshot()
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        family = GaugeMetricFamily(
-            "serving_gateway_replicas", "Replicas this gateway knows.", labels=["model", "state"]
+        seen = self.seen
+        yield from _of_models(seen.models)
+        yield _family(
+            "sources_up", "Whether a directory or an engine answered the last poll.", "source", seen.sources_up
         )
-        for model in self._models():
-            for state, count in model.states.items():
-                family.add_metric([model.name, state], count)
+        yield _alone("ledger_rows_waiting", "Rows in memory that the store has not got.", seen.ledger_rows_waiting)
+        yield _alone("ledger_lag_seconds", "Seconds since every row was in the store.", seen.ledger_lag_s)
+        yield _alone("store_up", "Whether the last use of the store worked.", seen.is_store_up)
+        yield _family(
+            "certificate_expiry_timestamp_seconds",
+            "When a certificate in use ends.",
+            "certificate",
+            seen.certificates_end_at_s,
+        )
+
+
+class _GapsOfModels(Collector):
+    """Gaps between the pieces of streams, by model."""
+
+    def __init__(self) -> None:
+        self.by_model: dict[str, Gaps] = {}
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        name = "serving_gateway_inter_token_seconds"
+        family = HistogramMetricFamily(name, "Seconds between two pieces of one stream.", labels=["model"])
+        for model, gaps in list(self.by_model.items()):
+            family.add_metric([model], gaps.buckets(), gaps.total_s)
         yield family
-        wanted = GaugeMetricFamily(
-            "serving_gateway_wanted_replicas",
-            "Replicas that the directories want, as this gateway heard.",
-            labels=["model"],
-        )
-        for model in self._models():
-            if model.wanted is not None:
-                wanted.add_metric([model.name], model.wanted)
-        yield wanted
-        waiting = GaugeMetricFamily(
-            "serving_gateway_waiting_requests",
-            "Requests that this gateway holds because no replica can take them.",
-            labels=["model"],
-        )
-        for model in self._models():
-            waiting.add_metric([model.name], model.waiting_requests)
-        yield waiting
 
 
 class Metrics:
     """A gateway's own registry."""
 
-    def __init__(self, models: Callable[[], Iterable[Model]]) -> None:
+    def __init__(self, look: Callable[[], Snapshot], slo_of: Callable[[str], Slo]) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(_ReplicaStates(models))
+        self._slo_of = slo_of
+        self._tenants: set[str] = set()
+        self._gaps = _GapsOfModels()
+        self._look = look
+        self._now = _Now()
+        self.registry.register(self._now)
+        self.registry.register(self._gaps)
+        self._declare_requests()
+        self._declare_calls()
+        built = Gauge("serving_gateway_build_info", "This gateway's version.", ["version"], registry=self.registry)
+        built.labels(version("gpt-oss-serving")).set(1)
+
+    def _declare_requests(self) -> None:
         by_call = ("route", "model")
-        self._requests = Counter(
-            "serving_gateway_requests", "Requests answered.", (*by_call, "outcome"), registry=self.registry
-        )
-        self._ttft = Histogram(
-            "serving_gateway_time_to_first_token_seconds",
+        self._requests = self._counter("requests", "Requests ended.", *by_call, "outcome", "reason")
+        self._ttft = self._histogram(
+            "time_to_first_token_seconds",
             "Seconds from a request's arrival to the first byte of its answer, streams only.",
-            by_call,
-            buckets=_TTFT_BUCKETS_S,
-            registry=self.registry,
+            _TTFT_BUCKETS_S,
+            *by_call,
         )
-        self._duration = Histogram(
-            "serving_gateway_request_duration_seconds",
+        self._duration = self._histogram(
+            "request_duration_seconds",
             "Seconds from a request's arrival to the end of its answer.",
-            by_call,
-            buckets=_DURATION_BUCKETS_S,
-            registry=self.registry,
+            _DURATION_BUCKETS_S,
+            *by_call,
         )
-        self._tokens = Counter(
-            "serving_gateway_tokens", "Tokens billed, exact or estimated.", ("model", "kind"), registry=self.registry
-        )
-        self._retries = Counter(
-            "serving_gateway_upstream_retries", "Attempts at replicas that failed.", ("model",), registry=self.registry
-        )
+        self._tenant_requests = self._counter("tenant_requests", "Calls ended.", "tenant", "outcome")
+        self._tenant_tokens = self._counter("tenant_tokens", "Tokens billed.", "tenant", "kind")
         self._open = Gauge("serving_gateway_open_requests", "Requests held now.", registry=self.registry)
+
+    def _declare_calls(self) -> None:
+        self._tokens = self._counter("tokens", "Tokens billed, exact or estimated.", "model", "kind")
+        self._waiting = self._histogram(
+            "waiting_seconds", "Seconds a call waited for a replica that could take it.", _WAITING_BUCKETS_S, "model"
+        )
+        self._tpot = self._histogram(
+            "time_per_output_token_seconds",
+            "Seconds per token after the first, the mean of one stream.",
+            _TPOT_BUCKETS_S,
+            "model",
+        )
+        self._admissions = self._counter("admissions", "What became of calls that were in order.", "model", "decision")
+        self._retries = self._counter("upstream_retries", "Attempts at replicas that failed.", "model", "failure")
+        self._bytes = self._counter("relayed_bytes", "Bytes of answers passed on.", "model")
+        self._keep_alives = self._counter("keep_alives", "Comments sent while an engine said nothing.", "model")
+        self._slo = self._counter("slo_requests", "Calls judged by their model's SLO.", "model", "verdict")
+        self._lost = self._counter("replicas_lost", "Replicas at whose address nobody answered.", "model")
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"serving_gateway_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(f"serving_gateway_{name}", text, labels, buckets=buckets, registry=self.registry)
 
     @contextmanager
     def open_request(self) -> Iterator[None]:
@@ -119,18 +173,57 @@ class Metrics:
         finally:
             self._open.dec()
 
-    def settle(self, line: AccessLine, model: str | None) -> None:
-        """Count one request and write its line, a probe's at DEBUG; `model` is a served one or None."""
+    def settle(self, line: AccessLine, model: str | None, passage: Passage | None) -> None:
+        """Count one request; `model` is a served one or None, `passage` what an engine had to do with it."""
         label = model or NO_MODEL
-        self._requests.labels(line.route, label, line.outcome).inc()
+        self._requests.labels(line.route, label, line.outcome, line.reason).inc()
         self._duration.labels(line.route, label).observe(line.duration_s)
         if line.ttft_s is not None:
             self._ttft.labels(line.route, label).observe(line.ttft_s)
-        if line.retries:
-            self._retries.labels(label).inc(line.retries)
+        if line.tenant is not None:
+            self._settle_tenant(line, line.tenant)
+        if decision := decision_on(line, passage):
+            self._admissions.labels(label, decision).inc()
+        if passage is not None:
+            self._settle_call(line, label, passage)
+
+    def _settle_tenant(self, line: AccessLine, tenant: str) -> None:
+        if tenant not in self._tenants:
+            tenant = tenant if len(self._tenants) < TENANTS_MAX else OTHER_TENANTS
+            self._tenants.add(tenant)
+        self._tenant_requests.labels(tenant, line.outcome).inc()
+        for kind, tokens in (("prompt", line.usage.prompt_tokens), ("completion", line.usage.completion_tokens)):
+            if tokens:
+                self._tenant_tokens.labels(tenant, kind).inc(tokens)
+
+    def _settle_call(self, line: AccessLine, label: str, passage: Passage) -> None:
+        self._waiting.labels(label).observe(line.waited_s)
+        self._bytes.labels(label).inc(passage.bytes_passed)
+        if passage.keep_alives:
+            self._keep_alives.labels(label).inc(passage.keep_alives)
+        for failure, count in passage.failures.items():
+            self._retries.labels(label, failure).inc(count)
+        if passage.lost:
+            self._lost.labels(label).inc(passage.lost)
+        if passage.gaps is not None:
+            self._gaps.by_model.setdefault(label, Gaps()).add(passage.gaps)
         self._count_tokens(line, label)
-        level = logging.DEBUG if line.route.startswith(PROBES) else logging.INFO
-        access_log.log(level, msgspec.json.encode(line).decode())
+        if passage.is_billed:
+            self._judge(line, label)
+
+    def _judge(self, line: AccessLine, label: str) -> None:
+        tokens = line.usage.completion_tokens
+        if line.ttft_s is not None and tokens > 1 and line.outcome == Outcome.OK:
+            self._tpot.labels(label).observe((line.duration_s - line.ttft_s) / (tokens - 1))
+        verdict = judge(
+            self._slo_of(label),
+            Outcome(line.outcome),
+            duration_s=line.duration_s,
+            ttft_s=line.ttft_s,
+            completion_tokens=tokens,
+        )
+        if verdict:
+            self._slo.labels(label, verdict).inc()
 
     def _count_tokens(self, line: AccessLine, label: str) -> None:
         kinds = {
@@ -143,6 +236,49 @@ class Metrics:
             if tokens:
                 self._tokens.labels(label, kind).inc(tokens)
 
-    def render(self) -> bytes:
-        """Prometheus' text format."""
-        return generate_latest(self.registry)
+    async def render(self) -> bytes:
+        """Prometheus' text format: written in a thread, because a thousand tenants take long enough to hold up streams."""
+        self._now.seen = self._look()
+        return await asyncio.to_thread(generate_latest, self.registry)
+
+
+def decision_on(line: AccessLine, passage: Passage | None) -> str | None:
+    """Was a call let in at once, after a wait, or not at all? None for what never asked: bad input, and other routes."""
+    if line.reason == "overloaded":
+        return "refused_full"
+    if passage is None:
+        return None
+    if line.reason == "no_replica_ready":
+        return "refused_wait"
+    if line.replica_id is None:
+        return None
+    return "waited" if passage.was_held else "admitted"
+
+
+def _of_models(models: Sequence[Model]) -> Iterator[GaugeMetricFamily]:
+    replicas = _empty("replicas", "Replicas this gateway knows.", "model", "state")
+    for model in models:
+        for state, count in model.states.items():
+            replicas.add_metric([model.name, state], count)
+    yield replicas
+    wanted = {model.name: model.wanted for model in models if model.wanted is not None}
+    yield _family("wanted_replicas", "Replicas that the directories want, as this gateway heard.", "model", wanted)
+    waiting = {model.name: model.waiting_requests for model in models}
+    yield _family("waiting_requests", "Requests held because no replica can take them.", "model", waiting)
+    oldest = {model.name: model.oldest_wait_s for model in models}
+    yield _family("oldest_wait_seconds", "Seconds the first of them has waited.", "model", oldest)
+
+
+def _empty(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"serving_gateway_{name}", text, labels=labels)
+
+
+def _family(name: str, text: str, label: str, values: Mapping[str, float]) -> GaugeMetricFamily:
+    family = _empty(name, text, label)
+    for value, number in values.items():
+        family.add_metric([value], number)
+    return family
+
+
+def _alone(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"serving_gateway_{name}", text, value=float(value))

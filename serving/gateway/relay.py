@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from enum import StrEnum
 
 import aiohttp
@@ -22,8 +23,10 @@ from serving.gateway.asgi import Header, Responder
 from serving.gateway.calls import Call
 from serving.gateway.demand import Demands
 from serving.gateway.fleet import Fleet, bearer
+from serving.gateway.gaps import Gaps
 from serving.gateway.ledger import Usage
 from serving.gateway.metering import Meter, Rates
+from serving.gateway.metrics import Passage
 from serving.gateway.routes import StreamKind
 from serving.gateway.translation import ENGINE_FAILED, Blame
 from serving.secret import PlaneSecret
@@ -75,11 +78,35 @@ class Exchange:
         self.call = call
         self.responder = responder
         self.replica_id: str | None = None
-        self.retries = 0
         self.first_byte_at: float | None = None
+        #: Seconds it waited for a replica, and whether it had to.
+        self.waited_s = 0.0
+        self.was_held = False
+        self.failures: Counter[str] = Counter()
+        self.lost = 0
+        self._bytes_passed = 0
+        self._keep_alives = 0
+        self._gaps = Gaps()
+        self._last_byte_at = 0.0
         self._clock = clock
         self._meter: Meter | None = None
         self._sent_at = 0.0
+
+    @property
+    def retries(self) -> int:
+        return self.failures.total()
+
+    def passage(self) -> Passage:
+        """What passed, for the metrics."""
+        return Passage(
+            is_billed=self.call.route.is_billed,
+            was_held=self.was_held,
+            bytes_passed=self._bytes_passed,
+            keep_alives=self._keep_alives,
+            gaps=self._gaps if self.call.is_streamed else None,
+            failures=self.failures,
+            lost=self.lost,
+        )
 
     @property
     def has_content(self) -> bool:
@@ -97,6 +124,16 @@ class Exchange:
         self._meter = metering.meter_for(self.call, rates)
         return self._meter
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """It waits for a replica while inside."""
+        self.was_held = True
+        held_at = self._clock()
+        try:
+            yield
+        finally:
+            self.waited_s += self._clock() - held_at
+
     def forget(self) -> None:
         """That engine did nothing the client can be billed for."""
         self._meter = None
@@ -110,15 +147,21 @@ class Exchange:
             self._meter.learn(self._clock() - self._sent_at)
 
     async def keep_alive(self) -> None:
+        self._keep_alives += 1
         if not self.responder.is_started:
             await self.responder.start(200, _STREAM_HEADERS)
         await self.responder.write(events.KEEP_ALIVE)
 
     async def write(self, data: bytes, headers: list[Header]) -> None:
+        now = self._clock()
         if self.first_byte_at is None:
-            self.first_byte_at = self._clock()
+            self.first_byte_at = now
             if not self.responder.is_started:
                 await self.responder.start(200, headers)
+        else:
+            self._gaps.observe(now - self._last_byte_at)
+        self._last_byte_at = now
+        self._bytes_passed += len(data)
         await self.responder.write(data)
 
 
@@ -164,41 +207,46 @@ class Relay:
         failures = 0
         while failures < FAILURES_MAX:
             suspects = {replica_id for replica_id, _ in seen}
-            replica = await self._next_replica(model, suspects, deadline, prompt_tokens)
+            replica = await self._next_replica(exchange, suspects, deadline, prompt_tokens)
             try:
                 with self._fleet.committed(replica.replica_id):
                     return await self._attempt(replica, exchange)
             except AttemptFailed as attempt:
                 exchange.forget()
-                exchange.retries += 1
+                exchange.failures[attempt.failure] += 1
                 log.warning("replica %s: attempt %s", replica.replica_id, attempt.failure)
-                self._take_note(replica.replica_id, attempt.failure, seen)
+                exchange.lost += self._take_note(replica.replica_id, attempt.failure, seen)
                 failures += attempt.failure in (Failure.BROKEN, Failure.ERRORED)
                 if attempt.failure is Failure.BUSY and self._clock() >= deadline:
                     raise NoReplicaReady(f"The model '{model}' is busy; try again soon.", retry_after_s=5) from None
         raise EngineFailed(ENGINE_FAILED)
 
-    def _take_note(self, replica_id: str, failure: Failure, seen: set[tuple[str, Failure]]) -> None:
+    def _take_note(self, replica_id: str, failure: Failure, seen: set[tuple[str, Failure]]) -> bool:
+        """Remember an attempt that failed; was the replica lost by it?"""
         # A connection that breaks once may have gone stale while idle; twice, and nobody is there.
         is_gone = failure is Failure.BROKEN and (replica_id, failure) in seen
-        if is_gone or failure is Failure.REFUSED:
+        is_lost = is_gone or failure is Failure.REFUSED
+        if is_lost:
             self._fleet.report_lost(replica_id)
         seen.add((replica_id, failure))
+        return is_lost
 
     async def _next_replica(
-        self, model: str, suspects: set[str], deadline: float, prompt_tokens: int
+        self, exchange: Exchange, suspects: set[str], deadline: float, prompt_tokens: int
     ) -> router.Candidate:
         """The best replica not suspected, else a suspected one after a pause, else whichever becomes ready in time."""
+        model = exchange.call.model
         self._turn += 1
         while True:
             candidates = self._fleet.candidates(model)
             fresh = [candidate for candidate in candidates if candidate.replica_id not in suspects]
             if fresh:
                 return router.rank(fresh, self._turn)[0]
-            if candidates:
-                await asyncio.sleep(PAUSE_S)
-                return router.rank(candidates, self._turn)[0]
-            await self._fleet.wait_until_ready(model, deadline, prompt_tokens)
+            with exchange.held():
+                if candidates:
+                    await asyncio.sleep(PAUSE_S)
+                    return router.rank(candidates, self._turn)[0]
+                await self._fleet.wait_until_ready(model, deadline, prompt_tokens)
 
     async def _attempt(self, replica: router.Candidate, exchange: Exchange) -> None:
         call = exchange.call

@@ -49,7 +49,7 @@ def run(settings: Settings) -> None:
     trusted = certificates.trusted(settings.plane_tls) if settings.plane_tls else None
     with _listening(settings.gateway.host, settings.gateway.port) as api:
         opening.first_start(settings)
-        with _gateway(settings, trusted.context if trusted else None) as gateway:
+        with _gateway(settings, shown, trusted) as gateway:
             serve(gateway, settings.gateway, api, shown, trusted)
 
 
@@ -148,7 +148,7 @@ class MetricsApp:
         request = Request(scope, receive)
         responder = Responder(send, request.request_id())
         if (request.method, request.path) == ("GET", "/metrics"):
-            await responder.whole(200, self._metrics.render(), content_type=METRICS_TYPE)
+            await responder.whole(200, await self._metrics.render(), content_type=METRICS_TYPE)
         else:
             await responder.whole(404, b"{}")
 
@@ -177,14 +177,22 @@ def _uvicorn(
 
 
 @contextlib.contextmanager
-def _gateway(settings: Settings, tls: ssl.SSLContext | None) -> Iterator[Gateway]:
+def _gateway(settings: Settings, shown: Loaded | None, trusted: Loaded | None) -> Iterator[Gateway]:
     with contextlib.ExitStack() as opened:
         store, keyring = opened.enter_context(opening.opened(settings))
         tenants = Tenants(store, keyring, key_cache_s=settings.gateway.key_cache_s, clock=time.time)
         opened.enter_context(tenants)
         ledger = opened.enter_context(Ledger(store, clock=time.time))
         plane_secret = _plane_secret(settings)
-        yield create_app(settings.gateway, tenants, ledger, plane_secret, keyring.digest(_SALT_PURPOSE), tls=tls)
+        yield create_app(
+            settings.gateway,
+            tenants,
+            ledger,
+            plane_secret,
+            keyring.digest(_SALT_PURPOSE),
+            tls=trusted.context if trusted else None,
+            expiries=lambda: certificates.expiries(shown, trusted),
+        )
 
 
 def _plane_secret(settings: Settings) -> PlaneSecret | None:

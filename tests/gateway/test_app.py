@@ -364,8 +364,9 @@ async def test_metrics_count_what_happened_with_bounded_labels(world: World) -> 
     await world.chat(model="made-up-by-a-client")
     await world.post("/made/up/by/a/client", {})
     text = (await world.ask("GET", "/metrics", headers={})).body.decode()
-    assert f'_requests_total{{model="{MODEL}",outcome="ok",route="/v1/chat/completions"}} 1.0' in text
-    assert '_requests_total{model="unknown",outcome="rejected",route="other"} 1.0' in text
+    assert f'_requests_total{{model="{MODEL}",outcome="ok",reason="",route="/v1/chat/completions"}} 1.0' in text
+    refused = '_requests_total{model="unknown",outcome="rejected",reason="unknown_url",route="other"} 1.0'
+    assert refused in text
     assert f'serving_gateway_tokens_total{{kind="completion",model="{MODEL}"}} 2.0' in text
     assert f'serving_gateway_replicas{{model="{MODEL}",state="ready"}} 1.0' in text
     assert "made-up" not in text and "made/up" not in text

@@ -14,7 +14,6 @@ from serving.config import GatewaySettings
 from serving.errors import GatewayFull, NoReplicaReady
 from serving.gateway.demand import Demands
 from serving.gateway.fleet import CELL_MEMORY_S, Fleet, Known, is_withdrawn, merge, ready
-from serving.gateway.metrics import Metrics
 from serving.gateway.router import Candidate, rank
 from serving.secret import PlaneSecret
 from serving.wire import DirectoryAnswer, EngineLoad, Listed, ListedModel, ReplicaReport, ReplicaState
@@ -330,7 +329,9 @@ async def test_the_waiting_room_has_a_last_place() -> None:
         await one.wait_until_ready("m", clock.now + 5)
     assert refused.value.retry_after_s and not waits.done() and demands.held_requests("m") == 1
     one.hear(answer(msgspec.structs.replace(report("a"), state=ReplicaState.LOADING)), clock.now)
-    assert b'serving_gateway_waiting_requests{model="m"} 1.0' in Metrics(one.models).render()
+    clock.advance(2)
+    (seen,) = one.models()
+    assert (seen.waiting_requests, seen.oldest_wait_s) == (1, 2.0)
     clock.advance(1)
     one.hear(answer(report("a")), clock.now)
     await waits

@@ -136,6 +136,7 @@ async def running_gateway(
     is_awaited: bool = True,
     max_open_requests: int = 64,
     aliases: dict[str, str] | None = None,
+    log_prompts: bool = False,
 ) -> AsyncIterator[World]:
     """Serve until the end of the `with`; by default it begins when a model is ready."""
     settings = GatewaySettings(
@@ -145,6 +146,7 @@ async def running_gateway(
         poll_interval_s=0.05,
         max_body_bytes=64 * 1024,
         max_open_requests=max_open_requests,
+        log_prompts=log_prompts,
         timeouts=timeouts,
     )
     with ExitStack() as opened:

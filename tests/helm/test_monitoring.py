@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from serving.config import GatewaySettings
-from serving.gateway.metrics import Metrics
+from serving.gateway.metrics import Metrics, Snapshot
 from serving.wire import ENGINE_ROUTES
 from tests.helm.cells import CHART, Object, render
 from tests.helm.chart import FILES, of_kind, pods, shipped
@@ -139,7 +139,7 @@ def _metrics(expression: str) -> set[str]:
 def _exported() -> set[str]:
     """Names of every sample a gateway may give."""
     names = set()
-    for family in Metrics(lambda: ()).registry.collect():
+    for family in Metrics(Snapshot, GatewaySettings().slo_of).registry.collect():
         suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(family.type, ("",))
         names |= {family.name + suffix for suffix in suffixes}
     return names

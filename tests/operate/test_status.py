@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import timedelta
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from serving.config import GatewaySettings
 from serving.gateway.app import HealthOfModels
 from serving.gateway.fleet import Model
-from serving.gateway.metrics import Metrics
+from serving.gateway.metrics import Metrics, Snapshot
 from serving.operate.cluster import Cluster
 from serving.operate.commands import watch
 from serving.operate.status import Status
@@ -28,7 +30,7 @@ PINNED = "registry.example.com/team/gateway@sha256:" + "0" * 64
 
 def metrics(*models: Model) -> bytes:
     """What a gateway that knows these models writes: its own registry's text."""
-    return Metrics(lambda: models).render()
+    return asyncio.run(Metrics(lambda: Snapshot(models), GatewaySettings().slo_of).render())
 
 
 def model(name: str = "gpt-oss-120b", wanted: int = 2, waiting: int = 3, **states: int) -> Model:

@@ -1,0 +1,46 @@
+"""Access: the one log line each request leaves. Who, what, how it went; what was said only where the settings say so."""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+
+from serving.gateway.ledger import Usage
+
+#: Asked every few seconds by machines: their lines would bury everyone else's.
+PROBES = ("/health/", "/metrics")
+
+log = logging.getLogger("serving.access")
+
+
+class AccessLine(msgspec.Struct, frozen=True):
+    """One request as the log has it."""
+
+    request_id: str
+    route: str
+    status: int
+    outcome: str
+    duration_s: float
+    #: Of the trace this request belongs to: the client's, or one of its own.
+    trace_id: str = ""
+    #: The error's code when it did not end well.
+    reason: str = ""
+    tenant: str | None = None
+    key_id: str | None = None
+    model: str | None = None
+    replica_id: str | None = None
+    #: Seconds it waited for a replica that could take it.
+    waited_s: float = 0.0
+    ttft_s: float | None = None
+    retries: int = 0
+    usage: Usage = Usage()
+    #: The body as it was sent, where `gateway.log_prompts` says so.
+    prompt: str | None = None
+
+
+def write(line: AccessLine) -> None:
+    """One line of JSON, a probe's at DEBUG."""
+    level = logging.DEBUG if line.route.startswith(PROBES) else logging.INFO
+    if log.isEnabledFor(level):
+        log.log(level, msgspec.json.encode(line).decode())
