@@ -31,6 +31,8 @@ LIVENESS_ROUTE: tuple[str, str] = ("GET", "/health")
 DIRECTORY_ROUTE = "/directory"
 #: Where it tells Serve's autoscaling how many replicas each model should have, below that.
 WANTED_ROUTE = "/wanted"
+#: Where it shows Prometheus what it knows, below that.
+METRICS_ROUTE = "/metrics"
 
 
 class ReplicaState(StrEnum):

@@ -2,6 +2,7 @@
 
 vLLM's own `--api-key` guards some of its routes only, and it has routes that sleep, reload or reconfigure an engine.
 Here everything is closed but the routes that a gateway or the engine's replica needs, and those want the plane secret.
+Its metrics leave with our labels (`engine/exposition`).
 On the way out, Harmony's markers are taken from what a gpt-oss says: vLLM hands on the raw text of what it cannot parse,
 markers included.
 """
@@ -14,12 +15,14 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from serving.engine.exposition import LABELS_VARIABLE, relabelled
 from serving.secret import PlaneSecret
 from serving.wire import ENGINE_ROUTES, LIVENESS_ROUTE
 
 #: Routes for the replica that owns the engine. Loading is not among them: vLLM's own resolver loads, from one folder.
 OWNER_ROUTES: frozenset[tuple[str, str]] = frozenset({("POST", "/v1/unload_lora_adapter")})
 
+METRICS_PATH = "/metrics"
 #: Set for models that speak Harmony.
 MARKERS_VARIABLE = "_SERVING_REMOVE_HARMONY_MARKERS"
 _MARKER = re.compile(rb"<\|(?:start|end|message|channel|constrain|return|call|startoftext|endoftext)\|>")
@@ -39,6 +42,7 @@ class Boundary:
         self._app = app
         self._secret = PlaneSecret(Path(os.environ[SECRET_FILE_VARIABLE]))
         self._removes_markers = MARKERS_VARIABLE in os.environ
+        self._metric_labels = os.environ.get(LABELS_VARIABLE, "").encode()
 
     async def __call__(
         self, scope: Scope, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
@@ -50,6 +54,10 @@ class Boundary:
             await send({"type": "http.response.body", "body": b""})
         elif scope["type"] == "http" and self._removes_markers and scope["method"] == "POST":
             await self._app(scope, receive, without_markers(send))
+        elif scope["type"] == "http" and scope["path"] == METRICS_PATH and self._metric_labels:
+            # Uncompressed, so that it can be read here.
+            plain = {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"accept-encoding"]}
+            await self._app(plain, receive, rewritten(send, lambda page: relabelled(page, self._metric_labels)))
         else:
             await self._app(scope, receive, send)
 
@@ -79,6 +87,28 @@ def without_markers(send: Callable[[Message], Awaitable[None]]) -> Callable[[Mes
         await send({**message, "body": body})
 
     return send_without
+
+
+def rewritten(
+    send: Callable[[Message], Awaitable[None]], change: Callable[[bytes], bytes]
+) -> Callable[[Message], Awaitable[None]]:
+    """A `send` that changes a whole answer once all of it is there."""
+    start: Message = {}
+    body = bytearray()
+
+    async def send_rewritten(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            start.update(message)
+            return
+        body.extend(message.get("body", b""))
+        if message.get("more_body"):
+            return
+        changed = change(bytes(body))
+        headers = [pair for pair in start["headers"] if pair[0].lower() != b"content-length"]
+        await send({**start, "headers": [*headers, (b"content-length", str(len(changed)).encode())]})
+        await send({"type": "http.response.body", "body": changed})
+
+    return send_rewritten
 
 
 def refusal_status(method: str, path: str, authorization: bytes, secret: PlaneSecret) -> int | None:

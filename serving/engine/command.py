@@ -13,7 +13,7 @@ import msgspec
 
 from serving.catalog import LoraLimits
 from serving.config import EngineSettings, PlaneTls
-from serving.engine import processes
+from serving.engine import exposition, processes
 from serving.engine.boundary import MARKERS_VARIABLE, SECRET_FILE_VARIABLE
 from serving.wire import Task
 
@@ -210,7 +210,9 @@ def _parallel_flags(spec: EngineSpec, member: Member) -> list[str]:
     return line + (["--headless"] if member.rank else ["--api-server-count", str(spec.settings.api_servers)])
 
 
-def environment(spec: EngineSpec, tree: str, scratch: Path, inherited: Mapping[str, str]) -> dict[str, str]:
+def environment(
+    spec: EngineSpec, tree: str, scratch: Path, inherited: Mapping[str, str], replica_id: str = ""
+) -> dict[str, str]:
     """The engine's environment: offline, silent towards its makers, and marked as a member of `tree`.
 
     The mark is its first variable. setproctitle finds a process's title by walking back from there, and names nothing
@@ -223,6 +225,7 @@ def environment(spec: EngineSpec, tree: str, scratch: Path, inherited: Mapping[s
         | {
             processes.TREE_VARIABLE: tree,
             processes.TITLES_KEEP_ENVIRONMENT: "1",
+            exposition.LABELS_VARIABLE: exposition.labels(spec.model, replica_id),
             "TMPDIR": str(scratch),
             "VLLM_RPC_BASE_PATH": str(scratch),
         }

@@ -22,12 +22,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serving.engine.failures import Failure, Failures
+from serving.engine.metrics import Metrics, Snapshot
 from serving.engine.placement import GPU_TYPE_LABEL
 from serving.engine.pool import Node
 from serving.engine.scaling import Arrivals, Plans, Scaler
 from serving.engine.specs import CellSettings
 from serving.secret import PlaneSecret
-from serving.wire import WANTED_ROUTE, DirectoryAnswer, GatewayReport, Listed, ReplicaReport, ReplicaState
+from serving.wire import (
+    METRICS_ROUTE,
+    WANTED_ROUTE,
+    DirectoryAnswer,
+    GatewayReport,
+    Listed,
+    ReplicaReport,
+    ReplicaState,
+)
 
 logger = logging.getLogger("serving.directory")
 
@@ -41,6 +50,8 @@ _MEETINGS_MAX = 1000
 _GATEWAYS_MAX = 1000
 #: Seconds between two looks at Ray's nodes: they come and go in minutes.
 _NODES_INTERVAL_S = 5.0
+
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 #: Address and port of an engine's first member.
 Meeting = tuple[str, int]
@@ -61,6 +72,7 @@ class Listing:
         self._nodes: Sequence[Node] = ()
         self._scaler = Scaler()
         self._arrivals = Arrivals(self._started_at)
+        self._metrics = Metrics(cell)
 
     def plan(self, plans: Plans) -> None:
         """Take what the settings want of each model."""
@@ -82,6 +94,7 @@ class Listing:
         if report.state is ReplicaState.FAILED and not (before and before[1].state is ReplicaState.FAILED):
             self._failures.hear(Failure(report.model, report.node, report.devices, now))
         self._heard[report.replica_id] = (now, report)
+        self._metrics.hear(report, now)
 
     def start_wait_s(self, model: str) -> float:
         """Seconds an engine of `model` should wait before it starts, because others failed."""
@@ -107,11 +120,26 @@ class Listing:
         now = self._clock()
         self._heard = {key: (at, report) for key, (at, report) in self._heard.items() if now - at < EXPIRY_S}
         self._gateways = {key: (at, report) for key, (at, report) in self._gateways.items() if now - at < EXPIRY_S}
+        self._metrics.forget(self._heard.keys())
         if self._is_complete() and self._scaler.is_due(now):
             demand = self._arrivals.demand([report for _, report in self._gateways.values()], now)
             self._arrivals = Arrivals(now)
             heard = list(self._heard.values())
             self._scaler.decide(heard, demand if self._gateways else None, self._nodes, now)
+
+    def metrics(self) -> bytes:
+        """What Prometheus gets."""
+        self._refresh()
+        now, models = self._clock(), self._scaler.listed()
+        return self._metrics.render(
+            Snapshot(
+                replicas=[report for _, report in self._heard.values()],
+                models=models,
+                start_waits_s={model.name: self._failures.wait_s(model.name, now) for model in models},
+                suspect_devices=len(self._failures.suspects(now)),
+                gateways=len(self._gateways),
+            )
+        )
 
     def answer(self) -> DirectoryAnswer:
         """What gateways get."""
@@ -172,11 +200,13 @@ class Directory:
         return self._listing.meet(gang, address)
 
     async def __call__(self, request: Request) -> Response:
-        """Called over HTTP by gateways and by Serve's hook; demands the plane secret and never returns it."""
+        """Called over HTTP by gateways, by Serve's hook and by Prometheus; demands the plane secret and never returns it."""
         if not self._secret.accepts(request.headers.get("authorization", "").encode()):
             return Response(status_code=401)
         if request.url.path.endswith(WANTED_ROUTE):
             return _json(self._listing.wanted())
+        if request.url.path.endswith(METRICS_ROUTE):
+            return Response(self._listing.metrics(), media_type=_METRICS_TYPE)
         if request.method == "POST":
             try:
                 self._listing.hear_gateway(msgspec.json.decode(await request.body(), type=GatewayReport))

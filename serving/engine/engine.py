@@ -212,16 +212,19 @@ class Engine:
 
 
 @asynccontextmanager
-async def running(spec: EngineSpec, member: Member = ONLY_MEMBER) -> AsyncIterator[Engine]:
-    """Start an engine, or a node's share of one; whatever happens, nobody of its tree is left afterwards."""
+async def running(spec: EngineSpec, member: Member = ONLY_MEMBER, replica_id: str = "") -> AsyncIterator[Engine]:
+    """Start an engine, or a node's share of one; whatever happens, nobody of its tree is left afterwards.
+
+    `replica_id` is what its metrics call it.
+    """
     await asyncio.to_thread(sweep)
     with port_among(spec.settings.host or "", spec.settings.port_range) as port:
-        async with _running_on(port, spec, member) as engine:
+        async with _running_on(port, spec, member, replica_id) as engine:
             yield engine
 
 
 @asynccontextmanager
-async def _running_on(port: int, spec: EngineSpec, member: Member) -> AsyncIterator[Engine]:
+async def _running_on(port: int, spec: EngineSpec, member: Member, replica_id: str) -> AsyncIterator[Engine]:
     tree = processes.new_tree()
     log = _new_log(spec, port)
     scratch = Path(tempfile.gettempdir()) / f"{_SCRATCH_PREFIX}{tree}"
@@ -232,7 +235,7 @@ async def _running_on(port: int, spec: EngineSpec, member: Member) -> AsyncItera
         *command.arguments(spec, port, member),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        env=command.environment(spec, tree, scratch, os.environ),
+        env=command.environment(spec, tree, scratch, os.environ, replica_id),
         start_new_session=True,
     )
     told = supervisor.stdout or asyncio.StreamReader()  # a pipe was asked for, so there is one

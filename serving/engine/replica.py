@@ -88,7 +88,7 @@ class Replica:
             logger.warning("%s: its checkpoint has neither manifest nor checksums: nothing was compared", self._id)
         self._member = await self._meet()
         async with asyncio.timeout(await asyncio.to_thread(start_limit_s, self._spec)):
-            self._engine = engine = await self._owned.enter_async_context(running(self._spec, self._member))
+            self._engine = engine = await self._owned.enter_async_context(running(self._spec, self._member, self._id))
             await self._stock(engine)
             self._enter(ReplicaState.LOADING, began)
             if self._member.rank:

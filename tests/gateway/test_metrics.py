@@ -25,7 +25,7 @@ def metrics(look: Snapshot | None = None) -> Metrics:
     return Metrics(lambda: look or Snapshot(), GatewaySettings(slo=SLO).slo_of)
 
 
-def value(text: bytes, name: str, **labels: str) -> float:
+def value(text: bytes, name: str, /, **labels: str) -> float:
     """The sum of a name's samples with these labels."""
     families = text_string_to_metric_families(text.decode())
     return sum(

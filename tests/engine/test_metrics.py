@@ -1,0 +1,110 @@
+"""What Prometheus gets of the engine plane: the directory's own figures, and vLLM's under our labels."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from serving.engine import exposition
+from serving.engine.boundary import METRICS_PATH, SECRET_FILE_VARIABLE, Boundary
+from serving.engine.directory import EXPIRY_S, Listing
+from serving.wire import EngineLoad, ReplicaReport, ReplicaState
+from tests.clock import Clock
+
+PAGE = b"""# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="m"} 3.0
+vllm:time_to_first_token_seconds_bucket{engine="0",le="0.5",model_name="m"} 7.0
+vllm:request_success_total{model_name="m",engine="0",finished_reason="stop"} 2.0
+vllm:odd{model_name="a \\"b\\", c",text="{x} y"} 1.0
+process_cpu_seconds_total 12.5
+"""
+
+
+def value(text: bytes, name: str, /, **labels: str) -> float:
+    """The sum of a name's samples with these labels."""
+    families = text_string_to_metric_families(text.decode())
+    return sum(
+        it.value
+        for family in families
+        for it in family.samples
+        if it.name == name and labels.items() <= it.labels.items()
+    )
+
+
+def report(state: ReplicaState, replica_id: str = "a", **more: Any) -> ReplicaReport:
+    return ReplicaReport(replica_id=replica_id, model="m", url="http://127.0.0.1:1", state=state, **more)
+
+
+def test_every_sample_of_an_engine_carries_our_labels() -> None:
+    """Model and replica in place of vLLM's name for the model; its other labels, values and comments stay."""
+    page = exposition.relabelled(PAGE, exposition.labels("m", "m-1").encode())
+    samples = [it for family in text_string_to_metric_families(page.decode()) for it in family.samples]
+    assert len(samples) == 5 and {it.labels["replica"] for it in samples} == {"m-1"}
+    assert all("model_name" not in it.labels for it in samples)
+    assert value(page, "vllm:num_requests_running", engine="0", model="m") == 3
+    assert value(page, "vllm:time_to_first_token_seconds_bucket", le="0.5") == 7
+    assert value(page, "vllm:odd", text="{x} y") == 1 and value(page, "process_cpu_seconds_total", model="m") == 12.5
+    assert page.count(b"#") == PAGE.count(b"#")
+
+
+async def test_the_boundary_rewrites_the_page_on_its_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole, with its length, and asked for uncompressed whatever the client would take."""
+    (tmp_path / "secret").write_text("first")
+    monkeypatch.setenv(SECRET_FILE_VARIABLE, str(tmp_path / "secret"))
+    monkeypatch.setitem(os.environ, exposition.LABELS_VARIABLE, exposition.labels("m", "m-1"))
+    sent: list[Any] = []
+
+    async def vllm(scope: Any, receive: Any, send: Any) -> None:
+        assert b"accept-encoding" not in dict(scope["headers"])
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(PAGE))]})
+        await send({"type": "http.response.body", "body": PAGE[:200], "more_body": True})
+        await send({"type": "http.response.body", "body": PAGE[200:]})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"authorization", b"Bearer first"), (b"accept-encoding", b"gzip")]
+    scope = {"type": "http", "method": "GET", "path": METRICS_PATH, "headers": headers}
+    await Boundary(vllm)(scope, lambda: None, send)  # type: ignore[arg-type, return-value]
+    start, body = sent
+    assert dict(start["headers"])[b"content-length"] == b"%d" % len(body["body"])
+    assert value(body["body"], "vllm:num_requests_running", replica="m-1") == 3
+
+
+def test_a_start_is_counted_and_its_phases_are_timed() -> None:
+    """From state to state; reports that say the same again count nothing; members of one engine are one."""
+    clock = Clock()
+    listing = Listing("a", "one", clock)
+    for state, seconds in ((ReplicaState.STARTING, 3), (ReplicaState.LOADING, 40), (ReplicaState.WARMING, 7)):
+        for _ in range(2):
+            listing.hear(report(state))
+            listing.hear(report(state, "a-second-node", rank=1))
+        clock.advance(seconds)
+    listing.hear(report(ReplicaState.READY, load=EngineLoad(running_requests=5, kv_cache_used_ratio=0.5)))
+    text = listing.metrics()
+    phase = "serving_engine_start_phase_seconds_sum"
+    assert [value(text, phase, phase=it) for it in ("starting", "loading", "warming")] == [3, 40, 7]
+    assert value(text, "serving_engine_starts_total", cell="a", model="m") == 1
+    assert value(text, "serving_engine_replicas", model="m", state="ready") == 1
+    assert value(text, "serving_engine_running_requests", replica="a") == 5
+    assert value(text, "serving_engine_kv_cache_used_ratio", replica="a") == 0.5
+
+
+def test_failures_are_counted_once_each() -> None:
+    """However often a replica says that it failed; a replica that comes back under its name starts anew."""
+    clock = Clock()
+    listing = Listing("a", "one", clock)
+    for replica_id in ("a", "b", "c"):
+        listing.hear(report(ReplicaState.LOADING, replica_id, node="n", devices=("0",)))
+        for _ in range(3):
+            listing.hear(report(ReplicaState.FAILED, replica_id, node="n", devices=("0",)))
+    text = listing.metrics()
+    assert value(text, "serving_engine_failures_total", model="m") == 3 == value(text, "serving_engine_starts_total")
+    assert value(text, "serving_engine_suspect_devices") == 1
+    clock.advance(EXPIRY_S)
+    assert value(listing.metrics(), "serving_engine_replicas") == 0
