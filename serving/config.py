@@ -116,6 +116,10 @@ class GatewaySettings(_Group):
     """What users of every model are promised that has no promise of its own."""
     model_slos: dict[str, Slo] = {}
     """Served model → what its users are promised."""
+    traces_endpoint: Annotated[str, Field(pattern="^https?://")] | None = None
+    """Address of an OpenTelemetry collector that takes spans over OTLP/HTTP (`http://collector:4318/v1/traces`); unset, none are made."""
+    trace_sample_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of requests that are traced; a client whose own trace is sampled decides for its own."""
     log_prompts: bool = False
     """Write each call's body into its log line, as it was sent, up to 64 KiB of it. Whoever reads the log then reads prompts."""
     timeouts: Timeouts = Timeouts()
@@ -157,6 +161,8 @@ class EngineSettings(_Group):
     """GPUs of a node; an engine with more of them spans several."""
     nodes_may_grow: bool = False
     """Whether the cluster adds GPU nodes when an engine waits for one; if not, models share those there are by priority."""
+    traces_endpoint: Annotated[str, Field(pattern="^https?://")] | None = None
+    """Where engines send the spans of requests that the gateway traces: as `gateway.traces_endpoint`; unset, nowhere."""
     program: tuple[str, ...] = ()
     """A program in vLLM's place that takes its `serve` command line and speaks its HTTP; empty for vLLM itself."""
     drain_timeout_s: Annotated[float, Field(gt=0)] = 600.0

@@ -165,9 +165,14 @@ def _flags(spec: EngineSpec, port: int, member: Member) -> list[str]:
         *("--structured-outputs-config", '{"backend": "xgrammar"}'),
         "--enable-prompt-tokens-details",  # the ledger counts cached prompt tokens
         "--disable-uvicorn-access-log",  # one line a request is the gateway's to write
+        *_traces_flags(spec.settings.traces_endpoint),
         *_model_flags(spec),
         *spec.flags,
     ]
+
+
+def _traces_flags(endpoint: str | None) -> list[str]:
+    return ["--otlp-traces-endpoint", endpoint] if endpoint else []
 
 
 def _tls_flags(tls: PlaneTls | None) -> list[str]:
@@ -246,6 +251,7 @@ def _decided(spec: EngineSpec) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",  # as the gateway
         **_caches(Path(spec.cache_folder)),
     }
     if spec.lora:

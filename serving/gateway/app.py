@@ -38,6 +38,7 @@ from serving.gateway.outcome import outcome_of, reason_of
 from serving.gateway.relay import Exchange, Relay
 from serving.gateway.routes import ENGINE_ROUTES, EngineRoute, dialect_of
 from serving.gateway.tenants import Caller, Tenants
+from serving.gateway.tracing import HEADER, Trace, Tracing
 from serving.secret import PlaneSecret
 from serving.wire import ASLEEP, ReplicaState
 
@@ -54,9 +55,10 @@ log = logging.getLogger(__name__)
 class Visit:
     """One request on its way through, as the log line and the ledger will have it."""
 
-    def __init__(self, request: Request, responder: Responder, started_at: float) -> None:
+    def __init__(self, request: Request, responder: Responder, trace: Trace, started_at: float) -> None:
         self.request = request
         self.responder = responder
+        self.trace = trace
         self.started_at = started_at
         self.route = OTHER_ROUTE
         self.caller: Caller | None = None
@@ -82,6 +84,7 @@ class Visit:
             route=self.route,
             status=self.status(error),
             outcome=outcome_of(error),
+            trace_id=self.trace.trace_id,
             reason=reason_of(error),
             duration_s=round(now - self.started_at, 6),
             tenant=self.caller.tenant if self.caller else None,
@@ -130,6 +133,7 @@ class Gateway:
         salt_key: bytes,
         tls: ssl.SSLContext | None,
         expiries: Callable[[], Mapping[str, float]],
+        tracing: Tracing,
         clock: Callable[[], float],
     ) -> None:
         self._settings = settings
@@ -144,6 +148,7 @@ class Gateway:
         self._relay: Relay | None = None
         self._open_calls = 0
         self._expiries = expiries
+        self._tracing = tracing
         self.metrics = Metrics(self._snapshot, settings.slo_of)
         self._gets: dict[str, Handler] = {
             MODELS_PATH: self._list_models,
@@ -159,7 +164,8 @@ class Gateway:
             await self._live_through(receive, send)
         elif scope["type"] == "http":
             request = Request(scope, receive)
-            await self._visit(Visit(request, Responder(send, request.request_id()), self._clock()))
+            trace = self._tracing.begin(request.method, request.path, request.header(HEADER))
+            await self._visit(Visit(request, Responder(send, request.request_id()), trace, self._clock()))
 
     # --- Lifespan -----------------------------------------------------------------------------------------------------
 
@@ -210,6 +216,7 @@ class Gateway:
             label = visit.model if visit.model and self._fleet.lists(visit.model) else None
             line = visit.line(error, self._clock())
             self.metrics.settle(line, label, visit.exchange.passage() if visit.exchange else None)
+            visit.trace.end(line)
             access.write(line)
 
     async def _dispatch(self, visit: Visit) -> None:
@@ -266,7 +273,7 @@ class Gateway:
         call = calls.finish(draft, visit.model, calls.cache_salt(self._salt_key, caller.tenant_id))
         if self._relay is None:
             raise _stopping()
-        visit.exchange = Exchange(call, visit.responder, self._clock)
+        visit.exchange = Exchange(call, visit.responder, visit.trace, self._clock)
         async with visit.request.cancel_when_client_leaves(visit.responder):
             await self._relay.relay(visit.exchange)
 
@@ -428,6 +435,7 @@ def create_app(
     *,
     tls: ssl.SSLContext | None = None,
     expiries: Callable[[], Mapping[str, float]] = dict,
+    tracing: Tracing | None = None,
     clock: Callable[[], float] = time.monotonic,
     wall_clock: Callable[[], float] = time.time,
 ) -> Gateway:
@@ -441,4 +449,6 @@ def create_app(
     sources += [EngineSource(url, secret, f"engine-{number}") for number, url in enumerate(settings.engines)]
     demands = Demands(clock)
     fleet = Fleet(sources, settings, demands, clock, wall_clock)
-    return Gateway(settings, tenants, ledger, fleet, demands, secret, salt_key, tls, expiries, clock)
+    return Gateway(
+        settings, tenants, ledger, fleet, demands, secret, salt_key, tls, expiries, tracing or Tracing(), clock
+    )

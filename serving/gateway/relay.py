@@ -10,7 +10,7 @@ import asyncio
 import logging
 import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from enum import StrEnum
 
@@ -28,6 +28,7 @@ from serving.gateway.ledger import Usage
 from serving.gateway.metering import Meter, Rates
 from serving.gateway.metrics import Passage
 from serving.gateway.routes import StreamKind
+from serving.gateway.tracing import Trace
 from serving.gateway.translation import ENGINE_FAILED, Blame
 from serving.secret import PlaneSecret
 
@@ -74,9 +75,10 @@ class AttemptFailed(Exception):
 class Exchange:
     """One call and its answer: how far it has got, what it has cost."""
 
-    def __init__(self, call: Call, responder: Responder, clock: Callable[[], float]) -> None:
+    def __init__(self, call: Call, responder: Responder, trace: Trace, clock: Callable[[], float]) -> None:
         self.call = call
         self.responder = responder
+        self.trace = trace
         self.replica_id: str | None = None
         self.first_byte_at: float | None = None
         #: Seconds it waited for a replica, and whether it had to.
@@ -252,13 +254,14 @@ class Relay:
         call = exchange.call
         meter = exchange.begin(replica.replica_id, self._rates.setdefault(call.model, Rates()))
         try:
-            async with self._posted(replica.url + call.route.path, call) as response:
-                if response.status != 200:
-                    await self._refused(response, exchange)
-                elif call.is_streamed:
-                    await self._stream(response.content, exchange, meter)
-                else:
-                    await self._whole(response, exchange, meter)
+            with exchange.trace.attempt(replica.replica_id) as context:
+                async with self._posted(replica.url + call.route.path, call, context) as response:
+                    if response.status != 200:
+                        await self._refused(response, exchange)
+                    elif call.is_streamed:
+                        await self._stream(response.content, exchange, meter)
+                    else:
+                        await self._whole(response, exchange, meter)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
             raise AttemptFailed(Failure.REFUSED) from None
         except aiohttp.ClientError:
@@ -270,8 +273,8 @@ class Relay:
         return EngineFailed(ENGINE_FAILED) if exchange.has_content else AttemptFailed(Failure.BROKEN)
 
     @asynccontextmanager
-    async def _posted(self, url: str, call: Call) -> AsyncIterator[aiohttp.ClientResponse]:
-        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **bearer(self._secret)}
+    async def _posted(self, url: str, call: Call, context: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **bearer(self._secret), **context}
         # A whole answer's headers come with its end, a stream's at once.
         async with asyncio.timeout(self._timeouts.engine_silence_s if call.is_streamed else None):
             response = await self._client.post(url, data=call.body, headers=headers, allow_redirects=False)

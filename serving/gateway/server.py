@@ -20,13 +20,14 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.config import GatewaySettings, Settings
 from serving.errors import Refusal
-from serving.gateway import certificates, opening
+from serving.gateway import certificates, opening, tracing
 from serving.gateway.app import METRICS_TYPE, Gateway, create_app
 from serving.gateway.asgi import Receive, Request, Responder, Scope, Send
 from serving.gateway.certificates import Loaded
 from serving.gateway.ledger import Ledger
 from serving.gateway.metrics import Metrics
 from serving.gateway.tenants import Tenants
+from serving.gateway.tracing import Tracing
 from serving.secret import PlaneSecret
 
 #: Connections the kernel holds until they are accepted.
@@ -184,6 +185,7 @@ def _gateway(settings: Settings, shown: Loaded | None, trusted: Loaded | None) -
         opened.enter_context(tenants)
         ledger = opened.enter_context(Ledger(store, clock=time.time))
         plane_secret = _plane_secret(settings)
+        spans = opened.enter_context(contextlib.closing(_tracing(settings.gateway)))
         yield create_app(
             settings.gateway,
             tenants,
@@ -192,7 +194,14 @@ def _gateway(settings: Settings, shown: Loaded | None, trusted: Loaded | None) -
             keyring.digest(_SALT_PURPOSE),
             tls=trusted.context if trusted else None,
             expiries=lambda: certificates.expiries(shown, trusted),
+            tracing=spans,
         )
+
+
+def _tracing(settings: GatewaySettings) -> Tracing:
+    if settings.traces_endpoint is None:
+        return Tracing()
+    return tracing.over_http(settings.traces_endpoint, settings.trace_sample_ratio)
 
 
 def _plane_secret(settings: Settings) -> PlaneSecret | None:

@@ -15,6 +15,7 @@ import pytest
 from serving.gateway.app import Visit
 from serving.gateway.asgi import Request, Responder
 from serving.gateway.calls import cache_salt
+from serving.gateway.tracing import Trace
 from tests.gateway.world import CHAT, QUICK, World, running_gateway, until
 from tests.scripted_engine import (
     MODEL,
@@ -355,7 +356,7 @@ def test_a_call_cut_by_our_own_stop_is_a_503() -> None:
         return {}
 
     request = Request({"method": "POST", "path": "/", "headers": []}, nothing)
-    assert Visit(request, Responder(nothing, "r"), 0.0).status(asyncio.CancelledError()) == 503  # type: ignore[arg-type]
+    assert Visit(request, Responder(nothing, "r"), Trace(), 0.0).status(asyncio.CancelledError()) == 503  # type: ignore[arg-type]
 
 
 async def test_metrics_count_what_happened_with_bounded_labels(world: World) -> None:

@@ -23,6 +23,7 @@ from serving.gateway.registry import Registry
 from serving.gateway.store import Store
 from serving.gateway.tables import ledger as ledger_table
 from serving.gateway.tenants import Tenants
+from serving.gateway.tracing import Tracing
 from serving.secret import PlaneSecret
 from tests.scripted_engine import MODEL
 
@@ -137,6 +138,7 @@ async def running_gateway(
     max_open_requests: int = 64,
     aliases: dict[str, str] | None = None,
     log_prompts: bool = False,
+    tracing: Tracing | None = None,
 ) -> AsyncIterator[World]:
     """Serve until the end of the `with`; by default it begins when a model is ready."""
     settings = GatewaySettings(
@@ -158,7 +160,7 @@ async def running_gateway(
         tenants = opened.enter_context(Tenants(store, keyring, key_cache_s=10, clock=time.time))
         ledger = opened.enter_context(Ledger(store, clock=time.time))
         bound = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
-        app = create_app(settings, tenants, ledger, secret, b"salt key")
+        app = create_app(settings, tenants, ledger, secret, b"salt key", tracing=tracing)
         async with _served(app, bound) as url, aiohttp.ClientSession() as client:
             world = World(url, key, store, ledger, client)
             opened.enter_context(_logged(world.lines))
