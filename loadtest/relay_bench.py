@@ -80,9 +80,9 @@ def gateway(home: str, port: int, engine_port: int) -> None:
 
 
 def cpu_s(pid: int) -> float:
-    """User and system seconds of a process (proc(5), fields 14 and 15)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Seconds that the threads of a process have run, to the nanosecond (the kernel's scheduler statistics)."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
 
 
 async def read_streams(url: str, key: str, streams: int) -> None:
@@ -99,7 +99,9 @@ async def read_streams(url: str, key: str, streams: int) -> None:
         await asyncio.gather(*(read_one() for _ in range(streams)))
 
 
-def _wait_for(url: str) -> None:
+def wait_for(url: str) -> None:
+    """Return when `url` answers 200; ends the process after 30 s without."""
+
     async def ask() -> bool:
         try:
             async with aiohttp.ClientSession() as client, client.get(url) as response:
@@ -116,7 +118,7 @@ def _wait_for(url: str) -> None:
 
 def main() -> None:
     streams, chunks = (int(argument) for argument in (sys.argv[1:] or ["32", "300"]))
-    ports = [_free_port(), _free_port()]
+    ports = [free_port(), free_port()]
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as home:
         processes: list[BaseProcess] = [
@@ -125,7 +127,7 @@ def main() -> None:
         ]
         for process in processes:
             process.start()
-        _wait_for(f"http://127.0.0.1:{ports[1]}/health/models")
+        wait_for(f"http://127.0.0.1:{ports[1]}/health/models")
         key = (Path(home) / "admin.key").read_text().strip()
         _report(ports, key, processes[1].pid or 0, streams, chunks)
         for process in processes:
@@ -145,7 +147,8 @@ def _report(ports: list[int], key: str, gateway_pid: int, streams: int, chunks: 
     print(f"ratio                {gateway_us / direct_us:6.2f}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port
