@@ -8,12 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from aiohttp import web
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from serving.gateway.tracing import HEADER, SpanTracing, Tracing, over_http
+from tests.collector import collecting
 from tests.gateway.world import CHAT, World, running_gateway, until
 from tests.scripted_engine import MODEL, ScriptedEngine, failing
 
@@ -93,27 +92,13 @@ async def test_every_line_has_its_trace(tmp_path: Path) -> None:
 
 async def test_spans_reach_a_collector(tmp_path: Path) -> None:
     """Over OTLP/HTTP, protobuf, as every collector takes it."""
-    names: list[str] = []
-
-    async def take(request: web.Request) -> web.Response:
-        asked = ExportTraceServiceRequest.FromString(await request.read())
-        names.extend(span.name for it in asked.resource_spans for scope in it.scope_spans for span in scope.spans)
-        return web.Response()
-
-    app = web.Application()
-    app.router.add_post("/v1/traces", take)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        spans = over_http(f"http://127.0.0.1:{runner.addresses[0][1]}/v1/traces", 1.0)
+    with collecting() as collector:
+        spans = over_http(collector.endpoint, 1.0)
         async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,), tracing=spans) as world:
-            await ask(world, None)
+            await ask(world, SAMPLED)
             await until(lambda: world.lines)
         await asyncio.to_thread(spans.close)
-    finally:
-        await runner.cleanup()
-    assert sorted(names) == ["POST /v1/chat/completions", "engine"]
+        assert set(collector.of(TRACE)) == {"POST /v1/chat/completions", "engine"}
 
 
 def test_without_tracing_its_library_is_not_loaded() -> None:
