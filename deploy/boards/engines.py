@@ -97,7 +97,7 @@ BOARD = Board(
                 Panel(
                     "Requests in queues, as told",
                     "short",
-                    "As the batch.",
+                    "Beside what vLLM itself says of its queues; away from it for long, that replica's report is stale.",
                     {"{{model}} {{replica}}": once("serving_engine_waiting_requests", "model, replica", CELL)},
                 ),
                 Panel(

@@ -10,7 +10,7 @@ SLO = "serving_gateway_slo_requests_total"
 REQUESTS = Panel(
     "Requests by outcome",
     "reqps",
-    "`error` is ours: see the errors by reason. `rejected` are the clients' (bad keys, unknown models, quotas). All of it "
+    "`error` is ours: see the errors by reason. `rejected` are the clients' (bad keys, unknown models, bad bodies). All of it "
     "falling to nothing at once means that clients no longer reach the gateways.",
     {"{{outcome}}": rate("serving_gateway_requests_total", "outcome")},
     is_stacked=True,

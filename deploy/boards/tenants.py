@@ -52,7 +52,7 @@ BOARD = Board(
                 Panel(
                     "Requests",
                     "reqps",
-                    "A tenant that stops at once has a key that ended; one that grows at once may deserve a quota.",
+                    "A tenant that stops at once has a key that ended; one that grows at once may be a job that runs in a circle.",
                     {"{{tenant}}": rate("serving_gateway_tenant_requests_total", "tenant", TENANT)},
                     columns=12,
                     is_stacked=True,
@@ -60,7 +60,7 @@ BOARD = Board(
                 Panel(
                     "Requests that were not served",
                     "reqps",
-                    "`rejected`: their keys, quotas or bodies. `client_disconnected`: their time-outs are shorter than ours.",
+                    "`rejected`: their keys, models or bodies. `client_disconnected`: their time-outs are shorter than ours.",
                     {
                         "{{tenant}} {{outcome}}": rate(
                             "serving_gateway_tenant_requests_total", "tenant, outcome", TENANT + ',outcome!="ok"'
