@@ -85,7 +85,7 @@ class Prometheus:
         """Every rule with its health, and the alerts of those that alert."""
         return [rule for group in self._get("rules", {})["groups"] for rule in group["rules"]]
 
-    def wait_for_scrapes(self, count: int, timeout_s: float = 60) -> None:
+    def wait_for_scrapes(self, count: int, timeout_s: float = 120) -> None:
         """Until each target was scraped so many more times than now, with success."""
         before = self._scrapes()
         until(lambda: self._have_grown(before, count), timeout_s, 0.1)
@@ -105,7 +105,7 @@ class Prometheus:
 
         self._frozen_s = until(moment, timeout_s, 0.1)
 
-    def wait_for_rules(self, timeout_s: float = 60) -> None:
+    def wait_for_rules(self, timeout_s: float = 120) -> None:
         """Until every rule was evaluated after now; fails when one could not be."""
         now = time.time()
         until(lambda: all(_moment(it["lastEvaluation"]) > now for it in self.rules()), timeout_s, 0.1)
@@ -188,7 +188,7 @@ def _started(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
     for _ in range(_PORTS_TRIED):
         address = f"127.0.0.1:{_free_port()}"
         process = _spawn(folder, address)
-        if until(lambda process=process, address=address: _answer(process, address)) == "ready":  # type: ignore[misc]
+        if until(lambda process=process, address=address: _answer(process, address), 120) == "ready":  # type: ignore[misc]
             return process, f"http://{address}"
     raise AssertionError((folder / "log").read_text())
 

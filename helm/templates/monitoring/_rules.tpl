@@ -1,6 +1,7 @@
 {{/*
 files/rules.yaml for this release. Two releases do not alert for each other: gateways are selected by their Service,
-directories and engines by the name that Prometheus' operator gives a PodMonitor's job.
+directories and engines by the name that Prometheus' operator gives a PodMonitor's job. A cell may be told by its name, or by that, a
+slash and its Ray cluster's (serving/engine/cluster.py).
 */}}
 {{- define "gpt-oss-serving.rules" -}}
 {{- $full := include "gpt-oss-serving.fullname" . -}}
@@ -17,7 +18,7 @@ directories and engines by the name that Prometheus' operator gives a PodMonitor
   "directory" (printf "%s,job=\"%s/%s-directory\"" $here .Release.Namespace $full)
   "engine" (printf "%s,job=\"%s/%s-engine\"" $here .Release.Namespace $full)
   "own" (printf "%s,release=%q" $here .Release.Name)
-  "paused_cells" (join "|" $paused)
+  "paused_cells" (ternary (printf "(%s)(/.*)?" (join "|" $paused)) "" (not (empty $paused)))
   "slo_objective" .Values.monitoring.prometheusRule.sloObjective
   "runbook" .Values.monitoring.prometheusRule.runbookUrl
   "max_open_requests" (.Values.gateway.settings.max_open_requests | default 1024 | int64)
