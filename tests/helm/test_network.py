@@ -129,6 +129,20 @@ def test_outside_peers() -> None:
     }
 
 
+def test_prometheus_reaches_what_it_scrapes() -> None:
+    """Every pod that a monitor selects lets Prometheus in where it is scraped; and no pod lets it in anywhere else."""
+    objects = render({"monitoring": {"serviceMonitor": {"enabled": True}}})
+    scraped = {"gateway": {(9090, 9090)}, "head": {(6386, 6386), (8000, 8000)}, "directory": {(6386, 6386)}}
+    scraped["engine"] = {(6386, 6386), (8100, 8199)}
+    prometheus = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+
+    let_in = {
+        _role(pod): {ports for it in _outside(objects, pod) if prometheus in it.peers for ports in it.ports}
+        for pod in pods(objects)
+    }
+    assert {role: ports for role, ports in let_in.items() if ports} == scraped
+
+
 def test_engines_reach_nobody_outside() -> None:
     """Where prompts are, there is no way out of the cell but names: not to the hub, not to the internet."""
     for name in FILES:

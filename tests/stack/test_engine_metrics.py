@@ -3,13 +3,16 @@
 import re
 from pathlib import Path
 
+from metrics_catalog import catalog
 from serving.engine.engine import READ_METRICS
 from tests.stack.running import Stack
 
 ROOT = Path(__file__).parents[2]
 #: A name, in code or in a query.
 NAMED = re.compile(r"vllm:[a-z_]+[a-z]")
-READERS = ("serving", "tests", "loadtest", "deploy")
+READERS = ("serving", "tests", "loadtest", "deploy", "helm")
+#: Metrics that dashboards and alerts ask for.
+CATALOGUED = catalog().plane("vllm").metrics
 #: Files of these kinds name metrics: code, rules and dashboards.
 KINDS = {".py", ".yaml", ".yml", ".json", ".tpl"}
 
@@ -25,6 +28,9 @@ def require_metrics(stack: Stack) -> None:
         ending = name.rpartition("_")[2]
         kind = {"total": "counter", "sum": "histogram", "count": "histogram"}.get(ending, "gauge")
         assert sorted(samples) == [(kind, str(index)) for index in range(len(cores))], name
+    types = {family.name: family.type for family in families}
+    for metric in CATALOGUED:
+        assert types.get(metric.name.removesuffix("_total")) == metric.type, metric.name
 
 
 def test_a_running_engine_has_each(stack: Stack) -> None:
@@ -38,8 +44,9 @@ def test_so_has_a_gpt_oss_engine(tiny: Stack) -> None:
 
 
 def test_no_other_name_is_read() -> None:
-    """A name that anything here reads is on the list that is held against a running engine."""
+    """A name that anything here reads is on one of the lists that are held against a running engine."""
+    known = {*READ_METRICS, *(name for it in CATALOGUED for name in (it.name, *it.samples))}
     files = [path for reader in READERS for path in (ROOT / reader).rglob("*") if path.suffix in KINDS]
     named = {(name, path.relative_to(ROOT)) for path in files for name in NAMED.findall(path.read_text())}
     assert len({name for name, _ in named}) >= len(READ_METRICS), "the pattern no longer finds them"
-    assert {(name, path) for name, path in named if name not in READ_METRICS} == set()
+    assert {(name, path) for name, path in named if name not in known} == set()

@@ -1,0 +1,171 @@
+"""Serving, for the on-call: what fails, what waits, what is missing?"""
+
+from __future__ import annotations
+
+from boards.grafana import Board, Panel, Row
+from boards.promql import HERE, MODEL, MODELS, NAMESPACE, once, rate, spread, total
+from boards.shared import FIRST_TOKEN, GAPS, OLDEST, REQUESTS, VERDICTS, WAITING
+
+BOARD = Board(
+    "serving",
+    "gpt-oss-serving: serving",
+    "What fails, what waits and what is missing? For whoever is on call; the alerts' runbook is in deploy/README.md.",
+    (
+        Row(
+            "Now",
+            (
+                Panel(
+                    "Alerts",
+                    "short",
+                    "Each has an entry in the runbook (runbook_url). Empty is good, as long as Prometheus scrapes: "
+                    "ServingNotScraped tells when it does not.",
+                    {
+                        "{{alertname}}": "count by (alertname, severity) "
+                        f'(ALERTS{{{HERE},alertname=~"Serving.*",alertstate="firing"}})'
+                    },
+                    kind="table",
+                    columns=12,
+                ),
+                Panel(
+                    "How fast the error budget burns",
+                    "short",
+                    "1 uses up a month's budget in a month; at 14.4 over an hour somebody is woken. Needs the chart's rules.",
+                    {
+                        f"{{{{model}}}} over {window}": f"model:serving_slo_missed:ratio_rate{window}{{{MODEL}}}"
+                        f" / on (namespace) group_left () (1 - max by (namespace) (serving:slo_objective:ratio{{{HERE}}}))"
+                        for window in ("5m", "1h", "6h")
+                    },
+                    columns=12,
+                    limit=14.4,
+                    leads_to="path",
+                ),
+            ),
+        ),
+        Row(
+            "What clients see",
+            (
+                REQUESTS,
+                Panel(
+                    "Errors and refusals by reason",
+                    "reqps",
+                    "The reason is the error's code, as clients get it. no_replica_ready: autoscaling. engine_failed: the "
+                    "engine's log. store_unavailable: the store. gateway_full: more gateways, or shorter queues.",
+                    {
+                        "{{reason}}": rate(
+                            "serving_gateway_requests_total", "reason", MODEL + ',outcome=~"error|rejected"'
+                        )
+                    },
+                ),
+                VERDICTS,
+                FIRST_TOKEN,
+                GAPS,
+                Panel(
+                    "Whole answers",
+                    "s",
+                    "From a request's arrival to the end of its answer; longer answers take longer.",
+                    spread("serving_gateway_request_duration_seconds"),
+                    leads_to="path",
+                ),
+            ),
+        ),
+        Row(
+            "What waits",
+            (
+                WAITING,
+                OLDEST,
+                Panel(
+                    "Admissions",
+                    "reqps",
+                    "`waited` says that engines are short for a moment, `refused_…` that clients are sent away with 503.",
+                    {"{{decision}}": rate("serving_gateway_admissions_total", "decision")},
+                    is_stacked=True,
+                    leads_to="autoscaling",
+                ),
+            ),
+        ),
+        Row(
+            "What is missing",
+            (
+                Panel(
+                    "Replicas by state",
+                    "short",
+                    "`failed` is in `serving status` with its reason. `draining` for longer than drain_timeout_s is stuck.",
+                    {"{{model}} {{state}}": once("serving_gateway_replicas", "model, state")},
+                    leads_to="autoscaling",
+                ),
+                Panel(
+                    "Failed attempts at engines",
+                    "short",
+                    "A second. `refused`: the engine is gone; `broken`: it went while it answered; `errored`: it says why in its "
+                    "log; `busy`: it is full. Clients see it only when no other engine is left.",
+                    {"{{model}} {{failure}}": rate("serving_gateway_upstream_retries_total", "model, failure")},
+                    leads_to="engines",
+                ),
+                Panel(
+                    "Replicas lost",
+                    "short",
+                    "In five minutes, dropped because nobody answered there. Several at once are a node.",
+                    {"{{model}}": f"sum by (model) (increase(serving_gateway_replicas_lost_total{{{MODEL}}}[5m]))"},
+                    leads_to="engines",
+                ),
+                Panel(
+                    "Cells heard",
+                    "short",
+                    "1: some gateway hears of that cell. 0: its directory is away, or the way to it; what was last heard is "
+                    "served on. A paused cell is silent too.",
+                    {"{{source}}": once("serving_gateway_sources_up", "source", HERE)},
+                    most=1,
+                ),
+            ),
+        ),
+        Row(
+            "Gateways and their store",
+            (
+                Panel(
+                    "Requests held",
+                    "short",
+                    "By each gateway. At gateway.settings.max_open_requests (1,024 by default) it refuses: add gateways, or "
+                    "engines if calls wait.",
+                    {"{{pod}}": total("serving_gateway_open_requests", "pod", HERE)},
+                ),
+                Panel(
+                    "Store",
+                    "short",
+                    "1: the gateway's last use of it worked. 0: PostgreSQL, its NetworkPolicy or its Secret; with SQLite the volume.",
+                    {"{{pod}}": once("serving_gateway_store_up", "pod", HERE)},
+                    most=1,
+                ),
+                Panel(
+                    "Age of ledger rows not yet written",
+                    "s",
+                    "Do not delete a pod that has some. They are written when the store is back.",
+                    {"{{pod}}": once("serving_gateway_ledger_lag_seconds", "pod", HERE)},
+                ),
+                Panel(
+                    "Ledger rows not yet written",
+                    "short",
+                    "10,000 are kept in memory, more in a file of the pod.",
+                    {"{{pod}}": once("serving_gateway_ledger_rows_waiting", "pod", HERE)},
+                ),
+                Panel(
+                    "Certificates end in",
+                    "s",
+                    "cert-manager renews at two thirds of their life: below 14 days it has failed to (`kubectl describe certificate`).",
+                    {
+                        "{{certificate}}": "min by (certificate) "
+                        f"(serving_gateway_certificate_expiry_timestamp_seconds{{{HERE}}}) - time()"
+                    },
+                    kind="stat",
+                ),
+                Panel(
+                    "Versions",
+                    "short",
+                    "Gateways of each version. Two of them outlive an upgrade when a rollout is stuck.",
+                    {"{{version}}": f"count by (version) (serving_gateway_build_info{{{HERE}}})"},
+                    kind="stat",
+                ),
+            ),
+        ),
+    ),
+    (NAMESPACE, MODELS),
+)

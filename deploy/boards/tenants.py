@@ -1,0 +1,126 @@
+"""Tenants: who uses how much, and what would it cost?"""
+
+from __future__ import annotations
+
+from boards.grafana import Board, Number, Panel, Row
+from boards.promql import HERE, MODEL, MODELS, NAMESPACE, TENANTS, grown, rate, share
+from boards.shared import TOKENS
+
+TENANT = HERE + ',tenant=~"$tenant"'
+TOKENS_BY_TENANT = "serving_gateway_tenant_tokens_total"
+_PROMPT = TENANT + ',kind="prompt"'
+_COMPLETION = TENANT + ',kind="completion"'
+#: Of a tenant that has only one of both kinds too.
+_COST = (
+    f"sum by (tenant) (increase({TOKENS_BY_TENANT}{{{_PROMPT}}}[$__range]) * $prompt_price / 1e6"
+    f" or increase({TOKENS_BY_TENANT}{{{_COMPLETION}}}[$__range]) * $completion_price / 1e6)"
+)
+_SERVED = rate("serving_gateway_requests_total", where=MODEL + ',outcome="ok"')
+
+BOARD = Board(
+    "tenants",
+    "gpt-oss-serving: tenants and cost",
+    "Who uses how much, and what would it cost at your prices? The ledger (`serving usage`) is the bill, this is its picture.",
+    (
+        Row(
+            "Over the time shown",
+            (
+                Panel(
+                    "Cost by tenant",
+                    "short",
+                    "Tokens times the two prices above, which are yours to write: 1 each until then. An agent that runs "
+                    "in a circle shows here first: `serving usage --calls 20 --tenant NAME`.",
+                    {"{{tenant}}": f"sort_desc({_COST})"},
+                    kind="table",
+                    columns=12,
+                    rows=9,
+                ),
+                Panel(
+                    "Tokens by tenant",
+                    "short",
+                    "The twenty largest, prompt and completion together.",
+                    {"{{tenant}}": f"topk(20, {grown(TOKENS_BY_TENANT, 'tenant', TENANT)})"},
+                    kind="bargauge",
+                    columns=12,
+                    rows=9,
+                ),
+            ),
+        ),
+        Row(
+            "Tenants",
+            (
+                Panel(
+                    "Requests",
+                    "reqps",
+                    "A tenant that stops at once has a key that ended; one that grows at once may be a job that runs in a circle.",
+                    {"{{tenant}}": rate("serving_gateway_tenant_requests_total", "tenant", TENANT)},
+                    columns=12,
+                    is_stacked=True,
+                ),
+                Panel(
+                    "Requests that were not served",
+                    "reqps",
+                    "`rejected`: their keys, models or bodies. `client_disconnected`: their time-outs are shorter than ours.",
+                    {
+                        "{{tenant}} {{outcome}}": rate(
+                            "serving_gateway_tenant_requests_total", "tenant, outcome", TENANT + ',outcome!="ok"'
+                        )
+                    },
+                    columns=12,
+                    leads_to="serving",
+                ),
+                Panel(
+                    "Prompt tokens",
+                    "short",
+                    "A second. They cost the time to the first token of everybody on the same engines.",
+                    {"{{tenant}}": rate(TOKENS_BY_TENANT, "tenant", _PROMPT)},
+                    columns=12,
+                    is_stacked=True,
+                ),
+                Panel(
+                    "Completion tokens",
+                    "short",
+                    "A second. They hold a place in a batch for as long as they take.",
+                    {"{{tenant}}": rate(TOKENS_BY_TENANT, "tenant", _COMPLETION)},
+                    columns=12,
+                    is_stacked=True,
+                ),
+            ),
+        ),
+        Row(
+            "Models",
+            (
+                TOKENS,
+                Panel(
+                    "Prompt tokens found in cache",
+                    "percentunit",
+                    "As billed. They cost almost no computing: long common beginnings of prompts keep this high.",
+                    {
+                        "{{model}}": share(
+                            rate("serving_gateway_tokens_total", "model", MODEL + ',kind="cached_prompt"'),
+                            rate("serving_gateway_tokens_total", "model", MODEL + ',kind="prompt"'),
+                        )
+                    },
+                    most=1,
+                    leads_to="engines",
+                ),
+                Panel(
+                    "Tokens of a request",
+                    "short",
+                    "Billed tokens per request that ended well, by kind. Longer prompts and answers need more engines for the same "
+                    "number of requests: `serving plan` takes both.",
+                    {
+                        "{{kind}}": f"{rate('serving_gateway_tokens_total', 'kind')} / on () group_left () ({_SERVED} > 0)"
+                    },
+                ),
+            ),
+        ),
+    ),
+    (
+        NAMESPACE,
+        MODELS,
+        TENANTS,
+        Number("prompt_price", "Price of a million prompt tokens", "1"),
+        Number("completion_price", "Price of a million completion tokens", "1"),
+    ),
+)
