@@ -40,7 +40,7 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0, or one sentence on standard error and 1."""
     try:
-        asked = _parser().parse_args(arguments)
+        asked = parser().parse_args(arguments)
         {"run": _run, "report": _report, "worker": _worker}[asked.command](asked)
     except Refusal as refusal:
         print(refusal, file=sys.stderr)
@@ -48,9 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m loadtest", description="Load an OpenAI-compatible API, and say what it kept.")
-    commands = parser.add_subparsers(dest="command", required=True)
+def parser() -> argparse.ArgumentParser:
+    it = _Parser(prog="python -m loadtest", description="Load an OpenAI-compatible API, and say what it kept.")
+    commands = it.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="send load and write a report", allow_abbrev=False)
     _target(run)
     _load(run)
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     worker = commands.add_parser("worker", help="send what a master elsewhere hands over", allow_abbrev=False)
     worker.add_argument("--master", type=_address, required=True, help="HOST:PORT of `run --await-workers`")
     worker.add_argument("--key-file", type=Path, help="file with the API key")
-    return parser
+    return it
 
 
 def _target(run: argparse.ArgumentParser) -> None:

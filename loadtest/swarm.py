@@ -10,6 +10,7 @@ processes that send load, and by nothing else.
 from __future__ import annotations
 
 import itertools
+import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -201,8 +202,15 @@ class Run(msgspec.Struct, frozen=True):
     interrupted_s: float | None
 
 
+def _allow_many_connections() -> None:
+    """Each request has its own, and an overloaded stack holds thousands; the usual limit is 1,024 files."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def alone(share: Share, key: str, metrics_url: str, tell: Callable[[str], None]) -> Run:
     """Send everything from this process."""
+    _allow_many_connections()
     environment = Environment()
     desk = Desk(environment, key)
     environment.user_classes = [_user(desk.work)]
@@ -304,6 +312,7 @@ def _entry(it: StatsEntry) -> LocustEntry:
 
 def work(master: tuple[str, int], key: str) -> None:
     """Be a worker until the master says that it is over; raises Refusal when there is no master."""
+    _allow_many_connections()
     environment = Environment()
     desk = Desk(environment, key)
     environment.user_classes = [_user(desk.work)]
