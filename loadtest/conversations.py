@@ -14,7 +14,7 @@ from loadtest.workload import MARGIN_TOKENS, Kind, Session
 WORDS = ("time", "house", "water", "light", "stone", "green", "river", "table", "paper", "music", "north", "glass")
 #: Words of a tool's answer, and seconds the tool takes: medians.
 TOOL_WORDS = 60
-TOOL_S = 1.0
+TOOL_S = 0.5
 
 
 def _tool(name: str, about: str, parameter: str) -> dict[str, object]:

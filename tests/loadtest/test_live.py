@@ -6,8 +6,6 @@ import asyncio
 from collections import Counter
 from pathlib import Path
 
-import pytest
-
 from loadtest import report
 from loadtest.figures import Figures, LocustEntry
 from tests.gateway.world import running_gateway
@@ -39,16 +37,23 @@ def entries(figures: Figures, method: str) -> dict[str, LocustEntry]:
     return {entry.name: entry for entry in figures.locust if entry.method == method}
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-async def test_locust_counts_what_the_engine_counts(tmp_path: Path, workers: int) -> None:
+async def test_locust_counts_what_the_engine_counts(tmp_path: Path) -> None:
     """Requests by route, answers, pieces and tokens: alone and from two workers, nothing is lost or counted twice."""
+    alone, shared = await asyncio.gather(counted(tmp_path, "alone"), counted(tmp_path, "two", "--workers", "2"))
+    # Who sends makes no difference to what is sent.
+    assert alone.totals.sessions_planned == shared.totals.sessions_planned
+    assert alone.totals.verdicts == shared.totals.verdicts
+    assert (alone.about.workers, shared.about.workers) == (1, 2)
+
+
+async def counted(folder: Path, name: str, *options: str) -> Figures:
+    """A run's figures, each of them held against what engine and ledger say of it."""
     talker = Talker()
-    split = ("--workers", str(workers)) if workers else ()
     async with (
         ScriptedEngine(improvise=talker.answer) as engine,
-        running_gateway(tmp_path / "gateway", (engine.url,)) as world,
+        running_gateway(folder / f"{name}-gateway", (engine.url,)) as world,
     ):
-        done = await loadtest("--url", world.url, *EVERYBODY, *split, key=world.key, folder=tmp_path / "report")
+        done = await loadtest("--url", world.url, *EVERYBODY, *options, key=world.key, folder=folder / name)
         rows = world.rows()
     figures = done.figures
     posts = entries(figures, "POST")
@@ -57,13 +62,13 @@ async def test_locust_counts_what_the_engine_counts(tmp_path: Path, workers: int
         by_route[ROUTES[user]] += entry.requests
     assert by_route == Counter(call.path for call in engine.received)
     assert sum(by_route.values()) == figures.totals.requests == len(rows)
-    assert set(posts) == set(ROUTES) and figures.totals.failed == 0, done.said
+    assert set(posts) == set(ROUTES) and figures.totals.failed == figures.totals.sessions_lost == 0, done.said
     assert figures.totals.output_tokens == talker.output_tokens
     streams = by_route["/v1/chat/completions"]
     assert sum(entry.requests for entry in entries(figures, "TTFT").values()) == streams
     assert sum(entry.requests for entry in entries(figures, "ITL").values()) == talker.output_tokens - streams
-    assert figures.totals.sessions_lost == 0 and figures.about.workers == max(1, workers)
     assert any(has_tool_answer(call.body) for call in engine.received), "no agent came back with what its tool said"
+    return figures
 
 
 async def test_sessions_begin_whatever_became_of_others(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from loadtest.figures import Latencies, Quantiles
@@ -21,10 +22,12 @@ def known(it: Quantiles | None) -> Quantiles:
 
 
 async def measured(url: str, key: str, folder: Path) -> tuple[Latencies, Latencies]:
-    """The same load sent directly, and then through nginx."""
-    direct = await loadtest("--url", url, *LOAD, key=key, folder=folder / "direct")
+    """The same load sent directly and through nginx, side by side."""
     with nginx.before(url, folder / "nginx") as front:
-        through = await loadtest("--url", front, *LOAD, key=key, folder=folder / "through")
+        direct, through = await asyncio.gather(
+            loadtest("--url", url, *LOAD, key=key, folder=folder / "direct"),
+            loadtest("--url", front, *LOAD, key=key, folder=folder / "through"),
+        )
     for run in (direct, through):
         assert run.figures.totals.failed == 0, run.said
     assert direct.figures.totals.output_tokens == through.figures.totals.output_tokens

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from loadtest.__main__ import main
-from tests.gateway.world import running_gateway
-from tests.loadtest.running import PROMPT_TOKENS, ROOT, Talker, loadtest
+from tests.gateway.world import World, running_gateway
+from tests.loadtest.running import PROMPT_TOKENS, ROOT, Finished, Talker, loadtest
 from tests.scripted_engine import ScriptedEngine
 from tests.unpacked import unpacked
 
@@ -27,27 +27,33 @@ TRACE = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(
 )
 
 
-@pytest.mark.parametrize("line", RUNS, ids=lambda line: line.rpartition(" ")[2])
-async def test_each_run_runs(tmp_path: Path, line: str) -> None:
-    """Against a gateway with a model of that name, for two seconds instead of minutes, at a tenth of the tokens."""
+async def test_each_run_runs(tmp_path: Path) -> None:
+    """Against a gateway with a model of that name, for two seconds instead of minutes, at a tenth of the tokens; all of
+    them at once, because most of a run is waiting."""
     (tmp_path / "AzureLLMInferenceTrace_conv.csv").write_text(TRACE)
-    options = shlex.split(line)[4:]
     async with (
         ScriptedEngine(model=MODEL, improvise=Talker().answer) as engine,
         running_gateway(tmp_path / "gateway", (engine.url,), max_open_requests=1024) as world,
     ):
-        instead = {
-            "--url": world.url,
-            "--key-file": str(tmp_path / "report" / "key"),
-            "--duration-s": "2",
-            "--trace": str(tmp_path / "AzureLLMInferenceTrace_conv.csv"),
-            "--metrics-url": f"{world.url}/metrics",
-            "--out": str(tmp_path / "report"),
-        }
-        values = [instead.get(before, value) for before, value in zip(["", *options], options, strict=False)]
-        done = await loadtest(*values, "--token-scale", "0.1", key=world.key, folder=tmp_path / "report")
-    assert done.figures.totals.failed == 0 and done.figures.totals.prompt_tokens >= PROMPT_TOKENS, done.said
-    assert done.figures.sightings[0].replicas == {MODEL: {"ready": 1.0}}
+        ran = await asyncio.gather(*(_run(line, world, tmp_path / str(n)) for n, line in enumerate(RUNS)))
+    for done in ran:
+        assert done.figures.totals.failed == 0 and done.figures.totals.prompt_tokens >= PROMPT_TOKENS, done.said
+        assert done.figures.sightings[0].replicas == {MODEL: {"ready": 1.0}}
+
+
+async def _run(line: str, world: World, folder: Path) -> Finished:
+    """That command, with what is at hand in place of what it names."""
+    options = shlex.split(line)[4:]
+    instead = {
+        "--url": world.url,
+        "--key-file": str(folder / "key"),
+        "--duration-s": "2",
+        "--trace": str(folder.parent / "AzureLLMInferenceTrace_conv.csv"),
+        "--metrics-url": f"{world.url}/metrics",
+        "--out": str(folder),
+    }
+    values = [instead.get(before, value) for before, value in zip(["", *options], options, strict=False)]
+    return await loadtest(*values, "--token-scale", "0.1", key=world.key, folder=folder)
 
 
 async def test_a_report_is_drawn_from_a_log(tmp_path: Path) -> None:
