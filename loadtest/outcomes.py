@@ -7,7 +7,7 @@ waits, is a user who waits (no coordinated omission).
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from itertools import pairwise
 
@@ -100,8 +100,3 @@ def judge(outcome: Outcome, slo: Slo) -> Verdict:
     if outcome.ttft_s is None or outcome.ttft_s > slo.ttft_s:
         return Verdict.SLOW_FIRST_TOKEN
     return Verdict.SLOW_TOKENS if (outcome.tpot_s or 0.0) > slo.tpot_s else Verdict.MET
-
-
-def goodput_per_s(outcomes: Iterable[Outcome], slo: Slo, seconds: float) -> float:
-    """Requests a second inside their SLO, of those that were due within so many seconds."""
-    return sum(judge(it, slo) is Verdict.MET for it in outcomes) / seconds

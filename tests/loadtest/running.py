@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
+
+import psutil
 
 from loadtest import report
 from loadtest.figures import Figures
@@ -52,6 +55,16 @@ async def loadtest(*arguments: str, key: str, folder: Path) -> Finished:
 def _write_key(folder: Path, key: str) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "key").write_text(key)
+
+
+def processes(command: str) -> list[psutil.Process]:
+    """Those of load tests below this process: `run` or `worker`."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # Gone since it was listed.
+            if process.cmdline()[1:4] == ["-m", "loadtest", command]:
+                found.append(process)
+    return found
 
 
 class Talker:

@@ -10,7 +10,7 @@ import pytest
 
 from loadtest import figures
 from loadtest.figures import About, Figures, Window
-from loadtest.outcomes import Outcome, Slo, Verdict, goodput_per_s, judge, packed
+from loadtest.outcomes import Outcome, Slo, Verdict, judge, packed
 from loadtest.watch import sighting
 from loadtest.workload import Kind, Session
 
@@ -75,9 +75,11 @@ def test_an_embedding_is_judged_by_its_whole_answer() -> None:
 
 
 def test_goodput_counts_what_was_kept() -> None:
-    """Three of five requests in ten seconds met their SLO."""
-    them = [*[outcome()] * 3, outcome(ttft_s=5.0), outcome(failure_kind="refused")]
-    assert goodput_per_s(them, SLO, 10.0) == pytest.approx(0.3)
+    """Three of five requests in a hundred seconds met their SLO: neither the late one nor the refused one is output."""
+    them = [*(outcome(n) for n in range(3)), outcome(3, ttft_s=5.0), outcome(4, failure_kind="refused")]
+    totals = about_run(them).totals
+    assert (totals.goodput_per_s, totals.inside_slo, totals.offered_per_s) == pytest.approx((0.03, 0.6, 0.05))
+    assert totals.verdicts == {"met": 3, "slow_first_token": 1, "failed": 1}
 
 
 def test_tpot_is_by_tokens_and_not_by_pieces() -> None:

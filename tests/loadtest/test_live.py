@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections import Counter
 from pathlib import Path
 
 from loadtest import report
 from loadtest.figures import Figures, LocustEntry
 from tests.gateway.world import running_gateway
-from tests.loadtest.running import Talker, has_tool_answer, loadtest
+from tests.loadtest.running import Talker, has_tool_answer, loadtest, processes
 from tests.scripted_engine import (
     DONE,
     MODEL,
@@ -168,3 +169,23 @@ async def test_replicas_are_seen_over_the_run(tmp_path: Path) -> None:
             "--url", world.url, "--model", MODEL, "--rate", "5", "--duration-s", "1", key=world.key, folder=tmp_path
         )
     assert [look.replicas for look in done.figures.sightings][:1] == [{MODEL: {"ready": 1.0}}]
+
+
+async def test_ctrl_c_leaves_a_report_of_what_was(tmp_path: Path) -> None:
+    """What was due until then is in it, and it says that it was cut short."""
+    asked = 0
+
+    def answer(path: str, body: dict[str, object]) -> Script:
+        nonlocal asked
+        asked += 1
+        if asked == 10:
+            (run,) = processes("run")
+            run.send_signal(signal.SIGINT)
+        return Script(chat_stream(["Hi", "!"]))
+
+    async with ScriptedEngine(improvise=answer) as engine:
+        done = await loadtest(
+            "--url", engine.url, "--model", MODEL, "--rate", "10", "--duration-s", "60", key="any", folder=tmp_path
+        )
+    assert "interrupted" in done.figures.about.notes[0] and "interrupted" in done.said
+    assert 9 <= done.figures.totals.requests < 60
