@@ -35,6 +35,11 @@ WANTED_ROUTE = "/wanted"
 METRICS_ROUTE = "/metrics"
 
 
+def plain_name(cell: str) -> str:
+    """A cell as its owner calls it: in a cluster its full name (`a/serving-a-x7k2p`) says which Ray cluster is it now."""
+    return cell.partition("/")[0]
+
+
 class ReplicaState(StrEnum):
     """The life of a replica. Only READY takes requests; READY means that a token was generated."""
 

@@ -330,7 +330,7 @@ def free_port(host: str) -> int:
 def port_among(host: str, range_: tuple[int, int] | None) -> Iterator[int]:
     """A TCP port for an engine's HTTP server, its own until the end; of a range the first that is free.
 
-    So one engine in a pod is always found at the first port, which is what Prometheus scrapes. Raises EngineDied when
+    So engines in a pod are found at the first ports, where Prometheus looks for them. Raises EngineDied when
     all are taken. A lock says who has a port while vLLM has not bound it yet; the system lets go when its holder dies.
     """
     if range_ is None:

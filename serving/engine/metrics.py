@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from serving.wire import ListedModel, ReplicaReport, ReplicaState
+from serving.wire import ListedModel, ReplicaReport, ReplicaState, plain_name
 
 #: Seconds a start spends in one state: from a small model on a laptop to a large one on slow storage.
 _PHASE_BUCKETS_S = (1, 5, 15, 30, 60, 120, 300, 600, 1200, 2400)
@@ -52,6 +52,8 @@ class _Now(Collector):
     def _of_models(self) -> Iterator[GaugeMetricFamily]:
         states = self._family("serving_engine_replicas", "Replicas by state.", None, "model", "state")
         counted = Tally((it.model, it.state) for it in self.seen.replicas if not it.rank)
+        for listed in self.seen.models:
+            counted.setdefault((listed.name, ReplicaState.READY), 0)
         for (model, state), count in counted.items():
             states.add_metric([self._cell, model, state], count)
         yield states
@@ -93,8 +95,8 @@ class Metrics:
 
     def __init__(self, cell: str) -> None:
         self.registry = CollectorRegistry()
-        self._cell = cell
-        self._now = _Now(cell)
+        self._cell = plain_name(cell)
+        self._now = _Now(self._cell)
         self.registry.register(self._now)
         by_model = ("cell", "model")
         self._starts = Counter("serving_engine_starts", "Engines started.", by_model, registry=self.registry)
@@ -131,4 +133,7 @@ class Metrics:
     def render(self, seen: Snapshot) -> bytes:
         """Prometheus' text format."""
         self._now.seen = seen
+        for model in seen.models:  # at 0 before the first, so that it is seen as an increase
+            self._starts.labels(self._cell, model.name)
+            self._failures.labels(self._cell, model.name)
         return generate_latest(self.registry)

@@ -31,6 +31,7 @@ from serving.wire import (
     ReplicaReport,
     ReplicaState,
     Traffic,
+    plain_name,
 )
 
 #: Seconds after which a model nobody lists any more is unknown (404) instead of not ready (503): a cold restart is shorter.
@@ -153,7 +154,7 @@ class DirectorySource:
                 answer = msgspec.json.decode(await response.read(), type=DirectoryAnswer)
         except _NO_ANSWER as error:
             raise Silence(type(error).__name__) from None
-        self.label = answer.cell
+        self.label = plain_name(answer.cell)
         return answer
 
     async def _post(

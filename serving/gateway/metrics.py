@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from importlib.metadata import version
 
 import msgspec
@@ -21,7 +22,8 @@ from serving.gateway.access import AccessLine
 from serving.gateway.fleet import Model
 from serving.gateway.gaps import Gaps
 from serving.gateway.outcome import Outcome
-from serving.gateway.slo import judge
+from serving.gateway.slo import Verdict, judge
+from serving.wire import ReplicaState
 
 #: Seconds; from a cached short prompt on a GPU to a long prompt in a queue.
 _TTFT_BUCKETS_S = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3, 6, 12, 30, 60, 120)
@@ -37,6 +39,30 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 #: Tenants with series of their own, about 0.5 KB each; those beyond share one.
 TENANTS_MAX = 1000
 OTHER_TENANTS = "(others)"
+#: Of `Usage`, each without its `_tokens`.
+TOKEN_KINDS = ("prompt", "completion", "cached_prompt", "reasoning")
+
+
+class Decision(StrEnum):
+    """What became of a call at the waiting room's door."""
+
+    ADMITTED = "admitted"
+    WAITED = "waited"
+    REFUSED_FULL = "refused_full"
+    REFUSED_WAIT = "refused_wait"
+
+
+class Failure(StrEnum):
+    """How an attempt at a replica ended that gave the client nothing."""
+
+    #: Nobody listens at the replica's address.
+    REFUSED = "refused"
+    #: The connection broke: the engine died, or the connection was stale.
+    BROKEN = "broken"
+    #: The engine answered that it failed.
+    ERRORED = "errored"
+    #: The engine cannot take the call now.
+    BUSY = "busy"
 
 
 class Passage(msgspec.Struct, frozen=True):
@@ -118,6 +144,8 @@ class Metrics:
         self.registry.register(self._gaps)
         self._declare_requests()
         self._declare_calls()
+        #: Models whose series stand at 0, so that their first increase is seen as one.
+        self._prepared: set[str] = set()
         built = Gauge("serving_gateway_build_info", "This gateway's version.", ["version"], registry=self.registry)
         built.labels(version("gpt-oss-serving")).set(1)
 
@@ -163,6 +191,21 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
         return Histogram(f"serving_gateway_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+    def _prepare(self, model: str) -> None:
+        if model in self._prepared:
+            return
+        self._prepared.add(model)
+        for counter, values in (
+            (self._slo, Verdict),
+            (self._admissions, Decision),
+            (self._retries, Failure),
+            (self._tokens, TOKEN_KINDS),
+        ):
+            for value in values:
+                counter.labels(model, value)
+        for plain in (self._bytes, self._keep_alives, self._lost):
+            plain.labels(model)
 
     @contextmanager
     def open_request(self) -> Iterator[None]:
@@ -226,39 +269,35 @@ class Metrics:
             self._slo.labels(label, verdict).inc()
 
     def _count_tokens(self, line: AccessLine, label: str) -> None:
-        kinds = {
-            "prompt": line.usage.prompt_tokens,
-            "completion": line.usage.completion_tokens,
-            "cached_prompt": line.usage.cached_prompt_tokens,
-            "reasoning": line.usage.reasoning_tokens,
-        }
-        for kind, tokens in kinds.items():
-            if tokens:
+        for kind in TOKEN_KINDS:
+            if tokens := getattr(line.usage, f"{kind}_tokens"):
                 self._tokens.labels(label, kind).inc(tokens)
 
     async def render(self) -> bytes:
         """Prometheus' text format: written in a thread, because a thousand tenants take long enough to hold up streams."""
         self._now.seen = self._look()
+        for model in self._now.seen.models:
+            self._prepare(model.name)
         return await asyncio.to_thread(generate_latest, self.registry)
 
 
-def decision_on(line: AccessLine, passage: Passage | None) -> str | None:
+def decision_on(line: AccessLine, passage: Passage | None) -> Decision | None:
     """Was a call let in at once, after a wait, or not at all? None for what never asked: bad input, and other routes."""
     if line.reason == "overloaded":
-        return "refused_full"
+        return Decision.REFUSED_FULL
     if passage is None:
         return None
     if line.reason == "no_replica_ready":
-        return "refused_wait"
+        return Decision.REFUSED_WAIT
     if line.replica_id is None:
         return None
-    return "waited" if passage.was_held else "admitted"
+    return Decision.WAITED if passage.was_held else Decision.ADMITTED
 
 
 def _of_models(models: Sequence[Model]) -> Iterator[GaugeMetricFamily]:
     replicas = _empty("replicas", "Replicas this gateway knows.", "model", "state")
     for model in models:
-        for state, count in model.states.items():
+        for state, count in ({ReplicaState.READY: 0} | model.states).items():
             replicas.add_metric([model.name, state], count)
     yield replicas
     wanted = {model.name: model.wanted for model in models if model.wanted is not None}

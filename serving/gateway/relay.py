@@ -12,7 +12,6 @@ import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from enum import StrEnum
 
 import aiohttp
 
@@ -26,7 +25,7 @@ from serving.gateway.fleet import Fleet, bearer
 from serving.gateway.gaps import Gaps
 from serving.gateway.ledger import Usage
 from serving.gateway.metering import Meter, Rates
-from serving.gateway.metrics import Passage
+from serving.gateway.metrics import Failure, Passage
 from serving.gateway.routes import StreamKind
 from serving.gateway.tracing import Trace
 from serving.gateway.translation import ENGINE_FAILED, Blame
@@ -49,19 +48,6 @@ _STREAM_HEADERS: list[Header] = [
 ]
 
 log = logging.getLogger(__name__)
-
-
-class Failure(StrEnum):
-    """How an attempt ended that gave the client nothing."""
-
-    #: Nobody listens at the replica's address.
-    REFUSED = "refused"
-    #: The connection broke: the engine died, or the connection was stale.
-    BROKEN = "broken"
-    #: The engine answered that it failed.
-    ERRORED = "errored"
-    #: The engine cannot take the call now.
-    BUSY = "busy"
 
 
 class AttemptFailed(Exception):

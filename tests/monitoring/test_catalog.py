@@ -10,7 +10,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 import metrics_catalog
 from metrics_catalog import Metric, catalog
-from serving.gateway.metrics import Metrics
+from serving.config import GatewaySettings
+from serving.engine.directory import Listing
+from serving.gateway.metrics import Metrics, Snapshot
+from tests.clock import Clock
 from tests.monitoring.catalog import differences, differences_of_text, exposition
 from tests.monitoring.queries import DASHBOARDS
 
@@ -65,12 +68,15 @@ def test_every_metric_of_ours_is_looked_at(metric: Metric) -> None:
     assert any(re.search(rf"\b{sample}\b", boards) for sample in metric.samples)
 
 
-@pytest.mark.xfail(
-    reason="the gateway's new metrics are written beside this; connect it to its registry then", strict=True
-)
 def test_gateways_export_the_catalogue() -> None:
     """A gateway's registry has every metric of the catalogue, of that type and with these labels, and no other."""
-    assert differences("gateway", Metrics(lambda: ()).registry.collect()) == []
+    assert differences("gateway", Metrics(Snapshot, GatewaySettings().slo_of).registry.collect()) == []
+
+
+def test_directories_export_the_catalogue() -> None:
+    """So has a directory's."""
+    text = Listing("a", "one", Clock()).metrics().decode()
+    assert differences_of_text("directory", text) == []
 
 
 def test_an_exposition_of_the_catalogue_has_no_differences() -> None:
