@@ -44,6 +44,13 @@ logger = logging.getLogger("serving.directory")
 EXPIRY_S = 10.0
 #: Seconds after its start from which a directory has heard from everyone who lives.
 COMPLETE_AFTER_S = 5.0
+#: Seconds without any report, of replicas that live, after which the directory takes itself for the one that was away:
+#: longer than a heartbeat and a report's time-out together.
+SILENCE_S = 5.0
+#: Seconds after which it believes that they are all gone: as long as Ray may take to give a dead node up.
+SILENCE_MAX_S = 60.0
+#: States of a replica that means to go on reporting.
+_LIVING = frozenset({ReplicaState.STARTING, ReplicaState.LOADING, ReplicaState.WARMING, ReplicaState.READY})
 #: Gangs whose meeting place is remembered; a cell has fewer nodes.
 _MEETINGS_MAX = 1000
 #: Gateways whose demand is remembered; a cell has tens.
@@ -66,6 +73,8 @@ class Listing:
         self._clock = clock
         self._started_at = clock()
         self._heard: dict[str, tuple[float, ReplicaReport]] = {}
+        #: When the last report came, and since when they come without a silence between them.
+        self._last_heard_at = self._heard_since = self._started_at
         self._failures = Failures()
         self._meetings: dict[str, Meeting] = {}
         self._gateways: dict[str, tuple[float, GatewayReport]] = {}
@@ -90,6 +99,9 @@ class Listing:
 
     def hear(self, report: ReplicaReport) -> None:
         now = self._clock()
+        if self._is_silent(now):
+            self._heard_since = now
+        self._last_heard_at = now
         before = self._heard.get(report.replica_id)
         if report.state is ReplicaState.FAILED and not (before and before[1].state is ReplicaState.FAILED):
             self._failures.hear(Failure(report.model, report.node, report.devices, now))
@@ -114,11 +126,23 @@ class Listing:
         return self._scaler.wanted() if self._is_complete() else None
 
     def _is_complete(self) -> bool:
-        return self._clock() - self._started_at >= COMPLETE_AFTER_S
+        """Would a replica that lives have been heard? Not by a directory that is young, or was away itself."""
+        now = self._clock()
+        is_old = now - max(self._started_at, self._heard_since) >= COMPLETE_AFTER_S
+        return is_old and not self._is_silent(now)
+
+    def _is_silent(self, now: float) -> bool:
+        """Has everybody who lives said nothing for so long that it must be this directory?
+
+        Ray holds up every call of an actor, 13 s (seen with 2.60), when a caller's node dies in the middle of one.
+        """
+        is_anyone_expected = any(report.state in _LIVING for _, report in self._heard.values())
+        return is_anyone_expected and SILENCE_S < now - self._last_heard_at < SILENCE_MAX_S
 
     def _refresh(self) -> None:
         now = self._clock()
-        self._heard = {key: (at, report) for key, (at, report) in self._heard.items() if now - at < EXPIRY_S}
+        if self._is_complete():
+            self._heard = {key: (at, report) for key, (at, report) in self._heard.items() if now - at < EXPIRY_S}
         self._gateways = {key: (at, report) for key, (at, report) in self._gateways.items() if now - at < EXPIRY_S}
         self._metrics.forget(self._heard.keys())
         if self._is_complete() and self._scaler.is_due(now):

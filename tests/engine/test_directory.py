@@ -2,7 +2,7 @@
 
 import msgspec
 
-from serving.engine.directory import COMPLETE_AFTER_S, EXPIRY_S, Listing
+from serving.engine.directory import COMPLETE_AFTER_S, EXPIRY_S, SILENCE_MAX_S, SILENCE_S, Listing
 from serving.wire import DirectoryAnswer, ReplicaReport, ReplicaState
 from tests.clock import Clock
 
@@ -37,10 +37,53 @@ def test_a_silent_replica_expires() -> None:
     clock = Clock()
     listing = Listing("cell", "one", clock)
     listing.hear(report("dead"))
-    clock.advance(EXPIRY_S - 1)
-    listing.hear(report("alive"))
-    clock.advance(1)
+    for _ in range(int(EXPIRY_S)):
+        clock.advance(1)
+        listing.hear(report("alive"))
     assert [listed.report.replica_id for listed in listing.answer().replicas] == ["alive"]
+
+
+def test_when_all_fall_silent_it_was_the_directory_that_was_away() -> None:
+    """Then nobody is forgotten, and its answers are not complete until everyone has had time to report again."""
+    clock = Clock()
+    listing = Listing("cell", "one", clock)
+    for _ in range(10):
+        clock.advance(1)
+        listing.hear(report("a"))
+        listing.hear(report("b"))
+    clock.advance(13)
+    after = listing.answer()
+    assert not after.is_complete and len(after.replicas) == 2 and listing.wanted() is None
+
+    listing.hear(report("a"))
+    clock.advance(COMPLETE_AFTER_S - 1)
+    listing.hear(report("a"))
+    assert not listing.answer().is_complete
+    clock.advance(1)
+    alone = listing.answer()
+    assert alone.is_complete and [it.report.replica_id for it in alone.replicas] == ["a"]
+
+
+def test_a_silence_that_lasts_is_believed() -> None:
+    """A cell whose engines are all gone does not wait for them for ever."""
+    clock = Clock()
+    listing = Listing("cell", "one", clock)
+    listing.hear(report("a"))
+    clock.advance(SILENCE_MAX_S)
+    assert listing.answer().is_complete and listing.answer().replicas == ()
+
+
+def test_those_who_go_in_order_leave_no_silence() -> None:
+    """A fleet that went to sleep is no reason to doubt: its first call must find a directory that decides."""
+    clock = Clock()
+    listing = Listing("cell", "one", clock)
+    for _ in range(10):
+        clock.advance(1)
+        listing.hear(report("a", ReplicaState.DRAINING))
+    clock.advance(SILENCE_S + 1)
+    assert listing.answer().is_complete
+    clock.advance(EXPIRY_S)
+    assert listing.answer().replicas == () and listing.wanted() is not None
 
 
 def test_the_answer_survives_the_wire_and_newer_fields() -> None:

@@ -213,15 +213,17 @@ def test_an_engine_that_finds_no_place_says_what_it_waits_for() -> None:
     """Small engines hold parts of the only node: the large one is granted, and waits for them to go."""
     clock = Clock()
     it = shared_pool(clock)
-    for index in range(6):
-        it.hear(msgspec.structs.replace(report(str(index)), node="n", devices=(str(index),)))
-    for _ in range(2):
-        it.wanted()
-        clock.advance(1)
+
+    def pass_s(seconds: int) -> None:
+        for _ in range(seconds):
+            for index in range(6):
+                it.hear(msgspec.structs.replace(report(str(index)), node="n", devices=(str(index),)))
+            it.wanted()
+            clock.advance(1)
+
+    pass_s(2)
     assert {model.name: model.shortage for model in it.answer().models}["big"] is None  # it may be on its way
-    clock.advance(PLACING_S)
-    for index in range(6):
-        it.hear(msgspec.structs.replace(report(str(index)), node="n", devices=(str(index),)))
+    pass_s(int(PLACING_S))
     reasons = {model.name: model.shortage for model in it.answer().models}
     assert reasons["big"] == (
         "waits for a node with 4 free GPUs; the freest has 2, all together 2: other engines must stop first"

@@ -24,6 +24,7 @@ from ray.cluster_utils import Cluster
 from serving import catalog, secret
 from serving.config import EngineSettings, ModelSettings, Settings
 from serving.engine import app, leave, processes, specs
+from serving.engine.directory import SILENCE_MAX_S
 from serving.engine.engine import free_port
 from serving.wire import DirectoryAnswer, GatewayReport, ReplicaReport, ReplicaState, Traffic
 from tests.waiting import until
@@ -109,7 +110,8 @@ class Cell:
         headers = {"Authorization": f"Bearer {self.secret_file.read_text().strip()}"}
         said = msgspec.json.encode(GatewayReport("test", traffic=self.traffic))
         request = urllib.request.Request(f"{self.directory}/directory", data=said, headers=headers)
-        with urllib.request.urlopen(request, timeout=10) as response:
+        # A node that dies in the middle of a report holds the directory up until Ray gives it up.
+        with urllib.request.urlopen(request, timeout=SILENCE_MAX_S) as response:
             return msgspec.json.decode(response.read(), type=DirectoryAnswer)
 
     def in_state(self, model: str, state: ReplicaState) -> list[ReplicaReport]:
