@@ -84,6 +84,10 @@ openshift is set and so is a user or group id: OpenShift gives each namespace a 
 {{- if and .Values.networkPolicy.enabled $isShared (not .Values.networkPolicy.postgresql.peers) }}
 networkPolicy.postgresql.peers is empty: gateways could not reach the database; say where it is, or set networkPolicy.enabled to false.
 {{- end }}
+{{- $tracing := or .Values.gateway.settings.traces_endpoint (.Values.engine.settings | default dict).traces_endpoint }}
+{{- if and .Values.networkPolicy.enabled $tracing (not .Values.networkPolicy.traces.peers) }}
+networkPolicy.traces.peers is empty: nobody could reach the collector of traces; say where it is, or set networkPolicy.enabled to false.
+{{- end }}
 {{- if and .Values.networkPolicy.enabled (include "gpt-oss-serving.makesSecrets" .) (not .Values.networkPolicy.apiServer.cidrs) }}
 networkPolicy.apiServer.cidrs is empty: the Job that makes the Secrets could not reach the API server; say where it is, or make them yourself and name them in secrets.
 {{- end }}

@@ -107,6 +107,20 @@ def test_cells_are_closed_to_each_other() -> None:
         assert bool(_open_between(objects, gateway, pod)) == (role in {"directory", "engine"})
 
 
+@pytest.mark.parametrize("plane", ["gateway", "engine"])
+def test_traces_leave_the_plane_that_makes_them(plane: str) -> None:
+    """To the collector alone, and from nobody else."""
+    collector = {"ipBlock": {"cidr": "10.0.0.12/32"}}
+    tracing: Object = {
+        plane: {"settings": {"traces_endpoint": "http://10.0.0.12:4318/v1/traces"}},
+        "networkPolicy": {"traces": {"peers": [collector]}},
+    }
+    objects = render(tracing)
+
+    opened = {_role(pod) for pod in pods(objects) for _, _, ports in _outside(objects, pod) if (4318, 4318) in ports}
+    assert opened == {plane}
+
+
 def test_outside_peers() -> None:
     """What leaves or enters the release, by component: names, the database, the hub, the API server, Prometheus, the operator."""
     objects = render(SHARED)
@@ -144,8 +158,11 @@ def test_prometheus_reaches_what_it_scrapes() -> None:
 
 
 def test_engines_reach_nobody_outside() -> None:
-    """Where prompts are, there is no way out of the cell but names: not to the hub, not to the internet."""
-    for name in FILES:
+    """Where prompts are, there is no way out of the cell but names: not to the hub, not to the internet.
+
+    Nor to a collector of traces, unless the settings name one, as the file with every key does.
+    """
+    for name in set(FILES) - {"every-key"}:
         objects = shipped(name)
         for pod in pods(objects):
             if _role(pod) == "engine":

@@ -130,6 +130,10 @@ REFUSED: dict[str, tuple[Object, str]] = {
         {"store": POSTGRESQL},
         "networkPolicy.postgresql.peers is empty: gateways could not reach the database; say where it is, or set networkPolicy.enabled to false.",
     ),
+    "an unreachable collector": (
+        {"engine": {"settings": {"traces_endpoint": "http://collector:4318/v1/traces"}}},
+        "networkPolicy.traces.peers is empty: nobody could reach the collector of traces; say where it is, or set networkPolicy.enabled to false.",
+    ),
     "an unreachable API server": (
         {"networkPolicy": {"apiServer": {"cidrs": []}}},
         "networkPolicy.apiServer.cidrs is empty: the Job that makes the Secrets could not reach the API server; say where it is, or make them yourself and name them in secrets.",

@@ -42,6 +42,14 @@ engines (vLLM, NCCL, Gloo) 20000–29999.
     - port: {{ .Values.networkPolicy.postgresql.port }}
 {{- end -}}
 
+{{- define "gpt-oss-serving.network.egressToTraces" -}}
+# The collector of traces.
+- to:
+    {{- toYaml .Values.networkPolicy.traces.peers | nindent 4 }}
+  ports:
+    - port: {{ .Values.networkPolicy.traces.port }}
+{{- end -}}
+
 {{/* A peer: pods of a component. Takes root, component, and cell for those of one cell. */}}
 {{- define "gpt-oss-serving.network.peer" -}}
 - podSelector:
