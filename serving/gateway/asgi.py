@@ -84,7 +84,7 @@ class Request:
             while (await self._receive())["type"] != "http.disconnect":
                 pass
             # An ASGI server also says "disconnect" once the answer is complete.
-            if not responder.is_complete:
+            if not (responder.is_complete or responder.is_whole):
                 has_left = True
                 task.cancel()
 
@@ -110,6 +110,8 @@ class Responder:
         self.request_id = request_id
         self.status: int | None = None
         self.is_complete = False
+        #: All that a client reads of it has been handed over, though it has not been closed yet.
+        self.is_whole = False
 
     @property
     def is_started(self) -> bool:

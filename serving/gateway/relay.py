@@ -11,7 +11,7 @@ import logging
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import aiohttp
 
@@ -37,6 +37,8 @@ FAILURES_MAX = 3
 PAUSE_S = 0.25
 #: Bytes of an engine's error body that are read.
 ERROR_BYTES_MAX = 64 * 1024
+#: Seconds in which an engine closes an answer whose end it has sent.
+REST_S = 1.0
 #: Seconds an idle connection is kept: below the 5 s after which vLLM's server closes it.
 IDLE_CONNECTION_S = 2.0
 
@@ -295,12 +297,27 @@ class Relay:
             if failed is not None:
                 await self._pass_on(failed[0], exchange, meter)
                 self._raise_in_stream(failed[1], exchange)
-            has_ended = has_ended or any(ending in block for ending in endings)
+            has_ended = any(ending in block for ending in endings)
+            # Clients close the connection when they have read it, which is no leaving.
+            exchange.responder.is_whole = has_ended
             await self._pass_on(block, exchange, meter)
+            if has_ended:
+                await self._pass_rest(content, splitter, exchange, meter)
+                break
         if not has_ended:
             raise self._broken(exchange)
         exchange.learn()
         await exchange.responder.finish()
+
+    async def _pass_rest(
+        self, content: aiohttp.StreamReader, splitter: events.Splitter, exchange: Exchange, meter: Meter
+    ) -> None:
+        """What follows the end, such as a last [DONE]: it comes at once, or is not missed."""
+        with suppress(aiohttp.ClientError, TimeoutError):
+            async with asyncio.timeout(REST_S):
+                while data := await content.readany():
+                    if block := splitter.feed(data):
+                        await self._pass_on(block, exchange, meter)
 
     async def _pass_on(self, block: bytes, exchange: Exchange, meter: Meter) -> None:
         meter.scan(block)

@@ -20,7 +20,7 @@ PAGE = b"""# HELP vllm:num_requests_running Number of requests in model executio
 vllm:num_requests_running{engine="0",model_name="m"} 3.0
 vllm:time_to_first_token_seconds_bucket{engine="0",le="0.5",model_name="m"} 7.0
 vllm:request_success_total{model_name="m",engine="0",finished_reason="stop"} 2.0
-vllm:odd{model_name="a \\"b\\", c",text="{x} y"} 1.0
+odd_total{model_name="a \\"b\\", c",text="{x} y"} 1.0
 process_cpu_seconds_total 12.5
 """
 
@@ -48,7 +48,7 @@ def test_every_sample_of_an_engine_carries_our_labels() -> None:
     assert all("model_name" not in it.labels for it in samples)
     assert value(page, "vllm:num_requests_running", engine="0", model="m") == 3
     assert value(page, "vllm:time_to_first_token_seconds_bucket", le="0.5") == 7
-    assert value(page, "vllm:odd", text="{x} y") == 1 and value(page, "process_cpu_seconds_total", model="m") == 12.5
+    assert value(page, "odd_total", text="{x} y") == 1 and value(page, "process_cpu_seconds_total", model="m") == 12.5
     assert page.count(b"#") == PAGE.count(b"#")
 
 

@@ -336,6 +336,21 @@ async def test_a_client_that_leaves_stops_the_engine_and_is_billed(
     assert int(str(row["prompt_tokens"])) > 0 and world.lines[-1]["status"] == 499
 
 
+@pytest.mark.parametrize("ending", Ending)
+async def test_a_client_that_has_read_the_end_has_not_left(tmp_path: Path, ending: Ending) -> None:
+    """Official clients close the connection at [DONE]: the call is ok and exact, whatever the engine does after it."""
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
+        engine.say(Script(chat_stream(["Hi", " there"]), ending=ending))
+        response = await world.client.post(
+            world.url + "/v1/chat/completions", json=CHAT | STREAMED, headers=world.headers()
+        )
+        while b"[DONE]" not in await response.content.readline():
+            pass
+        response.close()
+        row = await world.row()
+    assert (row["outcome"], row["status"], row["estimated_by"]) == ("ok", 200, None)
+
+
 async def test_a_client_that_leaves_a_whole_answer_is_billed_by_time(tmp_path: Path) -> None:
     """Without a stream nothing says how far the engine got: prompt by bytes, output by time, within the client's limit."""
     async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:

@@ -50,7 +50,11 @@ def test_killing_the_directory_under_load_fails_no_request(stack: Stack, client:
     assert all("Paris" in answer for answer in answers)
 
 
-@pytest.mark.parametrize("victim", ["replica", "supervisor", "server", "EngineCore", "Worker"])
+#: Each costs an engine start; a scripted tree loses every one of its members in tests/engine/test_supervisor.py.
+SLOW = [pytest.param(name, marks=pytest.mark.long) for name in ("supervisor", "EngineCore", "Worker")]
+
+
+@pytest.mark.parametrize("victim", ["replica", "server", *SLOW])
 def test_killing_any_member_leaves_nobody_and_brings_a_replacement(
     stack: Stack, client: openai.OpenAI, victim: str
 ) -> None:

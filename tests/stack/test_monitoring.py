@@ -26,7 +26,7 @@ WINDOW_S = 300
 #: Share by which an increase over it may be off: it is extrapolated by up to a scrape at either end.
 RATE_TOLERANCE = 0.08
 QUESTION = [{"role": "user", "content": "Count from one to a hundred."}]
-QUERIES = every({**EVERYTHING, "model": SMOLLM2, "__rate_interval": f"{WINDOW_S}s", "__range": f"{WINDOW_S}s"})
+QUERIES = every({**EVERYTHING, "__rate_interval": f"{WINDOW_S}s", "__range": f"{WINDOW_S}s"})
 #: Boards' panels that show nothing here: Ray's and NVIDIA's own figures, and what only a fault, a start or TLS brings.
 EMPTY_HERE = {
     "serving / Alerts / {{alertname}}",
