@@ -152,17 +152,17 @@ def test_counters_are_the_clients_own(watched: Watched) -> None:
 
 
 def test_times_are_the_clients_but_for_the_way(watched: Watched) -> None:
-    """Seconds until the first piece, and until the end, are below the client's and most of them."""
+    """Seconds until the first piece, and until the end, are the client's but for what its own side took."""
     first_s = watched.grown("serving_gateway_time_to_first_token_seconds_sum")
     whole_s = watched.grown("serving_gateway_request_duration_seconds_sum", 'route="/v1/chat/completions"')
-    assert 0.5 * watched.seen.first_tokens_s < first_s < watched.seen.first_tokens_s
-    assert 0.5 * watched.seen.answers_s < whole_s < 1.1 * watched.seen.answers_s
+    assert 0.2 * watched.seen.first_tokens_s < first_s < watched.seen.first_tokens_s
+    assert 0.2 * watched.seen.answers_s < whole_s < 1.1 * watched.seen.answers_s
 
 
 def test_gaps_are_between_the_pieces(watched: Watched) -> None:
-    """No more than there were, and together as long as streams took after their first piece."""
+    """No more than there were, and not much fewer: what came in one read is one piece."""
     gaps = watched.grown("serving_gateway_inter_token_seconds_count")
-    assert 0.3 * watched.seen.pieces < gaps < watched.seen.pieces
+    assert 0.1 * watched.seen.pieces < gaps < watched.seen.pieces
 
 
 def test_panels_show_what_the_client_counted(watched: Watched) -> None:
