@@ -24,8 +24,9 @@ from serving.gateway import app, relay
 from serving.gateway.access import AccessLine
 from serving.gateway.gaps import Gaps
 from serving.gateway.ledger import Usage
-from serving.gateway.metrics import TENANTS_MAX, Metrics, Passage, Snapshot
+from serving.gateway.metrics import TENANTS_MAX, Metrics, Snapshot
 from serving.gateway.outcome import Outcome
+from serving.gateway.passage import Passage
 
 #: One shape a line: streams at once, chunks of each. Short answers show what a request costs, long ones what a chunk does.
 SHAPES = ((32, 20), (32, 200))
@@ -109,7 +110,7 @@ def _page() -> None:
                 ttft_s=0.1,
                 usage=Usage(1000, 100),
             )
-            metrics.settle(line, f"model-{tenant % MODELS}", Passage(is_billed=True, gaps=Gaps()))
+            metrics.settle(line, f"model-{tenant % MODELS}", Passage(gaps=Gaps()))
 
     async def seconds() -> float:
         began = time.perf_counter()

@@ -91,7 +91,7 @@ class GatewaySettings(_Group):
     port: Port = 8080
     """TCP port of the public API."""
     metrics_port: Port | None = None
-    """TCP port of `/metrics` alone; when unset it is served beside the API (a laptop)."""
+    """TCP port of `/metrics` alone; unset, it is beside the API (a laptop), where whoever reaches it reads tenants' names and use."""
     tls: Certificate | None = None
     """Serve the API itself over TLS; unset where a proxy before it does."""
     directories: tuple[str, ...] = ()

@@ -45,8 +45,8 @@ EXPIRY_S = 10.0
 #: Seconds after its start from which a directory has heard from everyone who lives.
 COMPLETE_AFTER_S = 5.0
 #: Seconds without any report, of replicas that live, after which the directory takes itself for the one that was away:
-#: longer than a heartbeat and a report's time-out together.
-SILENCE_S = 5.0
+#: longer than an overloaded engine keeps its replica (a probe of 5 s and a report of 2 s at most, and a heartbeat's pause).
+SILENCE_S = 9.0
 #: Seconds after which it believes that they are all gone: as long as Ray may take to give a dead node up.
 SILENCE_MAX_S = 60.0
 #: States of a replica that means to go on reporting.
@@ -99,7 +99,7 @@ class Listing:
 
     def hear(self, report: ReplicaReport) -> None:
         now = self._clock()
-        if self._is_silent(now):
+        if now - self._last_heard_at > SILENCE_S:
             self._heard_since = now
         self._last_heard_at = now
         before = self._heard.get(report.replica_id)

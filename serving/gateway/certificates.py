@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography import x509
@@ -21,13 +21,20 @@ LOOK_S = 10.0
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Loaded:
     """A context in use, and how its files get into it."""
 
     context: ssl.SSLContext
     files: tuple[Path, ...]
     load: Callable[[ssl.SSLContext], None]
+    #: Which of several ends counts: the first in a chain, the last among authorities.
+    of_ends: Callable[[Iterable[float]], float]
+    #: When what is in use ends, in seconds since the epoch; None where its file cannot be read as certificates.
+    ends_at_s: float | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ends_at_s = self._end()
 
     def stamp(self) -> tuple[tuple[int, int], ...] | None:
         """Another one when a file is another; None while one is missing."""
@@ -36,19 +43,19 @@ class Loaded:
         except OSError:
             return None
 
-    def ends_at_s(self) -> float | None:
-        """When the first certificate of its file to end does so, in seconds since the epoch; None while it is unreadable."""
+    def _end(self) -> float | None:
         try:
             found = x509.load_pem_x509_certificates(self.files[0].read_bytes())
         except (OSError, ValueError):
             return None
-        return min(it.not_valid_after_utc.timestamp() for it in found)
+        return self.of_ends(it.not_valid_after_utc.timestamp() for it in found)
 
     def renew(self) -> None:
         """Take the files as they are now, for connections from here on. Raises OSError and SSLError, changing nothing."""
         # Elsewhere first: a certificate and a key that do not belong together would leave a context with neither.
         self.load(ssl.SSLContext(self.context.protocol))
         self.load(self.context)
+        self.ends_at_s = self._end()
 
 
 def shown(tls: Certificate) -> Loaded:
@@ -67,19 +74,22 @@ def shown(tls: Certificate) -> Loaded:
         raise Refusal(
             f"The certificate of the API, {tls.certificate_file} with {tls.key_file}, cannot be used: {reason}."
         ) from None
-    return Loaded(context, (tls.certificate_file, tls.key_file), load)
+    return Loaded(context, (tls.certificate_file, tls.key_file), load, min)
 
 
 def trusted(plane: PlaneTls) -> Loaded:
     """Who may sign for the engine plane; one that was trusted stays so until the next start. Raises Refusal."""
     return Loaded(
-        client_context(plane.ca_file), (plane.ca_file,), lambda context: context.load_verify_locations(plane.ca_file)
+        client_context(plane.ca_file),
+        (plane.ca_file,),
+        lambda context: context.load_verify_locations(plane.ca_file),
+        max,
     )
 
 
 def expiries(api: Loaded | None, plane: Loaded | None) -> dict[str, float]:
     """Certificate → when it ends, for those that are used and can be read."""
-    ends = {name: loaded.ends_at_s() for name, loaded in (("api", api), ("plane", plane)) if loaded}
+    ends = {name: loaded.ends_at_s for name, loaded in (("api", api), ("plane", plane)) if loaded}
     return {name: at for name, at in ends.items() if at is not None}
 
 

@@ -22,6 +22,8 @@ from serving.gateway.access import AccessLine
 from serving.gateway.fleet import Model
 from serving.gateway.gaps import Gaps
 from serving.gateway.outcome import Outcome
+from serving.gateway.passage import Failure, Passage
+from serving.gateway.routes import ENGINE_ROUTES
 from serving.gateway.slo import Verdict, judge
 from serving.wire import ReplicaState
 
@@ -50,34 +52,6 @@ class Decision(StrEnum):
     WAITED = "waited"
     REFUSED_FULL = "refused_full"
     REFUSED_WAIT = "refused_wait"
-
-
-class Failure(StrEnum):
-    """How an attempt at a replica ended that gave the client nothing."""
-
-    #: Nobody listens at the replica's address.
-    REFUSED = "refused"
-    #: The connection broke: the engine died, or the connection was stale.
-    BROKEN = "broken"
-    #: The engine answered that it failed.
-    ERRORED = "errored"
-    #: The engine cannot take the call now.
-    BUSY = "busy"
-
-
-class Passage(msgspec.Struct, frozen=True):
-    """What passed between an engine and a client in one call."""
-
-    #: The route is one that makes or reads tokens, so its SLO counts.
-    is_billed: bool
-    was_held: bool = False
-    bytes_passed: int = 0
-    keep_alives: int = 0
-    gaps: Gaps | None = None
-    #: Kind of failure → attempts at replicas that ended so.
-    failures: Mapping[str, int] = {}
-    #: Replicas at whose address nobody answered.
-    lost: int = 0
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -164,7 +138,7 @@ class Metrics:
             _DURATION_BUCKETS_S,
             *by_call,
         )
-        self._tenant_requests = self._counter("tenant_requests", "Calls ended.", "tenant", "outcome")
+        self._tenant_requests = self._counter("tenant_requests", "Requests ended.", "tenant", "outcome")
         self._tenant_tokens = self._counter("tenant_tokens", "Tokens billed.", "tenant", "kind")
         self._open = Gauge("serving_gateway_open_requests", "Requests held now.", registry=self.registry)
 
@@ -229,6 +203,9 @@ class Metrics:
             self._admissions.labels(label, decision).inc()
         if passage is not None:
             self._settle_call(line, label, passage)
+        route = ENGINE_ROUTES.get(line.route)
+        if route and route.is_billed:
+            self._judge(line, label)
 
     def _settle_tenant(self, line: AccessLine, tenant: str) -> None:
         if tenant not in self._tenants:
@@ -251,8 +228,6 @@ class Metrics:
         if passage.gaps is not None:
             self._gaps.by_model.setdefault(label, Gaps()).add(passage.gaps)
         self._count_tokens(line, label)
-        if passage.is_billed:
-            self._judge(line, label)
 
     def _judge(self, line: AccessLine, label: str) -> None:
         tokens = line.usage.completion_tokens
@@ -269,8 +244,10 @@ class Metrics:
             self._slo.labels(label, verdict).inc()
 
     def _count_tokens(self, line: AccessLine, label: str) -> None:
-        for kind in TOKEN_KINDS:
-            if tokens := getattr(line.usage, f"{kind}_tokens"):
+        usage = line.usage
+        counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_prompt_tokens, usage.reasoning_tokens)
+        for kind, tokens in zip(TOKEN_KINDS, counts, strict=True):
+            if tokens:
                 self._tokens.labels(label, kind).inc(tokens)
 
     async def render(self) -> bytes:
@@ -290,7 +267,7 @@ def decision_on(line: AccessLine, passage: Passage | None) -> Decision | None:
     if line.reason == "no_replica_ready":
         return Decision.REFUSED_WAIT
     if line.replica_id is None:
-        return None
+        return Decision.REFUSED_WAIT if passage.was_held else None
     return Decision.WAITED if passage.was_held else Decision.ADMITTED
 
 

@@ -25,7 +25,7 @@ from serving.gateway.fleet import Fleet, bearer
 from serving.gateway.gaps import Gaps
 from serving.gateway.ledger import Usage
 from serving.gateway.metering import Meter, Rates
-from serving.gateway.metrics import Failure, Passage
+from serving.gateway.passage import Failure, Passage
 from serving.gateway.routes import StreamKind
 from serving.gateway.tracing import Trace
 from serving.gateway.translation import ENGINE_FAILED, Blame
@@ -89,7 +89,6 @@ class Exchange:
     def passage(self) -> Passage:
         """What passed, for the metrics."""
         return Passage(
-            is_billed=self.call.route.is_billed,
             was_held=self.was_held,
             bytes_passed=self._bytes_passed,
             keep_alives=self._keep_alives,
@@ -313,11 +312,15 @@ class Relay:
         self, content: aiohttp.StreamReader, splitter: events.Splitter, exchange: Exchange, meter: Meter
     ) -> None:
         """What follows the end, such as a last [DONE]: it comes at once, or is not missed."""
+        while data := await self._rest(content):
+            if block := splitter.feed(data):
+                await self._pass_on(block, exchange, meter)
+
+    async def _rest(self, content: aiohttp.StreamReader) -> bytes:
         with suppress(aiohttp.ClientError, TimeoutError):
             async with asyncio.timeout(REST_S):
-                while data := await content.readany():
-                    if block := splitter.feed(data):
-                        await self._pass_on(block, exchange, meter)
+                return await content.readany()
+        return b""
 
     async def _pass_on(self, block: bytes, exchange: Exchange, meter: Meter) -> None:
         meter.scan(block)

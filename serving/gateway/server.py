@@ -180,12 +180,13 @@ def _uvicorn(
 @contextlib.contextmanager
 def _gateway(settings: Settings, shown: Loaded | None, trusted: Loaded | None) -> Iterator[Gateway]:
     with contextlib.ExitStack() as opened:
+        # First in, last out: a collector that is away holds its spans up, and must not hold up the ledger.
+        spans = opened.enter_context(contextlib.closing(_tracing(settings.gateway)))
         store, keyring = opened.enter_context(opening.opened(settings))
         tenants = Tenants(store, keyring, key_cache_s=settings.gateway.key_cache_s, clock=time.time)
         opened.enter_context(tenants)
         ledger = opened.enter_context(Ledger(store, clock=time.time))
         plane_secret = _plane_secret(settings)
-        spans = opened.enter_context(contextlib.closing(_tracing(settings.gateway)))
         yield create_app(
             settings.gateway,
             tenants,

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from serving.gateway.access import PROBES, AccessLine
+from serving.gateway.outcome import Outcome
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -81,6 +82,7 @@ class _SpanTrace(Trace):
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         self._tracer = tracer
+        self._method = method
         self._propagator = TraceContextTextMapPropagator()
         given = self._propagator.extract({HEADER: traceparent} if traceparent else {})
         self._span: Span = tracer.start_span(method, given, SpanKind.SERVER)
@@ -106,9 +108,9 @@ class _SpanTrace(Trace):
     def end(self, line: AccessLine) -> None:
         from opentelemetry.trace import Status, StatusCode
 
-        self._span.update_name(f"{getattr(self._span, 'name', '')} {line.route}")
+        self._span.update_name(f"{self._method} {line.route}")
         self._span.set_attributes({name: value for name, value in _attributes(line).items() if value is not None})
-        if line.status >= 500:
+        if line.outcome in (Outcome.FAILED, Outcome.CANCELLED):
             self._span.set_status(Status(StatusCode.ERROR, line.reason))
         self._span.end()
 

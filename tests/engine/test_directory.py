@@ -94,3 +94,26 @@ def test_the_answer_survives_the_wire_and_newer_fields() -> None:
     document = msgspec.json.decode(msgspec.json.encode(answer))
     document["from_the_future"] = 1
     assert msgspec.json.decode(msgspec.json.encode(document), type=DirectoryAnswer) == answer
+
+
+def test_an_overloaded_engine_is_no_silence() -> None:
+    """The only one that lives reports late, because its engine does not say how busy it is: the directory still decides."""
+    clock = Clock()
+    listing = Listing("cell", "one", clock)
+    listing.hear(report("dead"))
+    for _ in range(4):
+        clock.advance(7.5)
+        listing.hear(report("busy"))
+    assert listing.wanted() is not None
+    assert [it.report.replica_id for it in listing.answer().replicas] == ["busy"]
+
+
+def test_after_a_silence_that_was_believed_everyone_is_awaited_again() -> None:
+    """The first who comes back does not speak for the others."""
+    clock = Clock()
+    listing = Listing("cell", "one", clock)
+    for replica_id in ("a", "b"):
+        listing.hear(report(replica_id))
+    clock.advance(SILENCE_MAX_S + 1)
+    listing.hear(report("a"))
+    assert not listing.answer().is_complete

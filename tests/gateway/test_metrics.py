@@ -12,11 +12,12 @@ from serving.config import GatewaySettings, Slo, Timeouts
 from serving.gateway.access import AccessLine
 from serving.gateway.gaps import BUCKETS_S, Gaps
 from serving.gateway.ledger import Usage
-from serving.gateway.metrics import OTHER_TENANTS, TENANTS_MAX, Metrics, Passage, Snapshot
+from serving.gateway.metrics import OTHER_TENANTS, TENANTS_MAX, Metrics, Snapshot
 from serving.gateway.outcome import Outcome
+from serving.gateway.passage import Passage
 from serving.gateway.slo import Verdict, judge
-from tests.gateway.world import QUICK, World, running_gateway, until
-from tests.scripted_engine import MODEL, Script, ScriptedEngine, chat_stream, failing
+from tests.gateway.world import CHAT, QUICK, World, running_gateway, until
+from tests.scripted_engine import MODEL, Ending, Script, ScriptedEngine, chat_stream, failing
 
 SLO = Slo(ttft_s=1, time_per_output_token_s=0.1)
 
@@ -84,7 +85,7 @@ async def test_tenants_beyond_the_bound_share_one_series() -> None:
     """No number of tenants makes the page grow without end, and what all of them used is still counted."""
     counted = metrics()
     for number in range(TENANTS_MAX + 10):
-        counted.settle(line(tenant=f"t{number}", usage=Usage(1, 2)), MODEL, Passage(is_billed=True))
+        counted.settle(line(tenant=f"t{number}", usage=Usage(1, 2)), MODEL, Passage())
     text = await counted.render()
     assert value(text, "serving_gateway_tenant_tokens_total", kind="completion") == 2 * (TENANTS_MAX + 10)
     assert value(text, "serving_gateway_tenant_requests_total", tenant=OTHER_TENANTS) == 10
@@ -97,7 +98,7 @@ async def test_a_thousand_tenants_fit_one_megabyte() -> None:
     for number in range(TENANTS_MAX):
         for outcome in Outcome:
             one = line(tenant=f"tenant-{number:04}", outcome=outcome, usage=Usage(1000, 100), ttft_s=0.1)
-            counted.settle(one, f"model-{number % 10}", Passage(is_billed=True, gaps=Gaps()))
+            counted.settle(one, f"model-{number % 10}", Passage(gaps=Gaps()))
     assert len(await counted.render()) < 1_000_000
 
 
@@ -168,3 +169,20 @@ async def test_a_prompt_is_logged_only_where_the_settings_say_so(tmp_path: Path,
         await world.chat()
         await until(lambda: world.lines)
         assert '"Hello"' in str(world.lines[0]["prompt"])
+
+
+async def test_what_we_refuse_before_an_engine_is_asked_misses_the_slo(tmp_path: Path, engine: ScriptedEngine) -> None:
+    """A gateway that is full, or whose store is away, is no reason to call a day a good one; a wrong key is the client's."""
+    async with running_gateway(tmp_path, (engine.url,), max_open_requests=1) as world:
+        engine.say(Script(ending=Ending.HANG))
+        held = await world.client.post(
+            world.url + "/v1/chat/completions", json=CHAT | {"stream": True}, headers=world.headers()
+        )
+        await until(lambda: engine.running == 1)
+        refused = await world.chat()
+        wrong = await world.ask("POST", "/v1/chat/completions", CHAT, {"Authorization": "Bearer sk-no"})
+        held.close()
+        text = await text_of(world)
+    assert (refused.status, wrong.status) == (503, 503)  # full is said before a key is looked at
+    assert value(text, "serving_gateway_slo_requests_total", verdict="failed") == 2
+    assert value(text, "serving_gateway_admissions_total", decision="refused_full") == 2

@@ -1,14 +1,14 @@
 {{/*
 files/rules.yaml for this release. Two releases do not alert for each other: gateways are selected by their Service,
-directories and engines by the name that Prometheus' operator gives a PodMonitor's job. A cell may be told by its name, or by that, a
-slash and its Ray cluster's (serving/engine/cluster.py).
+directories and engines by the name that Prometheus' operator gives a PodMonitor's job. A cell is told by its name, and by its place
+among the cells until a gateway has heard it.
 */}}
 {{- define "gpt-oss-serving.rules" -}}
 {{- $full := include "gpt-oss-serving.fullname" . -}}
 {{- $here := printf "namespace=%q" .Release.Namespace -}}
 {{- $paused := list -}}
-{{- range $cell, $_ := .Values.cells -}}
-{{- if (include "gpt-oss-serving.cellValues" (dict "root" $ "cell" $cell) | fromJson).paused -}}{{- $paused = append $paused $cell -}}{{- end -}}
+{{- range $place, $cell := keys .Values.cells | sortAlpha -}}
+{{- if (include "gpt-oss-serving.cellValues" (dict "root" $ "cell" $cell) | fromJson).paused -}}{{- $paused = append (append $paused $cell) (printf "directory-%d" $place) -}}{{- end -}}
 {{- end -}}
 {{- $words := dict
   "fullname" $full
@@ -18,7 +18,7 @@ slash and its Ray cluster's (serving/engine/cluster.py).
   "directory" (printf "%s,job=\"%s/%s-directory\"" $here .Release.Namespace $full)
   "engine" (printf "%s,job=\"%s/%s-engine\"" $here .Release.Namespace $full)
   "own" (printf "%s,release=%q" $here .Release.Name)
-  "paused_cells" (ternary (printf "(%s)(/.*)?" (join "|" $paused)) "" (not (empty $paused)))
+  "paused_cells" (ternary (join "|" $paused) "" (not (empty $paused)))
   "slo_objective" .Values.monitoring.prometheusRule.sloObjective
   "runbook" .Values.monitoring.prometheusRule.runbookUrl
   "max_open_requests" (.Values.gateway.settings.max_open_requests | default 1024 | int64)
