@@ -31,12 +31,13 @@ from serving.gateway import access, calls, relay, shapes
 from serving.gateway.access import AccessLine
 from serving.gateway.asgi import ClientLeft, Header, Receive, Request, Responder, Scope, Send, require_json
 from serving.gateway.demand import Demands
-from serving.gateway.fleet import DirectorySource, EngineSource, Fleet, Model, Source
+from serving.gateway.fleet import Fleet, Model
 from serving.gateway.ledger import Entry, Ledger, Usage
 from serving.gateway.metrics import Metrics, Snapshot
 from serving.gateway.outcome import outcome_of, reason_of
 from serving.gateway.relay import Exchange, Relay
 from serving.gateway.routes import ENGINE_ROUTES, EngineRoute, dialect_of
+from serving.gateway.sources import DirectorySource, EngineSource, Source
 from serving.gateway.tenants import Caller, Tenants
 from serving.gateway.tracing import HEADER, Trace, Tracing
 from serving.secret import PlaneSecret

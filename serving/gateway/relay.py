@@ -21,12 +21,13 @@ from serving.gateway import events, metering, router, translation
 from serving.gateway.asgi import Header, Responder
 from serving.gateway.calls import Call
 from serving.gateway.demand import Demands
-from serving.gateway.fleet import Fleet, bearer
+from serving.gateway.fleet import Fleet
 from serving.gateway.gaps import Gaps
 from serving.gateway.ledger import Usage
 from serving.gateway.metering import Meter, Rates
 from serving.gateway.passage import Failure, Passage
 from serving.gateway.routes import StreamKind
+from serving.gateway.sources import bearer
 from serving.gateway.tracing import Trace
 from serving.gateway.translation import ENGINE_FAILED, Blame
 from serving.secret import PlaneSecret
