@@ -149,8 +149,8 @@ class Fleet:
         self._lost_at: dict[str, float] = {}
         self._own: Counter[str] = Counter()
         self._unheard = {source.name for source in sources}
-        #: Names of sources that did not answer the last poll, or any yet.
-        self._silent = set(self._unheard)
+        #: Names of sources that did not answer the last poll.
+        self._silent: set[str] = set()
         #: Model → when it was first and last listed: seconds since the epoch, and on the clock.
         self._first_seen_s: dict[str, int] = {}
         self._last_listed_at: dict[str, float] = {}
@@ -173,7 +173,6 @@ class Fleet:
 
     async def _follow_one(self, source: Source, session: aiohttp.ClientSession) -> None:
         told = self._demands.read()
-        has_complained = False
         while True:
             asked_at = self._clock()
             telling = self._demands.read()
@@ -183,12 +182,10 @@ class Fleet:
                         session, GatewayReport(self._id, telling.at - told.at, self._traffic(told, telling))
                     )
             except (Silence, TimeoutError) as silence:
-                if not has_complained:
+                if source.name not in self._silent:
                     log.warning("no answer from %s (%s); its replicas stay as they were", source.name, silence)
-                has_complained = True
                 self._silent.add(source.name)
             else:
-                has_complained = False
                 self._silent.discard(source.name)
                 told = telling
                 self._unheard.discard(source.name)
@@ -307,7 +304,7 @@ class Fleet:
 
     def sources_up(self) -> dict[str, bool]:
         """Source → did it answer the last poll?"""
-        return {source.label: source.name not in self._silent for source in self._sources}
+        return {source.label: source.name not in self._silent | self._unheard for source in self._sources}
 
     def may_sleep(self, model: str) -> bool:
         """May it, or its base, have no replica at all, so that a call has to wake it?"""
