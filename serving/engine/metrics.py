@@ -19,8 +19,6 @@ from serving.wire import ListedModel, ReplicaReport, ReplicaState, plain_name
 _PHASE_BUCKETS_S = (1, 5, 15, 30, 60, 120, 300, 600, 1200, 2400)
 #: States on the way to READY.
 _PHASES = (ReplicaState.STARTING, ReplicaState.LOADING, ReplicaState.WARMING)
-# Another series for each counter and histogram, which says when it began and which nobody reads.
-disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -94,6 +92,8 @@ class Metrics:
     """A directory's own registry."""
 
     def __init__(self, cell: str) -> None:
+        # Another series for each counter and histogram, which says when it began and which nobody reads.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._cell = plain_name(cell)
         self._now = _Now(self._cell)

@@ -36,8 +36,6 @@ _TPOT_BUCKETS_S = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15,
 #: Seconds; up to the longest a request may take.
 _DURATION_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 NO_MODEL = "unknown"
-# Another series for each counter and histogram, which says when it began and which nobody reads.
-disable_created_metrics()  # type: ignore[no-untyped-call]
 #: Tenants with series of their own, about 0.5 KB each; those beyond share one.
 TENANTS_MAX = 1000
 OTHER_TENANTS = "(others)"
@@ -108,6 +106,8 @@ class Metrics:
     """A gateway's own registry."""
 
     def __init__(self, look: Callable[[], Snapshot], slo_of: Callable[[str], Slo]) -> None:
+        # Another series for each counter and histogram, which says when it began and which nobody reads.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._slo_of = slo_of
         self._tenants: set[str] = set()
