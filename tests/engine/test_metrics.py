@@ -14,6 +14,7 @@ from serving.engine.boundary import METRICS_PATH, SECRET_FILE_VARIABLE, Boundary
 from serving.engine.directory import EXPIRY_S, Listing
 from serving.wire import EngineLoad, ReplicaReport, ReplicaState
 from tests.clock import Clock
+from tests.exposition import value
 
 PAGE = b"""# HELP vllm:num_requests_running Number of requests in model execution batches.
 # TYPE vllm:num_requests_running gauge
@@ -23,17 +24,6 @@ vllm:request_success_total{model_name="m",engine="0",finished_reason="stop"} 2.0
 odd_total{model_name="a \\"b\\", c",text="{x} y"} 1.0
 process_cpu_seconds_total 12.5
 """
-
-
-def value(text: bytes, name: str, /, **labels: str) -> float:
-    """The sum of a name's samples with these labels."""
-    families = text_string_to_metric_families(text.decode())
-    return sum(
-        it.value
-        for family in families
-        for it in family.samples
-        if it.name == name and labels.items() <= it.labels.items()
-    )
 
 
 def report(state: ReplicaState, replica_id: str = "a", **more: Any) -> ReplicaReport:

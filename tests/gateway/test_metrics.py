@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from serving.config import GatewaySettings, Slo, Timeouts
 from serving.gateway.access import AccessLine
@@ -16,6 +15,7 @@ from serving.gateway.metrics import OTHER_TENANTS, TENANTS_MAX, Metrics, Snapsho
 from serving.gateway.outcome import Outcome
 from serving.gateway.passage import Passage
 from serving.gateway.slo import Verdict, judge
+from tests.exposition import value
 from tests.gateway.world import CHAT, QUICK, World, running_gateway, until
 from tests.scripted_engine import MODEL, Ending, Script, ScriptedEngine, chat_stream, failing
 
@@ -24,17 +24,6 @@ SLO = Slo(ttft_s=1, time_per_output_token_s=0.1)
 
 def metrics(look: Snapshot | None = None) -> Metrics:
     return Metrics(lambda: look or Snapshot(), GatewaySettings(slo=SLO).slo_of)
-
-
-def value(text: bytes, name: str, /, **labels: str) -> float:
-    """The sum of a name's samples with these labels."""
-    families = text_string_to_metric_families(text.decode())
-    return sum(
-        it.value
-        for family in families
-        for it in family.samples
-        if it.name == name and labels.items() <= it.labels.items()
-    )
 
 
 def line(**changed: object) -> AccessLine:

@@ -20,8 +20,10 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 SAMPLED, UNSAMPLED = f"00-{TRACE}-00f067aa0ba902b7-01", f"00-{TRACE}-00f067aa0ba902b7-00"
 
 
-async def spans_of(home: Path, *traceparents: str | None, ratio: float = 1.0, fails: int = 0) -> list[ReadableSpan]:
-    """The spans of one call for each of these, and what the engine was told is in `received`."""
+async def traced(
+    home: Path, *traceparents: str | None, ratio: float = 1.0, fails: int = 0
+) -> tuple[list[ReadableSpan], list[str]]:
+    """The spans of one call for each of these, and the contexts that the engine was told."""
     exporter = InMemorySpanExporter()
     spans = SpanTracing(exporter, ratio)
     async with ScriptedEngine() as engine, running_gateway(home, (engine.url,), tracing=spans) as world:
@@ -29,13 +31,9 @@ async def spans_of(home: Path, *traceparents: str | None, ratio: float = 1.0, fa
         for traceparent in traceparents:
             await ask(world, traceparent)
         await until(lambda: len(world.lines) == len(traceparents))
-        received.clear()
-        received.extend(it.headers.get(HEADER, it.headers.get("Traceparent", "")) for it in engine.received)
+        told = [it.headers.get(HEADER, it.headers.get("Traceparent", "")) for it in engine.received]
     await asyncio.to_thread(spans.close)
-    return list(exporter.get_finished_spans())
-
-
-received: list[str] = []
+    return list(exporter.get_finished_spans()), told
 
 
 async def ask(world: World, traceparent: str | None) -> None:
@@ -45,12 +43,12 @@ async def ask(world: World, traceparent: str | None) -> None:
 
 async def test_a_call_is_a_span_with_one_for_each_engine_it_was_sent_to(tmp_path: Path) -> None:
     """In the client's trace, below the client's span; the engine gets the context of its own; a failed one says so."""
-    first, second, call = await spans_of(tmp_path, SAMPLED, fails=1)
+    (first, second, call), told = await traced(tmp_path, SAMPLED, fails=1)
     assert {f"{it.context.trace_id:032x}" for it in (first, second, call) if it.context} == {TRACE}
     assert call.parent is not None and f"{call.parent.span_id:016x}" == "00f067aa0ba902b7"
     assert first.parent == second.parent == call.get_span_context()
     assert (first.status.is_ok, second.status.is_ok, call.status.is_ok) == (False, True, True)
-    assert received == [f"00-{TRACE}-{it.context.span_id:016x}-01" for it in (first, second) if it.context]
+    assert told == [f"00-{TRACE}-{it.context.span_id:016x}-01" for it in (first, second) if it.context]
     attributes = dict(call.attributes or {})
     assert call.name == "POST /v1/chat/completions" and attributes["gen_ai.request.model"] == MODEL
     assert (attributes["serving.tenant"], attributes["serving.retries"]) == ("acme", 1)
@@ -59,9 +57,9 @@ async def test_a_call_is_a_span_with_one_for_each_engine_it_was_sent_to(tmp_path
 
 async def test_a_client_decides_for_its_own_trace(tmp_path: Path) -> None:
     """What it does not sample is not recorded, what it samples is, whatever our share; the context passes on."""
-    spans = await spans_of(tmp_path, UNSAMPLED, SAMPLED, None, ratio=0.0)
-    assert len(spans) == 2 and [it[:36] for it in received[:2]] == [f"00-{TRACE}-"] * 2
-    assert [int(it[-2:], 16) & 1 for it in received] == [0, 1, 0]  # the sampled bit
+    spans, told = await traced(tmp_path, UNSAMPLED, SAMPLED, None, ratio=0.0)
+    assert len(spans) == 2 and [it[:36] for it in told[:2]] == [f"00-{TRACE}-"] * 2
+    assert [int(it[-2:], 16) & 1 for it in told] == [0, 1, 0]  # the sampled bit
 
 
 @pytest.mark.parametrize(
