@@ -13,9 +13,10 @@ from itertools import groupby
 import msgspec
 
 from loadtest.failures import LOST
-from loadtest.outcomes import Outcome, Slo, Verdict, judge
+from loadtest.outcomes import Outcome, Slo, judge
 from loadtest.watch import Sighting
 from loadtest.workload import Session
+from serving.gateway.slo import Verdict
 
 SCHEMA = 1
 #: Windows of a run without steps of its own.

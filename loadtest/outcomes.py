@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from enum import StrEnum
 from itertools import pairwise
 
 import msgspec
 
 from loadtest.workload import Kind
+from serving.gateway.slo import Verdict
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
@@ -82,15 +82,6 @@ class Slo(msgspec.Struct, frozen=True):
 
     ttft_s: float
     tpot_s: float
-
-
-class Verdict(StrEnum):
-    """A request beside its SLO."""
-
-    MET = "met"
-    SLOW_FIRST_TOKEN = "slow_first_token"  # noqa: S105 -- No password: a token of text.
-    SLOW_TOKENS = "slow_tokens"
-    FAILED = "failed"
 
 
 def judge(outcome: Outcome, slo: Slo) -> Verdict:

@@ -10,8 +10,8 @@ import msgspec
 
 from loadtest import charts
 from loadtest.figures import SCHEMA, Figures, Quantiles
-from loadtest.outcomes import Verdict
 from serving.errors import Refusal
+from serving.gateway.slo import Verdict
 
 JSON, HTML = "report.json", "report.html"
 

@@ -10,9 +10,10 @@ import pytest
 
 from loadtest import figures
 from loadtest.figures import About, Figures, Window
-from loadtest.outcomes import Outcome, Slo, Verdict, judge, packed
+from loadtest.outcomes import Outcome, Slo, judge, packed
 from loadtest.watch import sighting
 from loadtest.workload import Kind, Session
+from serving.gateway.slo import Verdict
 
 SLO = Slo(ttft_s=2.0, tpot_s=0.1)
 ABOUT = About(
