@@ -1,7 +1,7 @@
 """The suite of a whole cluster: `make test-cluster`. It skips, saying why, where kubectl reaches none or KubeRay is not there.
 
-What the cluster must have: Kubernetes 1.31 or newer; KubeRay 1.7's operator and definitions; the gateway's and the CPU
-engine's image, to be pulled or loaded into its nodes; volumes for two claims, from a default StorageClass or as extra values
+What the cluster must have: Kubernetes 1.31 or newer; KubeRay 1.7's operator and definitions; the images of the gateway, the
+CPU engine and the load test, to be pulled or loaded into its nodes; volumes for two claims, from a default StorageClass or as extra values
 say; two cores and 24 GiB in all. test_admission.py needs KubeRay's definitions alone. No load balancer, no ingress, no
 metrics server and no network plugin that enforces policies are asked for.
 
@@ -19,6 +19,8 @@ CLUSTER_TEST_HEAD_REPOSITORY     the same of Ray heads, directories and the Job 
 CLUSTER_TEST_HEAD_TAG
 CLUSTER_TEST_ENGINE_REPOSITORY   the same of engines
 CLUSTER_TEST_ENGINE_TAG
+CLUSTER_TEST_LOADTEST_REPOSITORY the same of the load test
+CLUSTER_TEST_LOADTEST_TAG
 CLUSTER_TEST_UPGRADE_TAG         tag that heads and engines are upgraded to; it may be the same image under another tag. Else
                                  the image stays and a variable of the pods changes
 CLUSTER_TEST_PULL_POLICY         Always, IfNotPresent or Never, of all images

@@ -32,6 +32,8 @@ class Parameters:
     head_tag: str = ""
     engine_repository: str = ""
     engine_tag: str = ""
+    loadtest_repository: str = ""
+    loadtest_tag: str = ""
     upgrade_tag: str = ""
     pull_policy: str = ""
     values: tuple[Path, ...] = ()
@@ -43,7 +45,7 @@ class Parameters:
     folder: Path = Path(".cache") / "cluster"
 
     def image(self, name: str) -> dict[str, str]:
-        """`images.<name>` of the values, only what was given."""
+        """`images.<name>` as the values have it, only what was given."""
         given = {
             "repository": getattr(self, f"{name}_repository"),
             "tag": getattr(self, f"{name}_tag") or self.tag,

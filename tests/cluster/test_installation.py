@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.cluster import leftovers, values
+from tests.cluster import leftovers, loadjob, values
 from tests.cluster.cluster import drainable_node
 from tests.cluster.commands import CommandFailed, Object
 from tests.cluster.installation import FULLNAME, LOOK_INTERVAL_S, RELEASE, TENANT, Installation
@@ -53,6 +53,20 @@ def test_tenant_key_chat_stream_and_ledger(installation: Installation) -> None:
 
     rows = until(lambda: len(found := installation.ledger()) == 2 and found, LEDGER_S, LOOK_INTERVAL_S)
     assert rows and all(it["status"] == 200 and it["completion_tokens"] > 0 for it in rows)
+
+
+def test_load_from_inside_the_cluster(installation: Installation) -> None:
+    """The load test's Jobs, a master and two workers, reach the gateway by its Service, and every answer comes whole."""
+    there = (f"--url=http://{FULLNAME}", f"--metrics-url=http://{FULLNAME}-metrics:9090/metrics", f"--model={MODEL}")
+    objects = loadjob.manifest(installation.parameters, *there)
+
+    with loadjob.applied(installation.kubectl, objects, installation.key):
+        figures = loadjob.finished(installation.kubectl, installation.parameters)
+
+    assert figures.about.workers == loadjob.WORKERS
+    assert figures.totals.requests >= figures.totals.sessions_planned > 0
+    assert (figures.failures, figures.totals.sessions_lost) == ((), 0)
+    assert all(it.replicas[MODEL].get("ready") == 1.0 for it in figures.sightings)
 
 
 def test_scaling_up_leaves_the_first_engine_alone(installation: Installation) -> None:

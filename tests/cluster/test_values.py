@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cluster import values
+from loadtest.__main__ import parser
+from tests.cluster import loadjob, values
 from tests.cluster.commands import Object
 from tests.cluster.installation import FULLNAME, RELEASE
 from tests.cluster.parameters import Parameters
@@ -123,3 +124,16 @@ def test_nothing_that_serves_restarts_a_gateway(tmp_path: Path) -> None:
     ]
 
     assert all(it == templates[0] for it in templates)
+
+
+def test_the_load_test_is_the_manifests_with_what_was_given() -> None:
+    """Its image under the suite's registry; options that the command takes, and of two the suite's; as many workers as it awaits."""
+    service, master, workers = loadjob.manifest(GIVEN, "--url=http://gateway", "--model=m")
+
+    containers = [container(it["spec"]["template"]) for it in (master, workers)]
+    assert {it["image"] for it in containers} == {"registry.example.com/serving/loadtest:7"}
+    assert {it["imagePullPolicy"] for it in containers} == {"Never"}
+    asked = parser().parse_args(containers[0]["args"])
+    assert (asked.url, asked.model, asked.rate) == ("http://gateway", "m", 0.5)
+    assert asked.await_workers == workers["spec"]["parallelism"] == workers["spec"]["completions"]
+    assert [problem(it, KUBERNETES[-1]) for it in (service, master, workers)] == [None, None, None]

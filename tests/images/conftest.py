@@ -68,6 +68,11 @@ def engine(base: str) -> str:
     return build("engine-cpu")
 
 
+@pytest.fixture(scope="session")
+def loadtest(base: str) -> str:
+    return build("loadtest")
+
+
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Path]:
     """A volume as Kubernetes hands it over: anyone of group 0 may write it."""
