@@ -10,6 +10,7 @@ import yaml
 
 from loadtest import report
 from loadtest.figures import Figures
+from tests.cluster import values
 from tests.cluster.commands import Kubectl, Object
 from tests.cluster.parameters import Parameters
 from tests.helm.cells import CHART
@@ -34,14 +35,14 @@ LIMIT_S = 900
 def manifest(parameters: Parameters, *options: str) -> list[Object]:
     """The objects to apply, with these options of `loadtest run` too."""
     given = parameters.image("loadtest")
+    registry = parameters.registry or yaml.safe_load(values.DEMO.read_text())["images"]["registry"]
     objects: list[Object] = yaml.safe_load((FOLDER / "kubernetes.yaml").read_text())["items"]
     jobs = {it["metadata"]["name"]: it["spec"] for it in objects if it["kind"] == "Job"}
     for job in jobs.values():
         (container,) = job["template"]["spec"]["containers"]
-        registry, _, image = container["image"].rpartition("/")
-        repository, _, tag = image.partition(":")
+        repository, _, tag = container["image"].rpartition("/")[2].partition(":")
         repository, tag = given.get("repository", repository), given.get("tag", tag)
-        container["image"] = f"{parameters.registry or registry}/{repository}:{tag}"
+        container["image"] = f"{registry}/{repository}:{tag}"
         container["imagePullPolicy"] = given.get("pullPolicy", "IfNotPresent")
         # A copy: both Jobs share what the manifest writes once.
         container["resources"] = container["resources"] | {"requests": REQUESTS}
