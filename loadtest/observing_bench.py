@@ -10,17 +10,18 @@ Printed too: how large the page of a thousand tenants is, and how long it takes 
 from __future__ import annotations
 
 import asyncio
-import logging
 import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from loadtest.relay_bench import cpu_s, engine, free_port, gateway, read_streams, wait_for
 from serving.config import GatewaySettings
-from serving.gateway import app, relay
+from serving.gateway import app, relay, server
 from serving.gateway.access import AccessLine
 from serving.gateway.gaps import Gaps
 from serving.gateway.ledger import Usage
@@ -30,9 +31,13 @@ from serving.gateway.passage import Passage
 
 #: One shape a line: streams at once, chunks of each. Short answers show what a request costs, long ones what a chunk does.
 SHAPES = ((32, 20), (32, 200))
-#: Times that many streams in one turn.
-WAVES = 4
+#: Turns of each gateway in one round. Short ones, side by side: a shared machine changes more between long ones.
+TURNS = 4
 MODELS = 10
+
+
+_LINE = AccessLine("r", "/v1/chat/completions", 200, Outcome.OK, 1.0)
+_PASSAGE = Passage()
 
 
 class _NoGaps(Gaps):
@@ -43,16 +48,31 @@ class _NoGaps(Gaps):
 
 
 class _NoMetrics(Metrics):
+    @contextmanager
+    def open_request(self) -> Iterator[None]:
+        yield
+
     def settle(self, line: AccessLine, model: str | None, passage: Passage | None) -> None:
         pass
 
 
+def counting_gateway(home: str, port: int, engine_port: int) -> None:
+    """The gateway as it is shipped; its log goes to a file, so that no terminal is measured."""
+    with (Path(home) / "log").open("w", buffering=1) as sys.stderr:
+        gateway(home, port, engine_port)
+
+
 def silent_gateway(home: str, port: int, engine_port: int) -> None:
     """The same gateway with its counting taken out. For measuring alone: nothing of the product can be switched so."""
-    relay.Gaps = _NoGaps  # type: ignore[attr-defined]
-    app.Metrics = _NoMetrics  # type: ignore[attr-defined]
-    logging.getLogger("serving.access").setLevel(logging.WARNING)
-    gateway(home, port, engine_port)
+    for owner, name, stand_in in (
+        (relay, "Gaps", _NoGaps),
+        (relay.Exchange, "passage", lambda _: _PASSAGE),
+        (app, "Metrics", _NoMetrics),
+        (app.Visit, "line", lambda *_: _LINE),
+        (server, "_access_log", lambda _: lambda _: None),
+    ):
+        setattr(owner, name, stand_in)
+    counting_gateway(home, port, engine_port)
 
 
 def main() -> None:
@@ -68,7 +88,7 @@ def _measure(home: Path, streams: int, chunks: int, rounds: int) -> None:
     engine_port = free_port()
     processes = [spawn.Process(target=engine, args=(engine_port, chunks), daemon=True)]
     stands: list[tuple[str, Path]] = []
-    for name, target in (("counting", gateway), ("silent", silent_gateway)):
+    for name, target in (("counting", counting_gateway), ("silent", silent_gateway)):
         port = free_port()
         (home / name).mkdir()
         processes.append(spawn.Process(target=target, args=(str(home / name), port, engine_port), daemon=True))
@@ -88,16 +108,16 @@ def _compare(pids: list[int], stands: list[tuple[str, Path]], streams: int, chun
         wait_for(f"{url}/health/models")
     keys = [(folder / "admin.key").read_text().strip() for _, folder in stands]
     spent: list[list[float]] = [[], []]
-    for turn in range(rounds + 1):
+    for turn in range(rounds * TURNS + 1):
         for at, (url, _) in enumerate(stands):
             before = cpu_s(pids[at])
-            for _ in range(WAVES):
-                asyncio.run(read_streams(url, keys[at], streams))
+            asyncio.run(read_streams(url, keys[at], streams))
             if turn:  # the first warms both up
                 spent[at].append(cpu_s(pids[at]) - before)
-    counting, silent = (statistics.median(it) / streams / WAVES * 1e3 for it in spent)
+    counting, silent = (statistics.median(it) / streams * 1e3 for it in spent)
+    shares = [(counting - silent) / counting for counting, silent in zip(*spent, strict=True)]
     print(f"{streams} streams of {chunks} chunks: {counting:.2f} ms CPU a request, {silent:.2f} without; ", end="")
-    print(f"metrics and log are {(counting - silent) / counting:.1%} of it")
+    print(f"metrics and log are {statistics.median(shares):.1%} of it")
 
 
 def _page() -> None:

@@ -11,7 +11,9 @@ from serving.gateway.ledger import Usage
 #: Asked every few seconds by machines: their lines would bury everyone else's.
 PROBES = ("/health/", "/metrics")
 
-log = logging.getLogger("serving.access")
+LOGGER = "serving.access"
+
+log = logging.getLogger(LOGGER)
 
 
 class AccessLine(msgspec.Struct, frozen=True):
@@ -39,8 +41,12 @@ class AccessLine(msgspec.Struct, frozen=True):
     prompt: str | None = None
 
 
+def is_probe(line: AccessLine) -> bool:
+    return line.route.startswith(PROBES)
+
+
 def write(line: AccessLine) -> None:
-    """One line of JSON, a probe's at DEBUG."""
-    level = logging.DEBUG if line.route.startswith(PROBES) else logging.INFO
+    """One line of JSON through Python's logging, a probe's at DEBUG."""
+    level = logging.DEBUG if is_probe(line) else logging.INFO
     if log.isEnabledFor(level):
         log.log(level, msgspec.json.encode(line).decode())

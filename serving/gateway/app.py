@@ -135,6 +135,7 @@ class Gateway:
         tls: ssl.SSLContext | None,
         expiries: Callable[[], Mapping[str, float]],
         tracing: Tracing,
+        write_access: Callable[[AccessLine], None],
         clock: Callable[[], float],
     ) -> None:
         self._settings = settings
@@ -150,6 +151,7 @@ class Gateway:
         self._open_calls = 0
         self._expiries = expiries
         self._tracing = tracing
+        self._write_access = write_access
         self.metrics = Metrics(self._snapshot, settings.slo_of)
         self._gets: dict[str, Handler] = {
             MODELS_PATH: self._list_models,
@@ -218,7 +220,7 @@ class Gateway:
             line = visit.line(error, self._clock())
             self.metrics.settle(line, label, visit.exchange.passage() if visit.exchange else None)
             visit.trace.end(line)
-            access.write(line)
+            self._write_access(line)
 
     async def _dispatch(self, visit: Visit) -> None:
         method, path = visit.request.method, visit.request.path
@@ -437,6 +439,7 @@ def create_app(
     tls: ssl.SSLContext | None = None,
     expiries: Callable[[], Mapping[str, float]] = dict,
     tracing: Tracing | None = None,
+    write_access: Callable[[AccessLine], None] = access.write,
     clock: Callable[[], float] = time.monotonic,
     wall_clock: Callable[[], float] = time.time,
 ) -> Gateway:
@@ -450,6 +453,7 @@ def create_app(
     sources += [EngineSource(url, secret, f"engine-{number}") for number, url in enumerate(settings.engines)]
     demands = Demands(clock)
     fleet = Fleet(sources, settings, demands, clock, wall_clock)
+    spans = tracing or Tracing()
     return Gateway(
-        settings, tenants, ledger, fleet, demands, secret, salt_key, tls, expiries, tracing or Tracing(), clock
+        settings, tenants, ledger, fleet, demands, secret, salt_key, tls, expiries, spans, write_access, clock
     )

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import cache
 from importlib.metadata import version
 
 import msgspec
@@ -35,6 +36,9 @@ _WAITING_BUCKETS_S = (0.001, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _TPOT_BUCKETS_S = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
 #: Seconds; up to the longest a request may take.
 _DURATION_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+#: Requests that are counted together, in less than a millisecond. Alone, one finds nothing of all this in the CPU's caches
+#: and takes 35 us instead of 21 (measured in a gateway that streams).
+GROUP = 32
 NO_MODEL = "unknown"
 #: Tenants with series of their own, about 0.5 KB each; those beyond share one.
 TENANTS_MAX = 1000
@@ -111,6 +115,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._slo_of = slo_of
         self._tenants: set[str] = set()
+        self._uncounted: list[tuple[AccessLine, str, Passage | None]] = []
         self._gaps = _GapsOfModels()
         self._look = look
         self._now = _Now()
@@ -160,11 +165,12 @@ class Metrics:
         self._slo = self._counter("slo_requests", "Calls judged by their model's SLO.", "model", "verdict")
         self._lost = self._counter("replicas_lost", "Replicas at whose address nobody answered.", "model")
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"serving_gateway_{name}", text, labels, registry=self.registry)
+    def _counter(self, name: str, text: str, *labels: str) -> Callable[..., Counter]:
+        """From values of its labels to one series. The library's own way there takes 1.4 us, a dozen times a request."""
+        return cache(Counter(f"serving_gateway_{name}", text, labels, registry=self.registry).labels)
 
-    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
-        return Histogram(f"serving_gateway_{name}", text, labels, buckets=buckets, registry=self.registry)
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Callable[..., Histogram]:
+        return cache(Histogram(f"serving_gateway_{name}", text, labels, buckets=buckets, registry=self.registry).labels)
 
     def _prepare(self, model: str) -> None:
         if model in self._prepared:
@@ -177,9 +183,9 @@ class Metrics:
             (self._tokens, TOKEN_KINDS),
         ):
             for value in values:
-                counter.labels(model, value)
+                counter(model, value)
         for plain in (self._bytes, self._keep_alives, self._lost):
-            plain.labels(model)
+            plain(model)
 
     @contextmanager
     def open_request(self) -> Iterator[None]:
@@ -192,15 +198,24 @@ class Metrics:
 
     def settle(self, line: AccessLine, model: str | None, passage: Passage | None) -> None:
         """Count one request; `model` is a served one or None, `passage` what an engine had to do with it."""
-        label = model or NO_MODEL
-        self._requests.labels(line.route, label, line.outcome, line.reason).inc()
-        self._duration.labels(line.route, label).observe(line.duration_s)
+        self._uncounted.append((line, model or NO_MODEL, passage))
+        if len(self._uncounted) >= GROUP:
+            self._count_all()
+
+    def _count_all(self) -> None:
+        uncounted, self._uncounted = self._uncounted, []
+        for line, label, passage in uncounted:
+            self._count(line, label, passage)
+
+    def _count(self, line: AccessLine, label: str, passage: Passage | None) -> None:
+        self._requests(line.route, label, line.outcome, line.reason).inc()
+        self._duration(line.route, label).observe(line.duration_s)
         if line.ttft_s is not None:
-            self._ttft.labels(line.route, label).observe(line.ttft_s)
+            self._ttft(line.route, label).observe(line.ttft_s)
         if line.tenant is not None:
             self._settle_tenant(line, line.tenant)
         if decision := decision_on(line, passage):
-            self._admissions.labels(label, decision).inc()
+            self._admissions(label, decision).inc()
         if passage is not None:
             self._settle_call(line, label, passage)
         route = ENGINE_ROUTES.get(line.route)
@@ -211,20 +226,20 @@ class Metrics:
         if tenant not in self._tenants:
             tenant = tenant if len(self._tenants) < TENANTS_MAX else OTHER_TENANTS
             self._tenants.add(tenant)
-        self._tenant_requests.labels(tenant, line.outcome).inc()
+        self._tenant_requests(tenant, line.outcome).inc()
         for kind, tokens in (("prompt", line.usage.prompt_tokens), ("completion", line.usage.completion_tokens)):
             if tokens:
-                self._tenant_tokens.labels(tenant, kind).inc(tokens)
+                self._tenant_tokens(tenant, kind).inc(tokens)
 
     def _settle_call(self, line: AccessLine, label: str, passage: Passage) -> None:
-        self._waiting.labels(label).observe(line.waited_s)
-        self._bytes.labels(label).inc(passage.bytes_passed)
+        self._waiting(label).observe(line.waited_s)
+        self._bytes(label).inc(passage.bytes_passed)
         if passage.keep_alives:
-            self._keep_alives.labels(label).inc(passage.keep_alives)
+            self._keep_alives(label).inc(passage.keep_alives)
         for failure, count in passage.failures.items():
-            self._retries.labels(label, failure).inc(count)
+            self._retries(label, failure).inc(count)
         if passage.lost:
-            self._lost.labels(label).inc(passage.lost)
+            self._lost(label).inc(passage.lost)
         if passage.gaps is not None:
             self._gaps.by_model.setdefault(label, Gaps()).add(passage.gaps)
         self._count_tokens(line, label)
@@ -232,7 +247,7 @@ class Metrics:
     def _judge(self, line: AccessLine, label: str) -> None:
         tokens = line.usage.completion_tokens
         if line.ttft_s is not None and tokens > 1 and line.outcome == Outcome.OK:
-            self._tpot.labels(label).observe((line.duration_s - line.ttft_s) / (tokens - 1))
+            self._tpot(label).observe((line.duration_s - line.ttft_s) / (tokens - 1))
         verdict = judge(
             self._slo_of(label),
             Outcome(line.outcome),
@@ -241,17 +256,18 @@ class Metrics:
             completion_tokens=tokens,
         )
         if verdict:
-            self._slo.labels(label, verdict).inc()
+            self._slo(label, verdict).inc()
 
     def _count_tokens(self, line: AccessLine, label: str) -> None:
         usage = line.usage
         counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_prompt_tokens, usage.reasoning_tokens)
         for kind, tokens in zip(TOKEN_KINDS, counts, strict=True):
             if tokens:
-                self._tokens.labels(label, kind).inc(tokens)
+                self._tokens(label, kind).inc(tokens)
 
     async def render(self) -> bytes:
         """Prometheus' text format: written in a thread, because a thousand tenants take long enough to hold up streams."""
+        self._count_all()
         self._now.seen = self._look()
         for model in self._now.seen.models:
             self._prepare(model.name)

@@ -10,7 +10,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import msgspec
@@ -20,7 +20,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.config import GatewaySettings, Settings
 from serving.errors import Refusal
-from serving.gateway import certificates, opening, tracing
+from serving.gateway import access, certificates, opening, tracing
+from serving.gateway.access import AccessLine
 from serving.gateway.app import METRICS_TYPE, Gateway, create_app
 from serving.gateway.asgi import Receive, Request, Responder, Scope, Send
 from serving.gateway.certificates import Loaded
@@ -196,6 +197,7 @@ def _gateway(settings: Settings, shown: Loaded | None, trusted: Loaded | None) -
             tls=trusted.context if trusted else None,
             expiries=lambda: certificates.expiries(shown, trusted),
             tracing=spans,
+            write_access=_access_log(settings.log_format),
         )
 
 
@@ -231,17 +233,33 @@ class _LogLine(msgspec.Struct):
     time_s: float
     level: str
     logger: str
-    message: str | msgspec.Raw
+    message: str | AccessLine
+
+    @property
+    def text(self) -> str:
+        return msgspec.json.encode(self).decode()
 
 
 class _JsonLines(logging.Formatter):
-    """One JSON object a line; access lines are objects already."""
+    """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = record.getMessage()
-        message = msgspec.Raw(text.encode()) if record.name == "serving.access" else text
-        line = _LogLine(round(record.created, 3), record.levelname.lower(), record.name, message)
-        return msgspec.json.encode(line).decode()
+        return _LogLine(round(record.created, 3), record.levelname.lower(), record.name, record.getMessage()).text
+
+
+def write_access(line: AccessLine) -> None:
+    """As a JSON line among the others, past Python's logging: its layers take 22 us of a request.
+
+    A log that cannot be written fails no request.
+    """
+    if not access.is_probe(line):
+        with contextlib.suppress(OSError):
+            # At once and whole: standard error is buffered by line.
+            sys.stderr.write(_LogLine(round(time.time(), 3), "info", access.LOGGER, line).text + "\n")
+
+
+def _access_log(log_format: Literal["json", "text"]) -> Callable[[AccessLine], None]:
+    return write_access if log_format == "json" else access.write
 
 
 def _start_logging(log_format: Literal["json", "text"]) -> None:

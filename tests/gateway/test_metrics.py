@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from prometheus_client import generate_latest
 
 from serving.config import GatewaySettings, Slo, Timeouts
 from serving.gateway.access import AccessLine
 from serving.gateway.gaps import BUCKETS_S, Gaps
 from serving.gateway.ledger import Usage
-from serving.gateway.metrics import OTHER_TENANTS, TENANTS_MAX, Metrics, Snapshot
+from serving.gateway.metrics import GROUP, OTHER_TENANTS, TENANTS_MAX, Metrics, Snapshot
 from serving.gateway.outcome import Outcome
 from serving.gateway.passage import Passage
 from serving.gateway.slo import Verdict, judge
@@ -79,6 +80,14 @@ async def test_tenants_beyond_the_bound_share_one_series() -> None:
     assert value(text, "serving_gateway_tenant_tokens_total", kind="completion") == 2 * (TENANTS_MAX + 10)
     assert value(text, "serving_gateway_tenant_requests_total", tenant=OTHER_TENANTS) == 10
     assert text.count(b"serving_gateway_tenant_requests_total{") == TENANTS_MAX + 1
+
+
+def test_requests_are_counted_though_nobody_asks() -> None:
+    """What waits to be counted does not pile up where no Prometheus comes by."""
+    counted = metrics()
+    for _ in range(GROUP):
+        counted.settle(line(), MODEL, Passage())
+    assert value(generate_latest(counted.registry), "serving_gateway_requests_total") == GROUP
 
 
 async def test_a_thousand_tenants_fit_one_megabyte() -> None:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import io
 import json
 import os
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, redirect_stderr
 from pathlib import Path
 
 import aiohttp
 import uvicorn
 
+from serving.gateway.access import AccessLine
 from serving.gateway.asgi import Receive, Responder, Scope, Send
 from serving.gateway.keys import mint
-from serving.gateway.server import BoundedHeaders
+from serving.gateway.server import BoundedHeaders, write_access
 from tests.gateway.places import PostgresPlace
 from tests.gateway.world import CHAT, until
 from tests.scripted_engine import Ending, Script, ScriptedEngine, chat_stream
@@ -86,6 +89,17 @@ async def test_it_serves_with_the_first_key_and_ends_cleanly(tmp_path: Path) -> 
     assert b'"error"' in rest and rest.endswith(b"data: [DONE]\n\n") and process.returncode == 0, errors
     access = [line["message"] for line in map(json.loads, errors.splitlines()) if line["logger"] == "serving.access"]
     assert [line["outcome"] for line in access if line["route"] == "/v1/chat/completions"] == ["ok", "cancelled"]
+
+
+class _FullDisk(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_log_that_cannot_be_written_fails_no_request() -> None:
+    """A full disk, or a reader of the log that is gone, costs lines and not answers."""
+    with redirect_stderr(_FullDisk()):
+        write_access(AccessLine("r", "/v1/chat/completions", 200, "ok", 1.0))
 
 
 async def test_two_gateways_on_one_database_know_each_others_keys(unmigrated: PostgresPlace, tmp_path: Path) -> None:
