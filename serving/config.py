@@ -80,7 +80,7 @@ class Slo(_Group):
     """What a model's users are promised; `serving_gateway_slo_requests_total` counts who got it."""
 
     ttft_s: Annotated[float, Field(gt=0)] = 5.0
-    """Seconds from a request's arrival to the first byte of its stream: a reader takes longer for a machine that hangs."""
+    """Seconds from a request, body and all, to the first byte of its stream: a reader takes longer for a machine that hangs."""
     time_per_output_token_s: Annotated[float, Field(gt=0)] = 0.1
     """Seconds per token after the first, the mean of one answer: ten tokens a second are more than people read."""
 

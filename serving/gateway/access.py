@@ -24,6 +24,8 @@ class AccessLine(msgspec.Struct, frozen=True):
     status: int
     outcome: str
     duration_s: float
+    #: Of these, what the client took to send its body and to read what was ready for it.
+    client_s: float = 0.0
     #: Of the trace this request belongs to: the client's, or one of its own.
     trace_id: str = ""
     #: The error's code when it did not end well.
@@ -34,11 +36,17 @@ class AccessLine(msgspec.Struct, frozen=True):
     replica_id: str | None = None
     #: Seconds it waited for a replica that could take it.
     waited_s: float = 0.0
+    #: Seconds to a stream's first byte, without what the client took to send its body.
     ttft_s: float | None = None
     retries: int = 0
     usage: Usage = Usage()
     #: The body as it was sent, where `gateway.log_prompts` says so.
     prompt: str | None = None
+
+    @property
+    def served_s(self) -> float:
+        """Seconds that were ours: what an SLO judges."""
+        return self.duration_s - self.client_s
 
 
 def is_probe(line: AccessLine) -> bool:

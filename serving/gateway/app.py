@@ -62,10 +62,17 @@ class Visit:
         self.trace = trace
         self.started_at = started_at
         self.route = OTHER_ROUTE
+        #: Seconds in which the rest of the body had yet to come.
+        self.body_s = 0.0
         self.caller: Caller | None = None
         self.model: str | None = None
         self.exchange: Exchange | None = None
         self.prompt: str | None = None
+
+    @property
+    def client_s(self) -> float:
+        """Seconds that the client took, sending and reading."""
+        return self.body_s + self.responder.waited_s
 
     def status(self, error: BaseException | None) -> int:
         """What the client saw, or would have seen."""
@@ -88,12 +95,13 @@ class Visit:
             trace_id=self.trace.trace_id,
             reason=reason_of(error),
             duration_s=round(now - self.started_at, 6),
+            client_s=round(self.client_s, 6),
             tenant=self.caller.tenant if self.caller else None,
             key_id=self.caller.key_id if self.caller else None,
             model=self.model,
             replica_id=exchange.replica_id if exchange else None,
             waited_s=round(exchange.waited_s, 6) if exchange else 0.0,
-            ttft_s=None if first_byte_at is None else round(first_byte_at - self.started_at, 6),
+            ttft_s=None if first_byte_at is None else round(first_byte_at - self.started_at - self.body_s, 6),
             retries=exchange.retries if exchange else 0,
             usage=exchange.usage() if exchange else Usage(),
             prompt=self.prompt,
@@ -168,7 +176,7 @@ class Gateway:
         elif scope["type"] == "http":
             request = Request(scope, receive)
             trace = self._tracing.begin(request.method, request.path, request.header(HEADER))
-            await self._visit(Visit(request, Responder(send, request.request_id()), trace, self._clock()))
+            await self._visit(Visit(request, Responder(send, request.request_id(), request.flow), trace, self._clock()))
 
     # --- Lifespan -----------------------------------------------------------------------------------------------------
 
@@ -264,11 +272,11 @@ class Gateway:
                     async with asyncio.timeout(self._settings.timeouts.request_total_s):
                         await self._serve(visit, route, caller, entry)
                 except TimeoutError:
-                    raise EngineTimedOut("The request took too long.") from None
+                    raise self._out_of_time(visit) from None
 
     async def _serve(self, visit: Visit, route: EngineRoute, caller: Caller, entry: Entry) -> None:
         require_json(visit.request)
-        body = await self._body(visit.request)
+        body = await self._body(visit)
         if self._settings.log_prompts:
             visit.prompt = body[:LOGGED_PROMPT_BYTES].decode(errors="replace")
         draft = calls.read(route, body)
@@ -280,13 +288,22 @@ class Gateway:
         async with visit.request.cancel_when_client_leaves(visit.responder):
             await self._relay.relay(visit.exchange)
 
-    async def _body(self, request: Request) -> bytes:
+    def _out_of_time(self, visit: Visit) -> ApiError:
+        """Whose fault it is that a request used up its time: theirs who took the greater part of it."""
+        if visit.client_s > self._settings.timeouts.request_total_s / 2:
+            return RequestTimedOut("The answer was not read in time.")
+        return EngineTimedOut("The request took too long.")
+
+    async def _body(self, visit: Visit) -> bytes:
         limit_s = self._settings.timeouts.request_body_s
+        began_at = self._clock()
         try:
             async with asyncio.timeout(limit_s):
-                return await request.read_body(self._settings.max_body_bytes)
+                return await visit.request.read_body(self._settings.max_body_bytes)
         except TimeoutError:
             raise RequestTimedOut(f"The request body did not arrive within {limit_s:g} seconds.") from None
+        finally:
+            visit.body_s = self._clock() - began_at
 
     @contextmanager
     def _admitted(self) -> Iterator[None]:

@@ -7,7 +7,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from serving.errors import InvalidRequest, RequestTooLarge
 
@@ -22,6 +22,17 @@ Header = tuple[bytes, bytes]
 SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{7,63}")
 
 
+#: The extension under which a server tells of a connection's Flow.
+FLOW = "serving.flow"
+
+
+class Flow(Protocol):
+    """Whether one connection's client takes what is written to it."""
+
+    #: Seconds that writes have waited for the client so far, in all requests on this connection.
+    waited_s: float
+
+
 class ClientLeft(Exception):
     """The client closed the connection before it had its answer."""
 
@@ -32,6 +43,8 @@ class Request:
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        #: None where the server does not tell.
+        self.flow: Flow | None = scope.get("extensions", {}).get(FLOW)
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
         self._receive = receive
 
@@ -105,8 +118,10 @@ class Request:
 class Responder:
     """The one answer to a request; knows how far it has got."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, request_id: str, flow: Flow | None = None) -> None:
         self._send = send
+        self._flow = flow
+        self._waited_before_s = flow.waited_s if flow else 0.0
         self.request_id = request_id
         self.status: int | None = None
         self.is_complete = False
@@ -116,6 +131,11 @@ class Responder:
     @property
     def is_started(self) -> bool:
         return self.status is not None
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds that writes of this answer waited because the client read more slowly than the engine wrote."""
+        return self._flow.waited_s - self._waited_before_s if self._flow else 0.0
 
     async def start(self, status: int, headers: Iterable[Header]) -> None:
         self.status = status

@@ -133,13 +133,13 @@ class Metrics:
         self._requests = self._counter("requests", "Requests ended.", *by_call, "outcome", "reason")
         self._ttft = self._histogram(
             "time_to_first_token_seconds",
-            "Seconds from a request's arrival to the first byte of its answer, streams only.",
+            "Seconds from a request's arrival to the first byte of its stream, without those its body took to come.",
             _TTFT_BUCKETS_S,
             *by_call,
         )
         self._duration = self._histogram(
             "request_duration_seconds",
-            "Seconds from a request's arrival to the end of its answer.",
+            "Seconds from a request's arrival to the end of its answer, the client's own included.",
             _DURATION_BUCKETS_S,
             *by_call,
         )
@@ -154,7 +154,7 @@ class Metrics:
         )
         self._tpot = self._histogram(
             "time_per_output_token_seconds",
-            "Seconds per token after the first, the mean of one stream.",
+            "Seconds per token after the first, the mean of one stream, without those its client took to read.",
             _TPOT_BUCKETS_S,
             "model",
         )
@@ -247,11 +247,11 @@ class Metrics:
     def _judge(self, line: AccessLine, label: str) -> None:
         tokens = line.usage.completion_tokens
         if line.ttft_s is not None and tokens > 1 and line.outcome == Outcome.OK:
-            self._tpot(label).observe((line.duration_s - line.ttft_s) / (tokens - 1))
+            self._tpot(label).observe((line.served_s - line.ttft_s) / (tokens - 1))
         verdict = judge(
             self._slo_of(label),
             Outcome(line.outcome),
-            duration_s=line.duration_s,
+            duration_s=line.served_s,
             ttft_s=line.ttft_s,
             completion_tokens=tokens,
         )

@@ -16,6 +16,7 @@ from typing import Literal
 import msgspec
 import uvicorn
 import uvloop
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.config import GatewaySettings, Settings
@@ -23,7 +24,7 @@ from serving.errors import Refusal
 from serving.gateway import access, certificates, opening, tracing
 from serving.gateway.access import AccessLine
 from serving.gateway.app import METRICS_TYPE, Gateway, create_app
-from serving.gateway.asgi import Receive, Request, Responder, Scope, Send
+from serving.gateway.asgi import FLOW, Receive, Request, Responder, Scope, Send
 from serving.gateway.certificates import Loaded
 from serving.gateway.ledger import Ledger
 from serving.gateway.metrics import Metrics
@@ -68,9 +69,29 @@ def serve(
             runner.run(_serve_all(servers, [it for it in (shown, trusted) if it is not None]))
 
 
-class BoundedHeaders(HttpToolsProtocol):
-    """uvicorn's own protocol, which has no bound of its own for headers that never end or never come."""
+class TimedFlow(FlowControl):
+    """Knows how long writes have waited for the client. uvicorn asks it only where one really has to."""
 
+    def __init__(self, transport: asyncio.Transport, clock: Callable[[], float]) -> None:
+        super().__init__(transport)
+        self.waited_s = 0.0
+        self._clock = clock
+
+    async def drain(self) -> None:
+        began_at = self._clock()
+        try:
+            await super().drain()
+        finally:
+            self.waited_s += self._clock() - began_at
+
+
+class BoundedHeaders(HttpToolsProtocol):
+    """uvicorn's own protocol, which has no bound of its own for headers that never end or never come.
+
+    It also tells the application how long writes waited for the client.
+    """
+
+    clock = staticmethod(time.monotonic)
     header_timeout_s = HEADER_TIMEOUT_S
     _is_in_headers = False
     _header_bytes = 0
@@ -78,6 +99,7 @@ class BoundedHeaders(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         super().connection_made(transport)
+        self.flow = TimedFlow(transport, self.clock)
         self._await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -97,6 +119,7 @@ class BoundedHeaders(HttpToolsProtocol):
         if self._header_deadline is None:
             self._await_headers()
         super().on_message_begin()
+        self.scope["extensions"] = {FLOW: self.flow}  # type: ignore[dict-item] # an object of ours, no open mapping
 
     def on_headers_complete(self) -> None:
         self._is_in_headers = False

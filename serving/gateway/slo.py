@@ -23,6 +23,7 @@ def judge(
 ) -> Verdict | None:
     """None for what is no promise of ours: the client's own mistakes, and those who left.
 
+    Both times are without what the client took to send its body and to read.
     A stream is judged by its first token and by the mean gap between the others; a whole answer, whose tokens nobody
     sees come, by whether it took longer than both together allow.
     """

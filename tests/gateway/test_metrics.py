@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 from prometheus_client import generate_latest
 
@@ -16,9 +19,10 @@ from serving.gateway.metrics import GROUP, OTHER_TENANTS, TENANTS_MAX, Metrics, 
 from serving.gateway.outcome import Outcome
 from serving.gateway.passage import Passage
 from serving.gateway.slo import Verdict, judge
+from tests.clock import Clock
 from tests.exposition import value
 from tests.gateway.world import CHAT, QUICK, World, running_gateway, until
-from tests.scripted_engine import MODEL, Ending, Script, ScriptedEngine, chat_stream, failing
+from tests.scripted_engine import MODEL, Ending, Script, ScriptedEngine, chat_chunk, chat_stream, failing
 
 SLO = Slo(ttft_s=1, time_per_output_token_s=0.1)
 
@@ -184,3 +188,86 @@ async def test_what_we_refuse_before_an_engine_is_asked_misses_the_slo(tmp_path:
     assert (refused.status, wrong.status) == (503, 503)  # full is said before a key is looked at
     assert value(text, "serving_gateway_slo_requests_total", verdict="failed") == 2
     assert value(text, "serving_gateway_admissions_total", decision="refused_full") == 2
+
+
+#: Seconds that a slow one takes, by the gateway's clock: twice what is promised.
+SLOW_S = 2 * SLO.ttft_s
+#: More than the sockets on the way hold, so that writes wait for a client that does not read.
+LONG = Script([chat_chunk({"content": "x" * 60_000}, 7, 1)] * 400 + chat_stream(["a", "b"])[-2:])
+
+
+async def line_and_verdicts(world: World) -> tuple[dict[str, object], dict[str, float]]:
+    """Of the only call, once it is over."""
+    await until(lambda: any(it["model"] for it in world.lines))
+    text = await text_of(world)
+    counts = {it: value(text, "serving_gateway_slo_requests_total", verdict=it) for it in Verdict}
+    line = next(it for it in world.lines if it["model"])
+    return line, {verdict: count for verdict, count in counts.items() if count}
+
+
+async def unread(world: World) -> aiohttp.ClientResponse:
+    """A stream whose reader has stopped, so that the gateway's writes wait for it."""
+    url, body = world.url + "/v1/chat/completions", CHAT | {"stream": True}
+    response = await world.client.post(url, json=body, headers=world.headers())
+    await until(lambda: world.write_waits % 2)
+    return response
+
+
+async def test_a_client_that_sends_slowly_does_not_miss_the_slo(tmp_path: Path, engine: ScriptedEngine) -> None:
+    """Its body's time is no part of that to the first byte, nor of the whole; its line tells it."""
+    clock, body = Clock(), json.dumps(CHAT | {"stream": True}).encode()
+    async with running_gateway(tmp_path, (engine.url,), slo=SLO, clock=clock) as world:
+
+        async def slowly() -> AsyncIterator[bytes]:
+            yield body[:20]
+            await until(world.rows)  # opened when the caller is known, before the rest of the body is awaited
+            clock.advance(SLOW_S)
+            yield body[20:]
+
+        headers = world.headers() | {"Content-Type": "application/json"}
+        async with world.client.post(world.url + "/v1/chat/completions", data=slowly(), headers=headers) as answer:
+            await answer.read()
+        line, verdicts = await line_and_verdicts(world)
+    assert verdicts == {Verdict.MET: 1}
+    assert (line["duration_s"], line["client_s"], line["ttft_s"]) == (SLOW_S, SLOW_S, 0)
+
+
+async def test_a_client_that_reads_slowly_does_not_miss_the_slo(tmp_path: Path, engine: ScriptedEngine) -> None:
+    """What is ready for it and lies there was not served slowly."""
+    clock = Clock()
+    async with running_gateway(tmp_path, (engine.url,), slo=SLO, clock=clock) as world:
+        engine.say(LONG)
+        response = await unread(world)
+        clock.advance(SLOW_S)
+        await response.read()
+        line, verdicts = await line_and_verdicts(world)
+    assert verdicts == {Verdict.MET: 1}
+    assert (line["duration_s"], line["client_s"]) == (SLOW_S, SLOW_S)
+
+
+async def test_who_reads_until_the_time_is_over_is_not_our_failure(tmp_path: Path, engine: ScriptedEngine) -> None:
+    """A request that used up its time mostly by not being read is the client's mistake, and not judged."""
+    clock, brief = Clock(), Timeouts(**QUICK.model_dump() | {"request_total_s": SLOW_S})
+    async with running_gateway(tmp_path, (engine.url,), slo=SLO, clock=clock, timeouts=brief) as world:
+        engine.say(LONG)
+        response = await unread(world)
+        clock.advance(SLOW_S)
+        await until(lambda: engine.aborted)
+        response.close()
+        line, verdicts = await line_and_verdicts(world)
+    assert (line["outcome"], line["reason"], verdicts) == ("rejected", "request_timeout", {})
+
+
+async def test_an_engine_that_is_slow_misses_the_slo(tmp_path: Path, engine: ScriptedEngine) -> None:
+    """Whoever sends and reads at once waits for nobody but us."""
+    clock, gate = Clock(), asyncio.Event()
+    async with running_gateway(tmp_path, (engine.url,), slo=SLO, clock=clock) as world:
+        engine.say(Script(chat_stream(["a", "b"]), gate=gate))
+        asked = asyncio.create_task(world.chat(stream=True))
+        await until(lambda: engine.running)
+        clock.advance(SLOW_S)
+        gate.set()
+        await asked
+        line, verdicts = await line_and_verdicts(world)
+    assert verdicts == {Verdict.SLOW_FIRST_TOKEN: 1}
+    assert (line["duration_s"], line["client_s"], line["ttft_s"]) == (SLOW_S, 0, SLOW_S)

@@ -15,11 +15,12 @@ import aiohttp
 import uvicorn
 from sqlalchemy import select
 
-from serving.config import GatewaySettings, Timeouts
+from serving.config import GatewaySettings, Slo, Timeouts
 from serving.gateway.app import create_app
 from serving.gateway.keys import Keyring
 from serving.gateway.ledger import Ledger
 from serving.gateway.registry import Registry
+from serving.gateway.server import BoundedHeaders
 from serving.gateway.store import Store
 from serving.gateway.tables import ledger as ledger_table
 from serving.gateway.tenants import Tenants
@@ -68,6 +69,8 @@ class World:
         self.key = key
         self.client = client
         self.lines: list[dict[str, object]] = []
+        #: How often a write to a client began to wait for it, or ended: odd while the only one waits.
+        self.write_waits = 0
         self._store = store
         self._ledger = ledger
 
@@ -139,6 +142,8 @@ async def running_gateway(
     aliases: dict[str, str] | None = None,
     log_prompts: bool = False,
     tracing: Tracing | None = None,
+    slo: Slo | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[World]:
     """Serve until the end of the `with`; by default it begins when a model is ready."""
     settings = GatewaySettings(
@@ -149,6 +154,7 @@ async def running_gateway(
         max_body_bytes=64 * 1024,
         max_open_requests=max_open_requests,
         log_prompts=log_prompts,
+        slo=slo or Slo(),
         timeouts=timeouts,
     )
     with ExitStack() as opened:
@@ -160,9 +166,16 @@ async def running_gateway(
         tenants = opened.enter_context(Tenants(store, keyring, key_cache_s=10, clock=time.time))
         ledger = opened.enter_context(Ledger(store, clock=time.time))
         bound = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
-        app = create_app(settings, tenants, ledger, secret, b"salt key", tracing=tracing)
-        async with _served(app, bound) as url, aiohttp.ClientSession() as client:
-            world = World(url, key, store, ledger, client)
+        app = create_app(settings, tenants, ledger, secret, b"salt key", tracing=tracing, clock=clock)
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        client = aiohttp.ClientSession()
+        world = World(url, key, store, ledger, client)
+
+        def write_clock() -> float:
+            world.write_waits += 1
+            return clock()
+
+        async with _served(app, bound, write_clock), client:
             opened.enter_context(_logged(world.lines))
             if is_awaited:
                 await _until_ready(world)
@@ -178,10 +191,10 @@ async def _until_ready(world: World) -> None:
 
 
 @asynccontextmanager
-async def _served(app: object, bound: socket.socket) -> AsyncIterator[str]:
+async def _served(app: object, bound: socket.socket, write_clock: Callable[[], float]) -> AsyncIterator[None]:
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
-        http="httptools",
+        http=type("Timed", (BoundedHeaders,), {"clock": staticmethod(write_clock)}),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -193,7 +206,7 @@ async def _served(app: object, bound: socket.socket) -> AsyncIterator[str]:
     task = asyncio.create_task(server.serve(sockets=[bound]))
     await until(lambda: server.started)
     try:
-        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+        yield
     finally:
         server.should_exit = True
         await task
