@@ -39,7 +39,7 @@ from serving.gateway.relay import Exchange, Relay
 from serving.gateway.routes import ENGINE_ROUTES, EngineRoute, dialect_of
 from serving.gateway.sources import DirectorySource, EngineSource, Source
 from serving.gateway.tenants import Caller, Tenants
-from serving.gateway.tracing import HEADER, Trace, Tracing
+from serving.gateway.tracing import Trace, Tracing
 from serving.secret import PlaneSecret
 from serving.wire import ASLEEP, ReplicaState
 
@@ -175,7 +175,7 @@ class Gateway:
             await self._live_through(receive, send)
         elif scope["type"] == "http":
             request = Request(scope, receive)
-            trace = self._tracing.begin(request.method, request.path, request.header(HEADER))
+            trace = self._tracing.begin(request)
             await self._visit(Visit(request, Responder(send, request.request_id(), request.flow), trace, self._clock()))
 
     # --- Lifespan -----------------------------------------------------------------------------------------------------

@@ -45,13 +45,19 @@ class Request:
         self.path: str = scope["path"]
         #: None where the server does not tell.
         self.flow: Flow | None = scope.get("extensions", {}).get(FLOW)
-        self._headers: dict[bytes, bytes] = dict(scope["headers"])
+        self._sent_headers: Iterable[Header] = scope["headers"]
+        self._headers = dict(self._sent_headers)
         self._receive = receive
 
     def header(self, name: str) -> str | None:
         """A header's value, or None."""
         value = self._headers.get(name.lower().encode("ascii"))
         return None if value is None else value.decode("latin-1").strip()
+
+    def joined(self, name: str) -> str | None:
+        """All values of a header that may be sent in parts, or None."""
+        wanted = name.lower().encode("ascii")
+        return ",".join(value.decode("latin-1") for sent, value in self._sent_headers if sent == wanted) or None
 
     def request_id(self) -> str:
         """The client's own id when it is safe to repeat, else a fresh one."""

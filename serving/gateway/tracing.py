@@ -8,11 +8,12 @@ Context: https://www.w3.org/TR/trace-context/; attribute names: https://opentele
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from serving.gateway.access import PROBES, AccessLine
+from serving.gateway.asgi import Request
 from serving.gateway.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
 HEADER = "traceparent"
+#: What the tracing systems before us say of their own; passed on as it is.
+STATE_HEADER = "tracestate"
 SERVICE = "gpt-oss-serving-gateway"
 
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
@@ -44,8 +47,9 @@ class Trace:
 class Tracing:
     """Where traces begin. This one only reads what clients say of theirs, for the log."""
 
-    def begin(self, method: str, path: str, traceparent: str | None) -> Trace:
+    def begin(self, request: Request) -> Trace:
         """The trace of a request that has just come in."""
+        traceparent = request.header(HEADER)
         found = _TRACEPARENT.fullmatch(traceparent) if traceparent else None
         return Trace(found[1] if found else "")
 
@@ -67,25 +71,25 @@ class SpanTracing(Tracing):
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer(SERVICE)
 
-    def begin(self, method: str, path: str, traceparent: str | None) -> Trace:
-        if path.startswith(PROBES):
-            return super().begin(method, path, traceparent)
-        return _SpanTrace(self._tracer, method, traceparent)
+    def begin(self, request: Request) -> Trace:
+        if request.path.startswith(PROBES):
+            return super().begin(request)
+        given = {HEADER: request.header(HEADER), STATE_HEADER: request.joined(STATE_HEADER)}
+        return _SpanTrace(self._tracer, request.method, {name: value for name, value in given.items() if value})
 
     def close(self) -> None:
         self._provider.shutdown()
 
 
 class _SpanTrace(Trace):
-    def __init__(self, tracer: Tracer, method: str, traceparent: str | None) -> None:
+    def __init__(self, tracer: Tracer, method: str, given: Mapping[str, str]) -> None:
         from opentelemetry.trace import SpanKind, format_trace_id, set_span_in_context
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         self._tracer = tracer
         self._method = method
         self._propagator = TraceContextTextMapPropagator()
-        given = self._propagator.extract({HEADER: traceparent} if traceparent else {})
-        self._span: Span = tracer.start_span(method, given, SpanKind.SERVER)
+        self._span: Span = tracer.start_span(method, self._propagator.extract(given), SpanKind.SERVER)
         self._context = set_span_in_context(self._span)
         super().__init__(format_trace_id(self._span.get_span_context().trace_id))
 

@@ -11,13 +11,17 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from serving.gateway.tracing import HEADER, SpanTracing, Tracing, over_http
+from serving.gateway.asgi import Message, Request
+from serving.gateway.tracing import HEADER, STATE_HEADER, SpanTracing, Tracing, over_http
 from tests.collector import collecting
 from tests.gateway.world import CHAT, World, running_gateway, until
 from tests.scripted_engine import MODEL, ScriptedEngine, failing
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 SAMPLED, UNSAMPLED = f"00-{TRACE}-00f067aa0ba902b7-01", f"00-{TRACE}-00f067aa0ba902b7-00"
+
+#: As many members as W3C allows, and more than the 512 characters that must pass.
+LONGEST = ",".join(f"v{number}={'x' * 12}" for number in range(32))
 
 
 async def traced(
@@ -39,6 +43,14 @@ async def traced(
 async def ask(world: World, traceparent: str | None) -> None:
     headers = world.headers() | {"Content-Type": "application/json"}
     await world.ask("POST", "/v1/chat/completions", CHAT, headers | ({HEADER: traceparent} if traceparent else {}))
+
+
+def request(traceparent: str | None) -> Request:
+    async def nothing_more() -> Message:
+        return {"type": "http.disconnect"}
+
+    headers = [(HEADER.encode(), traceparent.encode())] if traceparent else []
+    return Request({"method": "POST", "path": "/v1/chat/completions", "headers": headers}, nothing_more)
 
 
 async def test_a_call_is_a_span_with_one_for_each_engine_it_was_sent_to(tmp_path: Path) -> None:
@@ -63,6 +75,48 @@ async def test_a_client_decides_for_its_own_trace(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        (["vendor=1, other@a=b:c"], "vendor=1,other@a=b:c"),
+        (["vendor=1", "other=2"], "vendor=1,other=2"),
+        ([LONGEST], LONGEST),
+        ([LONGEST + ",more=1"], None),
+        (["vendor=1", "no state"], None),
+        (["vendor=1,vendor=2"], None),
+        ([], None),
+    ],
+)
+@pytest.mark.parametrize("traceparent", [SAMPLED, UNSAMPLED])
+async def test_the_clients_tracestate_reaches_the_engine(
+    tmp_path: Path, traceparent: str, sent: list[str], told: str | None
+) -> None:
+    """In one header, however many it came in, and at least 512 characters; what is no state is left out, its trace is kept."""
+    spans = SpanTracing(InMemorySpanExporter(), 0.0)
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,), tracing=spans) as world:
+        states = [(STATE_HEADER, state) for state in sent]
+        headers = [*world.headers().items(), (HEADER, traceparent), *states]
+        async with world.client.post(world.url + "/v1/chat/completions", json=CHAT, headers=headers) as answer:
+            assert answer.status == 200
+        (received,) = engine.received
+    await asyncio.to_thread(spans.close)
+    passed_on = {name.lower(): value for name, value in received.headers.items()}
+    assert passed_on[HEADER].startswith(f"00-{TRACE}-")
+    assert passed_on.get(STATE_HEADER) == told
+
+
+async def test_a_tracestate_without_a_trace_is_nobodys(tmp_path: Path) -> None:
+    """W3C: it is not even read then."""
+    spans = SpanTracing(InMemorySpanExporter(), 1.0)
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,), tracing=spans) as world:
+        headers = world.headers() | {STATE_HEADER: "vendor=1"}
+        async with world.client.post(world.url + "/v1/chat/completions", json=CHAT, headers=headers) as answer:
+            assert answer.status == 200
+        (received,) = engine.received
+    await asyncio.to_thread(spans.close)
+    assert STATE_HEADER not in {name.lower() for name in received.headers}
+
+
+@pytest.mark.parametrize(
     ("said", "trace_id"),
     [
         (SAMPLED, TRACE),
@@ -77,7 +131,7 @@ async def test_a_client_decides_for_its_own_trace(tmp_path: Path) -> None:
 )
 def test_a_log_line_names_the_clients_trace(said: str | None, trace_id: str) -> None:
     """Without tracing of our own too; what is no context in W3C's shape is nobody's."""
-    assert Tracing().begin("POST", "/v1/chat/completions", said).trace_id == trace_id
+    assert Tracing().begin(request(said)).trace_id == trace_id
 
 
 async def test_every_line_has_its_trace(tmp_path: Path) -> None:
