@@ -25,8 +25,9 @@ from tests.waiting import until
 pytestmark = [pytest.mark.long, pytest.mark.timeout(2400)]
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Users and sizes of `make loadtest`.
-USERS = ("--mix", "chat=8,agent=1,document=1", "--token-scale", "0.2")
+#: Users, sizes and SLO of `make loadtest`, and its ramp.
+USERS = ("--mix", "chat=8,agent=1,document=1", "--token-scale", "0.2", "--tpot-s", "0.25")
+RAMP = ("--shape", "ramp", "--first-rate", "0.5", "--rate", "3", "--steps", "6", "--duration-s", "180")
 MINUTES = 10
 #: How a stack says that it has enough to do; each has OpenAI's shape, or it would count as malformed.
 REFUSALS = {"503 overloaded", "503 no_replica_ready", "504 engine_timeout"}
@@ -67,9 +68,7 @@ def test_ten_minutes_at_twice_the_capacity(tmp_path: Path, capsys: pytest.Captur
     """Nothing crashes, leaks or answers with a malformed body; whoever is not served is refused as documented, and the
     stack serves again as soon as it is let."""
     with running(tmp_path / "home", SMOLLM2) as stack:
-        climbed = loadtest(
-            stack, tmp_path / "ramp", "--shape", "ramp", "--first-rate", "1", "--rate", "8", "--duration-s", "120"
-        )
+        climbed = loadtest(stack, tmp_path / "ramp", *RAMP)
         capacity_per_s = climbed.knee.offered_per_s
         assert capacity_per_s is not None, "the stack did not keep up with the lowest load"
         until_idle(stack)
