@@ -87,7 +87,7 @@ BOARD = Board(
                 Panel(
                     "Time per output token",
                     "s",
-                    "The mean of each stream, which is what its reader feels as speed.",
+                    "The mean of each stream, without the time that its client took to read.",
                     spread("serving_gateway_time_per_output_token_seconds", "model"),
                 ),
                 Panel(

@@ -49,6 +49,8 @@ MODELS_PATH = "/v1/models"
 OTHER_ROUTE = "other"
 #: Bytes of a body that a log line holds where the settings ask for it.
 LOGGED_PROMPT_BYTES = 64 * 1024
+#: Seconds in which a client may take the event that ends its stream; who reads nothing is cut off.
+LAST_EVENT_S = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -226,9 +228,9 @@ class Gateway:
         finally:
             label = visit.model if visit.model and self._fleet.lists(visit.model) else None
             line = visit.line(error, self._clock())
-            self.metrics.settle(line, label, visit.exchange.passage() if visit.exchange else None)
-            visit.trace.end(line)
             self._write_access(line)
+            visit.trace.end(line)
+            self.metrics.settle(line, label, visit.exchange.passage() if visit.exchange else None)
 
     async def _dispatch(self, visit: Visit) -> None:
         method, path = visit.request.method, visit.request.path
@@ -255,9 +257,15 @@ class Gateway:
         elif visit.exchange and visit.exchange.call.is_streamed and not responder.is_complete:
             kind = visit.exchange.call.route.streams
             event = shapes.error_event(error, kind, responder.request_id, visit.exchange.events_passed)
-            await responder.write(event)
-            await responder.finish()
-        # Else a whole answer broke off: it is left incomplete, and the server cuts the connection.
+            try:
+                async with asyncio.timeout(LAST_EVENT_S):
+                    await responder.write(event)
+                    await responder.finish()
+            except TimeoutError:
+                responder.cut()
+        elif not responder.is_complete:
+            # A whole answer broke off. Its client may read no more, and closing alone would wait for it.
+            responder.cut()
 
     # --- Calls to engines -----------------------------------------------------------------------------------------------
 
@@ -289,8 +297,8 @@ class Gateway:
             await self._relay.relay(visit.exchange)
 
     def _out_of_time(self, visit: Visit) -> ApiError:
-        """Whose fault it is that a request used up its time: theirs who took the greater part of it."""
-        if visit.client_s > self._settings.timeouts.request_total_s / 2:
+        """Whose fault it is that a request used up its time: the client's where most of it went by without its reading."""
+        if visit.responder.waited_s > self._settings.timeouts.request_total_s / 2:
             return RequestTimedOut("The answer was not read in time.")
         return EngineTimedOut("The request took too long.")
 

@@ -32,6 +32,9 @@ class Flow(Protocol):
     #: Seconds that writes have waited for the client so far, in all requests on this connection.
     waited_s: float
 
+    def cut(self) -> None:
+        """Close the connection now, whatever the client has not read."""
+
 
 class ClientLeft(Exception):
     """The client closed the connection before it had its answer."""
@@ -155,6 +158,11 @@ class Responder:
     async def finish(self, body: bytes = b"") -> None:
         self.is_complete = True
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    def cut(self) -> None:
+        """Give the client up; what it has not read is lost."""
+        if self._flow:
+            self._flow.cut()
 
     async def whole(
         self, status: int, body: bytes, headers: Iterable[Header] = (), content_type: bytes = b"application/json"

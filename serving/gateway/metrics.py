@@ -7,6 +7,7 @@ Labels are few and bounded: routes, outcomes and reasons are ours, models are th
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -115,7 +116,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._slo_of = slo_of
         self._tenants: set[str] = set()
-        self._uncounted: list[tuple[AccessLine, str, Passage | None]] = []
+        self._uncounted: deque[tuple[AccessLine, str, Passage | None]] = deque()
         self._gaps = _GapsOfModels()
         self._look = look
         self._now = _Now()
@@ -198,14 +199,16 @@ class Metrics:
 
     def settle(self, line: AccessLine, model: str | None, passage: Passage | None) -> None:
         """Count one request; `model` is a served one or None, `passage` what an engine had to do with it."""
-        self._uncounted.append((line, model or NO_MODEL, passage))
+        # Without what was said, which would stay in memory until the next scrape.
+        kept = msgspec.structs.replace(line, prompt=None) if line.prompt else line
+        self._uncounted.append((kept, model or NO_MODEL, passage))
         if len(self._uncounted) >= GROUP:
             self._count_all()
 
     def _count_all(self) -> None:
-        uncounted, self._uncounted = self._uncounted, []
-        for line, label, passage in uncounted:
-            self._count(line, label, passage)
+        # One at a time: should one be impossible to count, the others are not lost with it.
+        while self._uncounted:
+            self._count(*self._uncounted.popleft())
 
     def _count(self, line: AccessLine, label: str, passage: Passage | None) -> None:
         self._requests(line.route, label, line.outcome, line.reason).inc()
@@ -228,7 +231,7 @@ class Metrics:
             self._tenants.add(tenant)
         self._tenant_requests(tenant, line.outcome).inc()
         for kind, tokens in (("prompt", line.usage.prompt_tokens), ("completion", line.usage.completion_tokens)):
-            if tokens:
+            if tokens > 0:
                 self._tenant_tokens(tenant, kind).inc(tokens)
 
     def _settle_call(self, line: AccessLine, label: str, passage: Passage) -> None:
@@ -262,7 +265,7 @@ class Metrics:
         usage = line.usage
         counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_prompt_tokens, usage.reasoning_tokens)
         for kind, tokens in zip(TOKEN_KINDS, counts, strict=True):
-            if tokens:
+            if tokens > 0:
                 self._tokens(label, kind).inc(tokens)
 
     async def render(self) -> bytes:

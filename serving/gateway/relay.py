@@ -150,9 +150,10 @@ class Exchange:
                 await self.responder.start(200, headers)
         else:
             self._gaps.observe(now - self._last_byte_at)
-        self._last_byte_at = now
         self._bytes_passed += len(data)
         await self.responder.write(data)
+        # When it was written: while the client does not read, its engine is not slow.
+        self._last_byte_at = self._clock()
 
 
 def session(timeouts: Timeouts, tls: ssl.SSLContext | None = None) -> aiohttp.ClientSession:

@@ -84,6 +84,9 @@ class TimedFlow(FlowControl):
         finally:
             self.waited_s += self._clock() - began_at
 
+    def cut(self) -> None:
+        self._transport.abort()
+
 
 class BoundedHeaders(HttpToolsProtocol):
     """uvicorn's own protocol, which has no bound of its own for headers that never end or never come.
@@ -276,13 +279,14 @@ def write_access(line: AccessLine) -> None:
     A log that cannot be written fails no request.
     """
     if not access.is_probe(line):
-        with contextlib.suppress(OSError):
-            # At once and whole: standard error is buffered by line.
+        with contextlib.suppress(OSError, ValueError):
+            # In one piece: up to 4 KiB, which only a logged prompt exceeds, a pipe mixes it with no other thread's.
             sys.stderr.write(_LogLine(round(time.time(), 3), "info", access.LOGGER, line).text + "\n")
 
 
 def _access_log(log_format: Literal["json", "text"]) -> Callable[[AccessLine], None]:
-    return write_access if log_format == "json" else access.write
+    # Without standard error there is nothing to write to, and logging knows how to keep silent.
+    return write_access if log_format == "json" and sys.stderr else access.write
 
 
 def _start_logging(log_format: Literal["json", "text"]) -> None:

@@ -192,6 +192,8 @@ async def test_what_we_refuse_before_an_engine_is_asked_misses_the_slo(tmp_path:
 
 #: Seconds that a slow one takes, by the gateway's clock: twice what is promised.
 SLOW_S = 2 * SLO.ttft_s
+#: Real seconds too, and so many that writes wait for the client before they are over.
+UNREAD_S = 6.0
 #: More than the sockets on the way hold, so that writes wait for a client that does not read.
 LONG = Script([chat_chunk({"content": "x" * 60_000}, 7, 1)] * 400 + chat_stream(["a", "b"])[-2:])
 
@@ -245,17 +247,32 @@ async def test_a_client_that_reads_slowly_does_not_miss_the_slo(tmp_path: Path, 
     assert (line["duration_s"], line["client_s"]) == (SLOW_S, SLOW_S)
 
 
-async def test_who_reads_until_the_time_is_over_is_not_our_failure(tmp_path: Path, engine: ScriptedEngine) -> None:
-    """A request that used up its time mostly by not being read is the client's mistake, and not judged."""
-    clock, brief = Clock(), Timeouts(**QUICK.model_dump() | {"request_total_s": SLOW_S})
+async def test_who_does_not_read_until_the_time_is_over_is_cut_off(tmp_path: Path, engine: ScriptedEngine) -> None:
+    """Nothing of it stays; it is the client's mistake, in ledger and log, and no SLO is missed."""
+    clock, brief = Clock(), Timeouts(**QUICK.model_dump() | {"request_total_s": UNREAD_S})
     async with running_gateway(tmp_path, (engine.url,), slo=SLO, clock=clock, timeouts=brief) as world:
         engine.say(LONG)
         response = await unread(world)
-        clock.advance(SLOW_S)
-        await until(lambda: engine.aborted)
-        response.close()
+        clock.advance(UNREAD_S)
         line, verdicts = await line_and_verdicts(world)
-    assert (line["outcome"], line["reason"], verdicts) == ("rejected", "request_timeout", {})
+        (row,) = world.rows()
+        with pytest.raises(aiohttp.ClientError):
+            await response.read()
+    assert (line["outcome"], line["reason"], line["status"], verdicts) == ("rejected", "request_timeout", 200, {})
+    assert (row["outcome"], row["status"]) == ("rejected", 200)
+
+
+async def test_a_piece_counts_from_when_the_last_one_was_taken(tmp_path: Path, engine: ScriptedEngine) -> None:
+    """While a client does not read, no gap between tokens grows."""
+    clock = Clock()
+    async with running_gateway(tmp_path, (engine.url,), clock=clock) as world:
+        engine.say(LONG)
+        response = await unread(world)
+        clock.advance(SLOW_S)
+        await response.read()
+        text = await text_of(world)
+    assert value(text, "serving_gateway_inter_token_seconds_count", model=MODEL) > 0
+    assert value(text, "serving_gateway_inter_token_seconds_sum", model=MODEL) == 0
 
 
 async def test_an_engine_that_is_slow_misses_the_slo(tmp_path: Path, engine: ScriptedEngine) -> None:
