@@ -254,10 +254,11 @@ async def test_who_does_not_read_until_the_time_is_over_is_cut_off(tmp_path: Pat
         engine.say(LONG)
         response = await unread(world)
         clock.advance(UNREAD_S)
-        line, verdicts = await line_and_verdicts(world)
-        (row,) = world.rows()
+        await until(lambda: not world.connections)
         with pytest.raises(aiohttp.ClientError):
             await response.read()
+        line, verdicts = await line_and_verdicts(world)
+        (row,) = world.rows()
     assert (line["outcome"], line["reason"], line["status"], verdicts) == ("rejected", "request_timeout", 200, {})
     assert (row["outcome"], row["status"]) == ("rejected", 200)
 

@@ -71,6 +71,8 @@ class World:
         self.lines: list[dict[str, object]] = []
         #: How often a write to a client began to wait for it, or ended: odd while the only one waits.
         self.write_waits = 0
+        #: The server's connections of clients, now.
+        self.connections: set[object] = set()
         self._store = store
         self._ledger = ledger
 
@@ -175,7 +177,7 @@ async def running_gateway(
             world.write_waits += 1
             return clock()
 
-        async with _served(app, bound, write_clock), client:
+        async with _served(app, bound, write_clock) as world.connections, client:
             opened.enter_context(_logged(world.lines))
             if is_awaited:
                 await _until_ready(world)
@@ -191,7 +193,7 @@ async def _until_ready(world: World) -> None:
 
 
 @asynccontextmanager
-async def _served(app: object, bound: socket.socket, write_clock: Callable[[], float]) -> AsyncIterator[None]:
+async def _served(app: object, bound: socket.socket, write_clock: Callable[[], float]) -> AsyncIterator[set[object]]:
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         http=type("Timed", (BoundedHeaders,), {"clock": staticmethod(write_clock)}),
@@ -206,7 +208,7 @@ async def _served(app: object, bound: socket.socket, write_clock: Callable[[], f
     task = asyncio.create_task(server.serve(sockets=[bound]))
     await until(lambda: server.started)
     try:
-        yield
+        yield server.server_state.connections
     finally:
         server.should_exit = True
         await task
