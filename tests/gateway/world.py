@@ -7,7 +7,7 @@ import json
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Set
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -72,7 +72,7 @@ class World:
         #: How often a write to a client began to wait for it, or ended: odd while the only one waits.
         self.write_waits = 0
         #: The server's connections of clients, now.
-        self.connections: set[object] = set()
+        self.connections: Set[object] = set()
         self._store = store
         self._ledger = ledger
 
@@ -193,7 +193,7 @@ async def _until_ready(world: World) -> None:
 
 
 @asynccontextmanager
-async def _served(app: object, bound: socket.socket, write_clock: Callable[[], float]) -> AsyncIterator[set[object]]:
+async def _served(app: object, bound: socket.socket, write_clock: Callable[[], float]) -> AsyncIterator[Set[object]]:
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         http=type("Timed", (BoundedHeaders,), {"clock": staticmethod(write_clock)}),
