@@ -1,16 +1,19 @@
-"""The suite of a whole cluster: `make test-cluster`. It skips, saying why, where kubectl reaches none or KubeRay is not there.
+"""The suite of a whole cluster: `make test-cluster`. It skips, saying why, where kubectl reaches none or there
+is no KubeRay.
 
-What the cluster must have: Kubernetes 1.31 or newer; KubeRay 1.7's operator and definitions; the images of the gateway, the
-CPU engine and the load test, to be pulled or loaded into its nodes; volumes for two claims, from a default StorageClass or as extra values
-say; two cores and 24 GiB in all. test_admission.py needs KubeRay's definitions alone. No load balancer, no ingress, no
-metrics server and no network plugin that enforces policies are asked for.
+What the cluster must have: Kubernetes 1.31 or newer; KubeRay 1.7's operator and definitions; the images of the gateway,
+the CPU engine and the load test, to be pulled or loaded into its nodes; volumes for two claims, from a default
+StorageClass or as extra values say; two cores and 24 GiB in all. test_admission.py needs KubeRay's definitions alone.
+No load balancer, no ingress, no metrics server and no network plugin that enforces policies are asked for.
 
 The kubeconfig is kubectl's own (KUBECONFIG). Everything else is optional:
 
 CLUSTER_TEST_CONTEXT             context of the kubeconfig; else the current one
 CLUSTER_TEST_NAMESPACE           a namespace that is there, and stays; else the suite makes one and deletes it
-CLUSTER_TEST_POD_SECURITY        Pod Security level that is enforced in a namespace the suite makes ("restricted"); empty: none
-CLUSTER_TEST_OPERATOR_NAMESPACE  where KubeRay's operator runs, if it cannot be found; network policies let it in from there
+CLUSTER_TEST_POD_SECURITY        Pod Security level that is enforced in a namespace the suite makes ("restricted");
+                                 empty: none
+CLUSTER_TEST_OPERATOR_NAMESPACE  where KubeRay's operator runs, if it cannot be found; network policies let it in from
+                                 there
 CLUSTER_TEST_REGISTRY            registry and path before repositories (the demo's: localhost/gpt-oss-serving)
 CLUSTER_TEST_TAG                 tag of all images; else the chart's appVersion
 CLUSTER_TEST_GATEWAY_REPOSITORY  repository of the gateway's image, below the registry
@@ -21,11 +24,11 @@ CLUSTER_TEST_ENGINE_REPOSITORY   the same of engines
 CLUSTER_TEST_ENGINE_TAG
 CLUSTER_TEST_LOADTEST_REPOSITORY the same of the load test
 CLUSTER_TEST_LOADTEST_TAG
-CLUSTER_TEST_UPGRADE_TAG         tag that heads and engines are upgraded to; it may be the same image under another tag. Else
-                                 the image stays and a variable of the pods changes
+CLUSTER_TEST_UPGRADE_TAG         tag that heads and engines are upgraded to; it may be the same image under another tag.
+                                 Else the image stays and a variable of the pods changes
 CLUSTER_TEST_PULL_POLICY         Always, IfNotPresent or Never, of all images
-CLUSTER_TEST_VALUES              more values files, between colons; they win over the suite's: storage classes, existing claims,
-                                 `weights.job: none` where no network is, DNS peers, resources
+CLUSTER_TEST_VALUES              more values files, between colons; they win over the suite's: storage classes, existing
+                                 claims, `weights.job: none` where no network is, DNS peers, resources
 CLUSTER_TEST_READY_TIMEOUT_S     seconds until engines answer, images and weights being fetched (1800)
 CLUSTER_TEST_LEAVE_TIMEOUT_S     seconds until pods have left; above `engine.terminationGracePeriodSeconds` (900)
 CLUSTER_TEST_STREAM_TOKENS       length of the stream that outlives its pod; else what an idle engine makes in a minute
@@ -123,7 +126,8 @@ def namespace(given: Parameters) -> Iterator[Kubectl]:
 
 @pytest.fixture(scope="session")
 def installation(request: pytest.FixtureRequest, given: Parameters, namespace: Kubectl) -> Iterator[Installation]:
-    """The release that all steps share, not yet installed; whatever happens, nothing of it is left (CLUSTER_TEST_KEEP)."""
+    """The release that all steps share, not yet installed; whatever happens, nothing is left of it (CLUSTER_TEST_KEEP:
+    everything)."""
     try:
         operator = operator_namespace(namespace, given)
     except NoCluster as reason:

@@ -58,7 +58,7 @@ class Installation:
         self.kubectl = kubectl
         self.helm = helm
         self.parameters = parameters
-        self._base = values.base(parameters, operator_namespace)
+        self._base = values.base(parameters, operator_namespace, kubectl.namespace)
         self.key = ""
 
     # --- helm -----------------------------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ def test_load_from_inside_the_cluster(installation: Installation) -> None:
     assert figures.about.workers == loadjob.WORKERS
     assert figures.totals.requests >= figures.totals.sessions_planned > 0
     assert (figures.failures, figures.totals.sessions_lost) == ((), 0)
-    assert all(it.replicas[MODEL].get("ready") == 1.0 for it in figures.sightings)
+    assert figures.sightings and all(it.replicas[MODEL].get("ready") == 1.0 for it in figures.sightings)
 
 
 def test_scaling_up_leaves_the_first_engine_alone(installation: Installation) -> None:

@@ -14,10 +14,12 @@ from tests.cluster.commands import Object
 from tests.cluster.installation import FULLNAME, RELEASE
 from tests.cluster.parameters import Parameters
 from tests.helm.cells import CHART, Cell, container, environment
-from tests.helm.chart import helm, named
+from tests.helm.chart import helm, named, read
 from tests.helm.schemas import kuberay_problems
 from tests.helm.test_render import CUSTOM, KUBERNETES, problem
 
+#: Of the suite, as a given one would be.
+NAMESPACE = "somewhere"
 GIVEN = Parameters(registry="registry.example.com/serving", tag="7", gateway_tag="8", pull_policy="Never")
 BOTH = frozenset(values.CELLS)
 #: Every state that the suite brings the release to.
@@ -36,9 +38,9 @@ STEPS: dict[str, Object] = {
 def rendered(tmp_path: Path, step: Object, operator: str = "ray-system") -> list[Object]:
     """Every object, with values stacked as Installation.apply stacks them."""
     own = tmp_path / "own.json"
-    own.write_text(json.dumps(values.base(GIVEN, operator)))
+    own.write_text(json.dumps(values.base(GIVEN, operator, NAMESPACE)))
     files = ("--values", str(values.DEMO), "--values", str(own))
-    result = helm("template", RELEASE, str(CHART), "--namespace", "somewhere", *files, values=step)
+    result = helm("template", RELEASE, str(CHART), "--namespace", NAMESPACE, *files, values=step)
     assert not result.returncode, result.stderr
     return [it for it in yaml.load_all(result.stdout, Loader=yaml.CSafeLoader) if it]
 
@@ -81,6 +83,16 @@ def test_images_and_the_operator_are_those_given(tmp_path: Path) -> None:
         assert (ray["image"], ray["imagePullPolicy"]) == ("registry.example.com/serving/engine-cpu:7", "Never")
     (policy,) = [it for it in objects if it["kind"] == "NetworkPolicy" and it["metadata"]["name"].endswith("a-head")]
     assert "ray-system" in json.dumps(policy["spec"]["ingress"])
+
+
+def test_the_suites_pods_may_read_metrics(tmp_path: Path) -> None:
+    """On a cluster that enforces policies the load test sees replicas too; Prometheus is let in as before."""
+    policy = named(rendered(tmp_path, STEPS["one cell"]), "NetworkPolicy", f"{FULLNAME}-gateway")
+
+    (metrics,) = [it for it in policy["spec"]["ingress"] if {"port": 9090} in it["ports"]]
+    selectors = [it["namespaceSelector"] for it in metrics["from"] if "namespaceSelector" in it]
+    namespaces = [it["matchLabels"]["kubernetes.io/metadata.name"] for it in selectors]
+    assert namespaces == ["monitoring", NAMESPACE]
 
 
 def test_a_paused_cell_has_no_pods_and_every_cell_is_held(tmp_path: Path) -> None:
@@ -127,7 +139,8 @@ def test_nothing_that_serves_restarts_a_gateway(tmp_path: Path) -> None:
 
 
 def test_the_load_test_is_the_manifests_with_what_was_given() -> None:
-    """Its image under the suite's registry; options that the command takes, and of two the suite's; as many workers as it awaits."""
+    """Its image under the suite's registry; options that the command takes, and of two the suite's; as many workers as
+    it awaits."""
     service, master, workers = loadjob.manifest(GIVEN, "--url=http://gateway", "--model=m")
 
     containers = [container(it["spec"]["template"]) for it in (master, workers)]
@@ -137,3 +150,11 @@ def test_the_load_test_is_the_manifests_with_what_was_given() -> None:
     assert (asked.url, asked.model, asked.rate) == ("http://gateway", "m", 0.5)
     assert asked.await_workers == workers["spec"]["parallelism"] == workers["spec"]["completions"]
     assert [problem(it, KUBERNETES[-1]) for it in (service, master, workers)] == [None, None, None]
+
+
+def test_the_load_test_has_the_tag_that_all_images_have() -> None:
+    """The chart's appVersion where none is given, whatever the manifest says."""
+    images = [container(it["spec"]["template"])["image"] for it in loadjob.manifest(Parameters())[1:]]
+
+    tag = read(CHART / "Chart.yaml")["appVersion"]
+    assert images == [f"localhost/gpt-oss-serving/loadtest:{tag}"] * 2

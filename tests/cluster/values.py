@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import yaml
+
 from tests.cluster.commands import Object
 from tests.cluster.parameters import IMAGES, Parameters
 from tests.helm.cells import CHART
@@ -28,16 +30,24 @@ _SMALL: Object = {
 }
 
 
-def base(parameters: Parameters, operator_namespace: str) -> Object:
-    """What holds at every step. The operator is let in from wherever it is; an empty namespace leaves the chart's default."""
+def base(parameters: Parameters, operator_namespace: str, namespace: str) -> Object:
+    """What holds at every step. The operator is let in from wherever it is; an empty namespace leaves the chart's default.
+
+    Pods of the suite's own namespace, its load test among them, may read the gateways' metrics, besides the chart's peers.
+    """
     images: Object = {name: given for name in IMAGES if (given := parameters.image(name))}
     if parameters.registry:
         images["registry"] = parameters.registry
-    values: Object = _SMALL | {"images": images}
+    monitoring = yaml.safe_load((CHART / "values.yaml").read_text())["networkPolicy"]["monitoring"]
+    policy: Object = {"monitoring": [*monitoring, _peer(namespace)]}
     if operator_namespace:
-        peer = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": operator_namespace}}}
-        values["networkPolicy"] = {"operator": [peer]}
-    return values
+        policy["operator"] = [_peer(operator_namespace)]
+    return _SMALL | {"images": images, "networkPolicy": policy}
+
+
+def _peer(namespace: str) -> Object:
+    """Every pod of that namespace, as network policies name it."""
+    return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}
 
 
 def step(

@@ -11,11 +11,14 @@ pytestmark = pytest.mark.images
 
 
 def test_code_from_a_volume_runs_in_it(podman: Podman, loadtest: str) -> None:
-    """Master and worker start as the Jobs start them; a module the image lacks a package for would not import."""
+    """The image's Python reads the command line of master and worker out of a mounted folder, and imports what sends and
+    what draws; no load is sent. A module the image lacks a package for would not import."""
     options = ["-v", f"{ROOT / 'loadtest'}:/code/loadtest:ro", "--env", "PYTHONPATH=/code"]
-    with podman.running(loadtest, ["-m", "loadtest", "worker", "--help"], [*options, "--entrypoint", "python"]) as it:
-        assert podman("wait", it.id) == "0", it.log()
-        assert "--master" in it.log()
+    for command, option in (("run", "--await-workers"), ("worker", "--master")):
+        shown = ["-m", "loadtest", command, "--help"]
+        with podman.running(loadtest, shown, [*options, "--entrypoint", "python"]) as it:
+            assert podman("wait", it.id) == "0", it.log()
+            assert option in it.log()
     draw = "import loadtest.swarm, loadtest.charts"
     with podman.running(loadtest, ["-c", draw], [*options, "--entrypoint", "python"]) as it:
         assert podman("wait", it.id) == "0", it.log()
