@@ -14,6 +14,7 @@ import pytest
 from loadtest.__main__ import main
 from tests.gateway.world import World, running_gateway
 from tests.loadtest.running import PROMPT_TOKENS, ROOT, Finished, Talker, loadtest
+from tests.long.test_load import USERS
 from tests.scripted_engine import ScriptedEngine
 from tests.unpacked import unpacked
 
@@ -85,9 +86,31 @@ def test_each_object_is_made_of_what_is_there(tmp_path: Path, line: str) -> None
 
 
 def test_every_command_is_run_somewhere() -> None:
-    """Here, in tests/long (`make loadtest`), or not before there is a cluster: kubectl's apply, wait and logs."""
+    """Here, in tests/long (`make loadtest`), or in tests/cluster, which makes the manifest's objects, waits for the Job and
+    reads its log by commands of its own: kubectl's apply, wait and logs."""
     left = [line for line in LINES if line not in RUNS and line not in KUBECTL and "loadtest report" not in line]
     assert left == ["make loadtest"]
     asks_a_cluster = [line.split()[3] for line in KUBECTL if " create " not in line]
     assert asks_a_cluster == ["apply", "wait", "logs"]
     assert len(RUNS) == 6
+
+
+def test_make_loadtest_is_what_tests_long_measures() -> None:
+    """The recipe has the users and the SLO that tests/long repeats; another stack than this machine's has all of them but
+    the laptop's SLO."""
+    repeated = _pairs(list(USERS))
+    assert repeated <= _recipe()
+    assert repeated - _recipe("URL=http://x") == {("--tpot-s", "0.25")}
+
+
+def _recipe(*variables: str) -> set[tuple[str, str]]:
+    """The options of `make loadtest`, as make would run it with its own defaults and these variables."""
+    line = ["make", "--dry-run", "loadtest", *variables]
+    environment = {"PATH": os.environ["PATH"]}
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    return _pairs(shlex.split(done.stdout.partition("-m loadtest run")[2].replace("\\\n", " ")))
+
+
+def _pairs(words: list[str]) -> set[tuple[str, str]]:
+    """Options with their values."""
+    return set(zip(words[::2], words[1::2], strict=True))

@@ -26,7 +26,7 @@ from tests.waiting import until
 pytestmark = [pytest.mark.long, pytest.mark.timeout(2400)]
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Users, sizes and SLO of `make loadtest`.
+#: Users, sizes and SLO of `make loadtest`; tests/loadtest/test_readme.py compares them with the Makefile.
 USERS = ("--mix", "chat=8,agent=1,document=1", "--token-scale", "0.2", "--tpot-s", "0.25")
 #: More sessions a second than two cores can serve: what is answered meanwhile is what they can.
 CROWD_PER_S = 6
@@ -39,7 +39,8 @@ RSS_PEAK_MAX_MIB, RSS_GROWTH_MAX_MIB = 96.0, 48.0
 
 
 def test_make_loadtest_starts_a_stack_and_ends_it(tmp_path: Path) -> None:
-    """Where nothing answers: a stack, a report of a ramp whose lowest load was kept, and nothing left running."""
+    """Where nothing answers: a stack, a report of a ramp whose lowest load had answers inside the SLO, and nothing left
+    running."""
     home, port = tmp_path / "home", free_port()
     home.mkdir()
     (home / "models").symlink_to(CACHE / "models")
