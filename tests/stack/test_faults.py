@@ -51,10 +51,10 @@ def test_killing_the_directory_under_load_fails_no_request(stack: Stack, client:
 
 
 #: Each costs an engine start; a scripted tree loses every one of its members in tests/engine/test_supervisor.py.
-SLOW = [pytest.param(name, marks=pytest.mark.long) for name in ("supervisor", "EngineCore", "Worker")]
+SLOW = [pytest.param(name, marks=pytest.mark.long) for name in ("replica", "supervisor", "EngineCore", "Worker")]
 
 
-@pytest.mark.parametrize("victim", ["replica", "server", *SLOW])
+@pytest.mark.parametrize("victim", ["server", *SLOW])
 def test_killing_any_member_leaves_nobody_and_brings_a_replacement(
     stack: Stack, client: openai.OpenAI, victim: str
 ) -> None:

@@ -22,7 +22,10 @@ def test_two_stacks_run_side_by_side(stack: Stack, tiny: Stack) -> None:
         assert call(mine.directory_url(), "GET", "/directory", headers=bearer(other.secret))[0] == 401
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGINT, id="Ctrl-C"), pytest.param(signal.SIGTERM, id="SIGTERM", marks=pytest.mark.long)],
+)
 def test_a_stack_stopped_while_it_starts_leaves_nobody(tmp_path: Path, number: signal.Signals) -> None:
     """In the middle of loading an engine, a stop ends every process and removes its scratch folders."""
     starting = Stack(tmp_path, SMOLLM2)
