@@ -15,7 +15,6 @@ import pytest
 
 from tests.cluster import values
 from tests.cluster.commands import CommandFailed, Kubectl, Object
-from tests.cluster.parameters import Parameters
 from tests.cluster.test_values import STEPS
 from tests.helm.cells import SCENARIOS, render
 from tests.helm.chart import FILES
@@ -24,6 +23,8 @@ from tests.helm.test_render import WAYS_IN
 pytestmark = pytest.mark.cluster
 
 EXEMPTIONS = "gpt-oss-serving/pod-security-exemptions"
+#: The label of a namespace that says which Pod Security it enforces, as jsonpath writes it.
+ENFORCED = r"pod-security\.kubernetes\.io/enforce"
 #: Of a pod's spec: names of what the cluster would have to have, and has only where the values are used.
 ELSEWHERE = {"serviceAccountName", "priorityClassName", "runtimeClassName"}
 SETS: dict[str, Callable[[], list[Object]]] = {
@@ -34,7 +35,7 @@ SETS: dict[str, Callable[[], list[Object]]] = {
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_the_api_server_takes_every_object(namespace: Kubectl, given: Parameters, name: str) -> None:
+def test_the_api_server_takes_every_object(namespace: Kubectl, name: str) -> None:
     """All objects, and a pod of each template, pass its strict validation and the namespace's Pod Security.
 
     Refused are the pods that name an exemption, and no others; kinds that are not in the cluster are left out.
@@ -46,10 +47,11 @@ def test_the_api_server_takes_every_object(namespace: Kubectl, given: Parameters
     taken, said = _taken(namespace, [*objects, *templates])
 
     exempt = {_key(it) for it in templates if EXEMPTIONS in it["metadata"].get("annotations", {})}
-    refused = {_key(it) for it in [*objects, *templates]} - taken
-    # A namespace that was given may enforce a level or none.
-    levels = [exempt, set()] if given.namespace else [exempt if given.pod_security == "restricted" else set()]
-    assert refused in levels, said
+    # Asked, because a namespace that was given may enforce any level.
+    enforced = namespace(
+        "get", "namespace", namespace.namespace, "--output", f"jsonpath={{.metadata.labels.{ENFORCED}}}"
+    )
+    assert {_key(it) for it in [*objects, *templates]} - taken == (exempt if enforced == "restricted" else set()), said
 
 
 def _pods_of(objects: list[Object]) -> list[Object]:
