@@ -12,7 +12,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from loadtest.figures import Figures, Quantiles, Window
-from serving.gateway.slo import Verdict
+from serving.gateway.observe.slo import Verdict
 
 #: Of the outcome of a request, wherever one is shown: from Okabe and Ito, which colour-blind readers can tell apart.
 COLOURS = {

@@ -16,7 +16,7 @@ from loadtest.failures import LOST
 from loadtest.outcomes import Outcome, Slo, judge
 from loadtest.watch import Sighting
 from loadtest.workload import Session
-from serving.gateway.slo import Verdict
+from serving.gateway.observe.slo import Verdict
 
 SCHEMA = 1
 #: Windows of a run without steps of its own.

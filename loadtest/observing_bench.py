@@ -21,13 +21,14 @@ from pathlib import Path
 
 from loadtest.relay_bench import cpu_s, engine, free_port, gateway, read_streams, wait_for
 from serving.config import GatewaySettings
-from serving.gateway import app, relay, server
-from serving.gateway.access import AccessLine
-from serving.gateway.gaps import Gaps
-from serving.gateway.ledger import Usage
-from serving.gateway.metrics import TENANTS_MAX, Metrics, Snapshot
+from serving.gateway import app, server
+from serving.gateway.ledger.ledger import Usage
+from serving.gateway.observe.access import AccessLine
+from serving.gateway.observe.gaps import Gaps
+from serving.gateway.observe.metrics import TENANTS_MAX, Metrics, Snapshot
 from serving.gateway.outcome import Outcome
 from serving.gateway.passage import Passage
+from serving.gateway.relay import relay
 
 #: One shape a line: streams at once, chunks of each. Short answers show what a request costs, long ones what a chunk does.
 SHAPES = ((32, 20), (32, 200))

@@ -13,7 +13,7 @@ from itertools import pairwise
 import msgspec
 
 from loadtest.workload import Kind
-from serving.gateway.slo import Verdict
+from serving.gateway.observe.slo import Verdict
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):

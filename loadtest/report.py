@@ -11,7 +11,7 @@ import msgspec
 from loadtest import charts
 from loadtest.figures import SCHEMA, Figures, Quantiles
 from serving.errors import Refusal
-from serving.gateway.slo import Verdict
+from serving.gateway.observe.slo import Verdict
 
 JSON, HTML = "report.json", "report.html"
 

@@ -13,7 +13,8 @@ import typer
 
 from serving import catalog, config, secret
 from serving.errors import Refusal
-from serving.gateway import commands, keys
+from serving.gateway.cli import commands
+from serving.gateway.identity import keys
 from serving.operate import commands as operate
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)

@@ -27,19 +27,22 @@ from serving.errors import (
     RouteNotFound,
     Unauthenticated,
 )
-from serving.gateway import access, calls, relay, shapes
-from serving.gateway.access import AccessLine
-from serving.gateway.asgi import ClientLeft, Header, Receive, Request, Responder, Scope, Send, require_json
-from serving.gateway.demand import Demands
-from serving.gateway.fleet import Fleet, Model
-from serving.gateway.ledger import Entry, Ledger, Usage
-from serving.gateway.metrics import Metrics, Snapshot
+from serving.gateway.dialects import calls
+from serving.gateway.dialects.routes import ENGINE_ROUTES, EngineRoute, dialect_of
+from serving.gateway.fleet.demand import Demands
+from serving.gateway.fleet.fleet import Fleet, Model
+from serving.gateway.fleet.sources import DirectorySource, EngineSource, Source
+from serving.gateway.http import bodies as shapes
+from serving.gateway.http.asgi import ClientLeft, Header, Receive, Request, Responder, Scope, Send, require_json
+from serving.gateway.identity.tenants import Caller, Tenants
+from serving.gateway.ledger.ledger import Entry, Ledger, Usage
+from serving.gateway.observe import access
+from serving.gateway.observe.access import AccessLine
+from serving.gateway.observe.metrics import Metrics, Snapshot
+from serving.gateway.observe.tracing import Trace, Tracing
 from serving.gateway.outcome import outcome_of, reason_of
-from serving.gateway.relay import Exchange, Relay
-from serving.gateway.routes import ENGINE_ROUTES, EngineRoute, dialect_of
-from serving.gateway.sources import DirectorySource, EngineSource, Source
-from serving.gateway.tenants import Caller, Tenants
-from serving.gateway.tracing import Trace, Tracing
+from serving.gateway.relay import relay
+from serving.gateway.relay.relay import Exchange, Relay
 from serving.secret import PlaneSecret
 from serving.wire import ASLEEP, ReplicaState
 

@@ -6,7 +6,7 @@ import asyncio
 from enum import StrEnum
 
 from serving.errors import ApiError, InternalError
-from serving.gateway.asgi import ClientLeft
+from serving.gateway.http.asgi import ClientLeft
 
 
 class Outcome(StrEnum):

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 import msgspec
 
-from serving.gateway.gaps import Gaps
+from serving.gateway.observe.gaps import Gaps
 
 
 class Failure(StrEnum):

@@ -21,15 +21,17 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.config import GatewaySettings, Settings
 from serving.errors import Refusal
-from serving.gateway import access, certificates, opening, tracing
-from serving.gateway.access import AccessLine
 from serving.gateway.app import METRICS_TYPE, Gateway, create_app
-from serving.gateway.asgi import FLOW, Receive, Request, Responder, Scope, Send
-from serving.gateway.certificates import Loaded
-from serving.gateway.ledger import Ledger
-from serving.gateway.metrics import Metrics
-from serving.gateway.tenants import Tenants
-from serving.gateway.tracing import Tracing
+from serving.gateway.cli import opening
+from serving.gateway.http import certificates
+from serving.gateway.http.asgi import FLOW, Receive, Request, Responder, Scope, Send
+from serving.gateway.http.certificates import Loaded
+from serving.gateway.identity.tenants import Tenants
+from serving.gateway.ledger.ledger import Ledger
+from serving.gateway.observe import access, tracing
+from serving.gateway.observe.access import AccessLine
+from serving.gateway.observe.metrics import Metrics
+from serving.gateway.observe.tracing import Tracing
 from serving.secret import PlaneSecret
 
 #: Connections the kernel holds until they are accepted.

@@ -6,8 +6,8 @@ import warnings
 
 import pytest
 
-from serving.gateway.events import without_usage
-from serving.gateway.fields import FIELDS
+from serving.gateway.dialects.fields import FIELDS
+from serving.gateway.relay.events import without_usage
 
 with warnings.catch_warnings():
     # torch warns of its own deprecated parts while it is imported; tests treat warnings as errors.

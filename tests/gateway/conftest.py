@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from serving.config import StoreSettings
-from serving.gateway.store import Store
+from serving.gateway.store.store import Store
 from tests.gateway.places import Place, PostgresPlace, SqlitePlace
 from tests.gateway.postgres import MIGRATED, Server, running
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 
 from serving.config import Settings, StoreSettings
-from serving.gateway.store import Store
+from serving.gateway.store.store import Store
 from tests.gateway.postgres import STATEMENT_TIMEOUT_MS, Server
 
 

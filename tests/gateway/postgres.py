@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import psycopg
 
-from serving.gateway import schema
+from serving.gateway.store import schema
 from tests.waiting import until
 
 # Located, not imported: the import looks for a runtime folder that not every machine has.

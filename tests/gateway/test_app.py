@@ -13,9 +13,9 @@ import openai
 import pytest
 
 from serving.gateway.app import Visit
-from serving.gateway.asgi import Request, Responder
-from serving.gateway.calls import cache_salt
-from serving.gateway.tracing import Trace
+from serving.gateway.dialects.calls import cache_salt
+from serving.gateway.http.asgi import Request, Responder
+from serving.gateway.observe.tracing import Trace
 from tests.gateway.world import CHAT, QUICK, World, running_gateway, until
 from tests.scripted_engine import (
     MODEL,

@@ -17,9 +17,9 @@ from pathlib import Path
 import aiohttp
 import uvicorn
 
-from serving.gateway.access import AccessLine
-from serving.gateway.asgi import Receive, Responder, Scope, Send
-from serving.gateway.keys import mint
+from serving.gateway.http.asgi import Receive, Responder, Scope, Send
+from serving.gateway.identity.keys import mint
+from serving.gateway.observe.access import AccessLine
 from serving.gateway.server import BoundedHeaders, write_access
 from tests.gateway.places import PostgresPlace
 from tests.gateway.world import CHAT, until

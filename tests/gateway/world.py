@@ -17,14 +17,14 @@ from sqlalchemy import select
 
 from serving.config import GatewaySettings, Slo, Timeouts
 from serving.gateway.app import create_app
-from serving.gateway.keys import Keyring
-from serving.gateway.ledger import Ledger
-from serving.gateway.registry import Registry
+from serving.gateway.identity.keys import Keyring
+from serving.gateway.identity.registry import Registry
+from serving.gateway.identity.tenants import Tenants
+from serving.gateway.ledger.ledger import Ledger
+from serving.gateway.observe.tracing import Tracing
 from serving.gateway.server import BoundedHeaders
-from serving.gateway.store import Store
-from serving.gateway.tables import ledger as ledger_table
-from serving.gateway.tenants import Tenants
-from serving.gateway.tracing import Tracing
+from serving.gateway.store.store import Store
+from serving.gateway.store.tables import ledger as ledger_table
 from serving.secret import PlaneSecret
 from tests.scripted_engine import MODEL
 

@@ -13,7 +13,7 @@ from loadtest.figures import About, Figures, Window
 from loadtest.outcomes import Outcome, Slo, judge, packed
 from loadtest.watch import sighting
 from loadtest.workload import Kind, Session
-from serving.gateway.slo import Verdict
+from serving.gateway.observe.slo import Verdict
 
 SLO = Slo(ttft_s=2.0, tpot_s=0.1)
 ABOUT = About(

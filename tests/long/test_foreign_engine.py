@@ -19,8 +19,8 @@ from serving.config import EngineSettings
 from serving.engine import command, processes
 from serving.engine.checkpoints import store as checkpoints
 from serving.engine.command import EngineSpec
-from serving.gateway.store import Store
-from serving.gateway.usage import Call, calls
+from serving.gateway.ledger.usage import Call, calls
+from serving.gateway.store.store import Store
 from tests.long.leaving import answering
 from tests.stack.conftest import SMOLLM2
 from tests.stack.http import bearer, call

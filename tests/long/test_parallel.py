@@ -16,7 +16,7 @@ from psutil import CONN_ESTABLISHED
 from serving.engine.checkpoints import bodies
 from serving.engine.checkpoints.conversations import CONVERSATIONS, Assistant, Conversation, ToolCall
 from serving.engine.engine import RUNNING_METRIC
-from serving.gateway.usage import Call
+from serving.gateway.ledger.usage import Call
 from tests.engine.cpu_expert_parallel import known_to_vllm
 from tests.long.leaving import answering
 from tests.stack.conftest import SMOLLM2, TINY

@@ -12,7 +12,7 @@ import metrics_catalog
 from metrics_catalog import Metric, catalog
 from serving.config import GatewaySettings
 from serving.engine.directory import Listing
-from serving.gateway.metrics import Metrics, Snapshot
+from serving.gateway.observe.metrics import Metrics, Snapshot
 from tests.clock import Clock
 from tests.monitoring.catalog import differences, differences_of_text, exposition
 from tests.monitoring.queries import DASHBOARDS

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from serving.errors import Refusal
-from serving.gateway import keys
+from serving.gateway.identity import keys
 from serving.operate import secrets
 from tests.certificates import issue
 

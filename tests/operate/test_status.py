@@ -12,8 +12,8 @@ import pytest
 
 from serving.config import GatewaySettings
 from serving.gateway.app import HealthOfModels
-from serving.gateway.fleet import Model
-from serving.gateway.metrics import Metrics, Snapshot
+from serving.gateway.fleet.fleet import Model
+from serving.gateway.observe.metrics import Metrics, Snapshot
 from serving.operate.cluster import Cluster
 from serving.operate.commands import watch
 from serving.operate.status import Status

@@ -22,8 +22,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import config
 from serving.engine import processes
 from serving.engine.app import RAY_TOKEN_FILE
-from serving.gateway.store import Store
-from serving.gateway.usage import Call, calls
+from serving.gateway.ledger.usage import Call, calls
+from serving.gateway.store.store import Store
 from serving.wire import DirectoryAnswer, Listed, ReplicaState
 from tests.waiting import until
 

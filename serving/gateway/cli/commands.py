@@ -1,0 +1,275 @@
+"""Commands: `serving tenants`, `keys`, `usage`, `store migrate`, `backup` and `restore`.
+
+They work on the database itself, whether or not a gateway runs.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from serving.config import Settings, load
+from serving.errors import Refusal
+from serving.gateway.cli import backup as backups
+from serving.gateway.cli import opening
+from serving.gateway.cli.opening import opened, opened_store
+from serving.gateway.identity.keys import id_of
+from serving.gateway.identity.registry import Key, Registry, Tenant
+from serving.gateway.ledger.usage import By, Call, Sum, totals
+from serving.gateway.ledger.usage import calls as newest_calls
+
+SECONDS_PER_DAY = 86_400.0
+SECONDS_PER_HOUR = 3_600.0
+#: Calls that `serving usage --calls` holds in memory at once.
+CALLS_MAX = 100_000
+
+tenants = typer.Typer(help="The teams that use and pay.", no_args_is_help=True)
+keys = typer.Typer(help="The keys they call with.", no_args_is_help=True)
+store = typer.Typer(help="The database in which both are kept.", no_args_is_help=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")]
+
+
+@tenants.command("create")
+def create_tenant(context: typer.Context, name: str) -> None:
+    """Add a tenant."""
+    with _registry(_settings(context)) as registry:
+        registry.create_tenant(name)
+    typer.echo(f"Tenant {name} is there; `serving keys create {name}` makes its first key.")
+
+
+@tenants.command("list")
+def list_tenants(context: typer.Context, as_json: AsJson = False) -> None:
+    """Every tenant."""
+    with _registry(_settings(context)) as registry:
+        found = registry.tenants()
+    if as_json:
+        _print_json(found)
+    else:
+        _print_table(("NAME", "ID", "CREATED", "STATE"), [_tenant_cells(tenant) for tenant in found])
+
+
+@tenants.command("update")
+def update_tenant(
+    context: typer.Context,
+    name: str,
+    is_disabled: Annotated[bool | None, typer.Option("--disable/--enable", help="Refuse or admit its calls.")] = None,
+    new_name: Annotated[str | None, typer.Option("--rename", help="Its new name.")] = None,
+) -> None:
+    """Disable, enable or rename a tenant; its keys and its ledger stay."""
+    if is_disabled is None and new_name is None:
+        raise Refusal("Say what to change: --disable, --enable or --rename NAME.")
+    with _registry(_settings(context)) as registry:
+        tenant = registry.update_tenant(name, is_disabled=is_disabled, new_name=new_name)
+    typer.echo(f"Tenant {tenant.name} is {_state(tenant)}.")
+
+
+@keys.command("create")
+def create_key(
+    context: typer.Context,
+    tenant: str,
+    name: Annotated[str, typer.Option(help="What or whom the key is for.")] = "",
+    expires_days: Annotated[float | None, typer.Option("--expires-days", min=0.0, help="Days it works.")] = None,
+    is_quiet: Annotated[bool, typer.Option("--quiet", help="Print the key alone.")] = False,
+) -> None:
+    """Make a key for a tenant and print it, this once."""
+    lifetime_s = None if expires_days is None else expires_days * SECONDS_PER_DAY
+    with _registry(_settings(context)) as registry:
+        registry.create_key(tenant, name=name, lifetime_s=lifetime_s, show=lambda key: _print_key(key, is_quiet))
+
+
+@keys.command("list")
+def list_keys(
+    context: typer.Context, tenant: Annotated[str | None, typer.Argument()] = None, as_json: AsJson = False
+) -> None:
+    """Every key, or one tenant's; never the secret part."""
+    with _registry(_settings(context)) as registry:
+        found = registry.keys(tenant)
+    if as_json:
+        _print_json(found)
+    else:
+        header = ("ID", "TENANT", "NAME", "CREATED", "EXPIRES", "STATE")
+        _print_table(header, [_key_cells(key, time.time()) for key in found])
+
+
+@keys.command("rotate")
+def rotate_key(
+    context: typer.Context,
+    key_id: str,
+    grace_hours: Annotated[float, typer.Option("--grace-hours", min=0.0, help="Hours the old key still works.")] = 24.0,
+    is_quiet: Annotated[bool, typer.Option("--quiet", help="Print the new key alone.")] = False,
+) -> None:
+    """Make a new key like this one, which itself ends after the grace."""
+    with _registry(_settings(context)) as registry:
+        grace_s = grace_hours * SECONDS_PER_HOUR
+        registry.rotate_key(key_id, grace_s=grace_s, show=lambda key: _print_key(key, is_quiet))
+    if not is_quiet:
+        typer.echo(f"The old key {key_id} works for another {grace_hours:g} hours at most.")
+
+
+@keys.command("revoke")
+def revoke_key(context: typer.Context, key_id: str) -> None:
+    """End a key now."""
+    settings = _settings(context)
+    with _registry(settings) as registry:
+        registry.revoke_key(key_id)
+    typer.echo(f"Key {key_id} is revoked; running gateways refuse it within {settings.gateway.key_cache_s:g} seconds.")
+
+
+def usage(
+    context: typer.Context,
+    tenant: Annotated[str | None, typer.Option(help="One tenant alone.")] = None,
+    since: Annotated[str | None, typer.Option(help="Calls from this ISO date or time on (UTC unless it says).")] = None,
+    by: Annotated[By, typer.Option(help="What to add up over.")] = By.TENANT,
+    calls: Annotated[
+        int, typer.Option(min=0, max=CALLS_MAX, help="Show this many of the newest calls, one a line, unsummed.")
+    ] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Requests and tokens, exact and estimated apart."""
+    since_s = None if since is None else _moment(since)
+    if calls:
+        _show_calls(_settings(context), tenant, since_s, calls, as_json)
+        return
+    with opened_store(_settings(context)) as store:
+        sums = totals(store, by, tenant=tenant, since=since_s)
+    if as_json:
+        _print_json(sums)
+    else:
+        counts = ("REQUESTS", "PROMPT", "CACHED", "COMPLETION", "REASONING")
+        header = (by.value.upper(), *counts, "EST.REQUESTS", "EST.PROMPT", "EST.COMPLETION", "OPEN")
+        _print_table(header, [_sum_cells(total) for total in sums])
+
+
+@store.command("migrate")
+def migrate_store(context: typer.Context) -> None:
+    """Bring the database to this version's tables, and register the key of store.first_key_file; safe to repeat."""
+    first = opening.migrate(_settings(context))
+    typer.echo("The database has the tables of this version.")
+    if first is not None:
+        typer.echo(f"Key {first.id} of tenant {first.tenant} is {first.state(time.time())}.")
+
+
+def backup(
+    context: typer.Context, file: Annotated[Path, typer.Argument(help="Where to; an older backup is replaced.")]
+) -> None:
+    """Write tenants, keys, pepper and ledger to one file, also while gateways run. Keep it as secret as the pepper."""
+    with opened(_settings(context)) as (database, keyring):
+        counts = backups.write(database, keyring, file, time.time)
+    typer.echo(f"{file} holds {_counted(counts)}.")
+
+
+def restore(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="A file that `serving backup` wrote, from either database.")],
+    pepper_out: Annotated[
+        Path | None, typer.Option("--pepper-out", help="Write the pepper here, where store.pepper_file is not ours.")
+    ] = None,
+) -> None:
+    """Fill a new store from a backup; restart its gateways afterwards."""
+    settings = _settings(context)
+    with opened_store(settings) as database:
+        counts = backups.restore(database, file, pepper_file=settings.store.pepper_file, pepper_out=pepper_out)
+    typer.echo(f"Restored {_counted(counts)}.")
+    if pepper_out is not None:
+        typer.echo(f"The pepper is in {pepper_out}: no gateway starts before it is where its settings look for it.")
+    elif settings.store.first_key_file is not None:
+        opening.migrate(settings)
+
+
+def _show_calls(settings: Settings, tenant: str | None, since_s: float | None, limit: int, as_json: bool) -> None:
+    with opened_store(settings) as store:
+        newest = newest_calls(store, tenant=tenant, since=since_s, limit=limit)
+    if as_json:
+        _print_json(newest)
+    else:
+        who = ("STARTED", "TENANT", "KEY", "ROUTE", "MODEL", "STATUS", "OUTCOME")
+        _print_table((*who, "PROMPT", "COMPLETION", "ESTIMATED BY"), [_call_cells(call) for call in newest])
+
+
+@contextmanager
+def _registry(settings: Settings) -> Iterator[Registry]:
+    with opened(settings) as (store, keyring):
+        yield Registry(store, keyring, time.time)
+
+
+def _settings(context: typer.Context) -> Settings:
+    """The settings the root command has read, or the defaults and environment when it left none."""
+    return context.find_object(Settings) or load()
+
+
+def _moment(text: str) -> float:
+    try:
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC).timestamp()
+    except (ValueError, OverflowError):
+        raise Refusal(f"'{text}' is not an ISO date or time, such as 2026-11-22 or 2026-11-22T10:00:00Z.") from None
+
+
+def _print_key(key: str, is_quiet: bool) -> None:
+    typer.echo(key if is_quiet else f"Key {id_of(key)}, shown this once:\n\n  {key}\n")
+    sys.stdout.flush()  # what finds no room is to be known now
+
+
+def _print_json(items: Sequence[msgspec.Struct]) -> None:
+    typer.echo(msgspec.json.format(msgspec.json.encode(items)).decode())
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Aligned columns: numbers to the right, everything else to the left."""
+    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+    is_number = [bool(rows) and all(row[at].isdigit() for row in rows) for at in range(len(header))]
+    for row in (header, *rows):
+        cells = zip(row, widths, is_number, strict=True)
+        line = "  ".join(cell.rjust(width) if right else cell.ljust(width) for cell, width, right in cells)
+        typer.echo(line.rstrip())
+
+
+def _tenant_cells(tenant: Tenant) -> tuple[str, ...]:
+    return (tenant.name, tenant.id, _date(tenant.created_at), _state(tenant))
+
+
+def _key_cells(key: Key, now: float) -> tuple[str, ...]:
+    return (key.id, key.tenant, key.name or "-", _date(key.created_at), _date(key.expires_at), key.state(now))
+
+
+def _sum_cells(total: Sum) -> tuple[str, ...]:
+    exact, estimated = total.exact, total.estimated
+    numbers = (
+        exact.requests,
+        exact.prompt_tokens,
+        exact.cached_prompt_tokens,
+        exact.completion_tokens,
+        exact.reasoning_tokens,
+        estimated.requests,
+        estimated.prompt_tokens,
+        estimated.completion_tokens,
+        total.open_requests,
+    )
+    return (total.group, *(str(number) for number in numbers))
+
+
+def _call_cells(call: Call) -> tuple[str, ...]:
+    tokens = (str(call.prompt_tokens), str(call.completion_tokens), call.estimated_by or "-")
+    who = (_date(call.started_at), call.tenant, call.key_id)
+    return (*who, call.route, call.model or "-", str(call.status), call.outcome, *tokens)
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return f"{counts['tenants']} tenants, {counts['keys']} keys and {counts['ledger']} calls"
+
+
+def _state(tenant: Tenant) -> str:
+    return "enabled" if tenant.disabled_at is None else "disabled"
+
+
+def _date(moment: float | None) -> str:
+    return "-" if moment is None else datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M")

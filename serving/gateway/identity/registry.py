@@ -1,0 +1,273 @@
+"""Registry: what operators do to tenants and keys. The request path only reads the result (`tenants.py`)."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+from sqlalchemy import Connection, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from serving.errors import Refusal
+from serving.gateway.identity.keys import Keyring, id_of, mint
+from serving.gateway.store.store import Store, locked, write_private
+from serving.gateway.store.tables import keys, tenants
+
+FIRST_TENANT = "default"
+FIRST_KEY_NAME = "admin"
+FIRST_KEY_FILE = "admin.key"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+#: Characters of a key's name.
+_KEY_NAME_MAX = 64
+#: Seconds a key may be given to live, and an old one beside the new: a hundred years, so that every date has four digits.
+_LIFETIME_MAX_S = 36_500 * 86_400.0
+
+
+class Tenant(msgspec.Struct, frozen=True):
+    """A paying team. Times are seconds since the epoch."""
+
+    id: str
+    name: str
+    created_at: float
+    disabled_at: float | None = None
+
+
+class Key(msgspec.Struct, frozen=True):
+    """What may be told about a key. Times are seconds since the epoch."""
+
+    id: str
+    tenant: str
+    name: str
+    created_at: float
+    expires_at: float | None
+    revoked_at: float | None
+
+    def state(self, now: float) -> str:
+        """`active`, `expired` or `revoked`."""
+        if self.revoked_at is not None:
+            return "revoked"
+        return "expired" if self.expires_at is not None and self.expires_at <= now else "active"
+
+
+def _nobody(_: str) -> None:
+    """Shows a key to nobody."""
+
+
+class Registry:
+    """Tenants and keys of one store. Methods raise Refusal for what cannot be done, StoreUnavailable in an outage."""
+
+    def __init__(self, store: Store, keyring: Keyring, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._keyring = keyring
+        self._clock = clock
+
+    def create_tenant(self, name: str) -> Tenant:
+        tenant = Tenant(id=secrets.token_hex(8), name=_checked(name), created_at=self._clock())
+        try:
+            with self._store.begin() as connection:
+                connection.execute(insert(tenants), [msgspec.structs.asdict(tenant)])
+        except IntegrityError:
+            raise Refusal(f"There is a tenant called '{name}' already.") from None
+        return tenant
+
+    def tenants(self) -> list[Tenant]:
+        with self._store.begin() as connection:
+            return [
+                msgspec.convert(row, Tenant, from_attributes=True)
+                for row in connection.execute(select(tenants).order_by(tenants.c.name))
+            ]
+
+    def update_tenant(self, name: str, *, is_disabled: bool | None = None, new_name: str | None = None) -> Tenant:
+        """Disable, enable or rename; None leaves as it is. A disabled tenant keeps its keys and its ledger."""
+        try:
+            with self._store.begin() as connection:
+                before = _tenant_called(connection, name)
+                disabled_at = before.disabled_at
+                if is_disabled is not None:
+                    disabled_at = (disabled_at or self._clock()) if is_disabled else None
+                after = msgspec.structs.replace(
+                    before, name=_checked(new_name) if new_name else name, disabled_at=disabled_at
+                )
+                change = update(tenants).where(tenants.c.id == before.id)
+                connection.execute(change.values(name=after.name, disabled_at=after.disabled_at))
+        except IntegrityError:
+            raise Refusal(f"There is a tenant called '{new_name}' already.") from None
+        return after
+
+    def create_key(
+        self, tenant: str, *, name: str = "", lifetime_s: float | None = None, show: Callable[[str], None] = _nobody
+    ) -> str:
+        """A new key for `tenant`: this return value is the only time it is seen, but for `show`.
+
+        That is called before the key is kept: where it raises, nothing has happened.
+        """
+        if len(name) > _KEY_NAME_MAX or not name.isprintable():
+            raise Refusal(f"A key's name has at most {_KEY_NAME_MAX} printable characters.")
+        if lifetime_s is not None:
+            _refuse_long(lifetime_s)
+        now, key = self._clock(), mint()
+        with self._store.begin() as connection:
+            owner = _tenant_called(connection, tenant)
+            self._insert_key(connection, key, owner.id, name, now, None if lifetime_s is None else now + lifetime_s)
+            show(key)
+        return key
+
+    def keys(self, tenant: str | None = None) -> list[Key]:
+        """Every key, or those of one tenant, oldest first."""
+        with self._store.begin() as connection:
+            query = _KEYS.order_by(tenants.c.name, keys.c.created_at, keys.c.id)
+            if tenant is not None:
+                query = query.where(tenants.c.id == _tenant_called(connection, tenant).id)
+            return [msgspec.convert(row, Key, from_attributes=True) for row in connection.execute(query)]
+
+    def rotate_key(self, key_id: str, *, grace_s: float = 0.0, show: Callable[[str], None] = _nobody) -> str:
+        """A new key like `key_id`, which itself expires after the grace. A key made with a lifetime passes it on.
+
+        `show` as for a new one: where it raises, the old key stays as it was.
+        """
+        _refuse_long(grace_s)
+        now, key = self._clock(), mint()
+        with self._store.begin() as connection:
+            old, tenant_id = _key_with_id(connection, key_id)
+            if (state := old.state(now)) != "active":
+                raise Refusal(f"The key '{key_id}' is {state}: create a new one instead.")
+            expires_at, old_expires_at = None, now + grace_s
+            if old.expires_at is not None:
+                expires_at = now + old.expires_at - old.created_at
+                old_expires_at = min(old.expires_at, old_expires_at)
+            self._insert_key(connection, key, tenant_id, old.name, now, expires_at)
+            connection.execute(update(keys).where(keys.c.id == key_id).values(expires_at=old_expires_at))
+            show(key)
+        return key
+
+    def revoke_key(self, key_id: str) -> None:
+        """End a key. Gateways that have it cached let it live on for at most `gateway.key_cache_s`."""
+        with self._store.begin() as connection:
+            _key_with_id(connection, key_id)
+            change = update(keys).where(keys.c.id == key_id, keys.c.revoked_at.is_(None))
+            connection.execute(change.values(revoked_at=self._clock()))
+
+    def first_key(self) -> str:
+        """The administrator's key, kept in `home/admin.key` (0600); made with the tenant "default" when there is none.
+
+        The file decides: a database that was started afresh learns its key again, a key that was revoked is replaced.
+        """
+        path = self._store.home / FIRST_KEY_FILE
+        try:
+            with locked(self._store.home):
+                key = _read(path) if path.exists() else None
+                if key is None or self._has_ended(key):
+                    key = mint()
+                    write_private(path, key.encode() + b"\n")
+                self._admit_first(key, path)
+        except OSError as error:
+            raise _unusable(path, error) from None
+        return key
+
+    def admit_first_key(self, path: Path) -> Key:
+        """Register the key in `path`, made beforehand, as tenant default's `admin`; known already, it stays as it is.
+
+        A changed file adds its key. The one before works until it is revoked, and a revoked one stays revoked: this
+        runs again with every upgrade.
+        """
+        try:
+            key = _read(path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise _unusable(path, error) from None
+        if key is None:
+            raise Refusal(
+                f"The file {path} does not hold a key: 'sk-', 10 lower-case letters or digits, '-', and 43 letters, "
+                "digits, dashes or underscores."
+            )
+        self._admit_first(key, path)
+        return next(known for known in self.keys() if known.id == id_of(key))
+
+    def _has_ended(self, key: str) -> bool:
+        known = next((known for known in self.keys() if known.id == id_of(key)), None)
+        return known is not None and known.state(self._clock()) != "active"
+
+    def _admit_first(self, key: str, path: Path) -> None:
+        now = self._clock()
+        with self._store.alone() as connection:
+            digest = connection.scalar(select(keys.c.digest).where(keys.c.id == id_of(key)))
+            if digest is None:
+                self._insert_key(connection, key, _first_tenant(connection, now), FIRST_KEY_NAME, now, None)
+            elif digest != self._keyring.digest(key):
+                raise Refusal(f"The key in {path} is not the one that the database has under its id: delete that file.")
+
+    def _insert_key(
+        self, connection: Connection, key: str, tenant_id: str, name: str, now: float, expires_at: float | None
+    ) -> None:
+        values = {
+            "id": id_of(key),
+            "tenant_id": tenant_id,
+            "name": name,
+            "digest": self._keyring.digest(key),
+            "created_at": now,
+            "expires_at": expires_at,
+        }
+        connection.execute(insert(keys), [values])
+
+
+_KEYS = select(
+    keys.c.id,
+    tenants.c.name.label("tenant"),
+    keys.c.name,
+    keys.c.created_at,
+    keys.c.expires_at,
+    keys.c.revoked_at,
+    keys.c.tenant_id,
+).join_from(keys, tenants)
+
+
+def _refuse_long(lifetime_s: float) -> None:
+    if not 0 <= lifetime_s <= _LIFETIME_MAX_S:
+        raise Refusal(
+            f"A key can be given 0 to {_LIFETIME_MAX_S / 86_400:,.0f} days; without --expires-days it never ends."
+        )
+
+
+def _checked(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise Refusal(
+            "A tenant's name is a letter or digit, then up to 62 letters, digits, dots, dashes or underscores."
+        )
+    return name
+
+
+def _tenant_called(connection: Connection, name: str) -> Tenant:
+    row = connection.execute(select(tenants).where(tenants.c.name == name)).one_or_none()
+    if row is None:
+        raise Refusal(f"There is no tenant called '{name}'; `serving tenants list` shows those there are.")
+    return msgspec.convert(row, Tenant, from_attributes=True)
+
+
+def _first_tenant(connection: Connection, now: float) -> str:
+    found: str | None = connection.scalar(select(tenants.c.id).where(tenants.c.name == FIRST_TENANT))
+    if found is not None:
+        return found
+    tenant_id = secrets.token_hex(8)
+    connection.execute(insert(tenants).values(id=tenant_id, name=FIRST_TENANT, created_at=now))
+    return tenant_id
+
+
+def _key_with_id(connection: Connection, key_id: str) -> tuple[Key, str]:
+    row = connection.execute(_KEYS.where(keys.c.id == key_id)).one_or_none()
+    if row is None:
+        raise Refusal(f"There is no key '{key_id}'; `serving keys list` shows those there are.")
+    return msgspec.convert(row, Key, from_attributes=True), row.tenant_id
+
+
+def _unusable(path: Path, error: OSError | UnicodeDecodeError) -> Refusal:
+    reason = error.strerror if isinstance(error, OSError) else "it is not text"
+    return Refusal(f"The file {path} cannot be used: {(reason or 'unknown error').lower()}.")
+
+
+def _read(path: Path) -> str | None:
+    """The key in the file; None when there is no key in it."""
+    key = path.read_text().strip()
+    return key if id_of(key) else None

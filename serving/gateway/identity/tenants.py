@@ -1,0 +1,177 @@
+"""Tenants: whose call is this? Asked once per request, before anything is decided; a `Caller` is the only way on.
+
+Answers are cached, looked up in threads, once for all who ask at the same time, and outlive an outage of the database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Self
+
+import msgspec
+from sqlalchemy import select
+
+from serving.errors import StoreUnavailable, Unauthenticated
+from serving.gateway.identity.keys import Keyring, id_of
+from serving.gateway.store.store import Store
+from serving.gateway.store.tables import keys
+from serving.gateway.store.tables import tenants as tenants_table
+
+#: Keys remembered as valid; at about 0.5 KB each a few MB.
+VALID_KEYS_MAX = 10_000
+#: Keys remembered as unknown, apart from the valid ones: a flood of guesses must not push those out.
+UNKNOWN_KEYS_MAX = 10_000
+#: Seconds a key that was valid keeps working while the store cannot be asked.
+OUTAGE_GRACE_S = 3600.0
+#: Seconds without asking the store after it failed: requests must not queue behind a database that hangs.
+STORE_RETRY_S = 1.0
+#: Seconds a request waits for a look-up (0.5 ms when all is well) before it counts as an outage.
+LOOKUP_TIMEOUT_S = 1.0
+#: A bulkhead: a hanging database takes these threads and no others.
+LOOKUP_THREADS = 4
+
+log = logging.getLogger(__name__)
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Who is calling: the tenant that pays and the key that was shown (its id, never the key)."""
+
+    tenant_id: str
+    tenant: str
+    key_id: str
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    """What the store said of one digest, and when. No caller: unknown, revoked, expired or disabled."""
+
+    caller: Caller | None
+    asked_at: float
+    key_expires_at: float | None = None
+
+    def is_fresh(self, now: float, lifetime_s: float) -> bool:
+        return now - self.asked_at < lifetime_s
+
+    def admits(self, now: float) -> bool:
+        return self.caller is not None and (self.key_expires_at is None or now < self.key_expires_at)
+
+
+class Tenants:
+    """Tells callers from strangers. `with Tenants(store, keyring, key_cache_s=10, clock=time.time) as tenants: …`"""
+
+    def __init__(
+        self,
+        store: Store,
+        keyring: Keyring,
+        *,
+        key_cache_s: float,
+        clock: Callable[[], float],
+        valid_keys_max: int = VALID_KEYS_MAX,
+        unknown_keys_max: int = UNKNOWN_KEYS_MAX,
+    ) -> None:
+        self._store = store
+        self._keyring = keyring
+        self._key_cache_s = key_cache_s
+        self._clock = clock
+        self._valid_keys_max = valid_keys_max
+        self._unknown_keys_max = unknown_keys_max
+        self._valid: OrderedDict[bytes, _Answer] = OrderedDict()
+        self._unknown: OrderedDict[bytes, _Answer] = OrderedDict()
+        self._lookups: dict[bytes, asyncio.Task[_Answer | None]] = {}
+        self._ask_again_at = 0.0
+        self._threads = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="key-lookup")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def identify(self, key: str) -> Caller:
+        """The caller behind `key`, as presented.
+
+        Raises Unauthenticated for a key that is malformed, unknown, revoked, expired or of a disabled tenant, and
+        StoreUnavailable when the store cannot be asked about a key that is not remembered.
+        """
+        if id_of(key) is None:
+            raise _unauthenticated()
+        digest = self._keyring.digest(key)
+        answer = self._remembered(digest, self._key_cache_s)
+        if answer is None:
+            answer = await self._ask(digest) or self._remembered_as_valid(digest)
+        if answer is None:
+            raise StoreUnavailable("no answer about a key that is not remembered")
+        if answer.caller is None or not answer.admits(self._clock()):
+            raise _unauthenticated()
+        return answer.caller
+
+    def _remembered(self, digest: bytes, lifetime_s: float) -> _Answer | None:
+        for answers in (self._valid, self._unknown):
+            answer = answers.get(digest)
+            if answer is not None and answer.is_fresh(self._clock(), lifetime_s):
+                answers.move_to_end(digest)
+                return answer
+        return None
+
+    def _remembered_as_valid(self, digest: bytes) -> _Answer | None:
+        answer = self._valid.get(digest)
+        return answer if answer is not None and answer.is_fresh(self._clock(), OUTAGE_GRACE_S) else None
+
+    def _remember(self, digest: bytes, answer: _Answer) -> None:
+        self._valid.pop(digest, None)
+        answers = self._valid if answer.caller else self._unknown
+        answers[digest] = answer
+        if len(answers) > (self._valid_keys_max if answer.caller else self._unknown_keys_max):
+            answers.popitem(last=False)
+
+    async def _ask(self, digest: bytes) -> _Answer | None:
+        """The store's answer, asked once for everyone who waits for it; None when it has none in time."""
+        if self._clock() < self._ask_again_at:
+            return None
+        lookup = self._lookups.get(digest)
+        if lookup is None:
+            lookup = self._lookups[digest] = asyncio.create_task(self._look_up(digest))
+            lookup.add_done_callback(lambda _: self._lookups.pop(digest, None))
+        # Shielded: one client that leaves must not fail the others who wait for the same answer.
+        return await asyncio.shield(lookup)
+
+    async def _look_up(self, digest: bytes) -> _Answer | None:
+        thread = asyncio.get_running_loop().run_in_executor(self._threads, self._read, digest)
+        try:
+            answer = await asyncio.wait_for(thread, LOOKUP_TIMEOUT_S)
+        except (StoreUnavailable, TimeoutError) as error:
+            self._ask_again_at = self._clock() + STORE_RETRY_S
+            reason = error.reason if isinstance(error, StoreUnavailable) else "no answer in time"
+            log.warning("the store cannot be asked about a key: %s", reason)
+            return None
+        self._remember(digest, answer)
+        return answer
+
+    def _read(self, digest: bytes) -> _Answer:
+        asked_at = self._clock()
+        with self._store.begin() as connection:
+            row = connection.execute(_LOOKUP.where(keys.c.digest == digest)).one_or_none()
+        # Compared once more in constant time: an index walk's timing tells nothing about an HMAC, nor may this.
+        is_known = hmac.compare_digest(row.digest if row else bytes(len(digest)), digest)
+        if row is None or not is_known or row.revoked_at is not None or row.disabled_at is not None:
+            return _Answer(None, asked_at)
+        return _Answer(Caller(row.tenant_id, row.name, row.id), asked_at, row.expires_at)
+
+
+_LOOKUP = select(
+    keys.c.id,
+    keys.c.digest,
+    keys.c.revoked_at,
+    keys.c.expires_at,
+    keys.c.tenant_id,
+    tenants_table.c.name,
+    tenants_table.c.disabled_at,
+).join_from(keys, tenants_table)
+
+
+def _unauthenticated() -> Unauthenticated:
+    return Unauthenticated("Incorrect API key provided.")

@@ -1,0 +1,279 @@
+"""Ledger: what every call cost, exact or marked estimated. An Entry opens when a call is admitted and is written on
+every way out of it, the gateway's own death included.
+
+Callers only put rows into memory; one thread writes them in groups. While the database is away rows wait, and when too
+many wait they go to a file beside it that is written into the database later, each row once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Self
+
+import msgspec
+from sqlalchemy.exc import IntegrityError
+
+from serving.errors import StoreUnavailable
+from serving.gateway.identity.tenants import Caller
+from serving.gateway.ledger import spill
+from serving.gateway.ledger.rows import OPEN, TEXT_MAX, LedgerRow, upsert
+from serving.gateway.ledger.watch import BEAT_S, Watch, own_gateway_id
+from serving.gateway.store.store import Store
+
+#: Seconds rows gather before they are written together; a killed gateway loses at most these.
+GROUP_S = 0.05
+#: Seconds between attempts while the database is away, at most.
+RETRY_MAX_S = 5.0
+#: Rows of one transaction: about 5 ms of work, so that other writers get their turn.
+BATCH_ROWS_MAX = 500
+#: Rows that wait in memory before they go to the spill file; about 1 KB each.
+SPILL_ROWS = 10_000
+#: Rows after which no call may begin: neither database nor file takes them, and unbilled work is refused.
+PENDING_ROWS_MAX = 50_000
+
+_TOKENS_MAX = 2**53
+
+log = logging.getLogger(__name__)
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens of one call. `estimated_by` names the rule when the engine could not say; None means exact."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    reasoning_tokens: int = 0
+    estimated_by: str | None = None
+
+
+class Entry:
+    """One call's line, filled in while the call runs; whatever it says when the call ends is what is written."""
+
+    def __init__(self, request_id: str, caller: Caller, route: str, model: str, started_at: float) -> None:
+        self.request_id = request_id
+        self.caller = caller
+        self.route = route
+        self.model = model
+        self.started_at = started_at
+        self.replica_id: str | None = None
+        self.usage = Usage()
+        self.outcome = "error"
+        self.status = 500
+        self.entry_id = secrets.token_hex(8)
+
+
+class Ledger:
+    """Every call's entry, on its way to the database. `with Ledger(store, clock=time.time) as ledger: …`"""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        clock: Callable[[], float],
+        gateway_id: str | None = None,
+        spill_rows: int = SPILL_ROWS,
+        pending_rows_max: int = PENDING_ROWS_MAX,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._gateway_id = gateway_id or own_gateway_id()
+        self._spill_at_rows = spill_rows
+        self._pending_rows_max = pending_rows_max
+        self._spill = spill.Spill(store.home)
+        self._watch = Watch(store, self._gateway_id, clock)
+        self._pending: dict[str, LedgerRow] = {}
+        self._lock = threading.Lock()
+        self._arrived = threading.Event()
+        self._closing = threading.Event()
+        # One writer at a time: the thread, or `flush()` of another.
+        self._writing = threading.Lock()
+        self._must_recover = True
+        self._failures = 0
+        #: When the store first failed to take rows, on the clock; None while it takes them.
+        self._behind_since: float | None = None
+        self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
+
+    def __enter__(self) -> Self:
+        self.flush()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def pending_rows(self) -> int:
+        """Rows in memory that the database has not got yet."""
+        return len(self._pending)
+
+    @property
+    def is_store_up(self) -> bool:
+        """Did the last use of the store work? The writer uses it every few seconds, rows or not."""
+        return self._failures == 0
+
+    @property
+    def lag_s(self) -> float:
+        """Seconds since every row was in the store; 0 while it takes them."""
+        since = self._behind_since
+        return 0.0 if since is None else max(0.0, self._clock() - since)
+
+    @contextlib.contextmanager
+    def entry(self, *, request_id: str, caller: Caller, route: str, model: str) -> Iterator[Entry]:
+        """Open one call's line; it is written at once as "open" and again, for good, on every way out.
+
+        Raises StoreUnavailable when `pending_rows_max` rows wait: what cannot be billed is not begun.
+        """
+        if len(self._pending) >= self._pending_rows_max:
+            raise StoreUnavailable("the ledger cannot be written")
+        entry = Entry(request_id, caller, route, model, self._clock())
+        self._put(self._row(entry, outcome=OPEN, finished_at=None))
+        try:
+            yield entry
+        finally:
+            self._put(self._row(entry, outcome=entry.outcome, finished_at=self._clock()))
+
+    def flush(self) -> bool:
+        """Write what waits, now and here (blocking). False when the database did not take it: it waits on."""
+        with self._writing:
+            try:
+                self._recover()
+                # Before any row: others close the rows of gateways without a heartbeat.
+                self._watch.look_if_due()
+                while batch := self._batch():
+                    self._write(batch)
+                    self._forget(batch)
+            except StoreUnavailable as error:
+                return self._failed(error.reason)
+            except OSError as error:
+                return self._failed(f"{spill.FILE_NAME}: {error.strerror}")
+            if self._failures:
+                log.info("the ledger has caught up with the store")
+            self._failures, self._behind_since = 0, None
+            return True
+
+    def close(self) -> None:
+        """Write everything out and stop; what the database does not take goes to the spill file."""
+        self._closing.set()
+        self._arrived.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if self._empty():
+            with contextlib.suppress(StoreUnavailable):
+                self._watch.leave()
+
+    def _empty(self) -> bool:
+        if self.flush():
+            return True
+        with self._writing:
+            self._spill_rows(everything=True)
+        return False
+
+    def _put(self, row: LedgerRow) -> None:
+        with self._lock:
+            # A call that ends before its opening was written needs one row, not two.
+            self._pending[row.entry_id] = row
+        self._arrived.set()
+        if self._closing.is_set() and not self._thread.is_alive():
+            self._empty()
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            self._arrived.wait(BEAT_S)
+            self._closing.wait(self._pause_s())
+            self._arrived.clear()
+            if not self._flushed():
+                self._arrived.set()
+
+    def _flushed(self) -> bool:
+        try:
+            return self.flush()
+        except Exception as error:  # noqa: BLE001 The thread's outermost edge: a dead writer would lose every later row.
+            return self._failed(type(error).__name__)
+
+    def _pause_s(self) -> float:
+        return min(GROUP_S * 2.0 ** min(self._failures, 16), RETRY_MAX_S)
+
+    def _failed(self, reason: str) -> bool:
+        if self._failures == 0:
+            self._behind_since = self._clock()
+            log.warning("the ledger waits for the store (%s): %d rows in memory", reason, len(self._pending))
+        self._failures += 1
+        if len(self._pending) >= self._spill_at_rows:
+            self._spill_rows(everything=False)
+        return False
+
+    def _batch(self) -> list[LedgerRow]:
+        with self._lock:
+            return list(islice(self._pending.values(), BATCH_ROWS_MAX))
+
+    def _forget(self, rows: Sequence[LedgerRow]) -> None:
+        with self._lock:
+            for row in rows:
+                # Unless the call ended meanwhile: then its last word still has to be written.
+                if self._pending.get(row.entry_id) is row:
+                    del self._pending[row.entry_id]
+
+    def _write(self, rows: Sequence[LedgerRow]) -> None:
+        try:
+            with self._store.begin() as connection:
+                upsert(connection, rows)
+        except IntegrityError:
+            # Another gateway took one of these ids between our look and our write; the next look sees it.
+            raise StoreUnavailable("a request id was taken at the same moment") from None
+
+    def _recover(self) -> None:
+        """After a start or an outage: write the spilled rows."""
+        if not self._must_recover:
+            return
+        with self._spill.drained() as rows:
+            while batch := list(islice(rows, BATCH_ROWS_MAX)):
+                self._write(batch)
+        self._must_recover = False
+
+    def _spill_rows(self, *, everything: bool) -> None:
+        """Move rows to the file. Open ones stay in memory: their end is still to come."""
+        with self._lock:
+            rows = [row for row in self._pending.values() if everything or row.outcome != OPEN]
+        try:
+            self._spill.append(rows)
+        except OSError as error:
+            log.error("%d ledger rows can be written neither to the store nor beside it: %s", len(rows), error.strerror)
+            return
+        self._must_recover = True
+        self._forget(rows)
+
+    def _row(self, entry: Entry, *, outcome: str, finished_at: float | None) -> LedgerRow:
+        usage = entry.usage
+        return LedgerRow(
+            request_id=_bounded(entry.request_id),
+            entry_id=entry.entry_id,
+            tenant_id=entry.caller.tenant_id,
+            key_id=entry.caller.key_id,
+            route=_bounded(entry.route),
+            model=_bounded(entry.model),
+            replica_id=None if entry.replica_id is None else _bounded(entry.replica_id),
+            started_at=entry.started_at,
+            finished_at=finished_at,
+            outcome=outcome,
+            status=0 if outcome == OPEN else entry.status,
+            prompt_tokens=_counted(usage.prompt_tokens),
+            completion_tokens=_counted(usage.completion_tokens),
+            cached_prompt_tokens=_counted(usage.cached_prompt_tokens),
+            reasoning_tokens=_counted(usage.reasoning_tokens),
+            estimated_by=usage.estimated_by,
+            gateway_id=self._gateway_id,
+        )
+
+
+def _bounded(text: str) -> str:
+    """Text from outside that any database takes: no lone surrogates, no NUL, not longer than its column."""
+    return text[:TEXT_MAX].encode(errors="replace").decode().replace("\0", "?")
+
+
+def _counted(tokens: int) -> int:
+    return min(max(tokens, 0), _TOKENS_MAX)

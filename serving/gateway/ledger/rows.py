@@ -1,0 +1,85 @@
+"""Rows: how the ledger's lines get into the database: each once, and none over another's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from sqlalchemy import Connection, bindparam, insert, select, update
+
+from serving.gateway.store.tables import ledger
+
+OPEN = "open"
+CRASHED = "gateway_crashed"
+#: Characters of any text column of the ledger, at least.
+TEXT_MAX = 255
+
+
+class LedgerRow(msgspec.Struct, frozen=True):
+    """A row of the ledger table; times are seconds since the epoch."""
+
+    request_id: str
+    entry_id: str
+    tenant_id: str
+    key_id: str
+    route: str
+    model: str
+    replica_id: str | None
+    started_at: float
+    finished_at: float | None
+    outcome: str
+    status: int
+    prompt_tokens: int
+    completion_tokens: int
+    cached_prompt_tokens: int
+    reasoning_tokens: int
+    estimated_by: str | None
+    gateway_id: str
+
+
+def upsert(connection: Connection, rows: Sequence[LedgerRow]) -> None:
+    """Write rows: an entry's end replaces its opening, nothing else is ever replaced, a repetition changes nothing.
+
+    A request id that another entry holds already is kept for that one; the newcomer is filed as `<id>~<entry id>`.
+    """
+    owners = _owners(connection, rows)
+    news: list[dict[str, object]] = []
+    ends: list[dict[str, object]] = []
+    for row in rows:
+        if owners.get(row.request_id, (row.entry_id, ""))[0] != row.entry_id:
+            row = msgspec.structs.replace(row, request_id=_renamed(row))
+        owner = owners.get(row.request_id)
+        if owner is None:
+            news.append(msgspec.structs.asdict(row))
+        elif owner[1] in (OPEN, CRASHED) and row.outcome != OPEN:
+            ends.append(msgspec.structs.asdict(row) | {"filed_as": row.request_id})
+        owners[row.request_id] = (row.entry_id, row.outcome)
+    if news:
+        connection.execute(insert(ledger), news)
+    if ends:
+        connection.execute(_END, ends)
+
+
+_END = (
+    update(ledger)
+    .where(ledger.c.request_id == bindparam("filed_as"))
+    .values({name: bindparam(name) for name in LedgerRow.__struct_fields__ if name != "request_id"})
+)
+
+
+def close_rows_of(connection: Connection, gateway_id: str) -> int:
+    """Close the open rows of a gateway that died; their tokens are not known. Returns how many there were."""
+    left = update(ledger).where(ledger.c.outcome == OPEN, ledger.c.gateway_id == gateway_id)
+    return connection.execute(left.values(outcome=CRASHED, estimated_by=CRASHED)).rowcount
+
+
+def _owners(connection: Connection, rows: Sequence[LedgerRow]) -> dict[str, tuple[str, str]]:
+    """request id → (entry id, outcome) of the rows that are there under one of these ids."""
+    ids = [row.request_id for row in rows] + [_renamed(row) for row in rows]
+    query = select(ledger.c.request_id, ledger.c.entry_id, ledger.c.outcome).where(ledger.c.request_id.in_(ids))
+    return {found.request_id: (found.entry_id, found.outcome) for found in connection.execute(query)}
+
+
+def _renamed(row: LedgerRow) -> str:
+    suffix = f"~{row.entry_id}"
+    return row.request_id[: TEXT_MAX - len(suffix)] + suffix

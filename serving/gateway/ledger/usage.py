@@ -1,0 +1,114 @@
+"""Usage: the ledger summed up, for bills and for questions. Exact and estimated tokens are never added together."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+from sqlalchemy import ColumnElement, func, select
+
+from serving.gateway.ledger.rows import OPEN
+from serving.gateway.store.store import Store
+from serving.gateway.store.tables import ledger, tenants
+
+
+class By(StrEnum):
+    """What a sum is taken over."""
+
+    TENANT = "tenant"
+    MODEL = "model"
+    KEY = "key"
+    ROUTE = "route"
+    DAY = "day"
+
+
+class Tokens(msgspec.Struct, frozen=True):
+    """Calls and their tokens, all exact or all estimated."""
+
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    cached_prompt_tokens: int
+    reasoning_tokens: int
+
+
+class Sum(msgspec.Struct, frozen=True):
+    """One group's total; `open_requests` are running now, or their gateway's end was not noticed yet."""
+
+    group: str
+    exact: Tokens
+    estimated: Tokens
+    open_requests: int
+
+
+class Call(msgspec.Struct, frozen=True):
+    """One call as the ledger has it; times in seconds since the epoch."""
+
+    request_id: str
+    tenant: str
+    key_id: str
+    route: str
+    model: str
+    replica_id: str | None
+    started_at: float
+    finished_at: float | None
+    outcome: str
+    status: int
+    prompt_tokens: int
+    completion_tokens: int
+    cached_prompt_tokens: int
+    reasoning_tokens: int
+    estimated_by: str | None
+
+
+_GROUPS: dict[By, ColumnElement[str]] = {
+    By.TENANT: func.coalesce(tenants.c.name, ledger.c.tenant_id),
+    By.MODEL: ledger.c.model,
+    By.KEY: ledger.c.key_id,
+    By.ROUTE: ledger.c.route,
+    # Days of UTC.
+    By.DAY: func.date(ledger.c.started_at),
+}
+_COUNTS = ("prompt_tokens", "completion_tokens", "cached_prompt_tokens", "reasoning_tokens")
+
+
+def totals(store: Store, by: By, *, tenant: str | None = None, since: float | None = None) -> list[Sum]:
+    """Sums over calls that started at or after `since` (seconds since the epoch), of one tenant or of all."""
+    group = _GROUPS[by]
+    is_open = ledger.c.outcome == OPEN
+    exact = ~is_open & ledger.c.estimated_by.is_(None)
+    estimated = ~is_open & ledger.c.estimated_by.is_not(None)
+    query = select(group, *_sums(exact), *_sums(estimated), func.count().filter(is_open))
+    query = query.select_from(ledger.outerjoin(tenants, tenants.c.id == ledger.c.tenant_id))
+    query = query.where(*_asked_for(tenant, since))
+    width = len(Tokens.__struct_fields__)
+    with store.snapshot() as connection:
+        return [
+            Sum(str(name), _tokens(numbers[:width]), _tokens(numbers[width:-1]), int(numbers[-1]))
+            for name, *numbers in connection.execute(query.group_by(group).order_by(group))
+        ]
+
+
+def calls(store: Store, *, tenant: str | None = None, since: float | None = None, limit: int) -> list[Call]:
+    """The newest `limit` calls, oldest first."""
+    columns = (_GROUPS[By.TENANT].label("tenant"), *ledger.c)
+    query = select(*columns).select_from(ledger.outerjoin(tenants, tenants.c.id == ledger.c.tenant_id))
+    query = query.where(*_asked_for(tenant, since)).order_by(ledger.c.started_at.desc()).limit(limit)
+    with store.snapshot() as connection:
+        rows = connection.execute(query).mappings().all()
+    return [Call(**{name: row[name] for name in Call.__struct_fields__}) for row in reversed(rows)]
+
+
+def _asked_for(tenant: str | None, since: float | None) -> list[ColumnElement[bool]]:
+    of_tenant = [] if tenant is None else [tenants.c.name == tenant]
+    return of_tenant if since is None else [*of_tenant, ledger.c.started_at >= since]
+
+
+def _sums(of: ColumnElement[bool]) -> list[ColumnElement[int]]:
+    tokens = [func.coalesce(func.sum(ledger.c[name]).filter(of), 0) for name in _COUNTS]
+    return [func.count().filter(of), *tokens]
+
+
+def _tokens(numbers: list[int]) -> Tokens:
+    # PostgreSQL sums 64-bit integers into decimals.
+    return Tokens(*(int(number) for number in numbers))

@@ -1,0 +1,186 @@
+"""Store: the gateway's database, asked for tenants and keys, told about every request. SQLite in one file, or PostgreSQL.
+
+Everything here blocks: the event loop reaches it only through threads (`tenants.py`, `ledger.py`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError, TimeoutError
+
+from serving.config import StoreSettings
+from serving.errors import Refusal, StoreUnavailable
+from serving.gateway.store import postgres, schema, sqlite
+
+FILE_NAME = "serving.db"
+LOCK_NAME = "store.lock"
+#: Seconds that work on whole tables waits for those who use them.
+LOCK_TIMEOUT_S = 5
+
+#: Any number that no other program on that PostgreSQL database uses for its advisory locks: "serving" in ASCII.
+_ADVISORY_LOCK = 0x73657276696E67
+
+_LOCAL = StoreSettings()
+
+
+class Store:
+    """An open database. `with Store.open(home) as store, store.begin() as connection: …`"""
+
+    def __init__(self, engine: Engine, home: Path, name: str) -> None:
+        self._engine = engine
+        self.home = home
+        #: What messages call it.
+        self.name = name
+
+    @classmethod
+    def open(cls, home: Path, settings: StoreSettings = _LOCAL, *, may_migrate: bool = False) -> Self:
+        """Open the database the settings name: by default `home/serving.db`, made with its tables when absent.
+
+        Safe when several processes do it at once. PostgreSQL's tables are made and changed with `may_migrate` alone:
+        other gateways may be using them. Raises Refusal when the folder, file or database cannot be used, when a newer
+        version wrote it, or when migrations are missing.
+        """
+        try:
+            home.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if settings.url_file is not None:
+                return cls._open_shared(home, settings.url_file, settings.pool_size, may_migrate=may_migrate)
+            return cls._open_local(home)
+        except OSError as error:
+            raise Refusal(f"The folder {home} cannot hold the database: {_reason(error)}.") from None
+
+    @classmethod
+    def _open_local(cls, home: Path) -> Self:
+        path = home / FILE_NAME
+        with locked(home):
+            # Made before SQLite sees it, so that its -wal and -shm inherit the mode.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            store = cls(sqlite.engine(path), home, str(path))
+            with store._opening(), store.begin() as connection:
+                # WAL is kept in the file: readers and the ledger's writer do not wait for one another.
+                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+            store._prepare(may_migrate=True)
+        return store
+
+    @classmethod
+    def _open_shared(cls, home: Path, url_file: Path, pool_size: int, *, may_migrate: bool) -> Self:
+        store = cls(postgres.engine(url_file, pool_size), home, f"named in {url_file}")
+        store._prepare(may_migrate=may_migrate)
+        return store
+
+    def _prepare(self, *, may_migrate: bool) -> None:
+        with self._opening():
+            with self.begin() as connection:
+                if schema.is_current(connection, self.name):
+                    return
+            if not may_migrate:
+                raise Refusal(
+                    f"The database {self.name} lacks tables of this version: run `serving store migrate` once, "
+                    "with the same settings."
+                )
+            with self.alone() as connection:
+                schema.migrate(connection, self.name)
+
+    @contextmanager
+    def _opening(self) -> Iterator[None]:
+        try:
+            yield
+        except StoreUnavailable as error:
+            self.close()
+            raise Refusal(f"The database {self.name} cannot be used: {error.reason}.") from None
+        except Refusal:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @property
+    def is_shared(self) -> bool:
+        """May gateways of other machines use it too?"""
+        return self._engine.dialect.name == "postgresql"
+
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """One transaction: committed at the end, rolled back on the way out of an error.
+
+        Raises StoreUnavailable when the database does not do its part; IntegrityError stays the caller's.
+        """
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except IntegrityError:
+            raise
+        except SQLAlchemyError as error:
+            raise StoreUnavailable(self._reason(error)) from error
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """One transaction that reads the database as it was at its start, however long it takes and whoever writes."""
+        with self.begin() as connection:
+            if self.is_shared:
+                connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+                connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+            else:
+                # Python begins none before a SELECT.
+                connection.exec_driver_sql("BEGIN")
+            yield connection
+
+    @contextmanager
+    def alone(self) -> Iterator[Connection]:
+        """One transaction, however long, beside which no other of these runs, in any process on any machine."""
+        with self.begin() as connection:
+            if self.is_shared:
+                connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
+                # Of tables: behind whoever waits for one longer, every gateway would wait.
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'")
+            else:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            yield connection
+
+    def _reason(self, error: SQLAlchemyError) -> str:
+        if isinstance(error, TimeoutError):
+            return "every connection of the pool is in use"
+        if not isinstance(error, DBAPIError):
+            return type(error).__name__
+        # SQLite's own sentence ("database is locked") names no path and no value.
+        return postgres.reason(error.orig) if self.is_shared else str(error.orig)
+
+
+@contextmanager
+def locked(home: Path) -> Iterator[None]:
+    """Alone among the processes that use `home`: held for the moments in which its files are made or replaced."""
+    descriptor = os.open(home / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Put `content` at `path` (0600) whole or not at all, on disk when this returns."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or type(error).__name__).lower()

@@ -1,0 +1,399 @@
+"""Backup and restore: everything comes back, in either database, or nothing does and a sentence says why."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import hashlib
+import json
+import os
+import stat
+import threading
+import time
+import tracemalloc
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from sqlalchemy import insert
+from typer.testing import CliRunner
+
+from serving.config import Settings
+from serving.errors import Refusal, StoreUnavailable
+from serving.gateway.cli import backup as backups
+from serving.gateway.cli import commands
+from serving.gateway.cli.opening import first_start, migrate, opened
+from serving.gateway.identity.keys import Keyring, mint
+from serving.gateway.identity.registry import Registry
+from serving.gateway.identity.tenants import Caller, Tenants
+from serving.gateway.store.store import Store
+from serving.gateway.store.tables import ledger
+from tests.gateway.places import Place, PostgresPlace, SqlitePlace, settings_of
+from tests.gateway.postgres import MIGRATED, Server
+
+TABLES = ("tenants", "keys", "ledger")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def target(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """A second, empty store."""
+    home = tmp_path / "target"
+    home.mkdir()
+    if request.param == "sqlite":
+        return SqlitePlace(home)
+    server: Server = request.getfixturevalue("postgres")
+    return PostgresPlace(home, server, server.emptied(MIGRATED[1]))
+
+
+def row(number: int, **columns: object) -> dict[str, object]:
+    said = {
+        "request_id": f"r{number:05}",
+        "entry_id": f"e{number}",
+        "tenant_id": "t1",
+        "key_id": "k1",
+        "route": "/v1/x",
+    }
+    counts = dict.fromkeys(("prompt_tokens", "completion_tokens", "cached_prompt_tokens", "reasoning_tokens"), number)
+    ends = {"started_at": 1_795_348_800.123456 + number, "finished_at": None, "outcome": "stop", "status": 200}
+    return {**said, **counts, **ends, "model": "ü\u2028\t", "estimated_by": None, "gateway_id": "h:1:1", **columns}
+
+
+def fill(place: Place, rows: int = 3) -> str:
+    """A tenant, a disabled one, an ended key and a working one, and a ledger; returns the working key."""
+    with opened(settings_of(place)) as (store, keyring):
+        registry = Registry(store, keyring, time.time)
+        for name in ("acme", "gone"):
+            registry.create_tenant(name)
+        registry.update_tenant("gone", is_disabled=True)
+        registry.revoke_key(registry.create_key("gone", name="old")[3:13])
+        with store.begin() as connection:
+            connection.execute(insert(ledger), [row(number) for number in range(rows)])
+            connection.execute(insert(ledger), [row(rows, finished_at=1.5, replica_id="x", prompt_tokens=2**53)])
+        return registry.create_key("acme", name="ci", lifetime_s=1e6)
+
+
+def contents(place: Place) -> dict[str, list[dict[str, object]]]:
+    """Every row of every table, as the code sees it."""
+    with place.open() as store, store.begin() as connection:
+        return {
+            name: [dict(found) for found in connection.execute(table.select().order_by(*table.primary_key)).mappings()]
+            for name, table in backups.TABLES.items()
+        }
+
+
+def run(place: Place, *arguments: str, **store: Path) -> str:
+    """One of the two commands, with the settings of a place."""
+    cli = typer.Typer()
+    cli.command("backup")(commands.backup)
+    cli.command("restore")(commands.restore)
+    settings = Settings(home=place.home, store=place.settings.model_copy(update=store))
+    return CliRunner().invoke(cli, arguments, obj=settings, catch_exceptions=False).stdout
+
+
+def identify(place: Place, key: str) -> str:
+    with opened(settings_of(place)) as (store, keyring), ExitStack() as opened_here:
+        tenants = opened_here.enter_context(Tenants(store, keyring, key_cache_s=10, clock=time.time))
+        return asyncio.run(tenants.identify(key)).tenant
+
+
+def test_everything_comes_back_in_either_database(place: Place, target: Place, tmp_path: Path) -> None:
+    """Tenants, keys, pepper and ledger: the rows are equal to the last microsecond, and the key opens as before."""
+    key = fill(place, rows=2500)
+    told = run(place, "backup", str(tmp_path / "b"))
+    restored = run(target, "restore", str(tmp_path / "b"))
+
+    assert told.endswith("holds 2 tenants, 2 keys and 2501 calls.\n")
+    assert restored == "Restored 2 tenants, 2 keys and 2501 calls.\n"
+    assert contents(target) == contents(place)
+    assert identify(target, key) == "acme"
+    assert stat.S_IMODE((tmp_path / "b").stat().st_mode) == 0o600
+    assert stat.S_IMODE((target.home / "pepper").stat().st_mode) == 0o600
+
+
+def test_a_person_can_read_it(place: Place, tmp_path: Path) -> None:
+    """gzip and one JSON object a line: what it is, what is in it, how much, and no key."""
+    key = fill(place)
+    run(place, "backup", str(tmp_path / "b"))
+    with gzip.open(tmp_path / "b", "rt") as file:
+        lines = [json.loads(line) for line in file]
+
+    assert (lines[0]["kind"], lines[0]["format"], lines[0]["schema"]) == ("head", 1, 2)
+    assert {line["table"] for line in lines[1:-1]} == set(TABLES)
+    assert lines[-1]["rows"] == {"tenants": 2, "keys": 2, "ledger": 4}
+    assert key[-43:] not in json.dumps(lines)
+
+
+def test_it_shows_one_moment_while_gateways_write(place: Place, tmp_path: Path) -> None:
+    """Rows that were committed together are in it together, however long it takes and however many follow."""
+    fill(place)
+    stop = threading.Event()
+
+    def write() -> None:
+        with place.open() as store:
+            number = 100
+            while not stop.is_set():
+                with store.begin() as connection:
+                    connection.execute(insert(ledger), [row(number, model="pair"), row(number + 1, model="pair")])
+                number += 2
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(5):
+            run(place, "backup", str(tmp_path / "b"))
+    finally:
+        stop.set()
+        writer.join()
+    target = SqlitePlace(tmp_path / "target")
+    run(target, "restore", str(tmp_path / "b"))
+
+    ids = [int(str(found["request_id"])[1:]) for found in contents(target)["ledger"] if found["model"] == "pair"]
+    assert ids == list(range(100, 100 + len(ids))) and len(ids) % 2 == 0 and ids
+
+
+def _cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def _flipped(data: bytes) -> bytes:
+    return data[:200] + bytes([data[200] ^ 1]) + data[201:]
+
+
+def _without_foot(data: bytes) -> bytes:
+    return gzip.compress(b"".join(gzip.decompress(data).splitlines(keepends=True)[:-1]))
+
+
+def _without_a_row(data: bytes) -> bytes:
+    lines = gzip.decompress(data).splitlines(keepends=True)
+    return gzip.compress(b"".join(lines[:3] + lines[4:]))
+
+
+def _with_another_number(data: bytes) -> bytes:
+    return gzip.compress(gzip.decompress(data).replace(b'"prompt_tokens":1,', b'"prompt_tokens":9,'))
+
+
+def _continued(data: bytes) -> bytes:
+    return gzip.compress(gzip.decompress(data) + b'{"kind":"row","table":"tenants","values":{}}\n')
+
+
+def _something_else(_: bytes) -> bytes:
+    return b"SQLite format 3\0" + bytes(4000)
+
+
+def _one_long_line(_: bytes) -> bytes:
+    return gzip.compress(b"[" * 10_000_000)
+
+
+DAMAGES = [_cut, _flipped, _without_foot, _without_a_row, _with_another_number, _continued, _something_else]
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, _one_long_line, lambda _: b""])
+def test_a_damaged_file_is_refused_and_changes_nothing(tmp_path: Path, damage: Any) -> None:
+    """Cut short, changed, continued or something else: one sentence, and the store is as empty as before."""
+    source, target = SqlitePlace(tmp_path / "source"), SqlitePlace(tmp_path / "target")
+    fill(source)
+    run(source, "backup", str(tmp_path / "b"))
+    (tmp_path / "b").write_bytes(damage((tmp_path / "b").read_bytes()))
+
+    with pytest.raises(Refusal, match="is not a whole backup"):
+        run(target, "restore", str(tmp_path / "b"))
+    assert contents(target) == {name: [] for name in TABLES}
+    assert not (target.home / "pepper").exists()
+
+
+def _edited(data: bytes, before: bytes, after: bytes) -> bytes:
+    """A backup changed by someone who put the checksum right too."""
+    *lines, foot = gzip.decompress(data).replace(before, after).splitlines(keepends=True)
+    sums = json.loads(foot) | {"sha256": hashlib.sha256(b"".join(lines)).hexdigest()}
+    return gzip.compress(b"".join(lines) + json.dumps(sums).encode() + b"\n")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (b'"outcome":', b'"outcame":', "is not a whole backup"),
+        (b'"digest":"', b'"digest":"!', "is not a whole backup"),
+        (b'"pepper":"', b'"pepper":"QUJD', "is not a whole backup"),
+        (b'"prompt_tokens":1,', b'"prompt_tokens":99999999999999999999,', "is not a whole backup"),
+        (b'"started_at":1795348801.123456', b'"started_at":"noon"', "is not a whole backup"),
+        (b'"request_id":"r00002"', b'"request_id":"r00001"', "contradict one another"),
+    ],
+)
+def test_an_edited_backup_is_refused_and_changes_nothing(
+    target: Place, tmp_path: Path, before: bytes, after: bytes, words: str
+) -> None:
+    """Unknown columns, other types and a pepper that is none, though every checksum is right."""
+    source = SqlitePlace(tmp_path / "source")
+    fill(source)
+    run(source, "backup", str(tmp_path / "b"))
+    whole = (tmp_path / "b").read_bytes()
+    (tmp_path / "b").write_bytes(_edited(whole, before, after))
+    assert gzip.decompress(whole).count(before)
+
+    with pytest.raises(Refusal, match=words):
+        run(target, "restore", str(tmp_path / "b"), "--pepper-out", str(tmp_path / "pepper"))
+    assert contents(target) == {name: [] for name in TABLES} and not (tmp_path / "pepper").exists()
+
+
+def test_a_backup_from_a_pipe_is_refused(tmp_path: Path) -> None:
+    """It is read twice, and a pipe would be waited for without an end."""
+    os.mkfifo(tmp_path / "pipe")
+    target = SqlitePlace(tmp_path / "target")
+
+    with pytest.raises(Refusal, match="is no plain file"):
+        run(target, "restore", str(tmp_path / "pipe"))
+
+
+def test_a_store_in_use_is_not_overwritten(place: Place, target: Place, tmp_path: Path) -> None:
+    """Whoever has a tenant of their own, a key of their own or a single row keeps everything."""
+    fill(place)
+    run(place, "backup", str(tmp_path / "b"))
+    with opened(settings_of(target)) as (store, keyring):
+        Registry(store, keyring, time.time).create_tenant("mine")
+    before = contents(target)
+
+    with pytest.raises(Refusal, match="is in use: restore into a new one"):
+        run(target, "restore", str(tmp_path / "b"))
+    assert contents(target) == before
+
+
+def test_a_second_key_is_not_what_a_first_start_makes(place: Place, target: Place, tmp_path: Path) -> None:
+    """Whatever its name: somebody made it, and may be using it."""
+    fill(place)
+    run(place, "backup", str(tmp_path / "b"))
+    with opened(settings_of(target)) as (store, keyring):
+        registry = Registry(store, keyring, time.time)
+        registry.create_tenant("default")
+        for _ in range(2):
+            registry.create_key("default", name="admin")
+    before = contents(target)
+
+    with pytest.raises(Refusal, match="is in use: restore into a new one"):
+        run(target, "restore", str(tmp_path / "b"))
+    assert contents(target) == before
+
+
+def test_a_backup_replaces_files_alone(place: Place, tmp_path: Path) -> None:
+    """Not a device or a pipe; and a link stays one, with the backup where it leads."""
+    os.mkfifo(tmp_path / "pipe")
+    for odd in (tmp_path / "pipe", tmp_path, Path()):
+        with pytest.raises(Refusal, match="no plain file"):
+            run(place, "backup", str(odd))
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    run(place, "backup", str(tmp_path / "link"))
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "b").is_file() and (tmp_path / "pipe").is_fifo()
+
+
+def test_what_a_first_start_made_gives_way(place: Place, target: Place, tmp_path: Path) -> None:
+    """An installation has its first tenant and key before anyone can restore into it; the given key works afterwards."""
+    fill(place)
+    run(place, "backup", str(tmp_path / "b"))
+    first = mint()
+    files = {"first_key_file": target.home / "first"}
+    files["first_key_file"].write_text(first)
+    migrate(Settings(home=target.home, store=target.settings.model_copy(update=files)))
+
+    run(target, "restore", str(tmp_path / "b"), **files)
+    assert identify(target, first) == "default"
+    assert {tenant["name"] for tenant in contents(target)["tenants"]} == {"acme", "gone", "default"}
+
+
+def test_a_laptops_first_start_gives_way(tmp_path: Path) -> None:
+    """The next start after a restore makes its own key known again, beside those that came back."""
+    source, target = SqlitePlace(tmp_path / "source"), SqlitePlace(tmp_path / "target")
+    for place in (source, target):
+        first_start(settings_of(place))
+    run(source, "backup", str(tmp_path / "b"))
+    run(target, "restore", str(tmp_path / "b"))
+    first_start(settings_of(target))
+
+    for place in (source, target):
+        assert identify(target, (place.home / "admin.key").read_text().strip()) == "default"
+
+
+def test_a_pepper_that_is_somebody_elses_to_write_is_compared(place: Place, target: Place, tmp_path: Path) -> None:
+    """With a pepper_file of other content nothing is restored, unless the pepper is written where it is told."""
+    key = fill(place)
+    run(place, "backup", str(tmp_path / "b"))
+    given, out = tmp_path / "given", tmp_path / "out"
+    for content in (None, bytes(32)):
+        if content is not None:
+            given.write_bytes(content)
+        with pytest.raises(Refusal, match="--pepper-out FILE"):
+            run(target, "restore", str(tmp_path / "b"), pepper_file=given)
+    assert contents(target) == {name: [] for name in TABLES}
+
+    assert str(out) in run(target, "restore", str(tmp_path / "b"), "--pepper-out", str(out), pepper_file=given)
+    assert out.read_bytes() == (place.home / "pepper").read_bytes() and stat.S_IMODE(out.stat().st_mode) == 0o600
+    settings = Settings(home=target.home, store=target.settings.model_copy(update={"pepper_file": given}))
+    with pytest.raises(Refusal, match="is not the one of the database"), opened(settings):
+        pass
+    given.write_bytes(out.read_bytes())
+    with opened(settings) as (store, keyring), Tenants(store, keyring, key_cache_s=10, clock=time.time) as tenants:
+        assert asyncio.run(tenants.identify(key)) == Caller(tenants_id(store), "acme", key[3:13])
+
+
+def tenants_id(store: Store) -> str:
+    return next(tenant.id for tenant in Registry(store, Keyring(b""), time.time).tenants() if tenant.name == "acme")
+
+
+def test_a_file_in_the_peppers_way_is_left_alone(tmp_path: Path) -> None:
+    """--pepper-out overwrites nothing."""
+    source, target = SqlitePlace(tmp_path / "source"), SqlitePlace(tmp_path / "target")
+    fill(source)
+    run(source, "backup", str(tmp_path / "b"))
+    (tmp_path / "out").write_text("mine")
+
+    with pytest.raises(Refusal, match="holds something else"):
+        run(target, "restore", str(tmp_path / "b"), "--pepper-out", str(tmp_path / "out"))
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_backup_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    """It may hold what this version would lose."""
+    source, target = SqlitePlace(tmp_path / "source"), SqlitePlace(tmp_path / "target")
+    fill(source)
+    run(source, "backup", str(tmp_path / "b"))
+    newer = gzip.decompress((tmp_path / "b").read_bytes()).replace(b'"schema":2', b'"schema":3', 1)
+    (tmp_path / "b").write_bytes(gzip.compress(newer))
+
+    with pytest.raises(Refusal, match="is from a newer version"):
+        run(target, "restore", str(tmp_path / "b"))
+
+
+def test_a_backup_that_fails_leaves_the_one_before(place: Place, tmp_path: Path) -> None:
+    """Written whole or not at all: an outage, or a folder that takes nothing, leaves no half file and no draft."""
+    fill(place)
+    run(place, "backup", str(tmp_path / "b"))
+    before = (tmp_path / "b").read_bytes()
+    with opened(settings_of(place)) as (store, keyring):
+        place.take_away()
+        with pytest.raises(StoreUnavailable):
+            backups.write(store, keyring, tmp_path / "b", time.time)
+        place.bring_back()
+
+    with pytest.raises(Refusal, match="cannot be written"):
+        run(place, "backup", "/proc/nowhere/b")
+    assert (tmp_path / "b").read_bytes() == before
+    assert [name for name in os.listdir(tmp_path) if name.startswith(".b")] == []
+
+
+def test_memory_does_not_grow_with_the_ledger(place: Place, tmp_path: Path) -> None:
+    """Rows pass through in batches: 5,000 of them need a fraction of their size in memory, both ways."""
+    fill(place, rows=5_000)
+    tracemalloc.start()
+    try:
+        whole = contents(place)
+        size, _ = tracemalloc.get_traced_memory()
+        whole.clear()
+        tracemalloc.reset_peak()
+        run(place, "backup", str(tmp_path / "b"))
+        for table in reversed(TABLES):
+            place.execute(f"delete from {table}")  # noqa: S608 Our own words.
+        run(place, "restore", str(tmp_path / "b"))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < size / 3

@@ -1,0 +1,294 @@
+"""The operator's commands for tenants, keys and usage, as typed, on a real database."""
+
+from __future__ import annotations
+
+import json
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from serving.config import load
+from serving.errors import Refusal
+from serving.gateway.cli import commands
+from serving.gateway.cli.opening import first_start
+from serving.gateway.identity.keys import Keyring, id_of
+from serving.gateway.identity.registry import Registry
+from serving.gateway.identity.tenants import Caller
+from serving.gateway.ledger.ledger import Ledger, Usage
+from tests.gateway.places import Place
+
+
+@pytest.fixture
+def here(place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """A store that the commands find by the environment."""
+    for name, value in place.environment().items():
+        monkeypatch.setenv(name, value)
+    return place
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One machine with SQLite, where a first start makes its key."""
+    monkeypatch.setenv("SERVING_HOME", str(tmp_path))
+    return tmp_path
+
+
+def first_key() -> str:
+    """What a start of the gateway leaves in admin.key."""
+    settings = load()
+    first_start(settings)
+    return (settings.home / "admin.key").read_text().strip()
+
+
+def run(*arguments: str) -> str:
+    """What the command prints; its Refusal is raised here."""
+    cli = typer.Typer()
+    cli.add_typer(commands.tenants, name="tenants")
+    cli.add_typer(commands.keys, name="keys")
+    cli.command("usage")(commands.usage)
+    result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_tenants_are_created_listed_renamed_and_disabled(here: Place) -> None:
+    """A tenant's life, seen in `tenants list`."""
+    run("tenants", "create", "acme")
+    run("tenants", "update", "acme", "--disable", "--rename", "acme-labs")
+
+    listed = json.loads(run("tenants", "list", "--json"))
+    table = run("tenants", "list").splitlines()
+
+    assert [(tenant["name"], tenant["disabled_at"] is None) for tenant in listed] == [("acme-labs", False)]
+    assert table[0].split() == ["NAME", "ID", "CREATED", "STATE"]
+    assert table[1].endswith("disabled")
+
+
+def test_a_tenant_is_enabled_again(here: Place) -> None:
+    """--enable undoes --disable."""
+    run("tenants", "create", "acme")
+    run("tenants", "update", "acme", "--disable")
+
+    assert "is enabled" in run("tenants", "update", "acme", "--enable")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("tenants", "create", "acme"), "There is a tenant called 'acme' already."),
+        (("tenants", "create", "a b"), "A tenant's name is"),
+        (("tenants", "update", "acme"), "Say what to change"),
+        (("tenants", "update", "nobody", "--disable"), "There is no tenant called 'nobody'"),
+        (("tenants", "update", "acme", "--rename", "other"), "There is a tenant called 'other' already."),
+        (("keys", "create", "nobody"), "There is no tenant called 'nobody'"),
+        (("keys", "list", "nobody"), "There is no tenant called 'nobody'"),
+        (("keys", "revoke", "nokey"), "There is no key 'nokey'"),
+        (("keys", "rotate", "nokey"), "There is no key 'nokey'"),
+        (("usage", "--since", "yesterday"), "is not an ISO date"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_a_sentence(here: Place, arguments: tuple[str, ...], sentence: str) -> None:
+    """Each impossible wish ends in a Refusal that names it."""
+    run("tenants", "create", "acme")
+    run("tenants", "create", "other")
+
+    with pytest.raises(Refusal, match=sentence):
+        run(*arguments)
+
+
+def test_quiet_prints_the_key_alone_and_lists_never_show_it(here: Place) -> None:
+    """`KEY=$(serving keys create acme --quiet)` works, and the secret is seen that once."""
+    run("tenants", "create", "acme")
+    printed = run("keys", "create", "acme", "--name", "ci", "--quiet")
+    key = printed.removesuffix("\n")
+
+    assert id_of(key)
+    for listing in (run("keys", "list"), run("keys", "list", "acme", "--json")):
+        assert key[3:13] in listing
+        assert key[-43:] not in listing
+
+
+def test_a_key_can_have_an_end(here: Place) -> None:
+    """--expires-days counts from now."""
+    run("tenants", "create", "acme")
+    run("keys", "create", "acme", "--expires-days", "30")
+
+    (listed,) = json.loads(run("keys", "list", "--json"))
+    assert listed["expires_at"] - listed["created_at"] == pytest.approx(30 * 86_400)
+
+
+def test_rotation_gives_a_like_key_and_ends_the_old_one_after_the_grace(here: Place) -> None:
+    """The new key has the old one's tenant and name; the old one works until the grace is over."""
+    run("tenants", "create", "acme")
+    old = run("keys", "create", "acme", "--name", "ci", "--quiet").strip()
+    new = run("keys", "rotate", old[3:13], "--grace-hours", "2", "--quiet").strip()
+
+    listed = {key["id"]: key for key in json.loads(run("keys", "list", "--json"))}
+    assert listed[old[3:13]]["expires_at"] == pytest.approx(time.time() + 7200, abs=60)
+    assert (listed[new[3:13]]["name"], listed[new[3:13]]["expires_at"]) == ("ci", None)
+
+
+def test_rotation_passes_a_lifetime_on_and_never_lengthens_the_old_key(here: Place) -> None:
+    """A key that was to live one day is followed by one that lives one day, and ends no later than planned."""
+    run("tenants", "create", "acme")
+    old = run("keys", "create", "acme", "--expires-days", "1", "--quiet").strip()
+    new = run("keys", "rotate", old[3:13], "--grace-hours", "1000", "--quiet").strip()
+
+    listed = {key["id"]: key for key in json.loads(run("keys", "list", "--json"))}
+    for key in (old, new):
+        assert listed[key[3:13]]["expires_at"] == pytest.approx(time.time() + 86_400, abs=60)
+
+
+def test_a_revoked_key_is_listed_as_such_and_cannot_be_rotated(here: Place) -> None:
+    """Revocation is for good."""
+    run("tenants", "create", "acme")
+    key = run("keys", "create", "acme", "--quiet").strip()
+    assert "within 10 seconds" in run("keys", "revoke", key[3:13])
+
+    assert run("keys", "list").splitlines()[1].endswith("revoked")
+    with pytest.raises(Refusal, match="is revoked"):
+        run("keys", "rotate", key[3:13])
+
+
+def settle(ledger: Ledger, caller: Caller, model: str, usage: Usage) -> None:
+    with ledger.entry(request_id=f"{model}-{id(usage)}", caller=caller, route="/v1/completions", model=model) as entry:
+        entry.usage, entry.outcome, entry.status = usage, "stop", 200
+
+
+def test_usage_keeps_exact_and_estimated_tokens_apart(here: Place) -> None:
+    """Sums by tenant, model and day; estimates and open calls are never added to what the engine said."""
+    noon = 1_795_348_800.0  # 2026-11-22 12:00 UTC
+    with here.open() as store:
+        registry = Registry(store, Keyring.open(store), lambda: noon)
+        acme = Caller(registry.create_tenant("acme").id, "acme", "k1")
+        gone = Caller("unknown-id", "gone", "k2")
+        with Ledger(store, clock=lambda: noon) as ledger:
+            usages = [Usage(10, 5, 2, 1), Usage(20, 5), Usage(100, 50, estimated_by="bytes")]
+            for usage in usages:
+                settle(ledger, acme, "m1", usage)
+            settle(ledger, gone, "m2", Usage(7, 7))
+            running = ledger.entry(request_id="running", caller=acme, route="/v1/completions", model="m1")
+            running.__enter__()
+            ledger.flush()
+
+            by_tenant = {row["group"]: row for row in json.loads(run("usage", "--json"))}
+            by_model = [line.split() for line in run("usage", "--by", "model").splitlines()]
+            days = [row["group"] for row in json.loads(run("usage", "--by", "day", "--json"))]
+            tomorrow = json.loads(run("usage", "--since", "2026-11-23", "--json"))
+            only = [row["group"] for row in json.loads(run("usage", "--tenant", "acme", "--by", "key", "--json"))]
+            running.__exit__(None, None, None)
+
+    assert by_tenant["acme"]["exact"] == {
+        "requests": 2,
+        "prompt_tokens": 30,
+        "completion_tokens": 10,
+        "cached_prompt_tokens": 2,
+        "reasoning_tokens": 1,
+    }
+    assert by_tenant["acme"]["estimated"]["prompt_tokens"] == 100
+    assert by_tenant["acme"]["open_requests"] == 1
+    assert by_tenant["unknown-id"]["exact"]["prompt_tokens"] == 7
+    assert by_model[1:] == [
+        ["m1", "2", "30", "2", "10", "1", "1", "100", "50", "1"],
+        ["m2", "1", "7", "0", "7", "0", "0", "0", "0", "0"],
+    ]
+    assert days == ["2026-11-22"]
+    assert tomorrow == []
+    assert only == ["k1"]
+
+
+def test_the_first_key_is_the_same_for_every_start(home: Path) -> None:
+    """Processes that start at once on an empty home share one tenant and one key, kept in admin.key (0600)."""
+    program = """
+from serving.config import load
+from serving.gateway.cli.opening import first_start
+first_start(load())
+print((load().home / "admin.key").read_text(), end="")
+"""
+    command = [sys.executable, "-c", program]
+    starts = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    (printed,) = {start.communicate(timeout=60)[0] for start in starts}
+
+    file = home / "admin.key"
+    assert file.read_text() == printed
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert first_key() == printed.strip()
+    (key,) = json.loads(run("keys", "list", "--json"))
+    assert (key["id"], key["tenant"], key["name"]) == (id_of(printed.strip()), "default", "admin")
+
+
+def test_a_fresh_database_learns_the_first_key_again(home: Path) -> None:
+    """The file decides: a deleted database does not change the key people have pasted."""
+    key = first_key()
+    (home / "serving.db").unlink()
+
+    assert first_key() == key
+    assert len(json.loads(run("keys", "list", "--json"))) == 1
+
+
+def test_a_revoked_first_key_is_replaced_at_the_next_start(home: Path) -> None:
+    """What the banner prints works: a key that has ended is not offered again."""
+    key = first_key()
+    run("keys", "revoke", key[3:13])
+
+    fresh = first_key()
+    assert fresh != key
+    assert (home / "admin.key").read_text().strip() == fresh
+
+
+def test_a_database_in_use_elsewhere_is_refused_in_a_sentence(here: Place) -> None:
+    """An outage during a command is a Refusal, not a traceback."""
+    run("tenants", "create", "acme")
+    with here.writers_wait(), pytest.raises(Refusal, match=r"database is locked|due to statement timeout"):
+        run("tenants", "create", "other")
+
+
+@pytest.mark.parametrize("name", ["x" * 65, "ci\x1b[2J", "two\nlines"])
+def test_a_keys_name_can_be_printed(here: Place, name: str) -> None:
+    """It stands in tables and on terminals; what would be cut or would draw there is refused."""
+    run("tenants", "create", "acme")
+
+    with pytest.raises(Refusal, match="at most 64 printable characters"):
+        run("keys", "create", "acme", "--name", name)
+    assert json.loads(run("keys", "list", "--json")) == []
+
+
+@pytest.mark.parametrize("days", ["1e9", "inf"])
+def test_no_key_outlives_the_calendar(here: Place, days: str) -> None:
+    """A date that no database can hold is refused before anything is written."""
+    run("tenants", "create", "acme")
+    key = run("keys", "create", "acme", "--quiet").strip()
+
+    with pytest.raises(Refusal, match="0 to 36,500 days"):
+        run("keys", "create", "acme", "--expires-days", days)
+    with pytest.raises(Refusal, match="0 to 36,500 days"):
+        run("keys", "rotate", str(id_of(key)), "--grace-hours", days)
+    assert [known["expires_at"] for known in json.loads(run("keys", "list", "--json"))] == [None]
+
+
+@pytest.mark.parametrize("since", ["0001-01-01T00:00+14:00", "9999-12-31T23:00-14:00", "yesterday"])
+def test_usage_since_a_moment_that_is_none_is_refused(here: Place, since: str) -> None:
+    """The first and the last day that there are end at UTC's."""
+    with pytest.raises(Refusal, match="is not an ISO date or time"):
+        run("usage", "--since", since)
+
+
+@pytest.mark.parametrize("command", [("create", "acme"), ("rotate", "ID")])
+def test_a_key_that_could_not_be_shown_is_not_made(here: Place, command: tuple[str, ...]) -> None:
+    """Nobody has it, so nobody would ever revoke it; a key that was to be rotated is as it was."""
+    run("tenants", "create", "acme")
+    first = str(id_of(run("keys", "create", "acme", "--quiet").strip()))
+    arguments = [first if it == "ID" else it for it in command]
+    with Path("/dev/full").open("w") as full:
+        whole = [sys.executable, "-m", "serving", "keys", *arguments]
+        done = subprocess.run(whole, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+
+    assert done.returncode == 1 and done.stderr.startswith("The disk is full")
+    (left,) = json.loads(run("keys", "list", "--json"))
+    assert (left["id"], left["expires_at"], left["revoked_at"]) == (first, None, None)

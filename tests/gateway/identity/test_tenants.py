@@ -1,0 +1,300 @@
+"""Keys and callers: who gets in, who does not, and what happens while the store cannot be asked."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection
+
+from serving.errors import Refusal, StoreUnavailable, Unauthenticated
+from serving.gateway.identity import tenants as limits
+from serving.gateway.identity.keys import KEY_LENGTH, Keyring, id_of, mint
+from serving.gateway.identity.registry import Registry
+from serving.gateway.identity.tenants import Caller, Tenants
+from serving.gateway.store.store import Store
+from tests.clock import Clock
+from tests.gateway.places import Place
+
+KEY_CACHE_S = 10.0
+
+
+class CountedStore(Store):
+    """A real store that counts what it is asked."""
+
+    transactions = 0
+
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        self.transactions += 1
+        with super().begin() as connection:
+            yield connection
+
+
+class World:
+    """A store with one tenant and its key, and a gateway's view of it."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.home = place.home
+        self.clock = Clock()
+        self.store = place.open()
+        self.keyring = Keyring.open(self.store)
+        self.registry = Registry(self.store, self.keyring, self.clock)
+        self.tenants = Tenants(self.store, self.keyring, key_cache_s=KEY_CACHE_S, clock=self.clock)
+        self.registry.create_tenant("acme")
+        self.key = self.registry.create_key("acme", name="laptop")
+
+    def identify(self, key: str) -> Caller:
+        return asyncio.run(self.tenants.identify(key))
+
+
+@pytest.fixture
+def world(place: Place) -> Iterator[World]:
+    world = World(place)
+    with world.store, world.tenants:
+        yield world
+
+
+def test_a_key_names_its_tenant(world: World) -> None:
+    """A valid key gives the tenant that pays and the id of the key, and nothing of the key's secret."""
+    caller = world.identify(world.key)
+
+    assert (caller.tenant, caller.key_id) == ("acme", id_of(world.key))
+    assert world.key[-43:] not in repr(caller)
+
+
+def test_the_database_does_not_hold_the_key(world: World) -> None:
+    """Neither a key nor its secret part is anywhere in the home folder or among the keys."""
+    secret = world.key[-43:]
+
+    assert not [path for path in world.home.iterdir() if secret.encode() in path.read_bytes()]
+    assert secret not in repr(world.place.execute("select * from keys"))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        "sk-",
+        "x" * KEY_LENGTH,
+        "sk-abcdefghij-" + "a" * 42 + "é",
+        "sk-abcdefghij-" + "a" * 42 + "\n",
+        "sk-abcdefghij-" + "a" * 44,
+        "sk-" + "a" * 10_000_000,
+    ],
+)
+def test_a_malformed_key_is_refused_without_asking_the_store(world: World, key: str) -> None:
+    """What cannot be a key costs neither a hash nor a look-up: it is refused even while the store is away."""
+    world.place.take_away()
+
+    with pytest.raises(Unauthenticated):
+        world.identify(key)
+
+
+def test_an_unknown_key_is_refused(world: World) -> None:
+    """A well-formed key that was never issued is not let in, and neither is one whose id exists."""
+    forged = world.key[:14] + mint()[14:]
+
+    for key in (mint(), forged):
+        with pytest.raises(Unauthenticated):
+            world.identify(key)
+
+
+def test_a_key_of_another_pepper_is_refused(world: World, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The digests depend on the pepper: a copied database is worth nothing without it."""
+    with Store.open(tmp_path_factory.mktemp("thief")) as other:
+        thief = Tenants(world.store, Keyring.open(other), key_cache_s=KEY_CACHE_S, clock=world.clock)
+
+        with thief, pytest.raises(Unauthenticated):
+            asyncio.run(thief.identify(world.key))
+
+
+def test_a_revoked_key_lives_no_longer_than_the_cache(world: World) -> None:
+    """Revocation takes effect at the latest when the cached answer ends."""
+    world.identify(world.key)
+    world.registry.revoke_key(world.key[3:13])
+    world.identify(world.key)
+
+    world.clock.advance(KEY_CACHE_S)
+    with pytest.raises(Unauthenticated):
+        world.identify(world.key)
+
+
+def test_a_cached_key_ends_at_its_expiry_to_the_moment(world: World) -> None:
+    """A key's own end is known with the answer and needs no second look-up."""
+    key = world.registry.create_key("acme", lifetime_s=5.0)
+    world.identify(key)
+
+    world.clock.advance(5.0)
+    with pytest.raises(Unauthenticated):
+        world.identify(key)
+
+
+def test_a_disabled_tenant_is_out_and_an_enabled_one_is_back(world: World) -> None:
+    """Disabling a tenant ends all of its keys; enabling it brings them back."""
+    world.registry.update_tenant("acme", is_disabled=True)
+    with pytest.raises(Unauthenticated):
+        world.identify(world.key)
+
+    world.registry.update_tenant("acme", is_disabled=False)
+    world.clock.advance(KEY_CACHE_S)
+    assert world.identify(world.key).tenant == "acme"
+
+
+def test_a_valid_key_survives_an_outage_for_the_grace_and_no_longer(world: World) -> None:
+    """A key that was valid keeps working while the store is away, for OUTAGE_GRACE_S."""
+    world.identify(world.key)
+    world.place.take_away()
+
+    world.clock.advance(limits.OUTAGE_GRACE_S - 1)
+    assert world.identify(world.key).tenant == "acme"
+    world.clock.advance(1)
+    with pytest.raises(StoreUnavailable):
+        world.identify(world.key)
+
+
+def test_an_unknown_key_during_an_outage_is_503_and_not_401(world: World) -> None:
+    """Nobody is called a stranger unless the store said so; the answer may be tried again."""
+    world.place.take_away()
+
+    with pytest.raises(StoreUnavailable) as caught:
+        world.identify(world.key)
+
+    assert (caught.value.status, caught.value.code, caught.value.is_retryable) == (503, "store_unavailable", True)
+
+
+def test_a_store_that_came_back_is_asked_again(world: World) -> None:
+    """After STORE_RETRY_S the next caller finds out that the outage is over."""
+    world.place.take_away()
+    with pytest.raises(StoreUnavailable):
+        world.identify(world.key)
+    world.place.bring_back()
+
+    world.clock.advance(limits.STORE_RETRY_S)
+    assert world.identify(world.key).tenant == "acme"
+
+
+def test_revocation_wins_over_the_outage_grace(world: World) -> None:
+    """A key that the store has called revoked is not revived by an outage."""
+    world.identify(world.key)
+    world.registry.revoke_key(world.key[3:13])
+    world.clock.advance(KEY_CACHE_S)
+    with pytest.raises(Unauthenticated):
+        world.identify(world.key)
+    world.place.take_away()
+
+    world.clock.advance(KEY_CACHE_S)
+    with pytest.raises(StoreUnavailable):
+        world.identify(world.key)
+
+
+def test_simultaneous_callers_share_one_look_up(world: World) -> None:
+    """A hundred requests with one new key ask the store once, and all get in."""
+    counted = CountedStore.open(world.home, world.place.settings)
+    counted.transactions = 0
+
+    async def ask() -> list[Caller]:
+        with Tenants(counted, world.keyring, key_cache_s=KEY_CACHE_S, clock=world.clock) as tenants:
+            return list(await asyncio.gather(*(tenants.identify(world.key) for _ in range(100))))
+
+    with counted:
+        callers = asyncio.run(ask())
+    assert counted.transactions == 1
+    assert {caller.tenant for caller in callers} == {"acme"}
+
+
+def test_a_caller_who_leaves_does_not_fail_the_others(world: World) -> None:
+    """Cancelling one of those who wait for the same answer leaves the answer to the rest."""
+
+    async def ask() -> Caller:
+        leaver = asyncio.create_task(world.tenants.identify(world.key))
+        stayer = asyncio.create_task(world.tenants.identify(world.key))
+        await asyncio.sleep(0)
+        leaver.cancel()
+        return await stayer
+
+    assert asyncio.run(ask()).tenant == "acme"
+
+
+def test_guesses_do_not_push_valid_keys_out(world: World) -> None:
+    """Unknown keys are remembered apart: after a flood of them the valid one still survives an outage."""
+    world.tenants = Tenants(
+        world.store,
+        world.keyring,
+        key_cache_s=KEY_CACHE_S,
+        clock=world.clock,
+        valid_keys_max=1,
+        unknown_keys_max=20,
+    )
+    world.identify(world.key)
+
+    async def flood() -> None:
+        for _ in range(60):
+            with pytest.raises(Unauthenticated):
+                await world.tenants.identify(mint())
+
+    asyncio.run(flood())
+    world.place.take_away()
+    world.clock.advance(KEY_CACHE_S)
+    assert world.identify(world.key).tenant == "acme"
+
+
+def test_the_event_loop_turns_while_the_store_hangs(world: World) -> None:
+    """A look-up that blocks holds up its own caller, for LOOKUP_TIMEOUT_S, and nobody else."""
+    world.store.close()
+
+    async def ask() -> int:
+        caller = asyncio.create_task(world.tenants.identify(world.key))
+        turns = 0
+        while not caller.done():
+            await asyncio.sleep(0.01)
+            turns += 1
+        with pytest.raises(StoreUnavailable):
+            await caller
+        return turns
+
+    with world.place.everyone_waits():
+        turns = asyncio.run(ask())
+    assert turns > 10
+
+
+def test_the_pepper_is_made_once_however_many_ask(tmp_path: Path) -> None:
+    """Processes that start at once share one pepper of 32 bytes, readable by its owner alone."""
+    program = """
+import sys
+from pathlib import Path
+from serving.gateway.identity.keys import Keyring
+from serving.gateway.store.store import Store
+print(Keyring.open(Store.open(Path(sys.argv[1]))).digest('x').hex())
+"""
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    starts = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+
+    digests = {start.communicate(timeout=60)[0] for start in starts}
+    pepper = tmp_path / "pepper"
+    assert len(digests) == 1
+    assert (pepper.stat().st_size, stat.S_IMODE(pepper.stat().st_mode)) == (32, 0o600)
+
+
+def test_a_lost_pepper_is_refused_and_not_replaced(world: World) -> None:
+    """With a new pepper every key would silently stop working, so its loss is told instead."""
+    (world.home / "pepper").unlink()
+
+    with pytest.raises(Refusal, match="none of the 1 keys works without it"):
+        Keyring.open(world.store)
+
+
+def test_a_minted_key_is_well_formed_and_its_own() -> None:
+    """A key has 57 characters, shows its id, and never repeats."""
+    minted = {mint() for _ in range(1000)}
+
+    assert len(minted) == 1000
+    assert {len(key) for key in minted} == {KEY_LENGTH}
+    assert all(id_of(key) == key[3:13] for key in minted)

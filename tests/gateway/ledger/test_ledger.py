@@ -1,0 +1,341 @@
+"""The ledger: every call leaves one row, whatever happens to the call, the database or the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.errors import StoreUnavailable
+from serving.gateway.identity.tenants import Caller
+from serving.gateway.ledger.ledger import Ledger, Usage
+from serving.gateway.store.store import Store
+from tests.clock import Clock
+from tests.gateway.places import Place, SqlitePlace
+from tests.waiting import until
+
+CALLER = Caller("t1", "acme", "k1")
+ROUTE = "/v1/chat/completions"
+USAGE = Usage(5, 2)
+
+WRITER = """
+import sys, time
+from serving.config import load
+from serving.gateway.ledger.ledger import Ledger, Usage
+from serving.gateway.store.store import Store
+from serving.gateway.identity.tenants import Caller
+
+name, settled, left_open = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+caller, entries, settings = Caller("t1", "acme", "k1"), [], load()
+with Store.open(settings.home, settings.store) as store, Ledger(store, clock=time.time) as ledger:
+    for number in range(settled):
+        with ledger.entry(request_id=f"{name}-{number}", caller=caller, route="/v1/completions", model="m") as entry:
+            entry.usage, entry.outcome, entry.status = Usage(7, 3), "stop", 200
+    for number in range(left_open):
+        entries.append(ledger.entry(request_id=f"{name}-open-{number}", caller=caller, route="/v1/chat", model="m"))
+        entries[-1].__enter__()
+    if left_open:
+        while ledger.pending_rows:
+            time.sleep(0.01)
+        print("written", flush=True)
+        time.sleep(600)
+"""
+
+
+@pytest.fixture
+def store(place: Place) -> Iterator[Store]:
+    with place.open() as store:
+        yield store
+
+
+def rows(place: Place, columns: str = "request_id, outcome, status") -> list[tuple[object, ...]]:
+    return place.execute(f"select {columns} from ledger order by request_id")  # noqa: S608 Our own words.
+
+
+def start(place: Place, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    environment = dict(os.environ) | place.environment()
+    return subprocess.Popen([sys.executable, "-c", WRITER, *arguments], env=environment, text=True, **options)
+
+
+def settle(ledger: Ledger, request_id: str, usage: Usage = USAGE, caller: Caller = CALLER) -> None:
+    with ledger.entry(request_id=request_id, caller=caller, route=ROUTE, model="m") as entry:
+        entry.usage, entry.outcome, entry.status = usage, "stop", 200
+
+
+def test_a_settled_call_is_one_complete_row(place: Place, store: Store) -> None:
+    """What the entry says when the call ends is what the row says."""
+    clock = Clock(1000.25)
+    with (
+        Ledger(store, clock=clock, gateway_id="elsewhere:1:1") as ledger,
+        ledger.entry(request_id="r1", caller=CALLER, route=ROUTE, model="alias") as entry,
+    ):
+        entry.model, entry.replica_id = "smollm2", "replica-1"
+        entry.usage, entry.outcome, entry.status = Usage(11, 7, 4, 2, "bytes"), "client_left", 499
+        clock.advance(2.25)
+
+    columns = (
+        "request_id, tenant_id, key_id, route, model, replica_id, outcome, status, prompt_tokens, completion_tokens,"
+        " cached_prompt_tokens, reasoning_tokens, estimated_by, gateway_id, cast(started_at as varchar(40)), cast(finished_at as varchar(40))"
+    )
+    texts = ("r1", "t1", "k1", ROUTE, "smollm2", "replica-1", "client_left")
+    ((*said, started_at, finished_at),) = rows(place, columns)
+    assert said == [*texts, 499, 11, 7, 4, 2, "bytes", "elsewhere:1:1"]
+    assert [str(moment).rstrip("0") for moment in (started_at, finished_at)] == [
+        "1970-01-01 00:16:40.25",
+        "1970-01-01 00:16:42.5",
+    ]
+
+
+def test_a_call_that_fails_unforeseen_is_written_as_an_error(place: Place, store: Store) -> None:
+    """An entry that nobody settled says so: outcome error, status 500, no tokens."""
+    with (
+        Ledger(store, clock=time.time) as ledger,
+        pytest.raises(ZeroDivisionError),
+        ledger.entry(request_id="r1", caller=CALLER, route=ROUTE, model="m"),
+    ):
+        raise ZeroDivisionError
+
+    assert rows(place) == [("r1", "error", 500)]
+
+
+def test_a_cancelled_call_is_written(place: Place, store: Store) -> None:
+    """A client that leaves cancels the handler; its row is written on that way out too."""
+
+    async def call(ledger: Ledger, is_open: asyncio.Event) -> None:
+        with ledger.entry(request_id="r1", caller=CALLER, route=ROUTE, model="m") as entry:
+            entry.outcome, entry.status = "client_left", 499
+            is_open.set()
+            await asyncio.Event().wait()
+
+    async def cancel(ledger: Ledger) -> None:
+        is_open = asyncio.Event()
+        handler = asyncio.create_task(call(ledger, is_open))
+        await is_open.wait()
+        handler.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await handler
+
+    with Ledger(store, clock=time.time) as ledger:
+        asyncio.run(cancel(ledger))
+
+    assert rows(place) == [("r1", "client_left", 499)]
+
+
+def test_an_open_call_is_in_the_database_while_it_runs(place: Place, store: Store) -> None:
+    """The opening is written without waiting for the end, and the end replaces it."""
+    with Ledger(store, clock=time.time) as ledger:
+        with ledger.entry(request_id="r1", caller=CALLER, route=ROUTE, model="m") as entry:
+            until(lambda: rows(place) == [("r1", "open", 0)])
+            entry.outcome, entry.status = "stop", 200
+        until(lambda: rows(place) == [("r1", "stop", 200)])
+
+
+def test_a_thousand_calls_at_once_are_all_there(place: Place, store: Store) -> None:
+    """Concurrency loses nothing and doubles nothing."""
+
+    async def call(ledger: Ledger, number: int) -> None:
+        with ledger.entry(request_id=f"r{number:04}", caller=CALLER, route=ROUTE, model="m") as entry:
+            await asyncio.sleep(number % 7 * 0.02)
+            entry.usage, entry.outcome, entry.status = Usage(number, 1), "stop", 200
+
+    async def calls(ledger: Ledger) -> None:
+        await asyncio.gather(*(call(ledger, number) for number in range(1000)))
+
+    with Ledger(store, clock=time.time) as ledger:
+        asyncio.run(calls(ledger))
+
+    written = rows(place, "request_id, outcome, prompt_tokens")
+    assert written == [(f"r{number:04}", "stop", number) for number in range(1000)]
+
+
+def test_processes_share_one_store(place: Place) -> None:
+    """Two gateways on one store write side by side, from a start on an empty one."""
+    writers = [start(place, name, "400", "0") for name in ("one", "two")]
+
+    assert [writer.wait(60) for writer in writers] == [0, 0]
+    assert len(rows(place)) == 800
+    assert {row[1:] for row in rows(place)} == {("stop", 200)}
+
+
+def test_a_killed_gateway_leaves_rows_that_the_next_start_settles(tmp_path: Path) -> None:
+    """kill -9 loses neither settled rows nor the fact that calls were open; a gateway that lives is left alone.
+
+    On one machine, where a process is known to be gone at once; `test_watch.py` has the others.
+    """
+    place = SqlitePlace(tmp_path)
+    killed = start(place, "dead", "3", "2", stdout=subprocess.PIPE)
+    alive = start(place, "live", "0", "1", stdout=subprocess.PIPE)
+    try:
+        for writer in (killed, alive):
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "written\n"
+        killed.kill()
+        killed.wait()
+        assert ("dead-open-0", "open", 0) in rows(place)
+
+        with Store.open(tmp_path) as store, Ledger(store, clock=time.time):
+            settled = rows(place, "request_id, outcome, estimated_by, finished_at is null")
+    finally:
+        for writer in (killed, alive):
+            writer.kill()
+            writer.communicate()
+
+    assert settled[3:] == [
+        ("dead-open-0", "gateway_crashed", "gateway_crashed", 1),
+        ("dead-open-1", "gateway_crashed", "gateway_crashed", 1),
+        ("live-open-0", "open", None, 1),
+    ]
+    assert {row[1] for row in settled[:3]} == {"stop"}
+
+
+def test_a_repeated_request_id_gets_a_row_of_its_own(place: Place, store: Store) -> None:
+    """A client that sends an id again neither hides its new call nor touches the other's row."""
+    with Ledger(store, clock=time.time) as first:
+        settle(first, "same", Usage(1, 1))
+        settle(first, "same", Usage(2, 2), Caller("t2", "other", "k2"))
+    with Ledger(store, clock=time.time) as second:
+        settle(second, "same", Usage(3, 3))
+
+    written = rows(place, "request_id, tenant_id, prompt_tokens")
+    assert ("same", "t1", 1) in written
+    assert {row[1:] for row in written} == {("t1", 1), ("t2", 2), ("t1", 3)}
+    assert all(str(row[0]).startswith("same~") for row in written if row != ("same", "t1", 1))
+
+
+def test_a_repeated_id_stays_apart_when_its_opening_was_written_first(place: Place, store: Store) -> None:
+    """The newcomer's end finds the newcomer's opening, also when each is written by itself."""
+    ledger = Ledger(store, clock=time.time)
+    settle(ledger, "same", Usage(1, 1))
+    ledger.flush()
+    with ledger.entry(request_id="same", caller=CALLER, route=ROUTE, model="m") as entry:
+        ledger.flush()
+        entry.usage, entry.outcome = Usage(2, 2), "stop"
+    ledger.close()
+
+    assert rows(place, "length(request_id) > 4, prompt_tokens, outcome") == [
+        (False, 1, "stop"),
+        (True, 2, "stop"),
+    ]
+
+
+def test_rows_wait_while_another_holds_the_database(place: Place, store: Store) -> None:
+    """A locked database delays rows and loses none."""
+    with Ledger(store, clock=time.time) as ledger:
+        with place.writers_wait():
+            settle(ledger, "r1")
+            assert not ledger.flush()
+            assert ledger.pending_rows == 1
+
+        until(lambda: ledger.pending_rows == 0)
+
+    assert rows(place) == [("r1", "stop", 200)]
+
+
+def test_a_close_without_database_spills_and_the_next_start_replays_once(place: Place, store: Store) -> None:
+    """What the database did not take is in a file, and from there in the database, each row once."""
+    ledger = Ledger(store, clock=time.time)
+    place.take_away()
+    with ledger:
+        settle(ledger, "r1")
+        settle(ledger, "r2")
+    spilled = (store.home / "ledger-spill.jsonl").read_bytes()
+    place.bring_back()
+
+    for _ in range(2):
+        with Ledger(store, clock=time.time):
+            assert not (store.home / "ledger-spill.jsonl").exists()
+            assert rows(place) == [("r1", "stop", 200), ("r2", "stop", 200)]
+        # As if the machine had died between the commit and the file's removal.
+        (store.home / "ledger-spill.jsonl").write_bytes(spilled)
+
+
+def test_a_line_that_a_dying_machine_cut_short_costs_that_line_alone(place: Place, store: Store) -> None:
+    """A torn line is left out, and what is spilled after it stays readable."""
+    spill = store.home / "ledger-spill.jsonl"
+    with Ledger(store, clock=time.time) as ledger:
+        spill.write_bytes(b'{"request_id": "torn", "outc')
+        place.take_away()
+        settle(ledger, "r1")
+    place.bring_back()
+
+    with Ledger(store, clock=time.time):
+        pass
+    assert rows(place) == [("r1", "stop", 200)]
+
+
+def test_a_long_outage_spills_what_ended_and_replays_it_afterwards(place: Place, store: Store) -> None:
+    """Memory is bounded: past `spill_rows` ended calls go to the file, open ones stay, and all arrive in the end."""
+    with Ledger(store, clock=time.time, spill_rows=10) as ledger:
+        place.take_away()
+        with ledger.entry(request_id="open", caller=CALLER, route=ROUTE, model="m") as entry:
+            for number in range(30):
+                settle(ledger, f"r{number:02}")
+            until(lambda: ledger.pending_rows < 10)
+            assert "open" not in (store.home / "ledger-spill.jsonl").read_text()
+
+            place.bring_back()
+            until(lambda: len(rows(place)) == 31)
+            entry.outcome = "stop"
+
+    assert {row[1] for row in rows(place)} == {"stop"}
+    assert not (store.home / "ledger-spill.jsonl").exists()
+
+
+def test_no_call_begins_when_nothing_takes_its_row(place: Place, store: Store) -> None:
+    """With neither database nor file, calls are refused once `pending_rows_max` rows wait; the rows are kept."""
+    (store.home / "ledger-spill.jsonl").mkdir()
+    ledger = Ledger(store, clock=time.time, pending_rows_max=5)
+    place.take_away()
+    for number in range(5):
+        settle(ledger, f"r{number}")
+    ledger.close()
+
+    with pytest.raises(StoreUnavailable):
+        settle(ledger, "one too many")
+    place.bring_back()
+    (store.home / "ledger-spill.jsonl").rmdir()
+    assert ledger.flush()
+    assert len(rows(place)) == 5
+
+
+def test_a_call_that_ends_after_close_is_still_written(place: Place, store: Store) -> None:
+    """Closing first and ending later is the wrong order, and no reason to lose a row."""
+    ledger = Ledger(store, clock=time.time)
+    with ledger.entry(request_id="late", caller=CALLER, route=ROUTE, model="m") as entry:
+        with ledger:
+            pass
+        entry.outcome, entry.status = "stop", 200
+
+    assert rows(place) == [("late", "stop", 200)]
+
+
+@pytest.mark.parametrize("model", ["\ud800", "a\0b", "x" * 100_000])
+def test_hostile_text_does_not_stop_the_ledger(place: Place, store: Store, model: str) -> None:
+    """Whatever a client names, its row is written, in text any database takes."""
+    with (
+        Ledger(store, clock=time.time) as ledger,
+        ledger.entry(request_id="r1", caller=CALLER, route=ROUTE, model=model) as entry,
+    ):
+        entry.usage = Usage(-1, 2**80)
+
+    assert rows(place, "length(model) <= 255, prompt_tokens, completion_tokens") == [(True, 0, 2**53)]
+
+
+def test_a_call_costs_the_event_loop_microseconds(place: Place, store: Store) -> None:
+    """Opening and settling touch memory alone: 1,000 calls take well under a tenth of a second of the loop."""
+    ledger = Ledger(store, clock=time.time)
+    start_s = time.thread_time()
+    for number in range(1000):
+        settle(ledger, f"r{number}")
+    spent_s = time.thread_time() - start_s
+    ledger.close()
+
+    assert spent_s < 0.1
+    assert len(rows(place)) == 1000

@@ -1,0 +1,291 @@
+"""What the gateway counts is what happened, under labels whose number is bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+from prometheus_client import generate_latest
+
+from serving.config import GatewaySettings, Slo, Timeouts
+from serving.gateway.ledger.ledger import Usage
+from serving.gateway.observe.access import AccessLine
+from serving.gateway.observe.gaps import BUCKETS_S, Gaps
+from serving.gateway.observe.metrics import GROUP, OTHER_TENANTS, TENANTS_MAX, Metrics, Snapshot
+from serving.gateway.observe.slo import Verdict, judge
+from serving.gateway.outcome import Outcome
+from serving.gateway.passage import Passage
+from tests.clock import Clock
+from tests.exposition import value
+from tests.gateway.world import CHAT, QUICK, World, running_gateway, until
+from tests.scripted_engine import MODEL, Ending, Script, ScriptedEngine, chat_chunk, chat_stream, failing
+
+SLO = Slo(ttft_s=1, time_per_output_token_s=0.1)
+
+
+def metrics(look: Snapshot | None = None) -> Metrics:
+    return Metrics(lambda: look or Snapshot(), GatewaySettings(slo=SLO).slo_of)
+
+
+def line(**changed: object) -> AccessLine:
+    plain = {"request_id": "r", "route": "/v1/chat/completions", "status": 200, "outcome": "ok", "duration_s": 1.0}
+    return AccessLine(**plain | {"tenant": "acme", "replica_id": "a"} | changed)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "duration_s", "ttft_s", "tokens", "verdict"),
+    [
+        (Outcome.OK, 2.0, 1.0, 11, Verdict.MET),
+        (Outcome.OK, 2.1, 1.0, 11, Verdict.SLOW_TOKENS),
+        (Outcome.OK, 1.2, 1.1, 11, Verdict.SLOW_FIRST_TOKEN),
+        (Outcome.OK, 1.0, 1.0, 0, Verdict.MET),
+        (Outcome.OK, 2.0, None, 11, Verdict.MET),
+        (Outcome.OK, 2.1, None, 11, Verdict.SLOW_TOKENS),
+        (Outcome.FAILED, 0.1, 0.1, 1, Verdict.FAILED),
+        (Outcome.CANCELLED, 0.1, 0.1, 1, Verdict.FAILED),
+        (Outcome.REJECTED, 0.1, None, 0, None),
+        (Outcome.DISCONNECTED, 9.0, 9.0, 1, None),
+    ],
+)
+def test_a_request_is_judged_by_its_slo(
+    outcome: Outcome, duration_s: float, ttft_s: float | None, tokens: int, verdict: Verdict | None
+) -> None:
+    """First token, then the mean of the others; a whole answer by both together; not what a client did to itself."""
+    assert judge(SLO, outcome, duration_s=duration_s, ttft_s=ttft_s, completion_tokens=tokens) is verdict
+
+
+def test_a_models_own_slo_comes_before_everyones() -> None:
+    settings = GatewaySettings(slo=SLO, model_slos={"slow": Slo(ttft_s=60)})
+    assert (settings.slo_of("slow").ttft_s, settings.slo_of("other").ttft_s) == (60, 1)
+
+
+def test_gaps_are_a_histogram() -> None:
+    """Each gap is in the first bucket that holds it, and in all above; streams add up."""
+    one, other = Gaps(), Gaps()
+    for seconds in (BUCKETS_S[0], BUCKETS_S[0] * 1.1, 1000.0):
+        one.observe(seconds)
+    other.observe(BUCKETS_S[1])
+    one.add(other)
+    buckets = dict(one.buckets())
+    assert (buckets["0.002"], buckets["0.005"], buckets["10.0"], buckets["+Inf"]) == (1, 3, 3, 4)
+    assert one.total_s == pytest.approx(BUCKETS_S[0] * 2.1 + 1000 + BUCKETS_S[1])
+
+
+async def test_tenants_beyond_the_bound_share_one_series() -> None:
+    """No number of tenants makes the page grow without end, and what all of them used is still counted."""
+    counted = metrics()
+    for number in range(TENANTS_MAX + 10):
+        counted.settle(line(tenant=f"t{number}", usage=Usage(1, 2)), MODEL, Passage())
+    text = await counted.render()
+    assert value(text, "serving_gateway_tenant_tokens_total", kind="completion") == 2 * (TENANTS_MAX + 10)
+    assert value(text, "serving_gateway_tenant_requests_total", tenant=OTHER_TENANTS) == 10
+    assert text.count(b"serving_gateway_tenant_requests_total{") == TENANTS_MAX + 1
+
+
+def test_requests_are_counted_though_nobody_asks() -> None:
+    """What waits to be counted does not pile up where no Prometheus comes by."""
+    counted = metrics()
+    for _ in range(GROUP):
+        counted.settle(line(), MODEL, Passage())
+    assert value(generate_latest(counted.registry), "serving_gateway_requests_total") == GROUP
+
+
+async def test_a_thousand_tenants_fit_one_megabyte() -> None:
+    """Each with calls that ended well, badly and by the client, and tokens of both kinds, over ten models."""
+    counted = metrics()
+    for number in range(TENANTS_MAX):
+        for outcome in Outcome:
+            one = line(tenant=f"tenant-{number:04}", outcome=outcome, usage=Usage(1000, 100), ttft_s=0.1)
+            counted.settle(one, f"model-{number % 10}", Passage(gaps=Gaps()))
+    assert len(await counted.render()) < 1_000_000
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[ScriptedEngine]:
+    async with ScriptedEngine() as it:
+        yield it
+
+
+async def text_of(world: World) -> bytes:
+    return (await world.ask("GET", "/metrics", headers={})).body
+
+
+async def test_a_stream_is_counted_piece_by_piece(tmp_path: Path, engine: ScriptedEngine) -> None:
+    """Bytes as the client got them, one gap less than pieces, its wait of nothing, its verdict, its tenant's tokens."""
+    async with running_gateway(tmp_path, (engine.url,)) as world:
+        engine.say(Script(chat_stream(["a", "b", "c", "d"])))
+        answer = await world.chat(stream=True)
+        text = await text_of(world)
+    assert value(text, "serving_gateway_relayed_bytes_total", model=MODEL) == len(answer.body)
+    assert 1 <= value(text, "serving_gateway_inter_token_seconds_count", model=MODEL) <= 6
+    assert value(text, "serving_gateway_waiting_seconds_bucket", model=MODEL, le="0.001") == 1
+    assert value(text, "serving_gateway_admissions_total", model=MODEL, decision="admitted") == 1
+    assert value(text, "serving_gateway_slo_requests_total", model=MODEL, verdict="met") == 1
+    assert value(text, "serving_gateway_tenant_tokens_total", tenant="acme", kind="completion") == value(
+        text, "serving_gateway_tokens_total", model=MODEL, kind="completion"
+    )
+    assert value(text, "serving_gateway_time_per_output_token_seconds_count", model=MODEL) == 1
+
+
+async def test_what_goes_wrong_is_counted_by_its_reason(tmp_path: Path, engine: ScriptedEngine) -> None:
+    """An engine's failures, by kind; the call they end, by the error's code and as an SLO that was missed."""
+    async with running_gateway(tmp_path, (engine.url,)) as world:
+        for _ in range(4):
+            engine.say(failing(500, "no", "InternalServerError"))
+        answer = await world.chat()
+        await world.chat(temperature="hot")
+        text = await text_of(world)
+    assert answer.status == 502
+    assert value(text, "serving_gateway_upstream_retries_total", failure="errored") == 3
+    assert value(text, "serving_gateway_requests_total", model=MODEL, reason="engine_failed", outcome="error") == 1
+    assert value(text, "serving_gateway_requests_total", outcome="rejected", reason="invalid_request_error") == 1
+    assert value(text, "serving_gateway_slo_requests_total", verdict="failed") == 1
+    assert value(text, "serving_gateway_slo_requests_total") == 1
+
+
+async def test_calls_that_no_engine_takes_are_refused_and_counted(tmp_path: Path, engine: ScriptedEngine) -> None:
+    """An engine that is gone is lost and no longer up; who then waits in vain was refused by the wait."""
+    brief = Timeouts(**QUICK.model_dump() | {"replica_wait_s": 0.2})
+    async with running_gateway(tmp_path, (engine.url,), timeouts=brief) as world:
+        await engine.stop()
+        answer = await world.chat()
+        text = await text_of(world)
+    assert answer.status == 503
+    assert value(text, "serving_gateway_replicas_lost_total", model=MODEL) >= 1
+    assert value(text, "serving_gateway_admissions_total", model=MODEL, decision="refused_wait") == 1
+    assert value(text, "serving_gateway_waiting_seconds_count", model=MODEL) == 1
+    assert value(text, "serving_gateway_replicas", model=MODEL, state="failed") == 1
+
+
+async def test_a_prompt_is_logged_only_where_the_settings_say_so(tmp_path: Path, engine: ScriptedEngine) -> None:
+    """The line has the body as it was sent, cut at its bound; by default it has none."""
+    async with running_gateway(tmp_path / "silent", (engine.url,)) as world:
+        await world.chat()
+        await until(lambda: world.lines)
+        assert world.lines[0]["prompt"] is None
+    async with running_gateway(tmp_path / "opted-in", (engine.url,), log_prompts=True) as world:
+        await world.chat()
+        await until(lambda: world.lines)
+        assert '"Hello"' in str(world.lines[0]["prompt"])
+
+
+async def test_what_we_refuse_before_an_engine_is_asked_misses_the_slo(tmp_path: Path, engine: ScriptedEngine) -> None:
+    """A gateway that is full, or whose store is away, is no reason to call a day a good one; a wrong key is the client's."""
+    async with running_gateway(tmp_path, (engine.url,), max_open_requests=1) as world:
+        engine.say(Script(ending=Ending.HANG))
+        held = await world.client.post(
+            world.url + "/v1/chat/completions", json=CHAT | {"stream": True}, headers=world.headers()
+        )
+        await until(lambda: engine.running == 1)
+        refused = await world.chat()
+        wrong = await world.ask("POST", "/v1/chat/completions", CHAT, {"Authorization": "Bearer sk-no"})
+        held.close()
+        text = await text_of(world)
+    assert (refused.status, wrong.status) == (503, 503)  # full is said before a key is looked at
+    assert value(text, "serving_gateway_slo_requests_total", verdict="failed") == 2
+    assert value(text, "serving_gateway_admissions_total", decision="refused_full") == 2
+
+
+#: Seconds that a slow one takes, by the gateway's clock: twice what is promised.
+SLOW_S = 2 * SLO.ttft_s
+#: Real seconds too, and so many that writes wait for the client before they are over.
+UNREAD_S = 6.0
+#: More than the sockets on the way hold, so that writes wait for a client that does not read.
+LONG = Script([chat_chunk({"content": "x" * 60_000}, 7, 1)] * 400 + chat_stream(["a", "b"])[-2:])
+
+
+async def line_and_verdicts(world: World) -> tuple[dict[str, object], dict[str, float]]:
+    """Of the only call, once it is over."""
+    await until(lambda: any(it["model"] for it in world.lines))
+    text = await text_of(world)
+    counts = {it: value(text, "serving_gateway_slo_requests_total", verdict=it) for it in Verdict}
+    line = next(it for it in world.lines if it["model"])
+    return line, {verdict: count for verdict, count in counts.items() if count}
+
+
+async def unread(world: World) -> aiohttp.ClientResponse:
+    """A stream whose reader has stopped, so that the gateway's writes wait for it."""
+    url, body = world.url + "/v1/chat/completions", CHAT | {"stream": True}
+    response = await world.client.post(url, json=body, headers=world.headers())
+    await until(lambda: world.write_waits % 2)
+    return response
+
+
+async def test_a_client_that_sends_slowly_does_not_miss_the_slo(tmp_path: Path, engine: ScriptedEngine) -> None:
+    """Its body's time is no part of that to the first byte, nor of the whole; its line tells it."""
+    clock, body = Clock(), json.dumps(CHAT | {"stream": True}).encode()
+    async with running_gateway(tmp_path, (engine.url,), slo=SLO, clock=clock) as world:
+
+        async def slowly() -> AsyncIterator[bytes]:
+            yield body[:20]
+            await until(world.rows)  # opened when the caller is known, before the rest of the body is awaited
+            clock.advance(SLOW_S)
+            yield body[20:]
+
+        headers = world.headers() | {"Content-Type": "application/json"}
+        async with world.client.post(world.url + "/v1/chat/completions", data=slowly(), headers=headers) as answer:
+            await answer.read()
+        line, verdicts = await line_and_verdicts(world)
+    assert verdicts == {Verdict.MET: 1}
+    assert (line["duration_s"], line["client_s"], line["ttft_s"]) == (SLOW_S, SLOW_S, 0)
+
+
+async def test_a_client_that_reads_slowly_does_not_miss_the_slo(tmp_path: Path, engine: ScriptedEngine) -> None:
+    """What is ready for it and lies there was not served slowly."""
+    clock = Clock()
+    async with running_gateway(tmp_path, (engine.url,), slo=SLO, clock=clock) as world:
+        engine.say(LONG)
+        response = await unread(world)
+        clock.advance(SLOW_S)
+        await response.read()
+        line, verdicts = await line_and_verdicts(world)
+    assert verdicts == {Verdict.MET: 1}
+    assert (line["duration_s"], line["client_s"]) == (SLOW_S, SLOW_S)
+
+
+async def test_who_does_not_read_until_the_time_is_over_is_cut_off(tmp_path: Path, engine: ScriptedEngine) -> None:
+    """Nothing of it stays; it is the client's mistake, in ledger and log, and no SLO is missed."""
+    clock, brief = Clock(), Timeouts(**QUICK.model_dump() | {"request_total_s": UNREAD_S})
+    async with running_gateway(tmp_path, (engine.url,), slo=SLO, clock=clock, timeouts=brief) as world:
+        engine.say(LONG)
+        response = await unread(world)
+        clock.advance(UNREAD_S)
+        await until(lambda: not world.connections)
+        with pytest.raises(aiohttp.ClientError):
+            await response.read()
+        line, verdicts = await line_and_verdicts(world)
+        (row,) = world.rows()
+    assert (line["outcome"], line["reason"], line["status"], verdicts) == ("rejected", "request_timeout", 200, {})
+    assert (row["outcome"], row["status"]) == ("rejected", 200)
+
+
+async def test_a_piece_counts_from_when_the_last_one_was_taken(tmp_path: Path, engine: ScriptedEngine) -> None:
+    """While a client does not read, no gap between tokens grows."""
+    clock = Clock()
+    async with running_gateway(tmp_path, (engine.url,), clock=clock) as world:
+        engine.say(LONG)
+        response = await unread(world)
+        clock.advance(SLOW_S)
+        await response.read()
+        text = await text_of(world)
+    assert value(text, "serving_gateway_inter_token_seconds_count", model=MODEL) > 0
+    assert value(text, "serving_gateway_inter_token_seconds_sum", model=MODEL) == 0
+
+
+async def test_an_engine_that_is_slow_misses_the_slo(tmp_path: Path, engine: ScriptedEngine) -> None:
+    """Whoever sends and reads at once waits for nobody but us."""
+    clock, gate = Clock(), asyncio.Event()
+    async with running_gateway(tmp_path, (engine.url,), slo=SLO, clock=clock) as world:
+        engine.say(Script(chat_stream(["a", "b"]), gate=gate))
+        asked = asyncio.create_task(world.chat(stream=True))
+        await until(lambda: engine.running)
+        clock.advance(SLOW_S)
+        gate.set()
+        await asked
+        line, verdicts = await line_and_verdicts(world)
+    assert verdicts == {Verdict.SLOW_FIRST_TOKEN: 1}
+    assert (line["duration_s"], line["client_s"], line["ttft_s"]) == (SLOW_S, 0, SLOW_S)
