@@ -21,14 +21,11 @@ from pathlib import Path
 
 from loadtest.relay_bench import cpu_s, engine, free_port, gateway, read_streams, wait_for
 from serving.config import GatewaySettings
-from serving.gateway import app, server
-from serving.gateway.ledger.ledger import Usage
-from serving.gateway.observe.access import AccessLine
-from serving.gateway.observe.gaps import Gaps
+from serving.gateway import assembly, server
+from serving.gateway.nouns import Caller, CallRecord, InterTokenLatency, Outcome, Route, Usage
 from serving.gateway.observe.metrics import TENANTS_MAX, Metrics, Snapshot
-from serving.gateway.outcome import Outcome
-from serving.gateway.passage import Passage
-from serving.gateway.relay import relay
+from serving.gateway.observe.tracing import Trace
+from serving.gateway.relay import exchange
 
 #: One shape a line: streams at once, chunks of each. Short answers show what a request costs, long ones what a chunk does.
 SHAPES = ((32, 20), (32, 200))
@@ -37,11 +34,7 @@ TURNS = 4
 MODELS = 10
 
 
-_LINE = AccessLine("r", "/v1/chat/completions", 200, Outcome.OK, 1.0)
-_PASSAGE = Passage()
-
-
-class _NoGaps(Gaps):
+class _NoLatency(InterTokenLatency):
     __slots__ = ()
 
     def observe(self, seconds: float) -> None:
@@ -53,8 +46,12 @@ class _NoMetrics(Metrics):
     def open_request(self) -> Iterator[None]:
         yield
 
-    def settle(self, line: AccessLine, model: str | None, passage: Passage | None) -> None:
+    def settle(self, record: CallRecord) -> None:
         pass
+
+
+def _write_nothing(record: CallRecord) -> None:
+    pass
 
 
 def counting_gateway(home: str, port: int, engine_port: int) -> None:
@@ -66,11 +63,10 @@ def counting_gateway(home: str, port: int, engine_port: int) -> None:
 def silent_gateway(home: str, port: int, engine_port: int) -> None:
     """The same gateway with its counting taken out. For measuring alone: nothing of the product can be switched so."""
     for owner, name, stand_in in (
-        (relay, "Gaps", _NoGaps),
-        (relay.Exchange, "passage", lambda _: _PASSAGE),
-        (app, "Metrics", _NoMetrics),
-        (app.Visit, "line", lambda *_: _LINE),
-        (server, "_access_log", lambda _: lambda _: None),
+        (exchange, "InterTokenLatency", _NoLatency),
+        (assembly, "Metrics", _NoMetrics),
+        (Trace, "end", lambda *_: None),
+        (server, "_access_log", lambda _: _write_nothing),
     ):
         setattr(owner, name, stand_in)
     counting_gateway(home, port, engine_port)
@@ -125,13 +121,23 @@ def _page() -> None:
     metrics = Metrics(Snapshot, GatewaySettings().slo_of)
     for tenant in range(TENANTS_MAX):
         for outcome in Outcome:
-            line = AccessLine(
-                *("r", "/v1/chat/completions", 200, outcome, 1.0),
-                tenant=f"tenant-{tenant}",
-                ttft_s=0.1,
-                usage=Usage(1000, 100),
+            metrics.settle(
+                CallRecord(
+                    request_id="r",
+                    started_at=0.0,
+                    ended_at=1.0,
+                    route=Route("/v1/chat/completions", is_billed=True),
+                    caller=Caller("t", f"tenant-{tenant}", "k"),
+                    model=f"model-{tenant % MODELS}",
+                    is_model_listed=True,
+                    is_streamed=True,
+                    asked_for_engine=True,
+                    first_byte_at=0.1,
+                    inter_token=InterTokenLatency(),
+                    usage=Usage(1000, 100),
+                    outcome=outcome,
+                )
             )
-            metrics.settle(line, f"model-{tenant % MODELS}", Passage(gaps=Gaps()))
 
     async def seconds() -> float:
         began = time.perf_counter()

@@ -94,9 +94,15 @@ class ModelNotFound(ApiError):
 
 
 class MethodNotAllowed(ApiError):
+    """`allowed` is the method that the path takes."""
+
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allowed: str = "GET") -> None:
+        super().__init__(message)
+        self.allowed = allowed
 
 
 class RequestTimedOut(ApiError):

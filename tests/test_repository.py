@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from serving import catalog, config
-from serving.gateway.dialects.fields import markdown
+from serving.gateway.dialects.reference import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ROOT / "deploy" / "locks"

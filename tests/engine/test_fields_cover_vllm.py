@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 
-from serving.gateway.dialects.fields import FIELDS
+from serving.gateway.dialects import DIALECTS
 from serving.gateway.relay.events import without_usage
 
 with warnings.catch_warnings():
@@ -44,7 +44,7 @@ REQUESTS = {
 def test_every_field_of_the_engine_is_in_the_table(path: str) -> None:
     """Nothing the engine would read can come in unexamined, and nothing new is "unknown" by accident."""
     known = {name for model in REQUESTS[path] for name in model.model_fields}
-    assert known - FIELDS[path].keys() == set()
+    assert known - DIALECTS[path].fields.keys() == set()
 
 
 USAGE = UsageInfo(

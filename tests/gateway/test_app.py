@@ -12,10 +12,6 @@ import anthropic
 import openai
 import pytest
 
-from serving.gateway.app import Visit
-from serving.gateway.dialects.calls import cache_salt
-from serving.gateway.http.asgi import Request, Responder
-from serving.gateway.observe.tracing import Trace
 from tests.gateway.world import CHAT, QUICK, World, running_gateway, until
 from tests.scripted_engine import (
     MODEL,
@@ -145,15 +141,8 @@ async def test_the_engine_gets_what_the_gateway_owns(world: World, engine: Scrip
     chat, responses = (received.body for received in engine.received)
     tenant_id = world.rows()[0]["tenant_id"]
     assert chat["model"] == MODEL and chat["temperature"] == 0.5 and not {"user", "store"} & chat.keys()
-    assert chat["cache_salt"] == responses["cache_salt"] == cache_salt(b"salt key", str(tenant_id))
+    assert chat["cache_salt"] == responses["cache_salt"] and re.fullmatch(r"[0-9a-f]{64}", str(chat["cache_salt"]))
     assert str(tenant_id) not in str(chat["cache_salt"]) and responses["store"] is False
-
-
-def test_tenants_never_share_a_salt() -> None:
-    """Two tenants' salts differ, one tenant's never changes, and both fit the engine's rule."""
-    salts = [cache_salt(b"key", tenant) for tenant in ("a", "b", "a")]
-    assert salts[0] == salts[2] != salts[1] and all(re.fullmatch(r"[0-9a-f]{64}", salt) for salt in salts)
-    assert cache_salt(b"other key", "a") != salts[0]
 
 
 async def test_strangers_are_turned_away_before_their_body_is_read(world: World) -> None:
@@ -347,16 +336,6 @@ async def test_probes_leave_no_line_in_the_access_log(world: World) -> None:
     for path in ("/health/live", "/health/ready", "/health/models", "/metrics", "/v1/models"):
         await world.ask("GET", path)
     assert [line["route"] for line in world.lines] == ["/v1/models"]
-
-
-def test_a_call_cut_by_our_own_stop_is_a_503() -> None:
-    """Log and ledger hold the status that the client gets when this gateway stops before it has answered."""
-
-    async def nothing(*_: object) -> dict[str, object]:
-        return {}
-
-    request = Request({"method": "POST", "path": "/", "headers": []}, nothing)
-    assert Visit(request, Responder(nothing, "r"), Trace(), 0.0).status(asyncio.CancelledError()) == 503  # type: ignore[arg-type]
 
 
 async def test_metrics_count_what_happened_with_bounded_labels(world: World) -> None:

@@ -18,9 +18,10 @@ import aiohttp
 import uvicorn
 
 from serving.gateway.http.asgi import Receive, Responder, Scope, Send
+from serving.gateway.http.protocol import BoundedHeaders
 from serving.gateway.identity.keys import mint
-from serving.gateway.observe.access import AccessLine
-from serving.gateway.server import BoundedHeaders, write_access
+from serving.gateway.observe.access import write_json
+from tests.gateway.calls import record
 from tests.gateway.places import PostgresPlace
 from tests.gateway.world import CHAT, until
 from tests.scripted_engine import Ending, Script, ScriptedEngine, chat_stream
@@ -99,7 +100,7 @@ class _FullDisk(io.StringIO):
 def test_a_log_that_cannot_be_written_fails_no_request() -> None:
     """A full disk, or a reader of the log that is gone, costs lines and not answers."""
     with redirect_stderr(_FullDisk()):
-        write_access(AccessLine("r", "/v1/chat/completions", 200, "ok", 1.0))
+        write_json(record())
 
 
 async def test_two_gateways_on_one_database_know_each_others_keys(unmigrated: PostgresPlace, tmp_path: Path) -> None:

@@ -16,13 +16,13 @@ import uvicorn
 from sqlalchemy import select
 
 from serving.config import GatewaySettings, Slo, Timeouts
-from serving.gateway.app import create_app
+from serving.gateway.assembly import Edges, assemble
+from serving.gateway.http.protocol import BoundedHeaders
 from serving.gateway.identity.keys import Keyring
 from serving.gateway.identity.registry import Registry
 from serving.gateway.identity.tenants import Tenants
 from serving.gateway.ledger.ledger import Ledger
 from serving.gateway.observe.tracing import Tracing
-from serving.gateway.server import BoundedHeaders
 from serving.gateway.store.store import Store
 from serving.gateway.store.tables import ledger as ledger_table
 from serving.secret import PlaneSecret
@@ -168,7 +168,8 @@ async def running_gateway(
         tenants = opened.enter_context(Tenants(store, keyring, key_cache_s=10, clock=time.time))
         ledger = opened.enter_context(Ledger(store, clock=time.time))
         bound = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
-        app = create_app(settings, tenants, ledger, secret, b"salt key", tracing=tracing, clock=clock)
+        edges = Edges(secret=secret, tracing=tracing or Tracing(), clock=clock)
+        app = assemble(settings, tenants, ledger, edges).gateway
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
         client = aiohttp.ClientSession()
         world = World(url, key, store, ledger, client)

@@ -19,7 +19,7 @@ from serving.config import EngineSettings
 from serving.engine import command, processes
 from serving.engine.checkpoints import store as checkpoints
 from serving.engine.command import EngineSpec
-from serving.gateway.ledger.usage import Call, calls
+from serving.gateway.ledger.usage import CallRow, calls
 from serving.gateway.store.store import Store
 from tests.long.leaving import answering
 from tests.stack.conftest import SMOLLM2
@@ -52,7 +52,7 @@ class Gateway(NamedTuple):
     def key(self) -> str:
         return (self.home / "admin.key").read_text().strip()
 
-    def ledger(self) -> list[Call]:
+    def ledger(self) -> list[CallRow]:
         with Store.open(self.home) as store:
             return calls(store, limit=1000)
 

@@ -16,7 +16,7 @@ from psutil import CONN_ESTABLISHED
 from serving.engine.checkpoints import bodies
 from serving.engine.checkpoints.conversations import CONVERSATIONS, Assistant, Conversation, ToolCall
 from serving.engine.engine import RUNNING_METRIC
-from serving.gateway.ledger.usage import Call
+from serving.gateway.ledger.usage import CallRow
 from tests.engine.cpu_expert_parallel import known_to_vllm
 from tests.long.leaving import answering
 from tests.stack.conftest import SMOLLM2, TINY
@@ -175,7 +175,7 @@ def _compare_bills(stack: Stack) -> None:
     with ThreadPoolExecutor(REQUESTS // 2) as pool:
         list(pool.map(lambda number: greedy(stack, [1000 + number]), range(REQUESTS)))
 
-    def settled() -> list[Call] | None:
+    def settled() -> list[CallRow] | None:
         rows = [row for row in stack.ledger() if row.outcome == "ok"]  # those that left before are not
         return rows if len(rows) == REQUESTS else None
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from serving.config import GatewaySettings
-from serving.gateway.app import HealthOfModels
+from serving.gateway.api.health import StateOfModels
 from serving.gateway.fleet.fleet import Model
 from serving.gateway.observe.metrics import Metrics, Snapshot
 from serving.operate.cluster import Cluster
@@ -60,7 +60,7 @@ def installation(api: ApiServer, *, image: str = PINNED) -> ApiServer:
         *fixtures.gateway_services(),
         fixtures.ray_service(has_fault_tolerance=True, has_tls=True),
     )
-    api.proxied[HTTP, "/health/models"] = (200, msgspec.json.encode(HealthOfModels({"gpt-oss-120b": "ready"})))
+    api.proxied[HTTP, "/health/models"] = (200, msgspec.json.encode(StateOfModels({"gpt-oss-120b": "ready"})))
     api.proxied[METRICS, "/metrics"] = (200, metrics(model()))
     return api
 
@@ -93,7 +93,7 @@ def test_a_whole_installation_is_on_one_screen(api: ApiServer, serving: Command)
 def test_a_model_that_does_not_answer_is_still_told(api: ApiServer, serving: Command) -> None:
     """`/health/models` says 503 while nothing is ready: that is the gateway's answer, not its absence."""
     installation(api)
-    api.proxied[HTTP, "/health/models"] = (503, msgspec.json.encode(HealthOfModels({"gpt-oss-120b": "loading"})))
+    api.proxied[HTTP, "/health/models"] = (503, msgspec.json.encode(StateOfModels({"gpt-oss-120b": "loading"})))
     seen = screen(serving)
     assert seen["models"][0]["state"] == "loading"
     assert seen["unknowns"] == []

@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import config
 from serving.engine import processes
 from serving.engine.app import RAY_TOKEN_FILE
-from serving.gateway.ledger.usage import Call, calls
+from serving.gateway.ledger.usage import CallRow, calls
 from serving.gateway.store.store import Store
 from serving.wire import DirectoryAnswer, Listed, ReplicaState
 from tests.waiting import until
@@ -164,15 +164,15 @@ class Stack:
             check=True,
         ).stdout
 
-    def ledger(self) -> list[Call]:
+    def ledger(self) -> list[CallRow]:
         """Every ledger row, oldest first."""
         with Store.open(self.home) as store:
             return calls(store, limit=100_000)
 
-    def row(self, request_id: str) -> Call:
+    def row(self, request_id: str) -> CallRow:
         """The ledger's row of one request, once it is closed; a batch of rows is written now and then."""
 
-        def closed() -> Call | None:
+        def closed() -> CallRow | None:
             found = [it for it in self.ledger() if it.request_id == request_id and it.outcome != "open"]
             return found[0] if found else None
 

@@ -23,7 +23,7 @@ from serving.gateway.cli import opening
 from serving.gateway.cli.opening import opened, opened_store
 from serving.gateway.identity.keys import id_of
 from serving.gateway.identity.registry import Key, Registry, Tenant
-from serving.gateway.ledger.usage import By, Call, Sum, totals
+from serving.gateway.ledger.usage import By, CallRow, Sum, totals
 from serving.gateway.ledger.usage import calls as newest_calls
 
 SECONDS_PER_DAY = 86_400.0
@@ -257,7 +257,7 @@ def _sum_cells(total: Sum) -> tuple[str, ...]:
     return (total.group, *(str(number) for number in numbers))
 
 
-def _call_cells(call: Call) -> tuple[str, ...]:
+def _call_cells(call: CallRow) -> tuple[str, ...]:
     tokens = (str(call.prompt_tokens), str(call.completion_tokens), call.estimated_by or "-")
     who = (_date(call.started_at), call.tenant, call.key_id)
     return (*who, call.route, call.model or "-", str(call.status), call.outcome, *tokens)

@@ -1,6 +1,6 @@
-"""Demand: what this gateway sees of each model's traffic, told to directories with every poll, so that fleets follow it.
+"""Demand: what this gateway sees of each model's traffic, reported to directories with every poll, so that fleets follow it.
 
-Arrivals are summed for ever and told as differences, so that a directory that was silent misses none.
+Arrivals are summed for ever and reported as differences, so that a directory that did not answer misses none.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Arrivals(msgspec.Struct, frozen=True):
 
 
 class Reading(msgspec.Struct, frozen=True):
-    """What had come in when somebody was last told."""
+    """What had come in at one moment."""
 
     at: float
     arrivals: Mapping[str, Arrivals]
@@ -71,7 +71,7 @@ class Demands:
         return Reading(self._clock(), dict(self._arrivals))
 
     def since(self, before: Reading, now: Reading) -> dict[str, Traffic]:
-        """What came in between two readings, and those who wait at the second."""
+        """What came in between two readings, and the calls that wait at the second."""
         models = now.arrivals.keys() | {call.model for call in self._held.values()}
         return {model: self._one(model, before, now) for model in models}
 
@@ -88,7 +88,7 @@ class Demands:
 
 
 def shared(traffic: Traffic, cells: int) -> Traffic:
-    """One cell's share of a model that several serve; whoever waits is everybody's until somebody takes him."""
+    """One cell's share of a model that several serve. Waiting calls count in every cell until one of them takes them."""
     if cells <= 1:
         return traffic
     return msgspec.structs.replace(

@@ -1,4 +1,4 @@
-"""Router: which replica takes this call? A pure ranking; the relay works down the list."""
+"""Router: which replica takes this call? A pure ranking."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class Candidate(msgspec.Struct, frozen=True):
     #: Requests this gateway has on it now.
     own_requests: int = 0
     #: Requests this gateway had on it when it last reported.
-    own_when_heard: int = 0
+    own_when_reported: int = 0
     #: Requests it reported, running and waiting, of all gateways.
     reported_requests: int = 0
 
     @property
     def committed_requests(self) -> int:
-        """Our own now, and the report's without our share of it: nobody is counted twice."""
-        return self.own_requests + max(0, self.reported_requests - self.own_when_heard)
+        """Our own now, and the report's without our share of it: no request is counted twice."""
+        return self.own_requests + max(0, self.reported_requests - self.own_when_reported)
 
 
 def rank(candidates: Sequence[Candidate], turn: int) -> list[Candidate]:

@@ -1,4 +1,4 @@
-"""Sources: where a gateway hears of replicas. A cell's directory, or an engine without one; silence says nothing."""
+"""Sources: where a gateway learns of replicas: a cell's directory, or an engine without one. Silence says nothing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Silence(Exception):
 
 
 class Source(Protocol):
-    """Where replicas are heard of."""
+    """Where replicas are learned of."""
 
     name: str
     #: What metrics call it: no address.
@@ -55,7 +55,7 @@ class DirectorySource:
     async def ask(self, session: aiohttp.ClientSession, report: GatewayReport) -> DirectoryAnswer:
         try:
             body = msgspec.json.encode(report)
-            # Not kept open: two Ray clusters stand behind one address while one takes the other's place, and both are heard.
+            # Not kept open: two Ray clusters stand behind one address while one takes the other's place, and both must be asked.
             headers = bearer(self._secret) | {"Connection": "close"}
             async with await self._post(session, body, headers) as response:
                 if response.status != 200:
@@ -90,7 +90,7 @@ class _ModelList(msgspec.Struct):
 class EngineSource:
     """An engine without a directory: its own `/health` and `/v1/models` stand in for one.
 
-    Nobody generates a token to prove it ready, as a replica's supervisor does.
+    No token is generated to prove it ready, as a replica's supervisor does.
     """
 
     def __init__(self, url: str, secret: PlaneSecret | None, label: str) -> None:

@@ -1,4 +1,4 @@
-"""ASGI: the edge between the HTTP server and this plane. One Request and one Responder per request, nothing else."""
+"""ASGI: one Request and one Responder per request, between the HTTP server and everything that answers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 from serving.errors import InvalidRequest, RequestTooLarge
+from serving.gateway.nouns import ClientLeft
 
 # ASGI itself types its messages as open mappings (asgiref.typing); they do not travel past this module.
 Scope = MutableMapping[str, Any]
@@ -34,10 +35,6 @@ class Flow(Protocol):
 
     def cut(self) -> None:
         """Close the connection now, whatever the client has not read."""
-
-
-class ClientLeft(Exception):
-    """The client closed the connection before it had its answer."""
 
 
 class Request:

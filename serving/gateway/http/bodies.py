@@ -1,4 +1,4 @@
-"""Shapes: errors as clients of OpenAI's and Anthropic's API expect them. The one place where an error becomes bytes."""
+"""Bodies: errors as clients of OpenAI's and Anthropic's API expect them. The one place where an error becomes bytes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import math
 
 import msgspec
 
-from serving.errors import ApiError
-from serving.gateway.dialects.routes import Dialect, StreamKind
+from serving.errors import ApiError, MethodNotAllowed
 from serving.gateway.http.asgi import Header
 
 #: Anthropic names its errors by status (https://docs.anthropic.com/en/api/errors).
@@ -31,46 +30,36 @@ class OpenAIError(msgspec.Struct):
     code: str | None
 
 
-class OpenAIBody(msgspec.Struct):
+class _OpenAIBody(msgspec.Struct):
     error: OpenAIError
 
 
-class ResponsesErrorEvent(msgspec.Struct):
-    """The documented event has its fields flat; openai-python raises on the nested object. Both are sent."""
-
-    type: str
-    sequence_number: int
-    message: str
-    param: str | None
-    code: str | None
-    error: OpenAIError
-
-
-class AnthropicError(msgspec.Struct):
+class _AnthropicError(msgspec.Struct):
     type: str
     message: str
 
 
-class AnthropicBody(msgspec.Struct):
+class _AnthropicBody(msgspec.Struct):
     type: str
-    error: AnthropicError
+    error: _AnthropicError
     request_id: str
 
 
-def _openai(error: ApiError) -> OpenAIError:
+def openai_error(error: ApiError) -> OpenAIError:
+    """An error as OpenAI's objects hold it."""
     return OpenAIError(message=error.message, type=error.type, param=error.param, code=error.code)
 
 
-def _anthropic(error: ApiError, request_id: str) -> AnthropicBody:
+def openai_body(error: ApiError, request_id: str) -> bytes:
+    """The JSON body of an error answer in OpenAI's shape; the request id stands in a header alone."""
+    return msgspec.json.encode(_OpenAIBody(openai_error(error)))
+
+
+def anthropic_body(error: ApiError, request_id: str) -> bytes:
+    """The JSON body of an error answer in Anthropic's shape."""
     kind = ANTHROPIC_TYPES.get(error.status, "api_error")
-    return AnthropicBody(type="error", error=AnthropicError(type=kind, message=error.message), request_id=request_id)
-
-
-def error_body(error: ApiError, dialect: Dialect, request_id: str) -> bytes:
-    """The JSON body of an error answer."""
-    if dialect is Dialect.ANTHROPIC:
-        return msgspec.json.encode(_anthropic(error, request_id))
-    return msgspec.json.encode(OpenAIBody(_openai(error)))
+    said = _AnthropicError(type=kind, message=error.message)
+    return msgspec.json.encode(_AnthropicBody(type="error", error=said, request_id=request_id))
 
 
 def error_headers(error: ApiError) -> list[Header]:
@@ -81,21 +70,6 @@ def error_headers(error: ApiError) -> list[Header]:
         headers.append((b"retry-after", str(math.ceil(error.retry_after_s)).encode("ascii")))
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, MethodNotAllowed):
+        headers.append((b"allow", error.allowed.encode("ascii")))
     return headers
-
-
-def error_event(error: ApiError, kind: StreamKind, request_id: str, events_sent: int) -> bytes:
-    """The end of a stream that failed after its start: an event a client raises on, never an empty success."""
-    if kind is StreamKind.MESSAGES:
-        return b"event: error\ndata: " + msgspec.json.encode(_anthropic(error, request_id)) + b"\n\n"
-    if kind is StreamKind.RESPONSES:
-        event = ResponsesErrorEvent(
-            type="error",
-            sequence_number=events_sent,
-            message=error.message,
-            param=error.param,
-            code=error.code,
-            error=_openai(error),
-        )
-        return b"event: error\ndata: " + msgspec.json.encode(event) + b"\n\n"
-    return b"data: " + msgspec.json.encode(OpenAIBody(_openai(error))) + b"\n\ndata: [DONE]\n\n"

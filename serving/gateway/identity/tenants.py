@@ -1,6 +1,6 @@
 """Tenants: whose call is this? Asked once per request, before anything is decided; a `Caller` is the only way on.
 
-Answers are cached, looked up in threads, once for all who ask at the same time, and outlive an outage of the database.
+Answers are cached and outlive an outage of the database. A look-up runs in a thread, once for all requests that need it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from sqlalchemy import select
 
 from serving.errors import StoreUnavailable, Unauthenticated
 from serving.gateway.identity.keys import Keyring, id_of
+from serving.gateway.nouns import Caller
 from serving.gateway.store.store import Store
 from serving.gateway.store.tables import keys
 from serving.gateway.store.tables import tenants as tenants_table
@@ -35,15 +36,10 @@ LOOKUP_TIMEOUT_S = 1.0
 #: A bulkhead: a hanging database takes these threads and no others.
 LOOKUP_THREADS = 4
 
+# Fixed words: the salt key is derived from the pepper and must not equal any key's digest.
+_SALT_PURPOSE = "prefix cache salt"
+
 log = logging.getLogger(__name__)
-
-
-class Caller(msgspec.Struct, frozen=True):
-    """Who is calling: the tenant that pays and the key that was shown (its id, never the key)."""
-
-    tenant_id: str
-    tenant: str
-    key_id: str
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -61,7 +57,7 @@ class _Answer(msgspec.Struct, frozen=True):
 
 
 class Tenants:
-    """Tells callers from strangers. `with Tenants(store, keyring, key_cache_s=10, clock=time.time) as tenants: …`"""
+    """Identifies callers by their keys. `with Tenants(store, keyring, key_cache_s=10, clock=time.time) as tenants: …`"""
 
     def __init__(
         self,
@@ -75,6 +71,7 @@ class Tenants:
     ) -> None:
         self._store = store
         self._keyring = keyring
+        self._salt_key = keyring.digest(_SALT_PURPOSE)
         self._key_cache_s = key_cache_s
         self._clock = clock
         self._valid_keys_max = valid_keys_max
@@ -91,12 +88,16 @@ class Tenants:
     def __exit__(self, *_: object) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def identify(self, key: str) -> Caller:
+    async def identify(self, key: str | None) -> Caller:
         """The caller behind `key`, as presented.
 
-        Raises Unauthenticated for a key that is malformed, unknown, revoked, expired or of a disabled tenant, and
-        StoreUnavailable when the store cannot be asked about a key that is not remembered.
+        Raises Unauthenticated for a key that is missing, malformed, unknown, revoked, expired or of a disabled tenant,
+        and StoreUnavailable when the store cannot be asked about a key that is not remembered.
         """
+        if key is None:
+            raise Unauthenticated(
+                "You didn't provide an API key. Send it as 'Authorization: Bearer YOUR_KEY' or as 'x-api-key'."
+            )
         if id_of(key) is None:
             raise _unauthenticated()
         digest = self._keyring.digest(key)
@@ -108,6 +109,10 @@ class Tenants:
         if answer.caller is None or not answer.admits(self._clock()):
             raise _unauthenticated()
         return answer.caller
+
+    def cache_salt(self, caller: Caller) -> str:
+        """What keeps a tenant's cached prefixes apart from all others': stable, and not guessable from the tenant's id."""
+        return hmac.digest(self._salt_key, b"prefix-cache:" + caller.tenant_id.encode(), "sha256").hex()
 
     def _remembered(self, digest: bytes, lifetime_s: float) -> _Answer | None:
         for answers in (self._valid, self._unknown):

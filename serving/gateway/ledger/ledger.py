@@ -1,7 +1,7 @@
-"""Ledger: what every call cost, exact or marked estimated. An Entry opens when a call is admitted and is written on
-every way out of it, the gateway's own death included.
+"""Ledger: what every call cost, exact or marked estimated. A row is opened with the call and closed on every way out of it,
+the gateway's own death included.
 
-Callers only put rows into memory; one thread writes them in groups. While the database is away rows wait, and when too
+Calls only put rows into memory; one thread writes them in groups. While the database is away rows wait, and when too
 many wait they go to a file beside it that is written into the database later, each row once.
 """
 
@@ -11,18 +11,17 @@ import contextlib
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Self
 
-import msgspec
 from sqlalchemy.exc import IntegrityError
 
 from serving.errors import StoreUnavailable
-from serving.gateway.identity.tenants import Caller
 from serving.gateway.ledger import spill
-from serving.gateway.ledger.rows import OPEN, TEXT_MAX, LedgerRow, upsert
+from serving.gateway.ledger.rows import OPEN, LedgerRow, closing_row, opening_row, upsert
 from serving.gateway.ledger.watch import BEAT_S, Watch, own_gateway_id
+from serving.gateway.nouns import CallRecord
 from serving.gateway.store.store import Store
 
 #: Seconds rows gather before they are written together; a killed gateway loses at most these.
@@ -36,39 +35,11 @@ SPILL_ROWS = 10_000
 #: Rows after which no call may begin: neither database nor file takes them, and unbilled work is refused.
 PENDING_ROWS_MAX = 50_000
 
-_TOKENS_MAX = 2**53
-
 log = logging.getLogger(__name__)
 
 
-class Usage(msgspec.Struct, frozen=True):
-    """Tokens of one call. `estimated_by` names the rule when the engine could not say; None means exact."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_prompt_tokens: int = 0
-    reasoning_tokens: int = 0
-    estimated_by: str | None = None
-
-
-class Entry:
-    """One call's line, filled in while the call runs; whatever it says when the call ends is what is written."""
-
-    def __init__(self, request_id: str, caller: Caller, route: str, model: str, started_at: float) -> None:
-        self.request_id = request_id
-        self.caller = caller
-        self.route = route
-        self.model = model
-        self.started_at = started_at
-        self.replica_id: str | None = None
-        self.usage = Usage()
-        self.outcome = "error"
-        self.status = 500
-        self.entry_id = secrets.token_hex(8)
-
-
 class Ledger:
-    """Every call's entry, on its way to the database. `with Ledger(store, clock=time.time) as ledger: …`"""
+    """Every call's row, on its way to the database. `with Ledger(store, clock=time.time) as ledger: …`"""
 
     def __init__(
         self,
@@ -104,7 +75,7 @@ class Ledger:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self.stop()
 
     @property
     def pending_rows(self) -> int:
@@ -122,20 +93,20 @@ class Ledger:
         since = self._behind_since
         return 0.0 if since is None else max(0.0, self._clock() - since)
 
-    @contextlib.contextmanager
-    def entry(self, *, request_id: str, caller: Caller, route: str, model: str) -> Iterator[Entry]:
-        """Open one call's line; it is written at once as "open" and again, for good, on every way out.
+    def open(self, record: CallRecord) -> None:
+        """Open a call's row; `close` writes it again, for good.
 
         Raises StoreUnavailable when `pending_rows_max` rows wait: what cannot be billed is not begun.
         """
         if len(self._pending) >= self._pending_rows_max:
             raise StoreUnavailable("the ledger cannot be written")
-        entry = Entry(request_id, caller, route, model, self._clock())
-        self._put(self._row(entry, outcome=OPEN, finished_at=None))
-        try:
-            yield entry
-        finally:
-            self._put(self._row(entry, outcome=entry.outcome, finished_at=self._clock()))
+        record.entry_id, record.opened_at_epoch_s = secrets.token_hex(8), self._clock()
+        self._put(opening_row(record, self._gateway_id))
+
+    def close(self, record: CallRecord) -> None:
+        """Write what a call came to, if its row is open."""
+        if record.entry_id:
+            self._put(closing_row(record, self._gateway_id, self._clock()))
 
     def flush(self) -> bool:
         """Write what waits, now and here (blocking). False when the database did not take it: it waits on."""
@@ -156,7 +127,7 @@ class Ledger:
             self._failures, self._behind_since = 0, None
             return True
 
-    def close(self) -> None:
+    def stop(self) -> None:
         """Write everything out and stop; what the database does not take goes to the spill file."""
         self._closing.set()
         self._arrived.set()
@@ -246,34 +217,3 @@ class Ledger:
             return
         self._must_recover = True
         self._forget(rows)
-
-    def _row(self, entry: Entry, *, outcome: str, finished_at: float | None) -> LedgerRow:
-        usage = entry.usage
-        return LedgerRow(
-            request_id=_bounded(entry.request_id),
-            entry_id=entry.entry_id,
-            tenant_id=entry.caller.tenant_id,
-            key_id=entry.caller.key_id,
-            route=_bounded(entry.route),
-            model=_bounded(entry.model),
-            replica_id=None if entry.replica_id is None else _bounded(entry.replica_id),
-            started_at=entry.started_at,
-            finished_at=finished_at,
-            outcome=outcome,
-            status=0 if outcome == OPEN else entry.status,
-            prompt_tokens=_counted(usage.prompt_tokens),
-            completion_tokens=_counted(usage.completion_tokens),
-            cached_prompt_tokens=_counted(usage.cached_prompt_tokens),
-            reasoning_tokens=_counted(usage.reasoning_tokens),
-            estimated_by=usage.estimated_by,
-            gateway_id=self._gateway_id,
-        )
-
-
-def _bounded(text: str) -> str:
-    """Text from outside that any database takes: no lone surrogates, no NUL, not longer than its column."""
-    return text[:TEXT_MAX].encode(errors="replace").decode().replace("\0", "?")
-
-
-def _counted(tokens: int) -> int:
-    return min(max(tokens, 0), _TOKENS_MAX)

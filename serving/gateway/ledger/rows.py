@@ -1,4 +1,4 @@
-"""Rows: how the ledger's lines get into the database: each once, and none over another's."""
+"""Rows: a call's record as a row of the ledger, and how rows get into the database: each once, none over another's."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from collections.abc import Sequence
 import msgspec
 from sqlalchemy import Connection, bindparam, insert, select, update
 
+from serving.gateway.nouns import CallRecord
 from serving.gateway.store.tables import ledger
 
 OPEN = "open"
 CRASHED = "gateway_crashed"
 #: Characters of any text column of the ledger, at least.
 TEXT_MAX = 255
+#: No call has more tokens than this: what an engine says beyond it is nonsense, and a column holds 64 bits.
+_TOKENS_MAX = 2**53
 
 
 class LedgerRow(msgspec.Struct, frozen=True):
@@ -35,6 +38,48 @@ class LedgerRow(msgspec.Struct, frozen=True):
     reasoning_tokens: int
     estimated_by: str | None
     gateway_id: str
+
+
+def opening_row(record: CallRecord, gateway_id: str) -> LedgerRow:
+    """The row of a call that has just begun: who calls, and no tokens yet."""
+    return _row(record, gateway_id, outcome=OPEN, status=0, finished_at=None)
+
+
+def closing_row(record: CallRecord, gateway_id: str, finished_at: float) -> LedgerRow:
+    """The row of a call that is over; `finished_at` in seconds since the epoch."""
+    return _row(record, gateway_id, outcome=record.outcome, status=record.status, finished_at=finished_at)
+
+
+def _row(record: CallRecord, gateway_id: str, *, outcome: str, status: int, finished_at: float | None) -> LedgerRow:
+    usage, caller = record.usage, record.caller
+    return LedgerRow(
+        request_id=_bounded(record.request_id),
+        entry_id=record.entry_id,
+        tenant_id=caller.tenant_id if caller else "",
+        key_id=caller.key_id if caller else "",
+        route=_bounded(record.route.label),
+        model=_bounded(record.model or ""),
+        replica_id=None if record.replica_id is None else _bounded(record.replica_id),
+        started_at=record.opened_at_epoch_s,
+        finished_at=finished_at,
+        outcome=outcome,
+        status=status,
+        prompt_tokens=_counted(usage.prompt_tokens),
+        completion_tokens=_counted(usage.completion_tokens),
+        cached_prompt_tokens=_counted(usage.cached_prompt_tokens),
+        reasoning_tokens=_counted(usage.reasoning_tokens),
+        estimated_by=usage.estimated_by,
+        gateway_id=gateway_id,
+    )
+
+
+def _bounded(text: str) -> str:
+    """Text from outside that any database takes: no lone surrogates, no NUL, not longer than its column."""
+    return text[:TEXT_MAX].encode(errors="replace").decode().replace("\0", "?")
+
+
+def _counted(tokens: int) -> int:
+    return min(max(tokens, 0), _TOKENS_MAX)
 
 
 def upsert(connection: Connection, rows: Sequence[LedgerRow]) -> None:

@@ -41,7 +41,7 @@ class Sum(msgspec.Struct, frozen=True):
     open_requests: int
 
 
-class Call(msgspec.Struct, frozen=True):
+class CallRow(msgspec.Struct, frozen=True):
     """One call as the ledger has it; times in seconds since the epoch."""
 
     request_id: str
@@ -89,14 +89,14 @@ def totals(store: Store, by: By, *, tenant: str | None = None, since: float | No
         ]
 
 
-def calls(store: Store, *, tenant: str | None = None, since: float | None = None, limit: int) -> list[Call]:
+def calls(store: Store, *, tenant: str | None = None, since: float | None = None, limit: int) -> list[CallRow]:
     """The newest `limit` calls, oldest first."""
     columns = (_GROUPS[By.TENANT].label("tenant"), *ledger.c)
     query = select(*columns).select_from(ledger.outerjoin(tenants, tenants.c.id == ledger.c.tenant_id))
     query = query.where(*_asked_for(tenant, since)).order_by(ledger.c.started_at.desc()).limit(limit)
     with store.snapshot() as connection:
         rows = connection.execute(query).mappings().all()
-    return [Call(**{name: row[name] for name in Call.__struct_fields__}) for row in reversed(rows)]
+    return [CallRow(**{name: row[name] for name in CallRow.__struct_fields__}) for row in reversed(rows)]
 
 
 def _asked_for(tenant: str | None, since: float | None) -> list[ColumnElement[bool]]:
@@ -104,9 +104,9 @@ def _asked_for(tenant: str | None, since: float | None) -> list[ColumnElement[bo
     return of_tenant if since is None else [*of_tenant, ledger.c.started_at >= since]
 
 
-def _sums(of: ColumnElement[bool]) -> list[ColumnElement[int]]:
-    tokens = [func.coalesce(func.sum(ledger.c[name]).filter(of), 0) for name in _COUNTS]
-    return [func.count().filter(of), *tokens]
+def _sums(counted: ColumnElement[bool]) -> list[ColumnElement[int]]:
+    tokens = [func.coalesce(func.sum(ledger.c[name]).filter(counted), 0) for name in _COUNTS]
+    return [func.count().filter(counted), *tokens]
 
 
 def _tokens(numbers: list[int]) -> Tokens:

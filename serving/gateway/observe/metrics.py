@@ -10,7 +10,6 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
 from functools import cache
 from importlib.metadata import version
 
@@ -20,13 +19,9 @@ from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from serving.config import Slo
-from serving.gateway.dialects.routes import ENGINE_ROUTES
 from serving.gateway.fleet.fleet import Model
-from serving.gateway.observe.access import AccessLine
-from serving.gateway.observe.gaps import Gaps
+from serving.gateway.nouns import CallRecord, Decision, Failure, InterTokenLatency, Outcome
 from serving.gateway.observe.slo import Verdict, judge
-from serving.gateway.outcome import Outcome
-from serving.gateway.passage import Failure, Passage
 from serving.wire import ReplicaState
 
 #: Seconds; from a cached short prompt on a GPU to a long prompt in a queue.
@@ -46,15 +41,6 @@ TENANTS_MAX = 1000
 OTHER_TENANTS = "(others)"
 #: Of `Usage`, each without its `_tokens`.
 TOKEN_KINDS = ("prompt", "completion", "cached_prompt", "reasoning")
-
-
-class Decision(StrEnum):
-    """What became of a call at the waiting room's door."""
-
-    ADMITTED = "admitted"
-    WAITED = "waited"
-    REFUSED_FULL = "refused_full"
-    REFUSED_WAIT = "refused_wait"
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -93,35 +79,35 @@ class _Now(Collector):
         )
 
 
-class _GapsOfModels(Collector):
+class _InterTokenOfModels(Collector):
     """Gaps between the pieces of streams, by model."""
 
     def __init__(self) -> None:
-        self.by_model: dict[str, Gaps] = {}
+        self.by_model: dict[str, InterTokenLatency] = {}
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         name = "serving_gateway_inter_token_seconds"
         family = HistogramMetricFamily(name, "Seconds between two pieces of one stream.", labels=["model"])
-        for model, gaps in list(self.by_model.items()):
-            family.add_metric([model], gaps.buckets(), gaps.total_s)
+        for model, latency in list(self.by_model.items()):
+            family.add_metric([model], latency.buckets(), latency.total_s)
         yield family
 
 
 class Metrics:
     """A gateway's own registry."""
 
-    def __init__(self, look: Callable[[], Snapshot], slo_of: Callable[[str], Slo]) -> None:
-        # Another series for each counter and histogram, which says when it began and which nobody reads.
+    def __init__(self, snapshot: Callable[[], Snapshot], slo_of: Callable[[str], Slo]) -> None:
+        # Another series for each counter and histogram, which says when it began and is of no use here.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._slo_of = slo_of
         self._tenants: set[str] = set()
-        self._uncounted: deque[tuple[AccessLine, str, Passage | None]] = deque()
-        self._gaps = _GapsOfModels()
-        self._look = look
+        self._uncounted: deque[CallRecord] = deque()
+        self._inter_token = _InterTokenOfModels()
+        self._snapshot = snapshot
         self._now = _Now()
         self.registry.register(self._now)
-        self.registry.register(self._gaps)
+        self.registry.register(self._inter_token)
         self._declare_requests()
         self._declare_calls()
         #: Models whose series stand at 0, so that their first increase is seen as one.
@@ -164,7 +150,7 @@ class Metrics:
         self._bytes = self._counter("relayed_bytes", "Bytes of answers passed on.", "model")
         self._keep_alives = self._counter("keep_alives", "Comments sent while an engine said nothing.", "model")
         self._slo = self._counter("slo_requests", "Calls judged by their model's SLO.", "model", "verdict")
-        self._lost = self._counter("replicas_lost", "Replicas at whose address nobody answered.", "model")
+        self._lost = self._counter("replicas_lost", "Replicas whose addresses refused connections.", "model")
 
     def _counter(self, name: str, text: str, *labels: str) -> Callable[..., Counter]:
         """From values of its labels to one series. The library's own way there takes 1.4 us, a dozen times a request."""
@@ -197,97 +183,90 @@ class Metrics:
         finally:
             self._open.dec()
 
-    def settle(self, line: AccessLine, model: str | None, passage: Passage | None) -> None:
-        """Count one request; `model` is a served one or None, `passage` what an engine had to do with it."""
+    def settle(self, record: CallRecord) -> None:
+        """Count one request that is over."""
         # Without what was said, which would stay in memory until the next scrape.
-        kept = msgspec.structs.replace(line, prompt=None) if line.prompt else line
-        self._uncounted.append((kept, model or NO_MODEL, passage))
+        kept = msgspec.structs.replace(record, prompt=None) if record.prompt else record
+        self._uncounted.append(kept)
         if len(self._uncounted) >= GROUP:
             self._count_all()
 
     def _count_all(self) -> None:
         # One at a time: should one be impossible to count, the others are not lost with it.
         while self._uncounted:
-            self._count(*self._uncounted.popleft())
+            self._count(self._uncounted.popleft())
 
-    def _count(self, line: AccessLine, label: str, passage: Passage | None) -> None:
-        self._requests(line.route, label, line.outcome, line.reason).inc()
-        self._duration(line.route, label).observe(line.duration_s)
-        if line.ttft_s is not None:
-            self._ttft(line.route, label).observe(line.ttft_s)
-        if line.tenant is not None:
-            self._settle_tenant(line, line.tenant)
-        if decision := decision_on(line, passage):
-            self._admissions(label, decision).inc()
-        if passage is not None:
-            self._settle_call(line, label, passage)
-        route = ENGINE_ROUTES.get(line.route)
-        if route and route.is_billed:
-            self._judge(line, label)
+    def _count(self, record: CallRecord) -> None:
+        route, model = record.route.label, _model_label(record)
+        self._requests(route, model, record.outcome, record.reason).inc()
+        self._duration(route, model).observe(record.duration_s)
+        if record.ttft_s is not None:
+            self._ttft(route, model).observe(record.ttft_s)
+        if record.tenant is not None:
+            self._count_tenant(record, record.tenant)
+        if record.decision:
+            self._admissions(model, record.decision).inc()
+        if record.asked_for_engine:
+            self._count_call(record, model)
+        if record.route.is_billed:
+            self._judge(record, model)
 
-    def _settle_tenant(self, line: AccessLine, tenant: str) -> None:
+    def _count_tenant(self, record: CallRecord, tenant: str) -> None:
         if tenant not in self._tenants:
             tenant = tenant if len(self._tenants) < TENANTS_MAX else OTHER_TENANTS
             self._tenants.add(tenant)
-        self._tenant_requests(tenant, line.outcome).inc()
-        for kind, tokens in (("prompt", line.usage.prompt_tokens), ("completion", line.usage.completion_tokens)):
+        self._tenant_requests(tenant, record.outcome).inc()
+        usage = record.usage
+        for kind, tokens in (("prompt", usage.prompt_tokens), ("completion", usage.completion_tokens)):
             if tokens > 0:
                 self._tenant_tokens(tenant, kind).inc(tokens)
 
-    def _settle_call(self, line: AccessLine, label: str, passage: Passage) -> None:
-        self._waiting(label).observe(line.waited_s)
-        self._bytes(label).inc(passage.bytes_passed)
-        if passage.keep_alives:
-            self._keep_alives(label).inc(passage.keep_alives)
-        for failure, count in passage.failures.items():
-            self._retries(label, failure).inc(count)
-        if passage.lost:
-            self._lost(label).inc(passage.lost)
-        if passage.gaps is not None:
-            self._gaps.by_model.setdefault(label, Gaps()).add(passage.gaps)
-        self._count_tokens(line, label)
+    def _count_call(self, record: CallRecord, model: str) -> None:
+        self._waiting(model).observe(record.waited_s)
+        self._bytes(model).inc(record.bytes_relayed)
+        if record.keep_alives:
+            self._keep_alives(model).inc(record.keep_alives)
+        for failure, count in record.failures.items():
+            self._retries(model, failure).inc(count)
+        if record.replicas_lost:
+            self._lost(model).inc(record.replicas_lost)
+        if record.inter_token is not None:
+            self._inter_token.by_model.setdefault(model, InterTokenLatency()).add(record.inter_token)
+        self._count_tokens(record, model)
 
-    def _judge(self, line: AccessLine, label: str) -> None:
-        tokens = line.usage.completion_tokens
-        if line.ttft_s is not None and tokens > 1 and line.outcome == Outcome.OK:
-            self._tpot(label).observe((line.served_s - line.ttft_s) / (tokens - 1))
+    def _judge(self, record: CallRecord, model: str) -> None:
+        tokens = record.usage.completion_tokens
+        if record.ttft_s is not None and tokens > 1 and record.outcome is Outcome.OK:
+            self._tpot(model).observe((record.served_s - record.ttft_s) / (tokens - 1))
         verdict = judge(
-            self._slo_of(label),
-            Outcome(line.outcome),
-            duration_s=line.served_s,
-            ttft_s=line.ttft_s,
+            self._slo_of(model),
+            record.outcome,
+            duration_s=record.served_s,
+            ttft_s=record.ttft_s,
             completion_tokens=tokens,
         )
         if verdict:
-            self._slo(label, verdict).inc()
+            self._slo(model, verdict).inc()
 
-    def _count_tokens(self, line: AccessLine, label: str) -> None:
-        usage = line.usage
+    def _count_tokens(self, record: CallRecord, model: str) -> None:
+        usage = record.usage
         counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_prompt_tokens, usage.reasoning_tokens)
         for kind, tokens in zip(TOKEN_KINDS, counts, strict=True):
             if tokens > 0:
-                self._tokens(label, kind).inc(tokens)
+                self._tokens(model, kind).inc(tokens)
 
     async def render(self) -> bytes:
         """Prometheus' text format: written in a thread, because a thousand tenants take long enough to hold up streams."""
         self._count_all()
-        self._now.seen = self._look()
+        self._now.seen = self._snapshot()
         for model in self._now.seen.models:
             self._prepare(model.name)
         return await asyncio.to_thread(generate_latest, self.registry)
 
 
-def decision_on(line: AccessLine, passage: Passage | None) -> Decision | None:
-    """Was a call let in at once, after a wait, or not at all? None for what never asked: bad input, and other routes."""
-    if line.reason == "overloaded":
-        return Decision.REFUSED_FULL
-    if passage is None:
-        return None
-    if line.reason == "no_replica_ready":
-        return Decision.REFUSED_WAIT
-    if line.replica_id is None:
-        return Decision.REFUSED_WAIT if passage.was_held else None
-    return Decision.WAITED if passage.was_held else Decision.ADMITTED
+def _model_label(record: CallRecord) -> str:
+    """A served model's name; any other is a client's invention."""
+    return record.model if record.model and record.is_model_listed else NO_MODEL
 
 
 def _of_models(models: Sequence[Model]) -> Iterator[GaugeMetricFamily]:
@@ -297,7 +276,7 @@ def _of_models(models: Sequence[Model]) -> Iterator[GaugeMetricFamily]:
             replicas.add_metric([model.name, state], count)
     yield replicas
     wanted = {model.name: model.wanted for model in models if model.wanted is not None}
-    yield _family("wanted_replicas", "Replicas that the directories want, as this gateway heard.", "model", wanted)
+    yield _family("wanted_replicas", "Replicas that the directories want, as last reported here.", "model", wanted)
     waiting = {model.name: model.waiting_requests for model in models}
     yield _family("waiting_requests", "Requests held because no replica can take them.", "model", waiting)
     oldest = {model.name: model.oldest_wait_s for model in models}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from serving.config import Slo
-from serving.gateway.outcome import Outcome
+from serving.gateway.nouns import Outcome
 
 
 class Verdict(StrEnum):
@@ -21,11 +21,11 @@ class Verdict(StrEnum):
 def judge(
     slo: Slo, outcome: Outcome, *, duration_s: float, ttft_s: float | None, completion_tokens: int
 ) -> Verdict | None:
-    """None for what is no promise of ours: the client's own mistakes, and those who left.
+    """None where nothing was promised: the client made a mistake, or left.
 
     Both times are without what the client took to send its body and to read.
-    A stream is judged by its first token and by the mean gap between the others; a whole answer, whose tokens nobody
-    sees come, by whether it took longer than both together allow.
+    A stream is judged by its first token and by the mean gap between the others; a whole answer, whose tokens no client
+    sees arrive, by whether it took longer than both together allow.
     """
     if outcome in (Outcome.REJECTED, Outcome.DISCONNECTED):
         return None

@@ -1,4 +1,4 @@
-"""Tracing: a span for each request and one for each engine it was sent to, in the client's own trace where it names one.
+"""Tracing: a span for each request and one for each attempt at an engine, in the client's own trace where it names one.
 
 Off by default: then a request has no spans, and OpenTelemetry is not even imported. Spans are gathered and sent by a
 thread of its SDK; one that cannot be sent is dropped. Nothing is done per chunk.
@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from serving.gateway.http.asgi import Request
-from serving.gateway.observe.access import PROBES, AccessLine
-from serving.gateway.outcome import Outcome
+from serving.gateway.nouns import CallRecord, Outcome
+from serving.gateway.observe.access import PROBES
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -33,7 +33,7 @@ class Trace:
     """One request's place in a trace. This one has no spans."""
 
     def __init__(self, trace_id: str = "") -> None:
-        #: As the log line has it; empty when nobody traces.
+        #: As the log line has it; empty when no trace is kept.
         self.trace_id = trace_id
 
     @contextmanager
@@ -41,7 +41,7 @@ class Trace:
         """An engine has the call while inside; gives the headers that it gets."""
         yield {}
 
-    def end(self, line: AccessLine) -> None:
+    def end(self, record: CallRecord) -> None:
         """The request is over."""
 
 
@@ -112,30 +112,30 @@ class _SpanTrace(Trace):
         finally:
             span.end()
 
-    def end(self, line: AccessLine) -> None:
+    def end(self, record: CallRecord) -> None:
         from opentelemetry.trace import Status, StatusCode
 
-        self._span.update_name(f"{self._method} {line.route}")
-        self._span.set_attributes({name: value for name, value in _attributes(line).items() if value is not None})
-        if line.outcome in (Outcome.FAILED, Outcome.CANCELLED):
-            self._span.set_status(Status(StatusCode.ERROR, line.reason))
+        self._span.update_name(f"{self._method} {record.route.label}")
+        self._span.set_attributes({name: value for name, value in _attributes(record).items() if value is not None})
+        if record.outcome in (Outcome.FAILED, Outcome.CANCELLED):
+            self._span.set_status(Status(StatusCode.ERROR, record.reason))
         self._span.end()
 
 
-def _attributes(line: AccessLine) -> dict[str, str | int | float | None]:
+def _attributes(record: CallRecord) -> dict[str, str | int | float | None]:
     return {
-        "http.route": line.route,
-        "http.response.status_code": line.status,
-        "gen_ai.request.model": line.model,
-        "gen_ai.usage.input_tokens": line.usage.prompt_tokens,
-        "gen_ai.usage.output_tokens": line.usage.completion_tokens,
-        "serving.request_id": line.request_id,
-        "serving.tenant": line.tenant,
-        "serving.outcome": line.outcome,
-        "serving.reason": line.reason or None,
-        "serving.waited_s": line.waited_s,
-        "serving.ttft_s": line.ttft_s,
-        "serving.retries": line.retries,
+        "http.route": record.route.label,
+        "http.response.status_code": record.status,
+        "gen_ai.request.model": record.model,
+        "gen_ai.usage.input_tokens": record.usage.prompt_tokens,
+        "gen_ai.usage.output_tokens": record.usage.completion_tokens,
+        "serving.request_id": record.request_id,
+        "serving.tenant": record.tenant,
+        "serving.outcome": record.outcome,
+        "serving.reason": record.reason or None,
+        "serving.waited_s": round(record.waited_s, 6),
+        "serving.ttft_s": None if record.ttft_s is None else round(record.ttft_s, 6),
+        "serving.retries": record.retries,
     }
 
 

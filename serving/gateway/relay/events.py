@@ -13,7 +13,6 @@ import re
 #: Bytes of one unfinished event that are held back. The largest regular ones echo a request (8 MiB by default).
 EVENT_BYTES_MAX = 16 * 1024 * 1024
 
-DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 
 _BORDER = b"\n\n"

@@ -8,148 +8,41 @@
 | `prompt_bytes` | an embedding or a stream was cut before its first chunk | bytes of the body ÷ bytes per token |
 | `bytes_sent_time_elapsed` | a call that does not stream was cut | prompt by bytes; seconds × tokens per second, within the client's limit |
 
-Bytes per token, tokens per second and tokens per event are learned per model from exact usages.
+Bytes per token, tokens per second and tokens per event are `admission.estimates`.
 """
 
 from __future__ import annotations
 
-import math
 import re
 
 import msgspec
 
-from serving.gateway.dialects.calls import Call
-from serving.gateway.dialects.routes import MESSAGES, RESPONSES, StreamKind
-from serving.gateway.ledger.ledger import Usage
-from serving.gateway.relay.events import DONE
+from serving.gateway.admission.estimates import Rates
+from serving.gateway.dialects.call import Call
+from serving.gateway.dialects.dialect import ChunkStream, Counts, EventStream
+from serving.gateway.nouns import Usage
 
 LAST_CHUNK = "last_chunk"
 EVENTS_SEEN = "events_seen"
 PROMPT_BYTES = "prompt_bytes"
 BYTES_SENT_TIME_ELAPSED = "bytes_sent_time_elapsed"
 
-# Before anything was learned: English text has about 4 bytes a token; a slow engine makes 20 tokens a second.
-BYTES_PER_PROMPT_TOKEN = 4.0
-TOKENS_PER_S = 20.0
-TOKENS_PER_EVENT = 1.0
-OUTPUT_TOKENS_PER_SEQUENCE = 256.0
-#: Weight of the newest observation in a moving average: about the last 20 calls count.
-LEARNING_RATE = 0.1
-
 #: Bytes kept from the end of an unstreamed answer: usage stands after the choices, followed by a few nulls.
 TAIL_BYTES = 8 * 1024
 
-
-class _Details(msgspec.Struct):
-    cached_tokens: int | None = 0
-    reasoning_tokens: int | None = 0
-
-
-class _ChatUsage(msgspec.Struct):
-    """`UsageInfo`: chat, completions, embeddings."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int | None = 0
-    prompt_tokens_details: _Details | None = None
-    completion_tokens_details: _Details | None = None
-
-    def usage(self) -> Usage:
-        return Usage(
-            prompt_tokens=self.prompt_tokens,
-            completion_tokens=self.completion_tokens or 0,
-            cached_prompt_tokens=(self.prompt_tokens_details and self.prompt_tokens_details.cached_tokens) or 0,
-            reasoning_tokens=(self.completion_tokens_details and self.completion_tokens_details.reasoning_tokens) or 0,
-        )
-
-
-class _ResponsesUsage(msgspec.Struct):
-    """`ResponseUsage`."""
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    input_tokens_details: _Details | None = None
-    output_tokens_details: _Details | None = None
-
-    def usage(self) -> Usage:
-        return Usage(
-            prompt_tokens=self.input_tokens,
-            completion_tokens=self.output_tokens,
-            cached_prompt_tokens=(self.input_tokens_details and self.input_tokens_details.cached_tokens) or 0,
-            reasoning_tokens=(self.output_tokens_details and self.output_tokens_details.reasoning_tokens) or 0,
-        )
-
-
-class _MessagesUsage(msgspec.Struct):
-    """`AnthropicUsage`: input tokens exclude what the cache gave or took."""
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cache_read_input_tokens: int | None = 0
-    cache_creation_input_tokens: int | None = 0
-
-    def usage(self) -> Usage:
-        read = self.cache_read_input_tokens or 0
-        return Usage(
-            prompt_tokens=self.input_tokens + read + (self.cache_creation_input_tokens or 0),
-            completion_tokens=self.output_tokens,
-            cached_prompt_tokens=read,
-        )
-
-
 _USAGE_OBJECT = re.compile(rb'"usage": ?(\{[^{}]*(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}[^{}]*)*\})')
-_Counts = _ChatUsage | _ResponsesUsage | _MessagesUsage
 
 
-def _counts_of(call: Call) -> type[_ChatUsage] | type[_ResponsesUsage] | type[_MessagesUsage]:
-    if call.route is RESPONSES:
-        return _ResponsesUsage
-    return _MessagesUsage if call.route is MESSAGES else _ChatUsage
-
-
-def _last_usage(data: bytes, kind: type[_Counts]) -> Usage | None:
+def _last_usage(data: bytes, counts: type[Counts] | None) -> Usage | None:
     """The last usage object in `data`: what a client may have had echoed stands before it."""
     start = data.rfind(b'"usage":')
     found = _USAGE_OBJECT.match(data, start) if start >= 0 else None
-    if found is None:
+    if found is None or counts is None:
         return None
     try:
-        return msgspec.json.decode(found[1], type=kind).usage()
+        return msgspec.json.decode(found[1], type=counts).usage()
     except msgspec.DecodeError:
         return None
-
-
-class Rates(msgspec.Struct):
-    """What was learned about one model."""
-
-    bytes_per_prompt_token: float = BYTES_PER_PROMPT_TOKEN
-    tokens_per_s: float = TOKENS_PER_S
-    tokens_per_event: float = TOKENS_PER_EVENT
-    output_tokens_per_sequence: float = OUTPUT_TOKENS_PER_SEQUENCE
-
-    def prompt_tokens(self, call: Call) -> int:
-        return round(len(call.body) / self.bytes_per_prompt_token)
-
-    def output_tokens(self, call: Call) -> float:
-        """What this call will probably generate: the mean of those before it, within its own limit."""
-        if not call.route.is_billed or call.route.streams is StreamKind.NONE:
-            return 0.0
-        limit = math.inf if call.output_tokens_max is None else call.output_tokens_max
-        return call.sequences * min(limit, self.output_tokens_per_sequence)
-
-    def learn(self, call: Call, usage: Usage, seconds: float, events: int) -> None:
-        """Take in one exact usage."""
-        if usage.completion_tokens:
-            each = usage.completion_tokens / call.sequences
-            self.output_tokens_per_sequence += LEARNING_RATE * (each - self.output_tokens_per_sequence)
-        if usage.prompt_tokens:
-            self.bytes_per_prompt_token += LEARNING_RATE * (
-                len(call.body) / usage.prompt_tokens - self.bytes_per_prompt_token
-            )
-        if usage.completion_tokens and seconds > 0:
-            speed = usage.completion_tokens / call.sequences / seconds
-            self.tokens_per_s += LEARNING_RATE * (speed - self.tokens_per_s)
-        if usage.completion_tokens and events:
-            self.tokens_per_event += LEARNING_RATE * (usage.completion_tokens / events - self.tokens_per_event)
 
 
 class Meter:
@@ -200,13 +93,14 @@ class WholeMeter(Meter):
         self._tail = (self._tail + block)[-TAIL_BYTES:]
 
     def close(self) -> None:
-        self._exact = _last_usage(self._tail, _counts_of(self._call)) if self._call.route.is_billed else Usage()
+        dialect = self._call.dialect
+        self._exact = _last_usage(self._tail, dialect.counts) if dialect.is_billed else Usage()
 
     def _estimate(self, seconds: float) -> Usage:
-        if not self._call.route.is_billed:
+        if not self._call.dialect.is_billed:
             return Usage()
         prompt_tokens = self._rates.prompt_tokens(self._call)
-        if self._call.route.streams is StreamKind.NONE:
+        if self._call.dialect.stream is None:
             return Usage(prompt_tokens=prompt_tokens, estimated_by=PROMPT_BYTES)
         made = round(seconds * self._rates.tokens_per_s)
         limit = self._call.output_tokens_max
@@ -234,7 +128,7 @@ class ChunkMeter(Meter):
 
     def scan(self, block: bytes) -> None:
         if b'"choices":[],"usage":' in block:
-            self._exact = _last_usage(block, _ChatUsage)
+            self._exact = _last_usage(block, self._call.dialect.counts)
         elif self._call.sequences > 1:
             for index, prompt, completion in _CHOICE.findall(block):
                 self._choices[int(index)] = int(prompt), int(completion)
@@ -242,7 +136,7 @@ class ChunkMeter(Meter):
             self._last = block
 
     def _estimate(self, seconds: float) -> Usage:
-        so_far = self._several() if self._choices else _last_usage(self._last, _ChatUsage)
+        so_far = self._several() if self._choices else _last_usage(self._last, self._call.dialect.counts)
         if so_far is None:
             return Usage(prompt_tokens=self._rates.prompt_tokens(self._call), estimated_by=PROMPT_BYTES)
         return msgspec.structs.replace(so_far, estimated_by=LAST_CHUNK)
@@ -257,16 +151,14 @@ class ChunkMeter(Meter):
 
 
 class EventMeter(Meter):
-    """Responses and Messages: typed events; the last one carries usage."""
+    """Responses and Messages: typed events; the last one carries usage, and the first one of Messages the prompt's."""
 
-    #: Names of the events after which nothing but usage follows, and of those that carry text.
-    last_events: tuple[bytes, ...] = ()
-    text_event = b""
-
-    def __init__(self, call: Call, rates: Rates) -> None:
+    def __init__(self, call: Call, rates: Rates, stream: EventStream) -> None:
         super().__init__(call, rates)
+        self._stream = stream
         self._texts = 0
         self._events = 0
+        self._started: Usage | None = None
 
     @property
     def events_seen(self) -> int:
@@ -278,58 +170,26 @@ class EventMeter(Meter):
 
     def scan(self, block: bytes) -> None:
         self._events += block.count(b"\nevent: ") + block.startswith(b"event: ")
-        self._texts += block.count(self.text_event)
-        for name in self.last_events:
+        self._texts += block.count(self._stream.text_event)
+        for name in self._stream.last_events:
             start = block.rfind(name)
             if start >= 0:
-                self._exact = _last_usage(block[start:], _counts_of(self._call)) or self._estimate(0.0)
-
-    def _prompt_tokens(self) -> int:
-        return self._rates.prompt_tokens(self._call)
+                self._exact = _last_usage(block[start:], self._call.dialect.counts) or self._estimate(0.0)
+        if self._started is None and self._stream.first_event is not None:
+            start = block.find(self._stream.first_event)
+            if start >= 0:
+                self._started = _last_usage(block[start:].partition(b"\n\n")[0], self._call.dialect.counts)
 
     def _estimate(self, seconds: float) -> Usage:
         made = round(self._texts * self._rates.tokens_per_event)
+        prompt_tokens = self._started.prompt_tokens if self._started else self._rates.prompt_tokens(self._call)
         rule = EVENTS_SEEN if self._events else PROMPT_BYTES
-        return Usage(prompt_tokens=self._prompt_tokens(), completion_tokens=made, estimated_by=rule)
-
-
-class ResponsesMeter(EventMeter):
-    last_events = (b"event: response.completed\n", b"event: response.incomplete\n", b"event: response.failed\n")
-    text_event = b".delta\ndata: "
-
-
-class MessagesMeter(EventMeter):
-    last_events = (b"event: message_delta\n",)
-    text_event = b"event: content_block_delta\n"
-
-    def __init__(self, call: Call, rates: Rates) -> None:
-        super().__init__(call, rates)
-        self._started: Usage | None = None
-
-    def scan(self, block: bytes) -> None:
-        super().scan(block)
-        start = block.find(b"event: message_start\n") if self._started is None else -1
-        if start >= 0:
-            self._started = _last_usage(block[start:].partition(b"\n\n")[0], _MessagesUsage)
-
-    def _prompt_tokens(self) -> int:
-        return self._started.prompt_tokens if self._started else super()._prompt_tokens()
-
-
-_STREAM_METERS: dict[StreamKind, type[ChunkMeter] | type[EventMeter]] = {
-    StreamKind.CHUNKS: ChunkMeter,
-    StreamKind.RESPONSES: ResponsesMeter,
-    StreamKind.MESSAGES: MessagesMeter,
-}
-
-#: How a complete stream ends; one that stops without it has failed.
-ENDINGS: dict[StreamKind, tuple[bytes, ...]] = {
-    StreamKind.CHUNKS: (DONE,),
-    StreamKind.RESPONSES: ResponsesMeter.last_events,
-    StreamKind.MESSAGES: (b"event: message_stop\n",),
-}
+        return Usage(prompt_tokens=prompt_tokens, completion_tokens=made, estimated_by=rule)
 
 
 def meter_for(call: Call, rates: Rates) -> Meter:
     """The meter for the answer to `call`."""
-    return _STREAM_METERS[call.route.streams](call, rates) if call.is_streamed else WholeMeter(call, rates)
+    stream = call.dialect.stream if call.is_streamed else None
+    if isinstance(stream, ChunkStream):
+        return ChunkMeter(call, rates)
+    return EventMeter(call, rates, stream) if isinstance(stream, EventStream) else WholeMeter(call, rates)

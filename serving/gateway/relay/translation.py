@@ -18,8 +18,7 @@ from serving.errors import (
     ModelNotFound,
     RequestTooLarge,
 )
-from serving.gateway.dialects.calls import Call
-from serving.gateway.dialects.routes import COMPLETIONS, EMBEDDINGS, RESPONSES
+from serving.gateway.dialects.call import Call
 
 #: Characters of an engine's sentence that are passed on.
 MESSAGE_CHARS_MAX = 600
@@ -28,8 +27,6 @@ ENGINE_FAILED = "The engine failed while answering; please try again."
 _CONTEXT = re.compile(
     r"maximum context length|exceeds the max_model_len|maximum model length|exceeds model's maximum", re.IGNORECASE
 )
-#: The field that holds the prompt, where it is not `messages`.
-_PROMPTS = {COMPLETIONS: "prompt", EMBEDDINGS: "input", RESPONSES: "input"}
 _CANNOT = re.compile(r"does not support|not supported by (?:this|the) model", re.IGNORECASE)
 #: Addresses, paths, object addresses and tracebacks.
 _INNER = (
@@ -80,13 +77,13 @@ def refusal(status: int, body: bytes, call: Call) -> ApiError:
     said = _read(body)
     message = scrubbed(said.message)
     if status == 501 or (status == 404 and "does not exist" not in said.message) or _CANNOT.search(said.message):
-        return InvalidRequest(f"The model '{call.model}' does not support {call.route.path}.", param="model")
+        return InvalidRequest(f"The model '{call.model}' does not support {call.dialect.path}.", param="model")
     if status == 404:
         return ModelNotFound(call.model)
     if status == 413:
         return RequestTooLarge("The request is too large for this model.")
     if _CONTEXT.search(said.message):
-        return ContextExceeded(message, param=_PROMPTS.get(call.route, "messages"))
+        return ContextExceeded(message, param=call.dialect.prompt_field)
     return InvalidRequest(message or "The model cannot serve this request.", param=_param(said.param))
 
 

@@ -27,7 +27,8 @@ from serving.gateway.cli import commands
 from serving.gateway.cli.opening import first_start, migrate, opened
 from serving.gateway.identity.keys import Keyring, mint
 from serving.gateway.identity.registry import Registry
-from serving.gateway.identity.tenants import Caller, Tenants
+from serving.gateway.identity.tenants import Tenants
+from serving.gateway.nouns import Caller
 from serving.gateway.store.store import Store
 from serving.gateway.store.tables import ledger
 from tests.gateway.places import Place, PostgresPlace, SqlitePlace, settings_of

@@ -19,8 +19,9 @@ from serving.gateway.cli import commands
 from serving.gateway.cli.opening import first_start
 from serving.gateway.identity.keys import Keyring, id_of
 from serving.gateway.identity.registry import Registry
-from serving.gateway.identity.tenants import Caller
-from serving.gateway.ledger.ledger import Ledger, Usage
+from serving.gateway.ledger.ledger import Ledger
+from serving.gateway.nouns import Caller, Outcome, Usage
+from tests.gateway.calls import open_call
 from tests.gateway.places import Place
 
 
@@ -157,8 +158,8 @@ def test_a_revoked_key_is_listed_as_such_and_cannot_be_rotated(here: Place) -> N
 
 
 def settle(ledger: Ledger, caller: Caller, model: str, usage: Usage) -> None:
-    with ledger.entry(request_id=f"{model}-{id(usage)}", caller=caller, route="/v1/completions", model=model) as entry:
-        entry.usage, entry.outcome, entry.status = usage, "stop", 200
+    with open_call(ledger, f"{model}-{id(usage)}", caller=caller, model=model) as call:
+        call.usage, call.outcome, call.status = usage, Outcome.OK, 200
 
 
 def test_usage_keeps_exact_and_estimated_tokens_apart(here: Place) -> None:
@@ -173,7 +174,7 @@ def test_usage_keeps_exact_and_estimated_tokens_apart(here: Place) -> None:
             for usage in usages:
                 settle(ledger, acme, "m1", usage)
             settle(ledger, gone, "m2", Usage(7, 7))
-            running = ledger.entry(request_id="running", caller=acme, route="/v1/completions", model="m1")
+            running = open_call(ledger, "running", caller=acme, model="m1")
             running.__enter__()
             ledger.flush()
 

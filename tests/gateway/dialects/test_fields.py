@@ -15,18 +15,14 @@ import openai.types.responses.response_create_params as response_params
 import pytest
 
 from serving.errors import InvalidRequest
-from serving.gateway.dialects import calls, fields
-from serving.gateway.dialects.fields import FIELDS, Disposition
-from serving.gateway.dialects.routes import (
-    CHAT,
-    COMPLETIONS,
-    COUNT_TOKENS,
-    EMBEDDINGS,
-    ENGINE_ROUTES,
-    MESSAGES,
-    RESPONSES,
-    EngineRoute,
-)
+from serving.gateway.dialects import DIALECTS, call, fields, reference
+from serving.gateway.dialects.chat import CHAT
+from serving.gateway.dialects.completions import COMPLETIONS
+from serving.gateway.dialects.dialect import Dialect
+from serving.gateway.dialects.embeddings import EMBEDDINGS
+from serving.gateway.dialects.fields import Disposition
+from serving.gateway.dialects.messages import COUNT_TOKENS, MESSAGES
+from serving.gateway.dialects.responses import RESPONSES
 
 OFFICIAL = {
     CHAT: chat_params.CompletionCreateParamsStreaming,
@@ -38,17 +34,17 @@ OFFICIAL = {
 }
 
 
-@pytest.mark.parametrize("route", OFFICIAL, ids=[route.path for route in OFFICIAL])
-def test_every_documented_parameter_is_in_the_table(route: EngineRoute) -> None:
+@pytest.mark.parametrize("dialect", OFFICIAL, ids=[dialect.path for dialect in OFFICIAL])
+def test_every_documented_parameter_is_in_the_table(dialect: Dialect) -> None:
     """A parameter the official clients know is honoured, ignored or refused on purpose, never "unknown"."""
-    documented = set(typing.get_type_hints(OFFICIAL[route]))
-    assert documented - FIELDS[route.path].keys() == set()
+    documented = set(typing.get_type_hints(OFFICIAL[dialect]))
+    assert documented - dialect.fields.keys() == set()
 
 
 def test_every_field_has_its_reason_or_bounds() -> None:
     """What is refused or ignored says why in a sentence; what is honoured is checked."""
-    for path, table in FIELDS.items():
-        for name, field in table.items():
+    for path, dialect in DIALECTS.items():
+        for name, field in dialect.fields.items():
             assert field.note, (path, name)
             if field.disposition is Disposition.HONOURED:
                 assert field.check is not None, (path, name)
@@ -58,9 +54,9 @@ def test_every_field_has_its_reason_or_bounds() -> None:
 
 def test_the_table_renders_as_markdown() -> None:
     """Every route and every field is a line of the page that the README shows."""
-    page = fields.markdown()
-    assert all(f"### `{path}`" in page for path in ENGINE_ROUTES)
-    assert page.count("\n| `") == sum(len(table) for table in FIELDS.values())
+    page = reference.markdown()
+    assert all(f"### `{path}`" in page for path in DIALECTS)
+    assert page.count("\n| `") == sum(len(dialect.fields) for dialect in DIALECTS.values())
 
 
 #: A value of every JSON kind, some of them hostile.
@@ -71,17 +67,17 @@ VALUES: list[object] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("route", ENGINE_ROUTES.values(), ids=ENGINE_ROUTES)
-def test_any_value_in_any_field_is_taken_or_refused_cleanly(route: EngineRoute) -> None:
+@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
+def test_any_value_in_any_field_is_taken_or_refused_cleanly(dialect: Dialect) -> None:
     """Whatever JSON a field holds, the answer is a 4xx of ours or a call that encodes; nothing else is raised."""
     good: dict[str, object] = {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "Hi"}]}
     good |= {"prompt": "Hi", "input": "Hi"}
-    base = {name: value for name, value in good.items() if FIELDS[route.path].get(name, _NONE).is_required}
-    for name in FIELDS[route.path]:
+    base = {name: value for name, value in good.items() if dialect.fields.get(name, _NONE).is_required}
+    for name in dialect.fields:
         for value in VALUES:
             body = json.dumps(base | {name: value}).encode()
             with suppress(InvalidRequest):
-                assert b'"served"' in calls.finish(calls.read(route, body), "served", "salt").body
+                assert b'"served"' in call.read(dialect, body).finish("served", "salt").body
 
 
 _NONE = fields.refused("")

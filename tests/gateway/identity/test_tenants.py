@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,8 @@ from serving.errors import Refusal, StoreUnavailable, Unauthenticated
 from serving.gateway.identity import tenants as limits
 from serving.gateway.identity.keys import KEY_LENGTH, Keyring, id_of, mint
 from serving.gateway.identity.registry import Registry
-from serving.gateway.identity.tenants import Caller, Tenants
+from serving.gateway.identity.tenants import Tenants
+from serving.gateway.nouns import Caller
 from serving.gateway.store.store import Store
 from tests.clock import Clock
 from tests.gateway.places import Place
@@ -298,3 +301,12 @@ def test_a_minted_key_is_well_formed_and_its_own() -> None:
     assert len(minted) == 1000
     assert {len(key) for key in minted} == {KEY_LENGTH}
     assert all(id_of(key) == key[3:13] for key in minted)
+
+
+def test_tenants_never_share_a_salt(place: Place) -> None:
+    """Two tenants' salts differ, one tenant's never changes, both fit the engine's rule, and none follows from an id."""
+    with place.open() as store:
+        tenants = [Tenants(store, Keyring(pepper), key_cache_s=1, clock=time.time) for pepper in (b"p" * 32, b"q" * 32)]
+        salts = [tenants[0].cache_salt(Caller(tenant, "acme", "k")) for tenant in ("a", "b", "a")]
+        assert salts[0] == salts[2] != salts[1] and all(re.fullmatch(r"[0-9a-f]{64}", salt) for salt in salts)
+        assert tenants[1].cache_salt(Caller("a", "acme", "k")) != salts[0]

@@ -14,33 +14,34 @@ from typing import Any
 import pytest
 
 from serving.errors import StoreUnavailable
-from serving.gateway.identity.tenants import Caller
-from serving.gateway.ledger.ledger import Ledger, Usage
+from serving.gateway.ledger.ledger import Ledger
+from serving.gateway.nouns import Caller, Outcome, Usage
 from serving.gateway.store.store import Store
 from tests.clock import Clock
+from tests.gateway.calls import CHAT_ROUTE, open_call
 from tests.gateway.places import Place, SqlitePlace
 from tests.waiting import until
 
 CALLER = Caller("t1", "acme", "k1")
-ROUTE = "/v1/chat/completions"
 USAGE = Usage(5, 2)
 
 WRITER = """
 import sys, time
 from serving.config import load
-from serving.gateway.ledger.ledger import Ledger, Usage
+from serving.gateway.ledger.ledger import Ledger
+from serving.gateway.nouns import Caller, CallRecord, Outcome, Usage
 from serving.gateway.store.store import Store
-from serving.gateway.identity.tenants import Caller
 
 name, settled, left_open = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-caller, entries, settings = Caller("t1", "acme", "k1"), [], load()
+caller, settings = Caller("t1", "acme", "k1"), load()
 with Store.open(settings.home, settings.store) as store, Ledger(store, clock=time.time) as ledger:
     for number in range(settled):
-        with ledger.entry(request_id=f"{name}-{number}", caller=caller, route="/v1/completions", model="m") as entry:
-            entry.usage, entry.outcome, entry.status = Usage(7, 3), "stop", 200
+        call = CallRecord(request_id=f"{name}-{number}", started_at=0.0, caller=caller)
+        ledger.open(call)
+        call.usage, call.outcome, call.status = Usage(7, 3), Outcome.OK, 200
+        ledger.close(call)
     for number in range(left_open):
-        entries.append(ledger.entry(request_id=f"{name}-open-{number}", caller=caller, route="/v1/chat", model="m"))
-        entries[-1].__enter__()
+        ledger.open(CallRecord(request_id=f"{name}-open-{number}", started_at=0.0, caller=caller))
     if left_open:
         while ledger.pending_rows:
             time.sleep(0.01)
@@ -65,8 +66,8 @@ def start(place: Place, *arguments: str, **options: Any) -> subprocess.Popen[str
 
 
 def settle(ledger: Ledger, request_id: str, usage: Usage = USAGE, caller: Caller = CALLER) -> None:
-    with ledger.entry(request_id=request_id, caller=caller, route=ROUTE, model="m") as entry:
-        entry.usage, entry.outcome, entry.status = usage, "stop", 200
+    with open_call(ledger, request_id, caller=caller) as call:
+        call.usage, call.outcome, call.status = usage, Outcome.OK, 200
 
 
 def test_a_settled_call_is_one_complete_row(place: Place, store: Store) -> None:
@@ -74,17 +75,17 @@ def test_a_settled_call_is_one_complete_row(place: Place, store: Store) -> None:
     clock = Clock(1000.25)
     with (
         Ledger(store, clock=clock, gateway_id="elsewhere:1:1") as ledger,
-        ledger.entry(request_id="r1", caller=CALLER, route=ROUTE, model="alias") as entry,
+        open_call(ledger, "r1", caller=CALLER, model="alias") as call,
     ):
-        entry.model, entry.replica_id = "smollm2", "replica-1"
-        entry.usage, entry.outcome, entry.status = Usage(11, 7, 4, 2, "bytes"), "client_left", 499
+        call.model, call.replica_id = "smollm2", "replica-1"
+        call.usage, call.outcome, call.status = Usage(11, 7, 4, 2, "bytes"), Outcome.DISCONNECTED, 499
         clock.advance(2.25)
 
     columns = (
         "request_id, tenant_id, key_id, route, model, replica_id, outcome, status, prompt_tokens, completion_tokens,"
         " cached_prompt_tokens, reasoning_tokens, estimated_by, gateway_id, cast(started_at as varchar(40)), cast(finished_at as varchar(40))"
     )
-    texts = ("r1", "t1", "k1", ROUTE, "smollm2", "replica-1", "client_left")
+    texts = ("r1", "t1", "k1", CHAT_ROUTE.label, "smollm2", "replica-1", "client_disconnected")
     ((*said, started_at, finished_at),) = rows(place, columns)
     assert said == [*texts, 499, 11, 7, 4, 2, "bytes", "elsewhere:1:1"]
     assert [str(moment).rstrip("0") for moment in (started_at, finished_at)] == [
@@ -98,7 +99,7 @@ def test_a_call_that_fails_unforeseen_is_written_as_an_error(place: Place, store
     with (
         Ledger(store, clock=time.time) as ledger,
         pytest.raises(ZeroDivisionError),
-        ledger.entry(request_id="r1", caller=CALLER, route=ROUTE, model="m"),
+        open_call(ledger, "r1", caller=CALLER),
     ):
         raise ZeroDivisionError
 
@@ -109,8 +110,8 @@ def test_a_cancelled_call_is_written(place: Place, store: Store) -> None:
     """A client that leaves cancels the handler; its row is written on that way out too."""
 
     async def call(ledger: Ledger, is_open: asyncio.Event) -> None:
-        with ledger.entry(request_id="r1", caller=CALLER, route=ROUTE, model="m") as entry:
-            entry.outcome, entry.status = "client_left", 499
+        with open_call(ledger, "r1", caller=CALLER) as call:
+            call.outcome, call.status = Outcome.DISCONNECTED, 499
             is_open.set()
             await asyncio.Event().wait()
 
@@ -125,25 +126,25 @@ def test_a_cancelled_call_is_written(place: Place, store: Store) -> None:
     with Ledger(store, clock=time.time) as ledger:
         asyncio.run(cancel(ledger))
 
-    assert rows(place) == [("r1", "client_left", 499)]
+    assert rows(place) == [("r1", Outcome.DISCONNECTED, 499)]
 
 
 def test_an_open_call_is_in_the_database_while_it_runs(place: Place, store: Store) -> None:
     """The opening is written without waiting for the end, and the end replaces it."""
     with Ledger(store, clock=time.time) as ledger:
-        with ledger.entry(request_id="r1", caller=CALLER, route=ROUTE, model="m") as entry:
+        with open_call(ledger, "r1", caller=CALLER) as call:
             until(lambda: rows(place) == [("r1", "open", 0)])
-            entry.outcome, entry.status = "stop", 200
-        until(lambda: rows(place) == [("r1", "stop", 200)])
+            call.outcome, call.status = Outcome.OK, 200
+        until(lambda: rows(place) == [("r1", Outcome.OK, 200)])
 
 
 def test_a_thousand_calls_at_once_are_all_there(place: Place, store: Store) -> None:
     """Concurrency loses nothing and doubles nothing."""
 
     async def call(ledger: Ledger, number: int) -> None:
-        with ledger.entry(request_id=f"r{number:04}", caller=CALLER, route=ROUTE, model="m") as entry:
+        with open_call(ledger, f"r{number:04}", caller=CALLER) as call:
             await asyncio.sleep(number % 7 * 0.02)
-            entry.usage, entry.outcome, entry.status = Usage(number, 1), "stop", 200
+            call.usage, call.outcome, call.status = Usage(number, 1), Outcome.OK, 200
 
     async def calls(ledger: Ledger) -> None:
         await asyncio.gather(*(call(ledger, number) for number in range(1000)))
@@ -152,7 +153,7 @@ def test_a_thousand_calls_at_once_are_all_there(place: Place, store: Store) -> N
         asyncio.run(calls(ledger))
 
     written = rows(place, "request_id, outcome, prompt_tokens")
-    assert written == [(f"r{number:04}", "stop", number) for number in range(1000)]
+    assert written == [(f"r{number:04}", "ok", number) for number in range(1000)]
 
 
 def test_processes_share_one_store(place: Place) -> None:
@@ -161,7 +162,7 @@ def test_processes_share_one_store(place: Place) -> None:
 
     assert [writer.wait(60) for writer in writers] == [0, 0]
     assert len(rows(place)) == 800
-    assert {row[1:] for row in rows(place)} == {("stop", 200)}
+    assert {row[1:] for row in rows(place)} == {(Outcome.OK, 200)}
 
 
 def test_a_killed_gateway_leaves_rows_that_the_next_start_settles(tmp_path: Path) -> None:
@@ -192,7 +193,7 @@ def test_a_killed_gateway_leaves_rows_that_the_next_start_settles(tmp_path: Path
         ("dead-open-1", "gateway_crashed", "gateway_crashed", 1),
         ("live-open-0", "open", None, 1),
     ]
-    assert {row[1] for row in settled[:3]} == {"stop"}
+    assert {row[1] for row in settled[:3]} == {"ok"}
 
 
 def test_a_repeated_request_id_gets_a_row_of_its_own(place: Place, store: Store) -> None:
@@ -214,14 +215,14 @@ def test_a_repeated_id_stays_apart_when_its_opening_was_written_first(place: Pla
     ledger = Ledger(store, clock=time.time)
     settle(ledger, "same", Usage(1, 1))
     ledger.flush()
-    with ledger.entry(request_id="same", caller=CALLER, route=ROUTE, model="m") as entry:
+    with open_call(ledger, "same", caller=CALLER) as call:
         ledger.flush()
-        entry.usage, entry.outcome = Usage(2, 2), "stop"
-    ledger.close()
+        call.usage, call.outcome = Usage(2, 2), Outcome.OK
+    ledger.stop()
 
     assert rows(place, "length(request_id) > 4, prompt_tokens, outcome") == [
-        (False, 1, "stop"),
-        (True, 2, "stop"),
+        (False, 1, "ok"),
+        (True, 2, "ok"),
     ]
 
 
@@ -235,7 +236,7 @@ def test_rows_wait_while_another_holds_the_database(place: Place, store: Store) 
 
         until(lambda: ledger.pending_rows == 0)
 
-    assert rows(place) == [("r1", "stop", 200)]
+    assert rows(place) == [("r1", Outcome.OK, 200)]
 
 
 def test_a_close_without_database_spills_and_the_next_start_replays_once(place: Place, store: Store) -> None:
@@ -251,7 +252,7 @@ def test_a_close_without_database_spills_and_the_next_start_replays_once(place: 
     for _ in range(2):
         with Ledger(store, clock=time.time):
             assert not (store.home / "ledger-spill.jsonl").exists()
-            assert rows(place) == [("r1", "stop", 200), ("r2", "stop", 200)]
+            assert rows(place) == [("r1", Outcome.OK, 200), ("r2", Outcome.OK, 200)]
         # As if the machine had died between the commit and the file's removal.
         (store.home / "ledger-spill.jsonl").write_bytes(spilled)
 
@@ -267,14 +268,14 @@ def test_a_line_that_a_dying_machine_cut_short_costs_that_line_alone(place: Plac
 
     with Ledger(store, clock=time.time):
         pass
-    assert rows(place) == [("r1", "stop", 200)]
+    assert rows(place) == [("r1", Outcome.OK, 200)]
 
 
 def test_a_long_outage_spills_what_ended_and_replays_it_afterwards(place: Place, store: Store) -> None:
     """Memory is bounded: past `spill_rows` ended calls go to the file, open ones stay, and all arrive in the end."""
     with Ledger(store, clock=time.time, spill_rows=10) as ledger:
         place.take_away()
-        with ledger.entry(request_id="open", caller=CALLER, route=ROUTE, model="m") as entry:
+        with open_call(ledger, "open", caller=CALLER) as call:
             for number in range(30):
                 settle(ledger, f"r{number:02}")
             until(lambda: ledger.pending_rows < 10)
@@ -282,9 +283,9 @@ def test_a_long_outage_spills_what_ended_and_replays_it_afterwards(place: Place,
 
             place.bring_back()
             until(lambda: len(rows(place)) == 31)
-            entry.outcome = "stop"
+            call.outcome = Outcome.OK
 
-    assert {row[1] for row in rows(place)} == {"stop"}
+    assert {row[1] for row in rows(place)} == {"ok"}
     assert not (store.home / "ledger-spill.jsonl").exists()
 
 
@@ -295,7 +296,7 @@ def test_no_call_begins_when_nothing_takes_its_row(place: Place, store: Store) -
     place.take_away()
     for number in range(5):
         settle(ledger, f"r{number}")
-    ledger.close()
+    ledger.stop()
 
     with pytest.raises(StoreUnavailable):
         settle(ledger, "one too many")
@@ -308,12 +309,12 @@ def test_no_call_begins_when_nothing_takes_its_row(place: Place, store: Store) -
 def test_a_call_that_ends_after_close_is_still_written(place: Place, store: Store) -> None:
     """Closing first and ending later is the wrong order, and no reason to lose a row."""
     ledger = Ledger(store, clock=time.time)
-    with ledger.entry(request_id="late", caller=CALLER, route=ROUTE, model="m") as entry:
+    with open_call(ledger, "late", caller=CALLER) as call:
         with ledger:
             pass
-        entry.outcome, entry.status = "stop", 200
+        call.outcome, call.status = Outcome.OK, 200
 
-    assert rows(place) == [("late", "stop", 200)]
+    assert rows(place) == [("late", Outcome.OK, 200)]
 
 
 @pytest.mark.parametrize("model", ["\ud800", "a\0b", "x" * 100_000])
@@ -321,9 +322,9 @@ def test_hostile_text_does_not_stop_the_ledger(place: Place, store: Store, model
     """Whatever a client names, its row is written, in text any database takes."""
     with (
         Ledger(store, clock=time.time) as ledger,
-        ledger.entry(request_id="r1", caller=CALLER, route=ROUTE, model=model) as entry,
+        open_call(ledger, "r1", caller=CALLER, model=model) as call,
     ):
-        entry.usage = Usage(-1, 2**80)
+        call.usage = Usage(-1, 2**80)
 
     assert rows(place, "length(model) <= 255, prompt_tokens, completion_tokens") == [(True, 0, 2**53)]
 
@@ -335,7 +336,7 @@ def test_a_call_costs_the_event_loop_microseconds(place: Place, store: Store) ->
     for number in range(1000):
         settle(ledger, f"r{number}")
     spent_s = time.thread_time() - start_s
-    ledger.close()
+    ledger.stop()
 
     assert spent_s < 0.1
     assert len(rows(place)) == 1000

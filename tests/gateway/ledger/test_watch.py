@@ -12,11 +12,12 @@ import psycopg
 import pytest
 
 from serving.errors import StoreUnavailable
-from serving.gateway.identity.tenants import Caller
-from serving.gateway.ledger.ledger import Entry, Ledger, Usage
+from serving.gateway.ledger.ledger import Ledger
 from serving.gateway.ledger.watch import BEAT_S, LOOKS_MAX, Watch, own_gateway_id
+from serving.gateway.nouns import Caller, CallRecord, Outcome, Usage
 from serving.gateway.store.store import Store
 from tests.clock import Clock
+from tests.gateway.calls import open_call
 from tests.gateway.places import Place, PostgresPlace
 from tests.waiting import until
 
@@ -32,10 +33,10 @@ class Gateway:
         self.ledger.flush()
 
     @contextmanager
-    def call(self, request_id: str) -> Iterator[Entry]:
-        with self.ledger.entry(request_id=request_id, caller=CALLER, route="/v1/completions", model="m") as entry:
+    def call(self, request_id: str) -> Iterator[CallRecord]:
+        with open_call(self.ledger, request_id, caller=CALLER) as call:
             assert self.ledger.flush()
-            yield entry
+            yield call
         self.ledger.flush()
 
 
@@ -87,12 +88,12 @@ def test_a_gateway_that_lives_keeps_its_calls(place: Place, store: Store, clock:
 def test_a_gateway_that_was_only_cut_off_writes_the_true_end(place: Place, store: Store, clock: Clock) -> None:
     """Taken for dead while it could not reach the database, it comes back, beats again, and its rows say what happened."""
     cut_off, other = Gateway(store, clock, "pod-a"), Gateway(store, clock, "pod-b")
-    with cut_off.call("r1") as entry, cut_off.call("r2"):
+    with cut_off.call("r1") as call, cut_off.call("r2"):
         pass_time(clock, DEAD_AFTER_S + BEAT_S, other)
         assert {row[1] for row in rows(place)} == {"gateway_crashed"}
-        entry.usage, entry.outcome, entry.status = Usage(7, 3), "stop", 200
+        call.usage, call.outcome, call.status = Usage(7, 3), Outcome.OK, 200
 
-    assert rows(place) == [("r1", "stop", None, 7), ("r2", "error", None, 0)]
+    assert rows(place) == [("r1", "ok", None, 7), ("r2", "error", None, 0)]
     assert sorted(place.execute("select id from gateways")) == [("pod-a:1:1",), ("pod-b:1:1",)]
 
 

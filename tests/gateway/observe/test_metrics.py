@@ -12,74 +12,27 @@ import pytest
 from prometheus_client import generate_latest
 
 from serving.config import GatewaySettings, Slo, Timeouts
-from serving.gateway.ledger.ledger import Usage
-from serving.gateway.observe.access import AccessLine
-from serving.gateway.observe.gaps import BUCKETS_S, Gaps
+from serving.gateway.nouns import Caller, InterTokenLatency, Outcome, Usage
 from serving.gateway.observe.metrics import GROUP, OTHER_TENANTS, TENANTS_MAX, Metrics, Snapshot
-from serving.gateway.observe.slo import Verdict, judge
-from serving.gateway.outcome import Outcome
-from serving.gateway.passage import Passage
+from serving.gateway.observe.slo import Verdict
 from tests.clock import Clock
 from tests.exposition import value
+from tests.gateway.calls import record
 from tests.gateway.world import CHAT, QUICK, World, running_gateway, until
 from tests.scripted_engine import MODEL, Ending, Script, ScriptedEngine, chat_chunk, chat_stream, failing
 
 SLO = Slo(ttft_s=1, time_per_output_token_s=0.1)
 
 
-def metrics(look: Snapshot | None = None) -> Metrics:
-    return Metrics(lambda: look or Snapshot(), GatewaySettings(slo=SLO).slo_of)
-
-
-def line(**changed: object) -> AccessLine:
-    plain = {"request_id": "r", "route": "/v1/chat/completions", "status": 200, "outcome": "ok", "duration_s": 1.0}
-    return AccessLine(**plain | {"tenant": "acme", "replica_id": "a"} | changed)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("outcome", "duration_s", "ttft_s", "tokens", "verdict"),
-    [
-        (Outcome.OK, 2.0, 1.0, 11, Verdict.MET),
-        (Outcome.OK, 2.1, 1.0, 11, Verdict.SLOW_TOKENS),
-        (Outcome.OK, 1.2, 1.1, 11, Verdict.SLOW_FIRST_TOKEN),
-        (Outcome.OK, 1.0, 1.0, 0, Verdict.MET),
-        (Outcome.OK, 2.0, None, 11, Verdict.MET),
-        (Outcome.OK, 2.1, None, 11, Verdict.SLOW_TOKENS),
-        (Outcome.FAILED, 0.1, 0.1, 1, Verdict.FAILED),
-        (Outcome.CANCELLED, 0.1, 0.1, 1, Verdict.FAILED),
-        (Outcome.REJECTED, 0.1, None, 0, None),
-        (Outcome.DISCONNECTED, 9.0, 9.0, 1, None),
-    ],
-)
-def test_a_request_is_judged_by_its_slo(
-    outcome: Outcome, duration_s: float, ttft_s: float | None, tokens: int, verdict: Verdict | None
-) -> None:
-    """First token, then the mean of the others; a whole answer by both together; not what a client did to itself."""
-    assert judge(SLO, outcome, duration_s=duration_s, ttft_s=ttft_s, completion_tokens=tokens) is verdict
-
-
-def test_a_models_own_slo_comes_before_everyones() -> None:
-    settings = GatewaySettings(slo=SLO, model_slos={"slow": Slo(ttft_s=60)})
-    assert (settings.slo_of("slow").ttft_s, settings.slo_of("other").ttft_s) == (60, 1)
-
-
-def test_gaps_are_a_histogram() -> None:
-    """Each gap is in the first bucket that holds it, and in all above; streams add up."""
-    one, other = Gaps(), Gaps()
-    for seconds in (BUCKETS_S[0], BUCKETS_S[0] * 1.1, 1000.0):
-        one.observe(seconds)
-    other.observe(BUCKETS_S[1])
-    one.add(other)
-    buckets = dict(one.buckets())
-    assert (buckets["0.002"], buckets["0.005"], buckets["10.0"], buckets["+Inf"]) == (1, 3, 3, 4)
-    assert one.total_s == pytest.approx(BUCKETS_S[0] * 2.1 + 1000 + BUCKETS_S[1])
+def metrics() -> Metrics:
+    return Metrics(Snapshot, GatewaySettings(slo=SLO).slo_of)
 
 
 async def test_tenants_beyond_the_bound_share_one_series() -> None:
     """No number of tenants makes the page grow without end, and what all of them used is still counted."""
     counted = metrics()
     for number in range(TENANTS_MAX + 10):
-        counted.settle(line(tenant=f"t{number}", usage=Usage(1, 2)), MODEL, Passage())
+        counted.settle(record(caller=Caller("t", f"t{number}", "k"), usage=Usage(1, 2)))
     text = await counted.render()
     assert value(text, "serving_gateway_tenant_tokens_total", kind="completion") == 2 * (TENANTS_MAX + 10)
     assert value(text, "serving_gateway_tenant_requests_total", tenant=OTHER_TENANTS) == 10
@@ -90,7 +43,7 @@ def test_requests_are_counted_though_nobody_asks() -> None:
     """What waits to be counted does not pile up where no Prometheus comes by."""
     counted = metrics()
     for _ in range(GROUP):
-        counted.settle(line(), MODEL, Passage())
+        counted.settle(record())
     assert value(generate_latest(counted.registry), "serving_gateway_requests_total") == GROUP
 
 
@@ -99,8 +52,11 @@ async def test_a_thousand_tenants_fit_one_megabyte() -> None:
     counted = metrics()
     for number in range(TENANTS_MAX):
         for outcome in Outcome:
-            one = line(tenant=f"tenant-{number:04}", outcome=outcome, usage=Usage(1000, 100), ttft_s=0.1)
-            counted.settle(one, f"model-{number % 10}", Passage(gaps=Gaps()))
+            caller = Caller("t", f"tenant-{number:04}", "k")
+            model = f"model-{number % 10}"
+            streamed = {"is_streamed": True, "first_byte_at": 0.1, "inter_token": InterTokenLatency()}
+            usage = Usage(1000, 100)
+            counted.settle(record(caller=caller, model=model, outcome=outcome, usage=usage, **streamed))
     assert len(await counted.render()) < 1_000_000
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from serving.gateway.dialects.calls import Call
-from serving.gateway.dialects.routes import CHAT, RESPONSES, EngineRoute
-from serving.gateway.relay.metering import Rates, meter_for
+from serving.gateway.admission.estimates import Rates
+from serving.gateway.dialects.call import Call
+from serving.gateway.dialects.chat import CHAT
+from serving.gateway.dialects.dialect import Dialect
+from serving.gateway.dialects.responses import RESPONSES
+from serving.gateway.relay.metering import meter_for
 from tests.scripted_engine import chat_chunk, chat_final, responses_stream
 
 
-def streamed(route: EngineRoute) -> Call:
+def streamed(dialect: Dialect) -> Call:
     return Call(
-        route=route,
+        dialect=dialect,
         model="m",
         body=b"{}",
         is_streamed=True,
@@ -22,9 +25,9 @@ def streamed(route: EngineRoute) -> Call:
     )
 
 
-def learned(route: EngineRoute, stream: bytes) -> Rates:
+def learned(dialect: Dialect, stream: bytes) -> Rates:
     rates = Rates()
-    meter = meter_for(streamed(route), rates)
+    meter = meter_for(streamed(dialect), rates)
     meter.scan(stream)
     meter.learn(1.0)
     return rates

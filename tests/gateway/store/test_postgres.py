@@ -13,10 +13,11 @@ from sqlalchemy import select
 
 from serving.config import StoreSettings
 from serving.errors import Refusal, StoreUnavailable
-from serving.gateway.identity.tenants import Caller
-from serving.gateway.ledger.ledger import Ledger, Usage
+from serving.gateway.ledger.ledger import Ledger
+from serving.gateway.nouns import Caller, Outcome, Usage
 from serving.gateway.store.store import Store
 from serving.gateway.store.tables import tenants
+from tests.gateway.calls import open_call
 from tests.gateway.places import PostgresPlace
 from tests.gateway.tls_front import tls_front, write_certificate
 from tests.waiting import until
@@ -31,8 +32,8 @@ def open_at(home: Path, address: str) -> Store:
 
 
 def settle(ledger: Ledger, request_id: str, usage: Usage) -> None:
-    with ledger.entry(request_id=request_id, caller=CALLER, route="/v1/completions", model="m") as entry:
-        entry.usage, entry.outcome, entry.status = usage, "stop", 200
+    with open_call(ledger, request_id, caller=CALLER) as call:
+        call.usage, call.outcome, call.status = usage, Outcome.OK, 200
 
 
 def shows_the_secret(text: str) -> bool:
@@ -121,7 +122,7 @@ def test_a_restart_under_a_running_ledger_loses_nothing(
     """Calls end before, while and after the database is killed; each is there once, also those that went to the file."""
     caplog.set_level(logging.INFO)
     with shared.open() as store, Ledger(store, clock=time.time, spill_rows=20) as ledger:
-        with ledger.entry(request_id="long", caller=CALLER, route="/v1/completions", model="m") as entry:
+        with open_call(ledger, "long", caller=CALLER) as call:
             for number in range(300):
                 if number == 100:
                     shared.server.stop()
@@ -130,11 +131,11 @@ def test_a_restart_under_a_running_ledger_loses_nothing(
                     shared.server.start()
                 settle(ledger, f"r{number:03}", Usage(number, 1))
                 time.sleep(0.001)
-            entry.outcome = "stop"
+            call.outcome = Outcome.OK
         until(lambda: ledger.pending_rows == 0)
 
     written = shared.execute("select request_id, outcome, prompt_tokens from ledger order by request_id")
-    assert written == [("long", "stop", 0), *((f"r{number:03}", "stop", number) for number in range(300))]
+    assert written == [("long", "ok", 0), *((f"r{number:03}", "ok", number) for number in range(300))]
     assert "the ledger has caught up" in caplog.text and "Traceback" not in caplog.text
     assert not shows_the_secret(caplog.text) and str(shared.server.folder) not in caplog.text
 

@@ -1,0 +1,152 @@
+"""Admission: the only way from a checked call to a replica: `async with admission.admit(caller, call, record) as ticket`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Set
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+
+import msgspec
+
+from serving.config import GatewaySettings
+from serving.errors import GatewayFull, NoReplicaReady
+from serving.gateway.admission.estimates import Estimates
+from serving.gateway.admission.gate import Gate
+from serving.gateway.admission.waiting_room import WaitingRoom
+from serving.gateway.dialects.call import Call
+from serving.gateway.fleet import router
+from serving.gateway.fleet.demand import Demands
+from serving.gateway.fleet.fleet import Fleet
+from serving.gateway.fleet.router import Candidate
+from serving.gateway.nouns import Caller, CallRecord, Decision
+
+#: Seconds before a replica that could not take a call is asked again.
+PAUSE_S = 0.25
+
+
+class Admission:
+    """Decides for all calls of a gateway."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        demands: Demands,
+        estimates: Estimates,
+        settings: GatewaySettings,
+        clock: Callable[[], float],
+    ) -> None:
+        self._fleet = fleet
+        self._demands = demands
+        self._estimates = estimates
+        self._timeouts = settings.timeouts
+        self._clock = clock
+        self._gate = Gate(settings.max_open_requests)
+        self._room = WaitingRoom(fleet, demands, settings.max_waiting_requests, clock)
+        self._turn = 0
+
+    def entered(self, record: CallRecord) -> AbstractContextManager[None]:
+        """A request is open while inside, its body yet to be read; raises GatewayFull."""
+        return self._gate.entered(record)
+
+    @asynccontextmanager
+    async def admit(self, caller: Caller, call: Call, record: CallRecord) -> AsyncIterator[Ticket]:
+        """Inside, the call may use replicas; a replica of its model was ready when it came in.
+
+        Raises GatewayFull when too many wait for the model, and NoReplicaReady when none was ready in time.
+        """
+        record.asked_for_engine = True
+        model = call.model
+        rates = self._estimates.rates(model)
+        prompt_tokens = rates.prompt_tokens(call) if call.dialect.is_billed else 0
+        if self._fleet.lists(model):  # other names are a client's, and without number
+            self._demands.arrive(self._fleet.base_of(model), prompt_tokens, rates.output_tokens(call))
+        is_woken = self._fleet.may_sleep(model) and not self._fleet.candidates(model)
+        wait_s = self._timeouts.wake_wait_s if is_woken else self._timeouts.replica_wait_s
+        self._turn += 1
+        claim = Claim(model, self._clock() + wait_s, prompt_tokens, self._turn)
+        ticket = Ticket(self._fleet, self._room, claim, record, self._clock)
+        await ticket.wait_for_first()
+        yield ticket
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """What one call asks of the fleet."""
+
+    model: str
+    #: On the clock: when its time to wait for a replica is over.
+    deadline: float
+    prompt_tokens: int
+    #: Its number: replicas that are equal take turns by it.
+    turn: int
+
+
+class Ticket:
+    """One admitted call's right to replicas."""
+
+    def __init__(
+        self, fleet: Fleet, room: WaitingRoom, claim: Claim, record: CallRecord, clock: Callable[[], float]
+    ) -> None:
+        self._fleet = fleet
+        self._room = room
+        self._claim = claim
+        self._record = record
+        self._clock = clock
+
+    async def wait_for_first(self) -> None:
+        """Return when a replica is ready; raises as `Admission.admit` does."""
+        if self._fleet.candidates(self._claim.model):
+            self._record.decision = Decision.ADMITTED
+        else:
+            await self._wait()
+
+    @asynccontextmanager
+    async def replica(self, suspects: Set[str]) -> AsyncIterator[Candidate]:
+        """The call is on this replica while inside: the best one not suspected, else a suspected one after a pause.
+
+        Raises GatewayFull and NoReplicaReady when none is left and none becomes ready in time.
+        """
+        chosen = await self._next(suspects)
+        with self._fleet.committed(chosen.replica_id):
+            yield chosen
+
+    def report_lost(self, replica_id: str) -> None:
+        """Its address refuses connections: no call gets it until it reports READY again."""
+        self._fleet.report_lost(replica_id)
+        self._record.replicas_lost += 1
+
+    def require_time(self) -> None:
+        """Every replica is busy: raises NoReplicaReady once the time to wait for one is over."""
+        if self._clock() >= self._claim.deadline:
+            self._record.decision = Decision.REFUSED_WAIT
+            raise NoReplicaReady(f"The model '{self._claim.model}' is busy; try again soon.", retry_after_s=5)
+
+    async def _next(self, suspects: Set[str]) -> Candidate:
+        while True:
+            candidates = self._fleet.candidates(self._claim.model)
+            fresh = [candidate for candidate in candidates if candidate.replica_id not in suspects]
+            if fresh:
+                return router.rank(fresh, self._claim.turn)[0]
+            if candidates:
+                with self._waited():
+                    await asyncio.sleep(PAUSE_S)
+                return router.rank(candidates, self._claim.turn)[0]
+            await self._wait()
+
+    async def _wait(self) -> None:
+        with self._waited():
+            await self._room.until_ready(self._claim.model, self._claim.deadline, self._claim.prompt_tokens)
+
+    @contextmanager
+    def _waited(self) -> Iterator[None]:
+        """Count the seconds inside as waiting, and decide by how they end."""
+        began_at = self._clock()
+        self._record.decision = Decision.REFUSED_WAIT
+        try:
+            yield
+        except GatewayFull:
+            self._record.decision = Decision.REFUSED_FULL
+            raise
+        else:
+            self._record.decision = Decision.WAITED
+        finally:
+            self._record.waited_s += self._clock() - began_at

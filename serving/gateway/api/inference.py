@@ -1,0 +1,101 @@
+"""Inference: calls that an engine answers, in every dialect.
+
+gate → identify → open the ledger's row → read → resolve → admit → relay; the recorder settles whatever ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+from serving.config import GatewaySettings
+from serving.errors import ApiError, EngineTimedOut, RequestTimedOut
+from serving.gateway.admission.admission import Admission
+from serving.gateway.api.visit import Visit
+from serving.gateway.dialects import call as calls
+from serving.gateway.dialects.call import Call
+from serving.gateway.dialects.dialect import Dialect
+from serving.gateway.fleet.names import Names
+from serving.gateway.http.asgi import require_json
+from serving.gateway.identity.tenants import Tenants
+from serving.gateway.ledger.ledger import Ledger
+from serving.gateway.nouns import Caller
+from serving.gateway.relay.exchange import Exchange
+from serving.gateway.relay.relay import Relay
+
+#: Bytes of a body that a log line holds where the settings ask for it.
+LOGGED_PROMPT_BYTES = 64 * 1024
+
+
+class Inference:
+    """Answers a POST of any dialect."""
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        tenants: Tenants,
+        ledger: Ledger,
+        names: Names,
+        admission: Admission,
+        relay: Relay,
+    ) -> None:
+        self._settings = settings
+        self._tenants = tenants
+        self._ledger = ledger
+        self._names = names
+        self._admission = admission
+        self._relay = relay
+
+    async def serve(self, dialect: Dialect, visit: Visit) -> None:
+        """Answer one call; raises ApiError, and ClientLeft when the client does not wait for the answer."""
+        with self._admission.entered(visit.record):
+            visit.record.caller = caller = await self._tenants.identify(visit.request.presented_key())
+            self._ledger.open(visit.record)
+            try:
+                async with asyncio.timeout(self._settings.timeouts.request_total_s):
+                    await self._relayed(await self._read(dialect, caller, visit), caller, visit)
+            except TimeoutError:
+                raise self._out_of_time(visit) from None
+
+    async def _read(self, dialect: Dialect, caller: Caller, visit: Visit) -> Call:
+        require_json(visit.request)
+        body = await self._body(visit)
+        if self._settings.log_prompts:
+            visit.record.prompt = body[:LOGGED_PROMPT_BYTES].decode(errors="replace")
+        draft = calls.read(dialect, body)
+        visit.record.model = model = self._names.resolve(draft.requested_model)
+        return draft.finish(model, self._tenants.cache_salt(caller), self._names.default_output_tokens(model))
+
+    async def _body(self, visit: Visit) -> bytes:
+        limit_s = self._settings.timeouts.request_body_s
+        began_at = self._relay.clock()
+        try:
+            async with asyncio.timeout(limit_s):
+                return await visit.request.read_body(self._settings.max_body_bytes)
+        except TimeoutError:
+            raise RequestTimedOut(f"The request body did not arrive within {limit_s:g} seconds.") from None
+        finally:
+            visit.record.body_s = self._relay.clock() - began_at
+
+    async def _relayed(self, call: Call, caller: Caller, visit: Visit) -> None:
+        record, responder = visit.record, visit.responder
+        record.is_streamed = call.is_streamed
+        exchange = Exchange(call, responder, record, visit.trace, self._relay.clock)
+        if call.is_streamed and call.dialect.stream:
+            visit.error_event = partial(_error_event, exchange, responder.request_id)
+        async with (
+            visit.request.cancel_when_client_leaves(responder),
+            self._admission.admit(caller, call, record) as ticket,
+        ):
+            await self._relay.relay(exchange, ticket)
+
+    def _out_of_time(self, visit: Visit) -> ApiError:
+        """The fault of a request that used up its time: the client's where it spent most of it not reading."""
+        if visit.responder.waited_s > self._settings.timeouts.request_total_s / 2:
+            return RequestTimedOut("The answer was not read in time.")
+        return EngineTimedOut("The request took too long.")
+
+
+def _error_event(exchange: Exchange, request_id: str, error: ApiError) -> bytes:
+    stream = exchange.call.dialect.stream
+    return stream.error_event(error, request_id, exchange.events_passed) if stream else b""

@@ -1,0 +1,33 @@
+"""Visit: one request on its way through: what was sent, the answer, the record of both."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from serving.errors import ApiError
+from serving.gateway.http.asgi import Request, Responder
+from serving.gateway.nouns import CallRecord
+from serving.gateway.observe.tracing import Trace
+
+
+class Visit:
+    """What a handler works with."""
+
+    def __init__(self, request: Request, responder: Responder, record: CallRecord, trace: Trace) -> None:
+        self.request = request
+        self.responder = responder
+        self.record = record
+        self.trace = trace
+        #: What stands in place of `{id}` in the route's path.
+        self.argument = ""
+        #: The bytes that end a stream which has begun, for an error; None where no stream is answered.
+        self.error_event: Callable[[ApiError], bytes] | None = None
+
+    async def answer(self, status: int, body: msgspec.Struct) -> None:
+        """A complete answer in JSON."""
+        await self.responder.whole(status, msgspec.json.encode(body))
+
+
+Handler = Callable[[Visit], Awaitable[None]]

@@ -1,0 +1,152 @@
+"""Assembly: the one place where the gateway's parts meet, from settings to the application."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+
+import msgspec
+
+from serving.config import GatewaySettings
+from serving.gateway.admission.admission import Admission
+from serving.gateway.admission.estimates import Estimates
+from serving.gateway.api import metrics as metrics_page
+from serving.gateway.api.health import Health
+from serving.gateway.api.inference import Inference
+from serving.gateway.api.metrics import MetricsPage
+from serving.gateway.api.models import Models
+from serving.gateway.api.visit import Handler
+from serving.gateway.app import Gateway
+from serving.gateway.dialects import DIALECTS
+from serving.gateway.fleet.demand import Demands
+from serving.gateway.fleet.fleet import Fleet
+from serving.gateway.fleet.names import Names
+from serving.gateway.fleet.polls import Polls
+from serving.gateway.fleet.sources import DirectorySource, EngineSource, Source
+from serving.gateway.http.routing import Entry, Routes
+from serving.gateway.http.upstream import Upstream
+from serving.gateway.identity.tenants import Tenants
+from serving.gateway.ledger.ledger import Ledger
+from serving.gateway.nouns import CallRecord
+from serving.gateway.observe import access
+from serving.gateway.observe.metrics import Metrics, Snapshot
+from serving.gateway.observe.recorder import Recorder
+from serving.gateway.observe.tracing import Tracing
+from serving.gateway.relay.relay import Relay
+from serving.secret import PlaneSecret
+
+log = logging.getLogger(__name__)
+
+
+class Edges(msgspec.Struct, frozen=True):
+    """What the application meets outside: each has a default that a laptop and a test can do with."""
+
+    #: What gateways show to engines and directories; None where those ask for nothing.
+    secret: PlaneSecret | None = None
+    #: How engines' and directories' certificates are checked.
+    tls: ssl.SSLContext | None = None
+    #: When certificates in use end, in seconds since the epoch.
+    expiries: Callable[[], Mapping[str, float]] = dict
+    tracing: Tracing = Tracing()
+    write_access: Callable[[CallRecord], None] = access.write_text
+    clock: Callable[[], float] = time.monotonic
+    wall_clock: Callable[[], float] = time.time
+
+
+_EDGES = Edges()
+
+
+class Assembled(msgspec.Struct, frozen=True):
+    """The application, and the page of its metrics for a port of its own."""
+
+    gateway: Gateway
+    metrics_page: MetricsPage
+
+
+def assemble(settings: GatewaySettings, tenants: Tenants, ledger: Ledger, edges: Edges = _EDGES) -> Assembled:
+    """The application before the directories and engines that `settings` names."""
+    clock = edges.clock
+    sources = list(_sources(settings, edges.secret))
+    demands = Demands(clock)
+    fleet = Fleet((source.name for source in sources), demands, clock, edges.wall_clock)
+    polls = Polls(sources, fleet, demands, settings.poll_interval_s, clock)
+    names = Names(fleet, settings.aliases)
+    upstream = Upstream(settings.timeouts.engine_connect_s, edges.tls)
+    estimates = Estimates()
+    metrics = Metrics(partial(_snapshot, fleet, polls, ledger, edges.expiries), settings.slo_of)
+    page = MetricsPage(metrics)
+    inference = Inference(
+        settings,
+        tenants,
+        ledger,
+        names,
+        Admission(fleet, demands, estimates, settings, clock),
+        Relay(upstream, estimates, settings.timeouts, edges.secret, clock),
+    )
+    entries = [
+        *_inference_routes(inference),
+        *_model_routes(Models(tenants, names)),
+        *_health_routes(Health(fleet, upstream)),
+    ]
+    if settings.metrics_port is None:
+        entries.append(Entry("GET", metrics_page.PATH, page.show))
+    recorder = Recorder(ledger, metrics, edges.write_access, fleet.lists, clock)
+    gateway = Gateway(Routes(entries), recorder, edges.tracing, partial(_running, upstream, polls), clock)
+    return Assembled(gateway, page)
+
+
+def _sources(settings: GatewaySettings, secret: PlaneSecret | None) -> Iterator[Source]:
+    for number, url in enumerate(settings.directories):
+        yield DirectorySource(url, secret, f"directory-{number}")
+    for number, url in enumerate(settings.engines):
+        yield EngineSource(url, secret, f"engine-{number}")
+
+
+def _inference_routes(inference: Inference) -> Iterator[Entry[Handler]]:
+    for dialect in DIALECTS.values():
+        yield Entry("POST", dialect.path, partial(inference.serve, dialect), dialect.is_billed)
+
+
+def _model_routes(models: Models) -> Iterator[Entry[Handler]]:
+    yield Entry("GET", "/v1/models", models.list_all)
+    yield Entry("GET", "/v1/models/{id}", models.show)
+
+
+def _health_routes(health: Health) -> Iterator[Entry[Handler]]:
+    yield Entry("GET", "/health/live", health.live)
+    yield Entry("GET", "/health/ready", health.ready)
+    yield Entry("GET", "/health/models", health.models)
+
+
+def _snapshot(fleet: Fleet, polls: Polls, ledger: Ledger, expiries: Callable[[], Mapping[str, float]]) -> Snapshot:
+    return Snapshot(
+        models=fleet.models(),
+        sources_up=polls.sources_up(),
+        ledger_rows_waiting=ledger.pending_rows,
+        ledger_lag_s=ledger.lag_s,
+        is_store_up=ledger.is_store_up,
+        certificates_end_at_s=expiries(),
+    )
+
+
+@asynccontextmanager
+async def _running(upstream: Upstream, polls: Polls) -> AsyncIterator[None]:
+    async with upstream.opened() as session:
+        following = asyncio.create_task(polls.run(session))
+        following.add_done_callback(_complain)
+        try:
+            yield
+        finally:
+            following.cancel()
+            # The polls use the session that is closed next.
+            await asyncio.wait([following])
+
+
+def _complain(following: asyncio.Task[None]) -> None:
+    if not following.cancelled() and following.exception() is not None:
+        log.critical("the fleet is no longer followed: %s", type(following.exception()).__name__)

@@ -1,0 +1,118 @@
+"""Call: a request body, read once. What the gateway decides on is taken out of it, what the gateway owns is put in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from serving.errors import InvalidRequest
+from serving.gateway.dialects import constraints, fields
+from serving.gateway.dialects.checks import StreamOptions
+from serving.gateway.dialects.dialect import Body, ChunkStream, Dialect
+
+#: Objects and lists inside one another; tool schemas need about ten. The engine's parsers recurse.
+NESTING_MAX = 64
+
+#: Fields that carry schemas an engine may compile.
+_SCHEMA_FIELDS = frozenset({"tools", "response_format", "structured_outputs", "text", "output_config"})
+
+
+class Call(msgspec.Struct, frozen=True):
+    """One checked call, ready for any replica of its model."""
+
+    dialect: Dialect
+    #: The served model's name, aliases resolved.
+    model: str
+    #: The body as engines get it.
+    body: bytes
+    is_streamed: bool
+    #: The client asked for the final usage chunk.
+    wants_usage: bool
+    #: The client asked for usage in every chunk.
+    wants_continuous_usage: bool
+    #: Sequences the engine generates: prompts × n.
+    sequences: int
+    #: Sequences of one prompt (`n`).
+    choices: int
+    #: Output tokens of one sequence at most: the client's own limit, else the model's default; None where there is neither.
+    output_tokens_max: int | None
+
+
+class Draft(msgspec.Struct, frozen=True):
+    """A body whose fields are checked, before its model is known to exist."""
+
+    dialect: Dialect
+    requested_model: str
+    kept: Body
+
+    def finish(self, model: str, cache_salt: str, default_output_tokens: int | None = None) -> Call:
+        """The call as it goes to an engine serving `model`.
+
+        `default_output_tokens` limits each sequence where the client sets no limit; engines cut it to what the prompt
+        leaves of the context.
+        """
+        kept = {**self.kept, "model": model}
+        dialect = self.dialect
+        is_streamed = dialect.stream is not None and kept.get("stream") is True
+        asked: StreamOptions = kept.pop("stream_options", StreamOptions())
+        if is_streamed and isinstance(dialect.stream, ChunkStream):
+            # Usage in every chunk: a stream that is cut is billed as of its last chunk.
+            kept["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
+        if dialect.takes_cache_salt:
+            kept["cache_salt"] = cache_salt
+        if dialect.default_limit_field and default_output_tokens and dialect.output_limit(kept) is None:
+            # Not below what the client wants at least: an engine refuses that.
+            kept[dialect.default_limit_field] = max(default_output_tokens, kept.get("min_tokens", 0))
+        dialect.complete(kept)
+        choices = kept.get("n", 1)
+        return Call(
+            dialect=dialect,
+            model=model,
+            body=msgspec.json.encode(kept),
+            is_streamed=is_streamed,
+            wants_usage=asked.include_usage is True,
+            # As in the engine: usage in every chunk comes only with usage at the end.
+            wants_continuous_usage=asked.include_usage is True and asked.continuous_usage_stats is True,
+            sequences=choices * dialect.prompts(kept),
+            choices=choices,
+            output_tokens_max=dialect.output_limit(kept),
+        )
+
+
+def read(dialect: Dialect, raw: bytes) -> Draft:
+    """Parse and check a body; raises InvalidRequest and its kinds."""
+    body = _decode(raw)
+    if not isinstance(body, dict):
+        raise InvalidRequest("The request body must be a JSON object.")
+    kept = fields.sift(dialect.fields, body)
+    dialect.check(body, kept)
+    for name in _SCHEMA_FIELDS & kept.keys():
+        constraints.require_cheap(name, kept[name])
+    return Draft(dialect, kept["model"], kept)
+
+
+def _decode(raw: bytes) -> Any:
+    try:
+        body = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise InvalidRequest("We could not parse the JSON body of your request.") from None
+    except RecursionError:
+        raise InvalidRequest(f"The JSON body is nested deeper than {NESTING_MAX} levels.") from None
+    if raw.count(b"[") + raw.count(b"{") > NESTING_MAX and _is_deeper_than(body, NESTING_MAX):
+        raise InvalidRequest(f"The JSON body is nested deeper than {NESTING_MAX} levels.")
+    return body
+
+
+def _is_deeper_than(body: Any, limit: int) -> bool:
+    level = [body]
+    for _ in range(limit):
+        level = [
+            child
+            for node in level
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, (dict, list))
+        ]
+        if not level:
+            return False
+    return True

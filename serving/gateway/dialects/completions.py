@@ -1,0 +1,53 @@
+"""Completions: `/v1/completions`, OpenAI's older API. Without `max_tokens` it generates 16 tokens, as OpenAI documents."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from serving.errors import InvalidRequest, UnsupportedParameter
+from serving.gateway.dialects import checks, openai
+from serving.gateway.dialects.checks import typed
+from serving.gateway.dialects.dialect import Body, Dialect
+from serving.gateway.dialects.fields import Table, honoured, ignored, refused
+from serving.gateway.dialects.openai import ChatCounts
+from serving.gateway.dialects.prompts import count_prompts, prompt
+from serving.gateway.dialects.tables import FLAG, GENERATION_OPERATORS, MODEL, SAMPLING
+
+FIELDS: Table = {
+    **MODEL,
+    "prompt": honoured("text or token ids, one or several; with `n` at most 128", prompt, is_required=True),
+    "max_tokens": honoured("0 or more", typed(checks.TokensOrNone)),
+    "logprobs": honoured("0 to 20", typed(Annotated[int, Meta(ge=0, le=20)])),
+    "echo": honoured("true or false", FLAG),
+    **SAMPLING,
+    "best_of": ignored("1 is what happens anyway.", typed(Literal[1])),
+    "suffix": refused("The models served here do not fill in the middle."),
+    "prompt_embeds": refused("Tensors from outside are not loaded."),
+    **GENERATION_OPERATORS,
+}
+
+
+def _prompts(kept: Body) -> int:
+    return count_prompts(kept["prompt"])
+
+
+def _check(body: Body, kept: Body) -> None:
+    openai.check_streaming(body, kept)
+    if _prompts(kept) * kept.get("n", 1) > checks.SEQUENCES_MAX:
+        raise InvalidRequest(f"Prompts times 'n' must not exceed {checks.SEQUENCES_MAX}.", param="prompt")
+    if kept.get("echo") and kept.get("logprobs"):
+        raise UnsupportedParameter("Log probabilities of the prompt are not given here.", param="logprobs")
+
+
+COMPLETIONS = Dialect(
+    path="/v1/completions",
+    fields=FIELDS,
+    counts=ChatCounts,
+    stream=openai.CHUNKS,
+    check=_check,
+    prompts=_prompts,
+    prompt_field="prompt",
+    limit_fields=("max_tokens",),
+)

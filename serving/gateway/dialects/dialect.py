@@ -1,0 +1,104 @@
+"""Dialect: all that this plane knows of one API, in one object.
+
+Which fields a request may have, what the gateway sets itself, how answers say what they cost, how a stream ends and how it
+carries an error. Everything else asks the call's dialect instead of comparing paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from serving.errors import ApiError
+from serving.gateway.dialects.fields import Table
+from serving.gateway.http.bodies import openai_body
+from serving.gateway.nouns import Route, Usage
+
+#: A decoded JSON object: the body as it was sent, or the fields of it that are kept.
+Body = dict[str, Any]
+
+
+class Counts(Protocol):
+    """A usage object as one API's answers spell it; decoded from JSON."""
+
+    def usage(self) -> Usage:
+        """The same in this plane's words."""
+        ...
+
+
+class Stream(msgspec.Struct, frozen=True, kw_only=True):
+    """How an API streams."""
+
+    #: What a complete stream ends with; one that stops before has failed.
+    endings: tuple[bytes, ...]
+    #: The bytes that end a stream which failed: (error, request id, events sent so far) → an event that a client raises on.
+    error_event: Callable[[ApiError, str, int], bytes]
+
+
+class ChunkStream(Stream, frozen=True, kw_only=True):
+    """`data: {chunk}` … `data: [DONE]`: usage in every chunk when asked for, and in a last one of its own."""
+
+
+class EventStream(Stream, frozen=True, kw_only=True):
+    """Typed events, usage in the last one."""
+
+    #: Bytes that stand in each event that carries text.
+    text_event: bytes
+    #: Names of the events after which nothing but usage follows.
+    last_events: tuple[bytes, ...]
+    #: Name of an event that tells the prompt's tokens at the start, where there is one.
+    first_event: bytes | None = None
+
+
+def _no_rule(body: Body, kept: Body) -> None:
+    return None
+
+
+def _nothing(kept: Body) -> None:
+    return None
+
+
+def _one_prompt(kept: Body) -> int:
+    return 1
+
+
+class Dialect(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """One API: a POST that one engine answers."""
+
+    path: str
+    #: Every request field, and what happens to it.
+    fields: Table
+    #: How answers say what they cost; None where the engine computes no tokens that are billed.
+    counts: type[Counts] | None
+    #: None where answers never stream.
+    stream: Stream | None = None
+    #: Rules across fields, of the body as sent and the fields kept; raises InvalidRequest and its kinds.
+    check: Callable[[Body, Body], None] = _no_rule
+    #: Sets what the gateway decides for every call.
+    complete: Callable[[Body], None] = _nothing
+    #: Prompts in one request.
+    prompts: Callable[[Body], int] = _one_prompt
+    #: The field that holds the prompt, for errors about its length.
+    prompt_field: str = "messages"
+    #: Fields in which a client limits the output of one sequence, the one that counts first.
+    limit_fields: tuple[str, ...] = ()
+    #: The field in which the gateway sets the model's default limit where the client gives none; None where it never does.
+    default_limit_field: str | None = None
+    #: Whether the engine's request takes `cache_salt`, which keeps tenants' prefix caches apart.
+    takes_cache_salt: bool = True
+    #: (error, request id) → the body of an error answer.
+    error_body: Callable[[ApiError, str], bytes] = openai_body
+
+    @property
+    def is_billed(self) -> bool:
+        return self.counts is not None
+
+    @property
+    def route(self) -> Route:
+        return Route(self.path, self.is_billed)
+
+    def output_limit(self, kept: Mapping[str, Any]) -> int | None:
+        """The client's own limit for one sequence, in tokens."""
+        return next((kept[name] for name in self.limit_fields if name in kept), None)

@@ -1,0 +1,118 @@
+"""Tables: request fields that several APIs share. Each API's own table stands in its own file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from serving.gateway.dialects import checks
+from serving.gateway.dialects.checks import typed
+from serving.gateway.dialects.fields import Table, honoured, ignored, refused
+
+FLAG = typed(bool)
+OPERATOR = "It belongs to the operator."
+TENANT_SALT = "The gateway sets it per tenant, so that no tenant can probe another's prefix cache."
+NO_MEDIA = "The models served here read text."
+DISAGGREGATION = "It steers the engine's transfer of caches between its own parts."
+RENDER_ONLY = "It only applies to the engine's render routes, which are closed."
+NOTHING_CACHED_BY_KEY = "Prefixes are cached by content."
+NO_TIERS = "There is one service tier."
+NOT_SENT_FOR_PRIVACY = "The gateway already knows the tenant; end users' names stay out of the engine."
+
+MODEL = {"model": honoured("name or alias of a served model", typed(checks.ModelName), is_required=True)}
+
+OPERATORS: Table = {
+    "priority": refused(OPERATOR),
+    "cache_salt": refused(TENANT_SALT),
+    "kv_transfer_params": refused(DISAGGREGATION),
+    "ec_transfer_params": refused(DISAGGREGATION),
+    "vllm_xargs": refused("It reaches custom code inside the engine."),
+    "request_id": refused("The gateway names requests; two equal names would collide in the engine."),
+    "session_id": refused("It steers the engine's own routing."),
+    "mm_processor_kwargs": refused(NO_MEDIA),
+    "media_io_kwargs": refused(NO_MEDIA),
+    "mm_payload": refused(NO_MEDIA),
+    "return_mm_kwargs": refused(NO_MEDIA),
+    "watermarking": refused(OPERATOR),
+}
+
+GENERATION_OPERATORS: Table = {
+    **OPERATORS,
+    "ignore_eos": refused("It makes the engine generate past the end of the answer."),
+    "use_beam_search": refused("A beam holds many sequences for one answer and cannot stream."),
+    "length_penalty": refused("Only beam search reads it."),
+    "prompt_logprobs": refused("It bypasses the prefix cache and multiplies the work of a prompt."),
+    "return_token_ids": refused("It would show the tokens of the template and of hidden reasoning."),
+    "return_token_offsets": refused(RENDER_ONLY),
+    "routed_experts_prompt_start": refused("It is for training, not for serving."),
+    "logits_processors": refused("It runs code inside the engine."),
+    "guided_json": refused("It was renamed: use `response_format` or `structured_outputs`."),
+    "guided_regex": refused("It was renamed: use `structured_outputs`."),
+    "guided_choice": refused("It was renamed: use `structured_outputs`."),
+    "guided_grammar": refused("It was renamed: use `structured_outputs`."),
+    "guided_decoding_backend": refused("It was renamed: use `structured_outputs`."),
+    "guided_whitespace_pattern": refused("It was renamed: use `structured_outputs`."),
+}
+
+SAMPLING: Table = {
+    "frequency_penalty": honoured("-2 to 2", typed(checks.Penalty)),
+    "presence_penalty": honoured("-2 to 2", typed(checks.Penalty)),
+    "temperature": honoured("0 to 2", typed(checks.Temperature)),
+    "top_p": honoured("0 to 1", typed(Annotated[float, Meta(gt=0, le=1)])),
+    "seed": honoured("a 64-bit integer", typed(checks.Seed)),
+    "stop": honoured("a string, or up to 4", typed(checks.Stops)),
+    "n": honoured("1 to 8", typed(checks.Choices)),
+    "logit_bias": honoured("token id → -100 to 100, up to 1024", typed(checks.LogitBias)),
+    "stream": honoured("true or false", FLAG),
+    "stream_options": honoured(
+        "`include_usage`, `continuous_usage_stats`; `include_obfuscation` is ignored", typed(checks.StreamOptions)
+    ),
+    "top_k": honoured("-1 or more", typed(checks.TopK)),
+    "min_p": honoured("0 to 1", typed(checks.Share)),
+    "repetition_penalty": honoured("above 0, up to 10", typed(checks.RepetitionPenalty)),
+    "min_tokens": honoured("0 or more", typed(checks.TokensOrNone)),
+    "stop_token_ids": honoured("up to 1024 token ids", typed(checks.TokenIds)),
+    "allowed_token_ids": honoured("up to 1024 token ids", typed(checks.TokenIds)),
+    "logprob_token_ids": honoured("up to 1024 token ids", typed(checks.TokenIds)),
+    "bad_words": honoured("up to 128 strings", typed(checks.BadWords)),
+    "include_stop_str_in_output": honoured("true or false", FLAG),
+    "skip_special_tokens": honoured("true or false", FLAG),
+    "spaces_between_special_tokens": honoured("true or false", FLAG),
+    "truncate_prompt_tokens": honoured("-1 or more", typed(checks.TopK)),
+    "truncation_side": honoured("`left` or `right`", typed(Literal["left", "right"])),
+    "add_special_tokens": honoured("true or false", FLAG),
+    "response_format": honoured("`text`, `json_object` or `json_schema`", checks.response_format),
+    "structured_outputs": honoured(
+        "exactly one of json, regex, choice, json_object; bounded", checks.structured_outputs
+    ),
+    "thinking_token_budget": honoured("-1 or more", typed(checks.TopK)),
+    "repetition_detection": honoured("sizes up to 256", typed(checks.RepetitionDetection)),
+    "return_tokens_as_token_ids": honoured("true or false", FLAG),
+    "stream_interval": honoured("1 to 64 tokens a chunk", typed(Annotated[int, Meta(ge=1, le=64)])),
+    "user": ignored(NOT_SENT_FOR_PRIVACY, typed(str)),
+}
+
+TEMPLATE: Table = {
+    "add_generation_prompt": honoured("true or false", FLAG),
+    "continue_final_message": honoured("true or false", FLAG),
+    "chat_template": refused("The operator's template decides what is an instruction and what is a user's text."),
+    "chat_template_kwargs": honoured("`enable_thinking`, `thinking`", typed(checks.TemplateSwitches)),
+}
+
+CHAT_TOOLS: Table = {
+    "tools": honoured(
+        "up to 128 functions",
+        typed(Annotated[list[checks.FunctionTool], Meta(min_length=1, max_length=checks.TOOLS_MAX)]),
+    ),
+}
+
+OPENAI_HINTS: Table = {
+    "metadata": ignored("Nothing is stored that it could label.", typed(checks.Metadata)),
+    "prompt_cache_key": ignored(NOTHING_CACHED_BY_KEY, typed(str)),
+    "prompt_cache_retention": ignored(NOTHING_CACHED_BY_KEY, typed(str)),
+    "prompt_cache_options": ignored(NOTHING_CACHED_BY_KEY, typed(dict)),
+    "safety_identifier": ignored(NOT_SENT_FOR_PRIVACY, typed(str)),
+    "service_tier": ignored(NO_TIERS, typed(str)),
+    "moderation": refused("No moderation runs here, and its absence must not look like consent."),
+}

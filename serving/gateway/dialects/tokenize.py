@@ -1,0 +1,30 @@
+"""Tokenize: `/tokenize`, an extension of vLLM's; it computes no tokens that are billed."""
+
+from __future__ import annotations
+
+from serving.errors import InvalidRequest
+from serving.gateway.dialects.chat import chat_messages
+from serving.gateway.dialects.checks import typed
+from serving.gateway.dialects.dialect import Body, Dialect
+from serving.gateway.dialects.fields import Table, honoured
+from serving.gateway.dialects.tables import CHAT_TOOLS, FLAG, MODEL, OPERATORS, SAMPLING, TEMPLATE
+
+FIELDS: Table = {
+    **MODEL,
+    "prompt": honoured("text", typed(str)),
+    "messages": honoured("1 to 4096 messages of text", chat_messages),
+    "add_special_tokens": SAMPLING["add_special_tokens"],
+    "return_token_strs": honoured("true or false", FLAG),
+    **TEMPLATE,
+    **CHAT_TOOLS,
+    "media_io_kwargs": OPERATORS["media_io_kwargs"],
+    "mm_processor_kwargs": OPERATORS["mm_processor_kwargs"],
+}
+
+
+def _check(body: Body, kept: Body) -> None:
+    if ("prompt" in kept) == ("messages" in kept):
+        raise InvalidRequest("Give either 'prompt' or 'messages'.", param="prompt")
+
+
+TOKENIZE = Dialect(path="/tokenize", fields=FIELDS, counts=None, check=_check, takes_cache_salt=False)

@@ -1,0 +1,216 @@
+"""Nouns: what every room of the gateway speaks of. Imports no other room; all of them import this one.
+
+The `CallRecord` is the one account of a request: rooms fill it in while the request runs, it is frozen at the end, and the log
+line, the ledger row, the metrics and the span are renderings of it. A new fact about a call is a field here and one line where
+it becomes known.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from enum import StrEnum
+from itertools import accumulate
+
+import msgspec
+
+#: Upper bounds in seconds of the gaps between tokens: from a small model's steps on a GPU to an engine that stalls.
+ITL_BUCKETS_S = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 10)
+
+
+class ClientLeft(Exception):
+    """The client closed the connection before it had its answer."""
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Who is calling: the tenant that pays and the key that was presented (its id, never the key)."""
+
+    tenant_id: str
+    tenant: str
+    key_id: str
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens of one call. `estimated_by` names the rule when the engine could not say; None means exact."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    reasoning_tokens: int = 0
+    estimated_by: str | None = None
+
+
+class Route(msgspec.Struct, frozen=True):
+    """A route as logs and metrics name it: few and bounded, whatever clients ask for."""
+
+    label: str
+    #: An engine computes tokens for it that are billed; its SLO is judged.
+    is_billed: bool = False
+
+
+OTHER_ROUTE = Route("other")
+
+
+class Outcome(StrEnum):
+    """How a request ended."""
+
+    OK = "ok"
+    #: The client's mistake: a 4xx.
+    REJECTED = "rejected"
+    #: Ours, or an engine's: a 5xx, or an error event in a stream.
+    FAILED = "error"
+    #: The client left.
+    DISCONNECTED = "client_disconnected"
+    #: This gateway stopped first.
+    CANCELLED = "cancelled"
+
+
+class Decision(StrEnum):
+    """What admission decided about a call."""
+
+    ADMITTED = "admitted"
+    #: Admitted after a wait for a replica.
+    WAITED = "waited"
+    #: Too many requests are open, or wait already.
+    REFUSED_FULL = "refused_full"
+    #: No replica could take it in time, or its client left while it waited.
+    REFUSED_WAIT = "refused_wait"
+
+
+class Failure(StrEnum):
+    """How an attempt at a replica failed before the client had any of the answer."""
+
+    #: The replica's address refuses connections.
+    REFUSED = "refused"
+    #: The connection broke: the engine died, or the connection was stale.
+    BROKEN = "broken"
+    #: The engine answered that it failed.
+    ERRORED = "errored"
+    #: The engine cannot take the call now.
+    BUSY = "busy"
+
+
+class InterTokenLatency:
+    """Histogram of the seconds between two pieces of a stream (ITL).
+
+    prometheus-client takes a lock and several function calls for each observation, which is fine per request and not per
+    token: a stream counts its own gaps, and its model's totals take them all at once when it ends.
+    """
+
+    __slots__ = ("counts", "total_s")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(ITL_BUCKETS_S) + 1)
+        self.total_s = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect_left(ITL_BUCKETS_S, seconds)] += 1
+        self.total_s += seconds
+
+    def add(self, other: InterTokenLatency) -> None:
+        self.counts = [mine + its for mine, its in zip(self.counts, other.counts, strict=True)]
+        self.total_s += other.total_s
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Cumulative counts by upper bound, as Prometheus has them."""
+        bounds = [*(repr(float(bound)) for bound in ITL_BUCKETS_S), "+Inf"]
+        return list(zip(bounds, map(float, accumulate(self.counts)), strict=True))
+
+
+class CallRecord(msgspec.Struct, kw_only=True):
+    """Everything known of one request. Moments (`…_at`) are on the gateway's monotonic clock, durations in seconds.
+
+    Raises AttributeError when written to after `freeze()`.
+    """
+
+    request_id: str
+    started_at: float
+    method: str = "POST"
+    route: Route = OTHER_ROUTE
+    #: The trace it belongs to: the client's, or one of its own; empty when none is kept.
+    trace_id: str = ""
+
+    # identify
+    caller: Caller | None = None
+    #: Its row in the ledger, empty while none is open, and when that was opened in seconds since the epoch.
+    entry_id: str = ""
+    opened_at_epoch_s: float = 0.0
+
+    # read and resolve
+    #: Seconds in which the rest of the body had yet to come.
+    body_s: float = 0.0
+    #: The body as it was sent, where `gateway.log_prompts` says so.
+    prompt: str | None = None
+    model: str | None = None
+    #: The fleet lists this model: only then may its name label a metric.
+    is_model_listed: bool = False
+    is_streamed: bool = False
+
+    # admit
+    #: Its body was in order and its model known: it asked for an engine.
+    asked_for_engine: bool = False
+    decision: Decision | None = None
+    #: Seconds it waited for a replica that could take it.
+    waited_s: float = 0.0
+
+    # relay
+    replica_id: str | None = None
+    #: `Failure` → attempts at replicas that ended so.
+    failures: Counter[str] = msgspec.field(default_factory=Counter)
+    #: Replicas whose addresses refused connections.
+    replicas_lost: int = 0
+    first_byte_at: float | None = None
+    #: Seconds that writes waited because the client read more slowly than the engine wrote.
+    reading_s: float = 0.0
+    bytes_relayed: int = 0
+    keep_alives: int = 0
+    inter_token: InterTokenLatency | None = None
+    usage: Usage = Usage()
+
+    # settle
+    #: What the client saw, or would have seen.
+    status: int = 500
+    outcome: Outcome = Outcome.FAILED
+    #: The error's code when it did not end well.
+    reason: str = ""
+    ended_at: float | None = None
+    is_frozen: bool = False
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if self.is_frozen:
+            raise AttributeError(f"the call is over: its {name} can no longer change")
+        super().__setattr__(name, value)
+
+    def freeze(self) -> None:
+        """The request is over; from here on the record is only read."""
+        self.is_frozen = True
+
+    @property
+    def tenant(self) -> str | None:
+        return self.caller.tenant if self.caller else None
+
+    @property
+    def retries(self) -> int:
+        """Attempts at replicas that failed."""
+        return self.failures.total()
+
+    @property
+    def duration_s(self) -> float:
+        return (self.started_at if self.ended_at is None else self.ended_at) - self.started_at
+
+    @property
+    def client_s(self) -> float:
+        """Seconds that the client took, sending its body and reading what was ready for it."""
+        return self.body_s + self.reading_s
+
+    @property
+    def served_s(self) -> float:
+        """Seconds that were ours: what an SLO judges."""
+        return self.duration_s - self.client_s
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Seconds to a stream's first byte, without what the client took to send its body."""
+        if not self.is_streamed or self.first_byte_at is None:
+            return None
+        return self.first_byte_at - self.started_at - self.body_s

@@ -1,0 +1,97 @@
+"""Exchange: one call and its answer, from the engine's first byte to the sink's last: how far it has got, what it has cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from serving.gateway.admission.estimates import Rates
+from serving.gateway.dialects.call import Call
+from serving.gateway.http.asgi import Header
+from serving.gateway.nouns import CallRecord, Failure, InterTokenLatency, Usage
+from serving.gateway.observe.tracing import Trace
+from serving.gateway.relay import events, metering
+from serving.gateway.relay.metering import Meter
+from serving.gateway.relay.sink import Sink
+
+STREAM_HEADERS: list[Header] = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    # nginx and its kind would hold chunks back otherwise.
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class Exchange:
+    """Filled in by the relay. What is counted per chunk is kept here and goes into the record once, in `settle`."""
+
+    def __init__(self, call: Call, sink: Sink, record: CallRecord, trace: Trace, clock: Callable[[], float]) -> None:
+        self.call = call
+        self.sink = sink
+        self.trace = trace
+        self._record = record
+        self._clock = clock
+        self._first_byte_at: float | None = None
+        self._last_byte_at = 0.0
+        self._bytes_relayed = 0
+        self._keep_alives = 0
+        self._inter_token = InterTokenLatency()
+        self._meter: Meter | None = None
+        self._sent_at = 0.0
+
+    @property
+    def has_content(self) -> bool:
+        """Bytes of an answer went out; comments that keep a connection alive do not count."""
+        return self._first_byte_at is not None
+
+    @property
+    def events_passed(self) -> int:
+        return self._meter.events_passed if self._meter else 0
+
+    def begin(self, replica_id: str, rates: Rates) -> Meter:
+        """An engine gets the call now."""
+        self._record.replica_id = replica_id
+        self._sent_at = self._clock()
+        self._meter = metering.meter_for(self.call, rates)
+        return self._meter
+
+    def fail(self, failure: Failure) -> None:
+        """The attempt gave the client nothing."""
+        self.forget()
+        self._record.failures[failure] += 1
+
+    def forget(self) -> None:
+        """That engine did nothing the client can be billed for."""
+        self._meter = None
+
+    def learn(self) -> None:
+        """The answer is complete: let its exact usage improve later estimates."""
+        if self._meter:
+            self._meter.learn(self._clock() - self._sent_at)
+
+    def settle(self) -> None:
+        """Put what was counted into the record; usage is exact once the engine has said it, else estimated."""
+        record = self._record
+        record.first_byte_at = self._first_byte_at
+        record.bytes_relayed = self._bytes_relayed
+        record.keep_alives = self._keep_alives
+        record.inter_token = self._inter_token if self.call.is_streamed else None
+        record.usage = self._meter.usage(self._clock() - self._sent_at) if self._meter else Usage()
+
+    async def keep_alive(self) -> None:
+        self._keep_alives += 1
+        if not self.sink.is_started:
+            await self.sink.start(200, STREAM_HEADERS)
+        await self.sink.write(events.KEEP_ALIVE)
+
+    async def write(self, data: bytes, headers: list[Header]) -> None:
+        now = self._clock()
+        if self._first_byte_at is None:
+            self._first_byte_at = now
+            if not self.sink.is_started:
+                await self.sink.start(200, headers)
+        else:
+            self._inter_token.observe(now - self._last_byte_at)
+        self._bytes_relayed += len(data)
+        await self.sink.write(data)
+        # When it was written: while the client does not read, its engine is not slow.
+        self._last_byte_at = self._clock()

@@ -1,0 +1,160 @@
+"""Polls: what directories say is taken in, logged once, and answered with the demand seen here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+from aiohttp import web
+
+from serving.gateway.fleet.demand import Demands
+from serving.gateway.fleet.fleet import CELL_MEMORY_S, Fleet
+from serving.gateway.fleet.polls import Polls
+from serving.secret import PlaneSecret
+from serving.wire import DirectoryAnswer, ListedModel
+from tests.clock import Clock
+from tests.gateway.fleet.reports import answer, report
+from tests.gateway.world import running_gateway, until
+from tests.scripted_engine import MODEL, ScriptedEngine
+
+
+def polls(clock: Clock, demands: Demands | None = None) -> Polls:
+    demands = demands or Demands(clock)
+    return Polls([], Fleet([], demands, clock, clock), demands, 0.5, clock)
+
+
+def test_a_directorys_warning_is_logged_when_it_begins_and_when_it_ends(caplog: pytest.LogCaptureFixture) -> None:
+    """Once each, whoever polls how often; another cell's silence, or a directory just restarted, ends nothing."""
+    caplog.set_level("INFO", "serving.gateway.fleet.polls")
+    one = polls(Clock())
+    warning = msgspec.structs.replace(answer(), warnings=("GPU 3 of node n is suspect.",))
+    said: list[list[tuple[str, str]]] = []
+    for heard in (
+        answer(),
+        warning,
+        warning,
+        answer(cell="b"),
+        answer(is_complete=False),
+        warning,
+        answer(),
+        answer(),
+        warning,
+    ):
+        caplog.clear()
+        one.take(heard, 0.0)
+        said.append([(record.levelname, record.getMessage()) for record in caplog.records])
+    begun = [("WARNING", "a warns: GPU 3 of node n is suspect.")]
+    ended = [("INFO", "a no longer warns: GPU 3 of node n is suspect.")]
+    assert said == [[], begun, [], [], [], [], ended, [], begun]
+
+
+def test_how_many_engines_are_wanted_is_logged_when_it_changes(caplog: pytest.LogCaptureFixture) -> None:
+    """Once each, with the reason; and what they wait for, when they do."""
+    caplog.set_level("INFO", "serving.gateway.fleet.polls")
+    one = polls(Clock())
+    for wanted, shortage in ((None, None), (1, None), (1, None), (2, None), (2, "waits"), (2, "waits"), (2, None)):
+        listed = ListedModel("m", wanted=wanted, reason="arriving work", shortage=shortage)
+        one.take(msgspec.structs.replace(answer(), models=(listed,)), 0.0)
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "a wants 1 engines of m: arriving work",
+        "a wants 2 engines of m: arriving work",
+        "a, model m: waits",
+    ]
+
+
+def test_a_cell_that_has_gone_leaves_its_share_to_the_others() -> None:
+    """Two cells share what arrives; when one has been silent for long the other gets all of it."""
+    clock = Clock()
+    demands = Demands(clock)
+    one = polls(clock, demands)
+    told = demands.read()
+    for cell in ("a", "b"):
+        one.take(msgspec.structs.replace(answer(cell=cell), models=(ListedModel("m"),)), clock.now)
+    demands.arrive("m", 100, 0.0)
+    assert one._traffic(told, demands.read())["m"].arrived_prompt_tokens == 50
+    clock.advance(CELL_MEMORY_S + 1)
+    one.take(msgspec.structs.replace(answer(cell="a"), models=(ListedModel("m"),)), clock.now)
+    assert one._traffic(told, demands.read())["m"].arrived_prompt_tokens == 100
+
+
+class Directory:
+    """A directory on a real port that says what it is told to, or nothing."""
+
+    def __init__(self) -> None:
+        self.says: DirectoryAnswer | bytes | None = None
+        self.authorizations: set[str | None] = set()
+        app = web.Application()
+        app.router.add_post("/directory", self.answer)
+        self._runner = web.AppRunner(app, access_log=None)
+
+    async def start(self) -> str:
+        """Listen; returns its base URL."""
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        return f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def stop(self) -> None:
+        await self._runner.cleanup()
+
+    async def answer(self, request: web.Request) -> web.Response:
+        self.authorizations.add(request.headers.get("Authorization"))
+        if self.says is None:
+            return web.Response(status=500)
+        return web.Response(body=self.says if isinstance(self.says, bytes) else msgspec.json.encode(self.says))
+
+
+async def test_an_adapter_is_a_model_to_clients(tmp_path: Path) -> None:
+    """Its name, or an alias of it, reaches the engine as the model, and is what the ledger, the list and metrics say."""
+    (tmp_path / "secret").write_text("s3cret\n")
+    directory = Directory()
+    base_url = await directory.start()
+    async with ScriptedEngine() as bare, ScriptedEngine() as offering:
+        one, two = report("r1", model=MODEL, url=bare.url), report("r2", model=MODEL, url=offering.url, adapters=("x",))
+        directory.says = answer(one, two)
+        secret = PlaneSecret(tmp_path / "secret")
+        async with running_gateway(
+            tmp_path / "home", directories=(base_url,), secret=secret, aliases={"tuned": "x"}
+        ) as world:
+            statuses = [(await world.chat(model=name)).status for name in ("x", "tuned", "x", "y")]
+            cards = json.loads((await world.ask("GET", "/v1/models")).body)["data"]
+            shown = (await world.ask("GET", "/v1/models/x")).json
+            health = (await world.ask("GET", "/health/models")).json
+            metrics = (await world.ask("GET", "/metrics")).body.decode()
+            models = [row["model"] for row in world.rows()]
+            directory.says = answer(one, report("r2", model=MODEL, url=offering.url))
+            for _ in range(2):  # whoever asks again has taken the answer before in
+                directory.authorizations = set()
+                await until(lambda: directory.authorizations)
+            gone = await world.chat(model="tuned")
+        await directory.stop()
+    assert statuses == [200, 200, 200, 404] and models == ["x", "x", "x", ""] and bare.received == []
+    assert {received.body["model"] for received in offering.received} == {"x"}
+    assert {card["id"]: card["parent"] for card in cards} == {MODEL: None, "x": MODEL, "tuned": MODEL}
+    assert shown["parent"] == MODEL and health == {"models": {MODEL: "ready"}}
+    assert 'serving_gateway_tokens_total{kind="completion",model="x"}' in metrics
+    assert (gone.status, gone.error["code"]) == (404, "model_not_found")
+
+
+async def test_a_directory_restarted_empty_or_dead_or_mad_fails_no_request(tmp_path: Path) -> None:
+    """The gateway shows the plane secret, learns its replicas, and keeps them through the directory's troubles."""
+    secret_file = tmp_path / "secret"
+    secret_file.write_text("s3cret\n")
+    directory = Directory()
+    base_url = await directory.start()
+    async with ScriptedEngine() as engine:
+        directory.says = answer(report("r1", model=MODEL, url=engine.url))
+        secret = PlaneSecret(secret_file)
+        async with running_gateway(tmp_path / "home", directories=(base_url,), secret=secret) as world:
+            statuses = [(await world.chat()).status]
+            for trouble in (None, b"{", b'{"cell":"\xff"}', answer(is_complete=False)):
+                directory.says, directory.authorizations = trouble, set()
+                await until(lambda: directory.authorizations)
+                statuses.append((await world.chat()).status)
+            await directory.stop()
+            statuses.append((await world.chat()).status)
+            row = world.rows()[0]
+    assert statuses == [200] * 6 and row["replica_id"] == "r1"
+    assert directory.authorizations == {"Bearer s3cret"} == {engine.received[0].headers["Authorization"]}
