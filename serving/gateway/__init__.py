@@ -1,5 +1,5 @@
 """The gateway plane: the public API. No ray, no torch, no vllm: it starts in about a second and scales on CPU alone.
 
-A request passes `app` (receive, identify) → `calls` (resolve, admit, settle) → `fleet` and `router` (route) →
-`relay` (bytes to one engine and back).
+Each folder is a room, imports point downwards only (import-linter holds it), and serving/README.md tells the path of a
+request through them.
 """

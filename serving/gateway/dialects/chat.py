@@ -16,6 +16,7 @@ from serving.gateway.dialects.fields import Table, honoured, ignored, refused
 from serving.gateway.dialects.openai import ChatCounts
 from serving.gateway.dialects.tables import (
     CHAT_TOOLS,
+    DEFAULT_LIMIT,
     FLAG,
     GENERATION_OPERATORS,
     MODEL,
@@ -101,8 +102,8 @@ def chat_messages(name: str, value: Any) -> Any:
 FIELDS: Table = {
     **MODEL,
     "messages": honoured("1 to 4096 messages of text", chat_messages, is_required=True),
-    "max_tokens": honoured("1 or more", typed(checks.Tokens)),
-    "max_completion_tokens": honoured("1 or more; includes reasoning", typed(checks.Tokens)),
+    "max_tokens": honoured("1 or more; see `max_completion_tokens`", typed(checks.Tokens)),
+    "max_completion_tokens": honoured(f"1 or more; includes reasoning; {DEFAULT_LIMIT}", typed(checks.Tokens)),
     "logprobs": honoured("true or false", FLAG),
     "top_logprobs": honoured("0 to 20", typed(Annotated[int, Meta(ge=0, le=20)])),
     "tool_choice": honoured(

@@ -18,7 +18,7 @@ from serving.gateway.dialects.tables import FLAG, GENERATION_OPERATORS, MODEL, S
 FIELDS: Table = {
     **MODEL,
     "prompt": honoured("text or token ids, one or several; with `n` at most 128", prompt, is_required=True),
-    "max_tokens": honoured("0 or more", typed(checks.TokensOrNone)),
+    "max_tokens": honoured("0 or more; 16 where it is not given, as at OpenAI", typed(checks.TokensOrNone)),
     "logprobs": honoured("0 to 20", typed(Annotated[int, Meta(ge=0, le=20)])),
     "echo": honoured("true or false", FLAG),
     **SAMPLING,

@@ -14,6 +14,7 @@ from serving.gateway.dialects.dialect import Body, Dialect, EventStream
 from serving.gateway.dialects.fields import Table, honoured, ignored, refused
 from serving.gateway.dialects.openai import Details
 from serving.gateway.dialects.tables import (
+    DEFAULT_LIMIT,
     FLAG,
     GENERATION_OPERATORS,
     MODEL,
@@ -148,7 +149,7 @@ FIELDS: Table = {
         "text or items: messages, reasoning, function calls, their outputs", responses_input, is_required=True
     ),
     "instructions": honoured("text", typed(str)),
-    "max_output_tokens": honoured("1 or more; includes reasoning", typed(checks.Tokens)),
+    "max_output_tokens": honoured(f"1 or more; includes reasoning; {DEFAULT_LIMIT}", typed(checks.Tokens)),
     "max_tool_calls": honoured("1 or more", typed(checks.Tokens)),
     "metadata": honoured("up to 16 pairs, returned as sent", typed(checks.Metadata)),
     "parallel_tool_calls": honoured("true or false", FLAG),

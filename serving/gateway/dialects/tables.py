@@ -18,6 +18,11 @@ DISAGGREGATION = "It steers the engine's transfer of caches between its own part
 RENDER_ONLY = "It only applies to the engine's render routes, which are closed."
 NOTHING_CACHED_BY_KEY = "Prefixes are cached by content."
 NO_TIERS = "There is one service tier."
+#: What happens to a call without a limit; held by tests/gateway/dialects/test_call.py.
+DEFAULT_LIMIT = (
+    "without it the model's `default_output_tokens` (`/v1/models/{id}` shows it), cut to what the prompt leaves of the"
+    " context, and `length` says that it was reached"
+)
 NOT_SENT_FOR_PRIVACY = "The gateway already knows the tenant; end users' names stay out of the engine."
 
 MODEL = {"model": honoured("name or alias of a served model", typed(checks.ModelName), is_required=True)}
