@@ -4,7 +4,7 @@
     {"kind": "row", "table": "tenants", "values": {…}}        every tenant, then every key, then the ledger
     {"kind": "foot", "rows": {"tenants": 2, …}, "sha256": "<of every byte before this line>"}
 
-Nobody can call with what is in it, keys being digests; it is as secret as the pepper all the same.
+It holds digests instead of keys, so it opens nothing by itself; keep it as secret as the pepper all the same.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from serving.gateway.store.store import Store, write_private
 from serving.gateway.store.tables import keys, ledger, meta, tenants
 
 FORMAT = 1
-#: In this order, so that a key finds its tenant. `gateways` is left out: they will be others.
+#: In this order, so that a key finds its tenant. `gateways` is left out: after a restore others run.
 TABLES = {str(table.name): table for table in (tenants, keys, ledger)}
 #: Rows in memory at a time. Seen: 300,000 calls pass, out of PostgreSQL and into it, in 71 MiB, as `serving keys list` does.
 BATCH_ROWS = 500
@@ -143,7 +143,7 @@ def _fill(connection: Connection, path: Path) -> Counts:
 
 
 def _make_room(connection: Connection, name: str) -> None:
-    """Take away what a first start makes, a tenant and a key; Refusal when there is more."""
+    """Delete what a first start makes, a tenant and a key; raises Refusal when there is more."""
     others = (
         select(func.count()).select_from(tenants).where(tenants.c.name != FIRST_TENANT),
         select(func.count()).select_from(keys).where(keys.c.name != FIRST_KEY_NAME),

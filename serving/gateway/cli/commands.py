@@ -31,9 +31,9 @@ SECONDS_PER_HOUR = 3_600.0
 #: Calls that `serving usage --calls` holds in memory at once.
 CALLS_MAX = 100_000
 
-tenants = typer.Typer(help="The teams that use and pay.", no_args_is_help=True)
-keys = typer.Typer(help="The keys they call with.", no_args_is_help=True)
-store = typer.Typer(help="The database in which both are kept.", no_args_is_help=True)
+tenants = typer.Typer(help="The teams that use the API and pay for it.", no_args_is_help=True)
+keys = typer.Typer(help="API keys of tenants.", no_args_is_help=True)
+store = typer.Typer(help="The database that keeps both.", no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")]
 
@@ -43,12 +43,12 @@ def create_tenant(context: typer.Context, name: str) -> None:
     """Add a tenant."""
     with _registry(_settings(context)) as registry:
         registry.create_tenant(name)
-    typer.echo(f"Tenant {name} is there; `serving keys create {name}` makes its first key.")
+    typer.echo(f"Tenant {name} created; `serving keys create {name}` makes its first key.")
 
 
 @tenants.command("list")
 def list_tenants(context: typer.Context, as_json: AsJson = False) -> None:
-    """Every tenant."""
+    """List every tenant."""
     with _registry(_settings(context)) as registry:
         found = registry.tenants()
     if as_json:
@@ -76,7 +76,7 @@ def update_tenant(
 def create_key(
     context: typer.Context,
     tenant: str,
-    name: Annotated[str, typer.Option(help="What or whom the key is for.")] = "",
+    name: Annotated[str, typer.Option(help="What the key is for.")] = "",
     expires_days: Annotated[float | None, typer.Option("--expires-days", min=0.0, help="Days it works.")] = None,
     is_quiet: Annotated[bool, typer.Option("--quiet", help="Print the key alone.")] = False,
 ) -> None:
@@ -90,7 +90,7 @@ def create_key(
 def list_keys(
     context: typer.Context, tenant: Annotated[str | None, typer.Argument()] = None, as_json: AsJson = False
 ) -> None:
-    """Every key, or one tenant's; never the secret part."""
+    """List every key, or one tenant's; never the secret part."""
     with _registry(_settings(context)) as registry:
         found = registry.keys(tenant)
     if as_json:
@@ -104,20 +104,22 @@ def list_keys(
 def rotate_key(
     context: typer.Context,
     key_id: str,
-    grace_hours: Annotated[float, typer.Option("--grace-hours", min=0.0, help="Hours the old key still works.")] = 24.0,
+    grace_hours: Annotated[
+        float, typer.Option("--grace-hours", min=0.0, help="Hours for which the old key keeps working.")
+    ] = 24.0,
     is_quiet: Annotated[bool, typer.Option("--quiet", help="Print the new key alone.")] = False,
 ) -> None:
-    """Make a new key like this one, which itself ends after the grace."""
+    """Make a new key like this one; the old key expires after the grace period."""
     with _registry(_settings(context)) as registry:
         grace_s = grace_hours * SECONDS_PER_HOUR
         registry.rotate_key(key_id, grace_s=grace_s, show=lambda key: _print_key(key, is_quiet))
     if not is_quiet:
-        typer.echo(f"The old key {key_id} works for another {grace_hours:g} hours at most.")
+        typer.echo(f"The old key {key_id} works for {grace_hours:g} more hours at most.")
 
 
 @keys.command("revoke")
 def revoke_key(context: typer.Context, key_id: str) -> None:
-    """End a key now."""
+    """Revoke a key now."""
     settings = _settings(context)
     with _registry(settings) as registry:
         registry.revoke_key(key_id)
@@ -128,13 +130,13 @@ def usage(
     context: typer.Context,
     tenant: Annotated[str | None, typer.Option(help="One tenant alone.")] = None,
     since: Annotated[str | None, typer.Option(help="Calls from this ISO date or time on (UTC unless it says).")] = None,
-    by: Annotated[By, typer.Option(help="What to add up over.")] = By.TENANT,
+    by: Annotated[By, typer.Option(help="What to group by.")] = By.TENANT,
     calls: Annotated[
         int, typer.Option(min=0, max=CALLS_MAX, help="Show this many of the newest calls, one a line, unsummed.")
     ] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Requests and tokens, exact and estimated apart."""
+    """Sum up requests and tokens, exact and estimated ones apart."""
     since_s = None if since is None else _moment(since)
     if calls:
         _show_calls(_settings(context), tenant, since_s, calls, as_json)
@@ -153,15 +155,15 @@ def usage(
 def migrate_store(context: typer.Context) -> None:
     """Bring the database to this version's tables, and register the key of store.first_key_file; safe to repeat."""
     first = opening.migrate(_settings(context))
-    typer.echo("The database has the tables of this version.")
+    typer.echo("The database has this version's tables.")
     if first is not None:
         typer.echo(f"Key {first.id} of tenant {first.tenant} is {first.state(time.time())}.")
 
 
 def backup(
-    context: typer.Context, file: Annotated[Path, typer.Argument(help="Where to; an older backup is replaced.")]
+    context: typer.Context, file: Annotated[Path, typer.Argument(help="Where to write; an older backup is replaced.")]
 ) -> None:
-    """Write tenants, keys, pepper and ledger to one file, also while gateways run. Keep it as secret as the pepper."""
+    """Write tenants, keys, pepper and ledger to one file, even while gateways run. Keep it as secret as the pepper."""
     with opened(_settings(context)) as (database, keyring):
         counts = backups.write(database, keyring, file, time.time)
     typer.echo(f"{file} holds {_counted(counts)}.")
@@ -171,7 +173,8 @@ def restore(
     context: typer.Context,
     file: Annotated[Path, typer.Argument(help="A file that `serving backup` wrote, from either database.")],
     pepper_out: Annotated[
-        Path | None, typer.Option("--pepper-out", help="Write the pepper here, where store.pepper_file is not ours.")
+        Path | None,
+        typer.Option("--pepper-out", help="Write the pepper here where store.pepper_file belongs to someone else."),
     ] = None,
 ) -> None:
     """Fill a new store from a backup; restart its gateways afterwards."""

@@ -20,7 +20,7 @@ def opened_store(settings: Settings, *, may_migrate: bool = False) -> Iterator[S
         try:
             yield store
         except StoreUnavailable as error:
-            raise Refusal(f"The database {store.name} does not do its part: {error.reason}.") from None
+            raise Refusal(f"The database {store.name} is unavailable: {error.reason}.") from None
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def migrate(settings: Settings) -> Key | None:
 
 
 def first_start(settings: Settings) -> None:
-    """What a gateway alone with its store does for itself; for several on one, `serving store migrate` does it."""
+    """Prepare the store of a gateway that has it to itself; for a shared one `serving store migrate` does this."""
     if settings.store.url_file is not None:
         return
     if settings.store.first_key_file is not None:

@@ -101,7 +101,7 @@ class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class TemplateSwitches(msgspec.Struct, forbid_unknown_fields=True):
-    """The only template variables a client may set; the others belong to whoever wrote the template."""
+    """The only template variables a client may set; the others belong to the template's author."""
 
     enable_thinking: bool | UnsetType = UNSET
     thinking: bool | UnsetType = UNSET

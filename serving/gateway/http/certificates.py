@@ -1,4 +1,6 @@
-"""Certificates: what the gateway shows and whom it trusts, renewed while it runs: authorities sign for weeks, gateways run on."""
+"""Certificates: what the gateway presents and which authorities it trusts, reloaded while it runs: authorities sign for weeks,
+and gateways run longer.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,15 @@ from serving.config import Certificate, PlaneTls
 from serving.errors import Refusal
 from serving.plane_tls import client_context
 
-#: Seconds between two looks at the files: a few `stat` calls.
-LOOK_S = 10.0
+#: Seconds between two checks of the files: a few `stat` calls.
+CHECK_INTERVAL_S = 10.0
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Loaded:
-    """A context in use, and how its files get into it."""
+    """A TLS context in use, and how its files are loaded into it."""
 
     context: ssl.SSLContext
     files: tuple[Path, ...]
@@ -37,7 +39,7 @@ class Loaded:
         self.ends_at_s = self._end()
 
     def stamp(self) -> tuple[tuple[int, int], ...] | None:
-        """Another one when a file is another; None while one is missing."""
+        """Changes when a file changes; None while one is missing."""
         try:
             return tuple((status.st_mtime_ns, status.st_ino) for status in (file.stat() for file in self.files))
         except OSError:
@@ -51,7 +53,7 @@ class Loaded:
         return self.of_ends(it.not_valid_after_utc.timestamp() for it in found)
 
     def renew(self) -> None:
-        """Take the files as they are now, for connections from here on. Raises OSError and SSLError, changing nothing."""
+        """Load the files as they are now, for new connections. Raises OSError and SSLError, and then changes nothing."""
         # Elsewhere first: a certificate and a key that do not belong together would leave a context with neither.
         self.load(ssl.SSLContext(self.context.protocol))
         self.load(self.context)
@@ -59,7 +61,7 @@ class Loaded:
 
 
 def shown(tls: Certificate) -> Loaded:
-    """What the API shows. Raises Refusal when the files cannot be used."""
+    """The certificate that the API presents. Raises Refusal when the files cannot be used."""
 
     def load(context: ssl.SSLContext) -> None:
         context.load_cert_chain(tls.certificate_file, tls.key_file)
@@ -78,7 +80,7 @@ def shown(tls: Certificate) -> Loaded:
 
 
 def trusted(plane: PlaneTls) -> Loaded:
-    """Who may sign for the engine plane; one that was trusted stays so until the next start. Raises Refusal."""
+    """The authorities trusted for the engine plane; a trusted one stays so until the next start. Raises Refusal."""
     return Loaded(
         client_context(plane.ca_file),
         (plane.ca_file,),
@@ -93,8 +95,8 @@ def expiries(api: Loaded | None, plane: Loaded | None) -> dict[str, float]:
     return {name: at for name, at in ends.items() if at is not None}
 
 
-async def follow(all_loaded: Sequence[Loaded], look_s: float = LOOK_S) -> None:
-    """Take renewed files into the contexts that are in use; for ever."""
+async def follow(all_loaded: Sequence[Loaded], look_s: float = CHECK_INTERVAL_S) -> None:
+    """Load renewed files into the contexts in use, until cancelled."""
     known = [loaded.stamp() for loaded in all_loaded]
     while True:
         await asyncio.sleep(look_s)

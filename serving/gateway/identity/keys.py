@@ -1,4 +1,4 @@
-"""Keys: what an API key looks like, and the digest under which the store knows it. Nobody keeps the key itself.
+"""Keys: what an API key looks like, and the digest under which the store knows it. The key itself is not kept.
 
 `sk-<key id, 10 characters>-<secret, 43 url-safe characters = 256 bits>`
 """
@@ -21,11 +21,11 @@ from serving.gateway.store.tables import keys, meta
 PEPPER_NAME = "pepper"
 PEPPER_BYTES = 32
 KEY_ID_LENGTH = 10
-#: sk- + id + - + secret: whatever is longer is refused before it is looked at.
+#: sk- + id + - + secret: anything longer is refused unread.
 KEY_LENGTH = 57
 
 _ID_ALPHABET = string.ascii_lowercase + string.digits
-# A fixed word that no key is.
+# A fixed word that cannot be a key.
 _CHECKED_WORD = "pepper check"
 _WELL_FORMED = re.compile(r"sk-([a-z0-9]{10})-[A-Za-z0-9_-]{43}")
 
@@ -80,11 +80,11 @@ class Keyring:
 
     @property
     def check(self) -> bytes:
-        """What the database knows of the pepper: enough to tell it from another."""
+        """What the database keeps of the pepper: enough to tell it from another."""
         return self.digest(_CHECKED_WORD)
 
     def _belongs_to(self, store: Store) -> bool:
-        """Is this the pepper that the database saw first? One that saw none sees this one."""
+        """Is this the pepper that the database was first used with? A database without one takes this."""
         with store.begin() as connection:
             known = connection.scalar(select(meta.c.pepper_check))
             if known is None:

@@ -37,7 +37,7 @@ class Tenant(msgspec.Struct, frozen=True):
 
 
 class Key(msgspec.Struct, frozen=True):
-    """What may be told about a key. Times are seconds since the epoch."""
+    """What may be shown of a key. Times are seconds since the epoch."""
 
     id: str
     tenant: str
@@ -53,8 +53,8 @@ class Key(msgspec.Struct, frozen=True):
         return "expired" if self.expires_at is not None and self.expires_at <= now else "active"
 
 
-def _nobody(_: str) -> None:
-    """Shows a key to nobody."""
+def _discard(_: str) -> None:
+    """Discards a key that is not to be shown."""
 
 
 class Registry:
@@ -71,7 +71,7 @@ class Registry:
             with self._store.begin() as connection:
                 connection.execute(insert(tenants), [msgspec.structs.asdict(tenant)])
         except IntegrityError:
-            raise Refusal(f"There is a tenant called '{name}' already.") from None
+            raise Refusal(f"A tenant called '{name}' exists already.") from None
         return tenant
 
     def tenants(self) -> list[Tenant]:
@@ -95,13 +95,13 @@ class Registry:
                 change = update(tenants).where(tenants.c.id == before.id)
                 connection.execute(change.values(name=after.name, disabled_at=after.disabled_at))
         except IntegrityError:
-            raise Refusal(f"There is a tenant called '{new_name}' already.") from None
+            raise Refusal(f"A tenant called '{new_name}' exists already.") from None
         return after
 
     def create_key(
-        self, tenant: str, *, name: str = "", lifetime_s: float | None = None, show: Callable[[str], None] = _nobody
+        self, tenant: str, *, name: str = "", lifetime_s: float | None = None, show: Callable[[str], None] = _discard
     ) -> str:
-        """A new key for `tenant`: this return value is the only time it is seen, but for `show`.
+        """A new key for `tenant`, which is never seen again but in this return value and by `show`.
 
         That is called before the key is kept: where it raises, nothing has happened.
         """
@@ -124,7 +124,7 @@ class Registry:
                 query = query.where(tenants.c.id == _tenant_called(connection, tenant).id)
             return [msgspec.convert(row, Key, from_attributes=True) for row in connection.execute(query)]
 
-    def rotate_key(self, key_id: str, *, grace_s: float = 0.0, show: Callable[[str], None] = _nobody) -> str:
+    def rotate_key(self, key_id: str, *, grace_s: float = 0.0, show: Callable[[str], None] = _discard) -> str:
         """A new key like `key_id`, which itself expires after the grace. A key made with a lifetime passes it on.
 
         `show` as for a new one: where it raises, the old key stays as it was.
@@ -145,7 +145,7 @@ class Registry:
         return key
 
     def revoke_key(self, key_id: str) -> None:
-        """End a key. Gateways that have it cached let it live on for at most `gateway.key_cache_s`."""
+        """Revoke a key. Gateways that have it cached accept it for at most `gateway.key_cache_s` longer."""
         with self._store.begin() as connection:
             _key_with_id(connection, key_id)
             change = update(keys).where(keys.c.id == key_id, keys.c.revoked_at.is_(None))

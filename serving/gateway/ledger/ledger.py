@@ -84,7 +84,7 @@ class Ledger:
 
     @property
     def is_store_up(self) -> bool:
-        """Did the last use of the store work? The writer uses it every few seconds, rows or not."""
+        """Did the last use of the store work? The writer uses it every few seconds, whether or not rows wait."""
         return self._failures == 0
 
     @property
@@ -114,7 +114,7 @@ class Ledger:
             try:
                 self._recover()
                 # Before any row: others close the rows of gateways without a heartbeat.
-                self._watch.look_if_due()
+                self._watch.check_if_due()
                 while batch := self._batch():
                     self._write(batch)
                     self._forget(batch)
@@ -185,7 +185,7 @@ class Ledger:
     def _forget(self, rows: Sequence[LedgerRow]) -> None:
         with self._lock:
             for row in rows:
-                # Unless the call ended meanwhile: then its last word still has to be written.
+                # Unless the call ended meanwhile: then its end still has to be written.
                 if self._pending.get(row.entry_id) is row:
                     del self._pending[row.entry_id]
 
@@ -194,7 +194,7 @@ class Ledger:
             with self._store.begin() as connection:
                 upsert(connection, rows)
         except IntegrityError:
-            # Another gateway took one of these ids between our look and our write; the next look sees it.
+            # Another gateway took one of these ids between our query and our write; the next attempt sees it.
             raise StoreUnavailable("a request id was taken at the same moment") from None
 
     def _recover(self) -> None:

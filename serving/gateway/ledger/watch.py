@@ -1,7 +1,8 @@
-"""Watch: which of the store's gateways live. Each writes a heartbeat; what a silent one left open is closed by the others.
+"""Watch: which of the store's gateways are alive. Each writes a heartbeat; rows that a dead one left open are closed by the
+others.
 
-No clocks are compared. A gateway is silent when its heartbeat was the same at several of our own looks, one after
-another; and because a look that the database refused does not count, an outage of the database kills nobody.
+No clocks are compared. A gateway counts as dead when its heartbeat was unchanged at several of our own checks in a row; a
+check that the database refused does not count, so an outage of the database declares no gateway dead.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from serving.gateway.store.store import Store
 from serving.gateway.store.tables import gateways, ledger
 from serving.lifetime import start_of
 
-#: Seconds between two heartbeats, each with a look at the others'.
+#: Seconds between two heartbeats, each with a check of the others'.
 BEAT_S = 10.0
-#: Looks at an unchanged heartbeat after which its gateway is dead: with BEAT_S a minute.
-LOOKS_MAX = 6
+#: Checks of an unchanged heartbeat after which its gateway counts as dead: with BEAT_S a minute.
+CHECKS_MAX = 6
 
 log = logging.getLogger(__name__)
 
@@ -34,47 +35,47 @@ class Watch:
         self._store = store
         self._gateway_id = gateway_id
         self._clock = clock
-        self._looked_at = -inf
-        #: gateway id → its heartbeat at the last look (None: it has none), and for how many looks it was that.
+        self._checked_at = -inf
+        #: gateway id → its heartbeat at the last check (None: it has none), and for how many checks it has been that.
         self._seen: dict[str, tuple[float | None, int]] = {}
 
-    def look_if_due(self) -> None:
-        """Write the heartbeat and close what the dead left open, once in BEAT_S; raises StoreUnavailable."""
+    def check_if_due(self) -> None:
+        """Write the heartbeat and close what dead gateways left open, once in BEAT_S; raises StoreUnavailable."""
         now = self._clock()
         # Not only "later": a clock that is set back must not silence this gateway.
-        if 0 <= now - self._looked_at < BEAT_S:
+        if 0 <= now - self._checked_at < BEAT_S:
             return
         with self._store.begin() as connection:
             _beat(connection, self._gateway_id, now)
-            seen = self._look(connection)
-            for gateway_id, (seen_at, looks) in seen.items():
-                if self._is_dead(gateway_id, looks):
-                    _bury(connection, gateway_id, seen_at)
-        self._seen, self._looked_at = seen, now
+            seen = self._check(connection)
+            for gateway_id, (seen_at, checks) in seen.items():
+                if self._is_dead(gateway_id, checks):
+                    _close_rows_of_dead(connection, gateway_id, seen_at)
+        self._seen, self._checked_at = seen, now
 
     def leave(self) -> None:
-        """This gateway ends in good order; raises StoreUnavailable."""
+        """This gateway shut down gracefully; raises StoreUnavailable."""
         with self._store.begin() as connection:
             connection.execute(delete(gateways).where(gateways.c.id == self._gateway_id))
 
-    def _look(self, connection: Connection) -> dict[str, tuple[float | None, int]]:
+    def _check(self, connection: Connection) -> dict[str, tuple[float | None, int]]:
         beats: dict[str, float | None] = dict.fromkeys(
             connection.scalars(select(ledger.c.gateway_id).where(ledger.c.outcome == OPEN).distinct())
         )
         beats |= {row.id: row.seen_at for row in connection.execute(select(gateways.c.id, gateways.c.seen_at))}
         beats.pop(self._gateway_id, None)
-        return {gateway_id: (beat, self._looks_at(gateway_id, beat)) for gateway_id, beat in beats.items()}
+        return {gateway_id: (beat, self._checks_of(gateway_id, beat)) for gateway_id, beat in beats.items()}
 
-    def _looks_at(self, gateway_id: str, beat: float | None) -> int:
-        known, looks = self._seen.get(gateway_id, (None, -1))
-        return looks + 1 if known == beat else 0
+    def _checks_of(self, gateway_id: str, beat: float | None) -> int:
+        known, checks = self._seen.get(gateway_id, (None, -1))
+        return checks + 1 if known == beat else 0
 
-    def _is_dead(self, gateway_id: str, looks: int) -> bool:
+    def _is_dead(self, gateway_id: str, checks: int) -> bool:
         # A process of this machine is known at once. Not so with a shared store: containers may share a host's name
         # and not its processes.
         if not self._store.is_shared and _host_of(gateway_id) == socket.gethostname():
             return has_died(gateway_id)
-        return looks >= LOOKS_MAX
+        return checks >= CHECKS_MAX
 
 
 def own_gateway_id() -> str:
@@ -98,9 +99,9 @@ def _beat(connection: Connection, gateway_id: str, now: float) -> None:
         connection.execute(insert(gateways).values(id=gateway_id, seen_at=now))
 
 
-def _bury(connection: Connection, gateway_id: str, seen_at: float | None) -> None:
+def _close_rows_of_dead(connection: Connection, gateway_id: str, seen_at: float | None) -> None:
     if seen_at is not None:
-        # Whoever takes the heartbeat away buries: one of several watchers, and none when it beat once more meanwhile.
+        # The watcher that deletes the heartbeat closes the rows: one of several, and none when it beat once more meanwhile.
         silent = delete(gateways).where(gateways.c.id == gateway_id, gateways.c.seen_at == seen_at)
         if connection.execute(silent).rowcount == 0:
             return

@@ -1,5 +1,5 @@
-"""Events: an engine's server-sent events as bytes. Cut at event borders, relieved of usage nobody asked for; never parsed
-chunk by chunk.
+"""Events: an engine's server-sent events as bytes, cut at event borders and stripped of usage that the client did not ask for;
+never parsed chunk by chunk.
 
 The byte patterns rest on one property of JSON: inside a string every quote is escaped and no newline is raw, so a
 pattern with a bare quote or a newline can only match structure. Layouts: vLLM 0.32, `ChatCompletionStreamResponse` and

@@ -1,6 +1,5 @@
-"""Translation: an engine's errors in our words.
-
-What it says about the request is passed on, scrubbed; what it says about itself is not.
+"""Translation: an engine's errors in our words. What they say about the request is passed on, scrubbed; what they say about the
+engine is not.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ class Blame(StrEnum):
 
 
 def blame(status: int) -> Blame:
-    """Whose fault a status is. 401 and 403 are our secret's: never the client's."""
+    """What a status says is at fault. 401 and 403 concern our plane secret, never the client."""
     if status in (429, 503):
         return Blame.BUSY
     if status in (400, 404, 413, 422, 501):

@@ -1,4 +1,4 @@
-"""Store: the gateway's database, asked for tenants and keys, told about every request. SQLite in one file, or PostgreSQL.
+"""Store: the gateway's database, of tenants, keys and the ledger: SQLite in one file, or PostgreSQL.
 
 Everything here blocks: the event loop reaches it only through threads (`tenants.py`, `ledger.py`).
 """
@@ -21,7 +21,7 @@ from serving.gateway.store import postgres, schema, sqlite
 
 FILE_NAME = "serving.db"
 LOCK_NAME = "store.lock"
-#: Seconds that work on whole tables waits for those who use them.
+#: Seconds that work on whole tables waits for their users.
 LOCK_TIMEOUT_S = 5
 
 #: Any number that no other program on that PostgreSQL database uses for its advisory locks: "serving" in ASCII.
@@ -36,7 +36,7 @@ class Store:
     def __init__(self, engine: Engine, home: Path, name: str) -> None:
         self._engine = engine
         self.home = home
-        #: What messages call it.
+        #: Its name in messages.
         self.name = name
 
     @classmethod
@@ -116,7 +116,7 @@ class Store:
     def begin(self) -> Iterator[Connection]:
         """One transaction: committed at the end, rolled back on the way out of an error.
 
-        Raises StoreUnavailable when the database does not do its part; IntegrityError stays the caller's.
+        Raises StoreUnavailable when the database is unavailable; IntegrityError passes through.
         """
         try:
             with self._engine.begin() as connection:
@@ -128,7 +128,7 @@ class Store:
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:
-        """One transaction that reads the database as it was at its start, however long it takes and whoever writes."""
+        """One transaction that reads the database as it was at its start, however long it takes, while others write."""
         with self.begin() as connection:
             if self.is_shared:
                 connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
@@ -140,12 +140,12 @@ class Store:
 
     @contextmanager
     def alone(self) -> Iterator[Connection]:
-        """One transaction, however long, beside which no other of these runs, in any process on any machine."""
+        """One exclusive transaction, however long: no other of these runs beside it, in any process on any machine."""
         with self.begin() as connection:
             if self.is_shared:
                 connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
-                # Of tables: behind whoever waits for one longer, every gateway would wait.
+                # For table locks: every gateway would queue behind a transaction that waits for one longer.
                 connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'")
             else:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -162,7 +162,7 @@ class Store:
 
 @contextmanager
 def locked(home: Path) -> Iterator[None]:
-    """Alone among the processes that use `home`: held for the moments in which its files are made or replaced."""
+    """A lock among the processes that use `home`: held while its files are made or replaced."""
     descriptor = os.open(home / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

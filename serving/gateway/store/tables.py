@@ -39,7 +39,7 @@ metadata = MetaData()
 meta = Table(
     "meta",
     metadata,
-    # The level of serving/gateway/schema.py: what code must know to use this database.
+    # The level of serving/gateway/store/schema.py: what code must know to use this database.
     Column("schema_version", Integer, nullable=False),
     # A digest of a fixed word under the pepper: tells the pepper that belongs to these keys.
     Column("pepper_check", LargeBinary(32)),
@@ -97,7 +97,7 @@ Index("ledger_by_start", ledger.c.started_at)
 _is_open = ledger.c.outcome == "open"
 Index("ledger_open", ledger.c.gateway_id, sqlite_where=_is_open, postgresql_where=_is_open)
 
-# Who writes the ledger; a row that no longer changes is a gateway that died.
+# The gateways that write the ledger; a row that no longer changes is a gateway that died.
 gateways = Table(
     "gateways",
     metadata,

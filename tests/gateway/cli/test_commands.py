@@ -82,11 +82,11 @@ def test_a_tenant_is_enabled_again(here: Place) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("tenants", "create", "acme"), "There is a tenant called 'acme' already."),
+        (("tenants", "create", "acme"), "A tenant called 'acme' exists already."),
         (("tenants", "create", "a b"), "A tenant's name is"),
         (("tenants", "update", "acme"), "Say what to change"),
         (("tenants", "update", "nobody", "--disable"), "There is no tenant called 'nobody'"),
-        (("tenants", "update", "acme", "--rename", "other"), "There is a tenant called 'other' already."),
+        (("tenants", "update", "acme", "--rename", "other"), "A tenant called 'other' exists already."),
         (("keys", "create", "nobody"), "There is no tenant called 'nobody'"),
         (("keys", "list", "nobody"), "There is no tenant called 'nobody'"),
         (("keys", "revoke", "nokey"), "There is no key 'nokey'"),

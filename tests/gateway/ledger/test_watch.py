@@ -13,7 +13,7 @@ import pytest
 
 from serving.errors import StoreUnavailable
 from serving.gateway.ledger.ledger import Ledger
-from serving.gateway.ledger.watch import BEAT_S, LOOKS_MAX, Watch, own_gateway_id
+from serving.gateway.ledger.watch import BEAT_S, CHECKS_MAX, Watch, own_gateway_id
 from serving.gateway.nouns import Caller, CallRecord, Outcome, Usage
 from serving.gateway.store.store import Store
 from tests.clock import Clock
@@ -22,7 +22,7 @@ from tests.gateway.places import Place, PostgresPlace
 from tests.waiting import until
 
 CALLER = Caller("t1", "acme", "k1")
-DEAD_AFTER_S = BEAT_S * LOOKS_MAX
+DEAD_AFTER_S = BEAT_S * CHECKS_MAX
 
 
 class Gateway:
@@ -129,16 +129,16 @@ def test_several_watchers_bury_once(place: Place, store: Store, clock: Clock, ca
     killed = Gateway(store, clock, "pod-a")
     killed.call("r1").__enter__()
     watches = [Watch(store, f"pod-{number}:1:1", clock) for number in range(4)]
-    for _ in range(LOOKS_MAX):
+    for _ in range(CHECKS_MAX):
         for watch in watches:
-            watch.look_if_due()
+            watch.check_if_due()
         clock.advance(BEAT_S)
     failures: list[str] = []
 
     def look(watch: Watch) -> None:
         for _ in range(100):
             try:
-                watch.look_if_due()
+                watch.check_if_due()
             except StoreUnavailable as error:
                 failures.append(error.reason)
             else:
@@ -163,12 +163,12 @@ def test_a_heartbeat_at_the_last_moment_counts(shared: PostgresPlace, clock: Clo
     with shared.open() as store:
         late, watch = Gateway(store, clock, "pod-a"), Watch(store, "pod-b:1:1", clock)
         late.call("r1").__enter__()
-        for _ in range(LOOKS_MAX):
-            watch.look_if_due()
+        for _ in range(CHECKS_MAX):
+            watch.check_if_due()
             clock.advance(BEAT_S)
         with psycopg.connect(shared.server.url(shared.database)) as beating:
             beating.execute("update gateways set seen_at = seen_at + interval '1 minute' where id = 'pod-a:1:1'")
-            look = threading.Thread(target=watch.look_if_due)
+            look = threading.Thread(target=watch.check_if_due)
             look.start()
             until(lambda: shared.execute("select 1 from pg_stat_activity where wait_event_type = 'Lock'"))
         look.join()
@@ -186,8 +186,8 @@ def test_a_process_of_this_machine_is_judged_by_itself(tmp_path_factory: pytest.
         for gateway, request_id in ((still, "still"), (gone, "gone")):
             calls.enter_context(gateway.call(request_id))
         watch = Watch(store, "other:1:1", clock)
-        for _ in range(LOOKS_MAX * 2):
-            watch.look_if_due()
+        for _ in range(CHECKS_MAX * 2):
+            watch.check_if_due()
             clock.advance(BEAT_S)
 
         with store.begin() as connection:
