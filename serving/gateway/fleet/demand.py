@@ -23,7 +23,7 @@ class Arrivals(msgspec.Struct, frozen=True):
 class Reading(msgspec.Struct, frozen=True):
     """What had come in at one moment."""
 
-    at: float
+    read_at: float
     arrivals: Mapping[str, Arrivals]
 
 
@@ -80,7 +80,7 @@ class Demands:
         first, last = (reading.arrivals.get(model, Arrivals()) for reading in (before, now))
         return Traffic(
             waiting_requests=len(held),
-            oldest_wait_s=max((now.at - call.since for call in held), default=0.0),
+            oldest_wait_s=max((now.read_at - call.since for call in held), default=0.0),
             waiting_prompt_tokens=sum(call.prompt_tokens for call in held),
             arrived_prompt_tokens=last.prompt_tokens - first.prompt_tokens,
             expected_output_tokens=last.output_tokens - first.output_tokens,

@@ -55,7 +55,7 @@ class Polls:
             traffic = self._traffic(reported, reporting)
             try:
                 async with asyncio.timeout(POLL_TIMEOUT_S):
-                    report = GatewayReport(self._gateway_id, reporting.at - reported.at, traffic)
+                    report = GatewayReport(self._gateway_id, reporting.read_at - reported.read_at, traffic)
                     answer = await source.ask(session, report)
             except (Silence, TimeoutError) as silence:
                 self._log_silence(source, silence)

@@ -31,7 +31,7 @@ class Loaded:
     files: tuple[Path, ...]
     load: Callable[[ssl.SSLContext], None]
     #: Which of several ends counts: the first in a chain, the last among authorities.
-    of_ends: Callable[[Iterable[float]], float]
+    end_of_chain: Callable[[Iterable[float]], float]
     #: When what is in use ends, in seconds since the epoch; None where its file cannot be read as certificates.
     ends_at_s: float | None = field(init=False)
 
@@ -50,7 +50,7 @@ class Loaded:
             found = x509.load_pem_x509_certificates(self.files[0].read_bytes())
         except (OSError, ValueError):
             return None
-        return self.of_ends(it.not_valid_after_utc.timestamp() for it in found)
+        return self.end_of_chain(it.not_valid_after_utc.timestamp() for it in found)
 
     def renew(self) -> None:
         """Load the files as they are now, for new connections. Raises OSError and SSLError, and then changes nothing."""

@@ -22,7 +22,7 @@ def test_arrivals_are_told_since_the_last_reading() -> None:
     assert demands.since(first, second)["m"].expected_output_tokens == 40
     assert demands.since(second, third)["m"].arrived_prompt_tokens == 300
     assert demands.since(first, third)["m"].arrived_prompt_tokens == 400
-    assert (first.at, third.at) == (clock.now - 4, clock.now)
+    assert (first.read_at, third.read_at) == (clock.now - 4, clock.now)
 
 
 def test_those_who_wait_are_told_while_they_wait() -> None:
