@@ -43,11 +43,20 @@ loadtest: setup ## three minutes of load, a report in loadtest-report/: URL=http
 	@exec $(VENV)/python -m loadtest run $(LOADTEST_TARGET) --shape ramp --first-rate 0.5 --rate 3 --steps 6 \
 		--duration-s $(LOADTEST_S) --mix chat=8,agent=1,document=1 --token-scale 0.2 --out "$(REPORT)"
 
-check: setup ## format, lint, types, import contracts
+# Each writes files from code, and with --check says which of them are out of step.
+GENERATORS = \
+	deploy/chart_catalog.py \
+	deploy/chart_schema.py \
+	deploy/dashboards.py \
+	deploy/metrics_catalog.py \
+	deploy/reference_pages.py
+
+check: setup ## format, lint, types, import contracts, generated files
 	@$(VENV)/ruff format --check .
 	@$(VENV)/ruff check .
 	@$(VENV)/mypy
 	@$(VENV)/lint-imports
+	@for generator in $(GENERATORS); do $(VENV)/python $$generator --check || exit 1; done
 
 # One Python for every node, because Ray refuses nodes whose Python differs, to the patch version: 3.11, on which all
 # of this was measured, from one base image of ours; vLLM's published image has 3.12 and is not used.

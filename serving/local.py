@@ -34,7 +34,7 @@ from serving.engine.specs import Deployment, deployment_of
 from serving.errors import Refusal
 from serving.wire import ASLEEP, ReplicaState, Task
 
-#: MiB that Ray and the gateway need, and each engine; seen resident: see the README's table.
+#: MiB that Ray and the gateway need, and each engine; seen resident: see serving/PROVEN.md.
 _BASE_MEMORY_MIB = 1024
 _ENGINE_MEMORY_MIB = 4 * 1024
 #: Seconds between two looks while waiting.

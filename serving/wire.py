@@ -74,7 +74,7 @@ class EngineLoad(msgspec.Struct, frozen=True):
 
 
 class ReplicaReport(msgspec.Struct, frozen=True):
-    """What a replica says of itself, about once a second."""
+    """What a replica reports of itself, every `engine.heartbeat_s`."""
 
     replica_id: str
     model: str

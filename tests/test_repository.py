@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import ast
-import fnmatch
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
+import reference_pages
 from serving import catalog, config
-from serving.gateway.dialects.reference import markdown
+from tests.repository import ROOT, TOP_LEVEL, files, ignored
 
-ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ROOT / "deploy" / "locks"
-TOP_LEVEL = {
-    "pyproject.toml", "README.md", "Makefile", "CHANGELOG.md", "LICENSE", "serving", "deploy", "helm", "tests", "loadtest",
-}  # fmt: skip
 #: Each lock and the extras of pyproject.toml it is resolved from; torch-cuda.txt is a part of cpu.txt.
 EXTRAS = {
     "gateway.txt": (),
@@ -29,6 +24,8 @@ EXTRAS = {
     "cluster.txt": ("cluster",),
     "loadtest.txt": ("loadtest",),
 }
+MODULES = sorted((ROOT / "serving").rglob("*.py"))
+PAGES = sorted(path for path in files() if path.suffix == ".md")
 PIN = re.compile(r"^([\w.-]+)==(\S+)", re.M)
 
 
@@ -48,19 +45,6 @@ def declared(*extras: str) -> set[str]:
 
 def pins(lock: str) -> dict[str, str]:
     return dict(PIN.findall((LOCKS / lock).read_text()))
-
-
-def ignored(name: str) -> bool:
-    patterns = (ROOT / ".gitignore").read_text().split()
-    return any(fnmatch.fnmatch(name, pattern.rstrip("/")) for pattern in patterns)
-
-
-def files() -> Iterator[Path]:
-    """Every file of the project, without what git ignores."""
-    for name in sorted(TOP_LEVEL | {".ci", ".github", ".gitignore"}):
-        for path in (ROOT / name).rglob("*") if (ROOT / name).is_dir() else (ROOT / name,):
-            if path.is_file() and not any(ignored(part) for part in path.relative_to(ROOT).parts):
-                yield path
 
 
 def imports(module: Path) -> set[str]:
@@ -164,19 +148,50 @@ def _text(path: Path) -> str:
     return path.read_text(errors="replace")
 
 
-def test_the_field_table_in_the_design_page_is_the_one_in_force() -> None:
-    """What serving/README.md says of each request field is made from the table the gateway asks."""
-    page = (ROOT / "serving" / "README.md").read_text()
-    assert page.split("<!-- fields -->\n", 1)[1].strip() == markdown().strip()
+@pytest.mark.parametrize("page", reference_pages.PAGES)
+def test_reference_pages_are_in_step(page: str) -> None:
+    """A generated page is what deploy/reference_pages.py writes today."""
+    assert (ROOT / page).read_text() == reference_pages.PAGES[page]()
 
 
-def test_the_design_page_names_every_module() -> None:
-    """A module without its line in the table is one nobody finds."""
-    page = (ROOT / "serving" / "README.md").read_text().split("## Modules", 1)[1].split("## Time-outs", 1)[0]
-    for path in (ROOT / "serving").rglob("*.py"):
-        if path.stem.startswith("__") or {"checkpoints", "migrations"} & set(path.parts):
-            continue
-        assert f"{path.stem}`" in page or f"`{path.stem}" in page, path
+def test_the_design_page_names_every_room() -> None:
+    """Every folder of serving/ with modules has its line in the table of rooms."""
+    table = (ROOT / "serving" / "README.md").read_text().split("## Rooms", 1)[1].split("\n## ", 1)[0]
+    named = set(re.findall(r"^\| `([\w/]+)` \| \S", table, re.M))
+    folders = {path.parent.relative_to(ROOT / "serving").as_posix() for path in (ROOT / "serving").rglob("*.py")}
+
+    assert folders - {"."} | {"serving"} <= named
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda it: it.relative_to(ROOT).as_posix())
+def test_every_module_says_what_it_is_for(module: Path) -> None:
+    """A module opens with a docstring; `__main__` is named by its package."""
+    assert module.name == "__main__.py" or ast.get_docstring(ast.parse(module.read_text()))
+
+
+def test_the_design_page_is_short() -> None:
+    """Decisions, fields and settings have pages of their own; who maintains this reads the design page whole."""
+    assert len((ROOT / "serving" / "README.md").read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda it: it.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    """Every relative link of a page is a file here, and its anchor a heading of that file."""
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", _without_code(page)):
+        name, _, anchor = target.partition("#")
+        linked = page.parent / name if name else page
+        assert linked.exists(), target
+        assert not anchor or anchor in _anchors(linked), target
+
+
+def _without_code(page: Path) -> str:
+    return re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL)
+
+
+def _anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", ["README.md", "deploy/README.md"])

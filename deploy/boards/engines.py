@@ -8,7 +8,7 @@ from boards.promql import CELL, CELLS, HERE, MODELS, NAMESPACE, gpus, once, rate
 BOARD = Board(
     "engines",
     "gpt-oss-serving: engines and KV cache",
-    "What do engines compute, what do they lack, and are the GPUs well? vLLM's own figures, by replica.",
+    "What do engines compute, what do they lack, and are the GPUs healthy? vLLM's own metrics, by replica.",
     (
         Row(
             "Work",
@@ -16,8 +16,8 @@ BOARD = Board(
                 Panel(
                     "Requests in the batch",
                     "short",
-                    "Near max_num_seqs of the profile (`serving models show NAME`) the next ones queue. One engine far from the "
-                    "others: routing keeps common prompts together, or that engine is new.",
+                    "Near max_num_seqs of the profile (`serving models show NAME`) further requests queue. One engine far from the "
+                    "others: that engine is new, or its requests are longer.",
                     {"{{model}} {{replica}}": total("vllm:num_requests_running", "model, replica", CELL)},
                 ),
                 Panel(
@@ -36,19 +36,19 @@ BOARD = Board(
                 Panel(
                     "Tokens generated",
                     "short",
-                    "A second. Nothing while requests run is a wedged engine, and an alert.",
+                    "A second. None while requests run is a wedged engine, and fires an alert.",
                     {"{{model}} {{replica}}": rate("vllm:generation_tokens_total", "model, replica", CELL)},
                 ),
                 Panel(
                     "Prompt tokens computed",
                     "short",
-                    "A second. Peaks of it are gaps between everyone's tokens.",
+                    "A second. Peaks widen the gaps between all other requests' tokens.",
                     {"{{model}} {{replica}}": rate("vllm:prompt_tokens_total", "model, replica", CELL)},
                 ),
                 Panel(
                     "Length of prompts",
                     "short",
-                    "Tokens. Longer ones than `serving plan` was told need more KV and more engines.",
+                    "Tokens. Prompts longer than those given to `serving plan` need more KV and more engines.",
                     spread("vllm:request_prompt_tokens", where=CELL),
                 ),
             ),
@@ -67,13 +67,13 @@ BOARD = Board(
                 Panel(
                     "Preemptions",
                     "short",
-                    "A second: requests thrown out of the batch for lack of KV and computed anew. More than none for long is waste.",
+                    "A second: requests evicted from the batch for lack of KV and recomputed. A steady rate above zero is wasted work.",
                     {"{{model}} {{replica}}": rate("vllm:num_preemptions_total", "model, replica", CELL)},
                 ),
                 Panel(
                     "Found in the prefix cache",
                     "percentunit",
-                    "Share of prompt tokens that need no computing. It falls when prompts change at their beginning (a date, a name), "
+                    "Share of prompt tokens that need no computing. It falls when prompts start to differ at their beginning (a date, a name), "
                     "or when KV is too full to keep any.",
                     {
                         "{{model}}": share(
@@ -86,24 +86,24 @@ BOARD = Board(
             ),
         ),
         Row(
-            "As the directory hears them",
+            "As reported to the directory",
             (
                 Panel(
-                    "Requests in the batch, as told",
+                    "Requests in the batch, as reported",
                     "short",
-                    "What routing and scaling decide by. Away from vLLM's own figure for long, that replica's report is stale.",
+                    "What routing and scaling decide by. If it differs from vLLM's own metric for long, that replica's report is stale.",
                     {"{{model}} {{replica}}": once("serving_engine_running_requests", "model, replica", CELL)},
                 ),
                 Panel(
-                    "Requests in queues, as told",
+                    "Requests in queues, as reported",
                     "short",
-                    "Beside what vLLM itself says of its queues; away from it for long, that replica's report is stale.",
+                    "If it differs from vLLM's own queue metric for long, that replica's report is stale.",
                     {"{{model}} {{replica}}": once("serving_engine_waiting_requests", "model, replica", CELL)},
                 ),
                 Panel(
-                    "KV cache in use, as told",
+                    "KV cache in use, as reported",
                     "percentunit",
-                    "Of several data ranks the fullest.",
+                    "Of several data ranks the fullest. Near 1 with a queue: add engines.",
                     {"{{model}} {{replica}}": once("serving_engine_kv_cache_used_ratio", "model, replica", CELL)},
                     limit=0.95,
                     most=1,
@@ -116,14 +116,14 @@ BOARD = Board(
                 Panel(
                     "Busy",
                     "percent",
-                    "Share of time in which any kernel ran: 100 says busy, not well used. 0 while requests run is an engine to look at.",
+                    "Share of time in which any kernel ran: 100 means busy, not well used. 0 while requests run: check that engine.",
                     {"{{Hostname}} GPU {{gpu}}": gpus("DCGM_FI_DEV_GPU_UTIL")},
                     most=100,
                 ),
                 Panel(
                     "Memory in use",
                     "mbytes",
-                    "Stands still from an engine's start on. Where it moves, something else uses the GPU.",
+                    "Constant from an engine's start. If it moves, something else is using the GPU.",
                     {"{{Hostname}} GPU {{gpu}}": gpus("DCGM_FI_DEV_FB_USED")},
                 ),
                 Panel(
@@ -138,7 +138,7 @@ BOARD = Board(
                 Panel(
                     "GPUs on which engines keep failing",
                     "short",
-                    "Three failures within a day, whatever was served. `serving status` names them: take the node out.",
+                    "Three failures within a day, whatever was served. `serving status` names them: drain the node.",
                     {"cell {{cell}}": f'max by (cell) (serving_engine_suspect_devices{{{HERE},cell=~"$cell"}})'},
                 ),
             ),

@@ -13,7 +13,7 @@ MET = MODEL + ',verdict="met"'
 BOARD = Board(
     "overview",
     "gpt-oss-serving: overview",
-    "Is it used, does it keep its promise, and what does it cost? For whoever pays for it.",
+    "Is it used, does it keep its promise, and what does it cost? For managers.",
     (
         Row(
             "Over the time shown",
@@ -41,7 +41,7 @@ BOARD = Board(
                 Panel(
                     "Failed by us",
                     "percentunit",
-                    "Requests that ended in an error of ours. Above a hundredth somebody should be looking at it already.",
+                    "Requests that ended in an error of ours. Above 1 % the on-call should already be working on it.",
                     {
                         "failed": share(
                             grown("serving_gateway_requests_total", where=MODEL + ',outcome="error"'),
@@ -78,7 +78,7 @@ BOARD = Board(
                 Panel(
                     "Tenants that called",
                     "short",
-                    "Fewer than usual: has somebody's key expired?",
+                    "Fewer than usual: has a tenant's key expired?",
                     {"tenants": f"count({grown('serving_gateway_tenant_requests_total', 'tenant', HERE)} > 0)"},
                     kind="stat",
                     columns=4,
@@ -93,8 +93,8 @@ BOARD = Board(
                 Panel(
                     "Goodput",
                     "reqps",
-                    "Requests within the SLO beside all that were judged. Where the second grows and the first does not, "
-                    "the fleet is at its end.",
+                    "Requests within the SLO beside all that were judged. If the second grows and the first does not, "
+                    "the fleet is at capacity.",
                     {"within the SLO": rate(SLO, where=MET), "judged": rate(SLO)},
                     columns=12,
                     leads_to="serving",
@@ -118,7 +118,7 @@ BOARD = Board(
                 Panel(
                     "Tokens by model",
                     "short",
-                    "Prompt and completion tokens over the time shown. A model nobody asks may sleep: min_replicas 0.",
+                    "Prompt and completion tokens over the time shown. A model without requests can scale to zero: min_replicas 0.",
                     {"{{model}}": grown("serving_gateway_tokens_total", "model", MODEL + ',kind=~"prompt|completion"')},
                     kind="bargauge",
                     columns=12,

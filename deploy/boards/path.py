@@ -1,4 +1,4 @@
-"""Path: where one request's time goes, from the gateway's door to the engine and back."""
+"""Path: where one request's time goes, from admission to the engine and back."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from boards.shared import REQUESTS
 BOARD = Board(
     "path",
     "gpt-oss-serving: one request's path",
-    "Where does a request's time go? From top to bottom: the gateway's door, the engine's queue, the prompt, the tokens, the way back.",
+    "Where does a request's time go? From top to bottom: admission, the engine's queue, the prompt, the tokens, the way back.",
     (
         Row(
-            "At the door",
+            "At admission",
             (
                 Panel(
                     "Wait for an engine",
                     "s",
-                    "0 for most. More: too few engines (board autoscaling).",
+                    "0 for most calls. Above: too few engines (board autoscaling).",
                     spread("serving_gateway_waiting_seconds"),
                     leads_to="autoscaling",
                 ),
                 Panel(
                     "Calls that had to wait",
                     "percentunit",
-                    "Of all that came to the door.",
+                    "Of all calls that reached admission. Above a few per cent for long: more engines.",
                     {
                         "{{model}}": share(
                             rate("serving_gateway_admissions_total", "model", MODEL + ',decision!="admitted"'),
@@ -64,7 +64,7 @@ BOARD = Board(
                 Panel(
                     "First token, at the engine and at the gateway",
                     "s",
-                    "95 of 100. The difference is the wait for an engine and the way; without a wait, and large, gateways lack CPU.",
+                    "95 of 100. The difference is the wait for an engine plus the network; if it is large without a wait, gateways lack CPU.",
                     {
                         "engine": quantile(0.95, "vllm:time_to_first_token_seconds"),
                         "gateway": quantile(0.95, "serving_gateway_time_to_first_token_seconds"),
@@ -78,7 +78,7 @@ BOARD = Board(
                 Panel(
                     "Between tokens, at the engine and at the gateway",
                     "s",
-                    "95 of 100. Alike: engines are slow (board engines). Apart: gateways lack CPU, or the network does.",
+                    "95 of 100. Both high: engines are slow (board engines). Only the gateway's: gateways lack CPU, or the network is slow.",
                     {
                         "engine": quantile(0.95, "vllm:inter_token_latency_seconds"),
                         "gateway": quantile(0.95, "serving_gateway_inter_token_seconds"),
@@ -114,7 +114,7 @@ BOARD = Board(
                 Panel(
                     "Bytes passed on",
                     "Bps",
-                    "Falls to nothing while requests are held: engines are silent, see the keep-alives.",
+                    "Zero while requests are open: engines send nothing, see the keep-alives.",
                     {"{{model}}": rate("serving_gateway_relayed_bytes_total", "model")},
                 ),
                 REQUESTS,

@@ -1,6 +1,6 @@
 """PromQL that several boards write alike: rates, quantiles and shares of what the reader chose.
 
-Gauges that all gateways tell alike (replicas) are taken once, by max; those each has of its own are added.
+Gauges that all gateways report alike (replicas) are taken once, by max; those of each gateway are added up.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def total(metric: str, by: str = "", where: str = MODEL) -> str:
 
 
 def once(metric: str, by: str, where: str = MODEL) -> str:
-    """A gauge that several processes tell alike."""
+    """A gauge that several processes report alike."""
     return f"max by ({by}) ({metric}{{{where}}})"
 
 

@@ -9,7 +9,7 @@ from boards.shared import FIRST_TOKEN, GAPS, OLDEST, REQUESTS, VERDICTS, WAITING
 BOARD = Board(
     "serving",
     "gpt-oss-serving: serving",
-    "What fails, what waits and what is missing? For whoever is on call; the alerts' runbook is in deploy/README.md.",
+    "What fails, what waits and what is missing? For the on-call; the alerts' runbook is in deploy/README.md.",
     (
         Row(
             "Now",
@@ -18,7 +18,7 @@ BOARD = Board(
                     "Alerts",
                     "short",
                     "Each has an entry in the runbook (runbook_url). Empty is good, as long as Prometheus scrapes: "
-                    "ServingNotScraped tells when it does not.",
+                    "ServingNotScraped fires when it does not.",
                     {
                         "{{alertname}}": "count by (alertname, severity) "
                         f'(ALERTS{{{HERE},alertname=~"Serving.*",alertstate="firing"}})'
@@ -29,7 +29,7 @@ BOARD = Board(
                 Panel(
                     "How fast the error budget burns",
                     "short",
-                    "1 uses up a month's budget in a month; at 14.4 over an hour somebody is woken. Needs the chart's rules.",
+                    "1 uses up a month's budget in a month; 14.4 over an hour pages the on-call. Needs the chart's rules.",
                     {
                         f"{{{{model}}}} over {window}": f"model:serving_slo_missed:ratio_rate{window}{{{MODEL}}}"
                         f" / on (namespace) group_left () (1 - max by (namespace) (serving:slo_objective:ratio{{{HERE}}}))"
@@ -49,7 +49,7 @@ BOARD = Board(
                     "Errors and refusals by reason",
                     "reqps",
                     "The reason is the error's code, as clients get it. no_replica_ready: autoscaling. engine_failed: the "
-                    "engine's log. store_unavailable: the store. gateway_full: more gateways, or shorter queues.",
+                    "engine's log. store_unavailable: the store. overloaded: more gateways, or more engines if calls wait.",
                     {
                         "{{reason}}": rate(
                             "serving_gateway_requests_total", "reason", MODEL + ',outcome=~"error|rejected"'
@@ -76,7 +76,7 @@ BOARD = Board(
                 Panel(
                     "Admissions",
                     "reqps",
-                    "`waited` says that engines are short for a moment, `refused_…` that clients are sent away with 503.",
+                    "`waited`: engines are short for a moment. `refused_…`: backpressure, clients get 503 with Retry-After.",
                     {"{{decision}}": rate("serving_gateway_admissions_total", "decision")},
                     is_stacked=True,
                     leads_to="autoscaling",
@@ -89,30 +89,30 @@ BOARD = Board(
                 Panel(
                     "Replicas by state",
                     "short",
-                    "`failed` is in `serving status` with its reason. `draining` for longer than drain_timeout_s is stuck.",
+                    "`serving status` has the reason for `failed`. `draining` for longer than drain_timeout_s is stuck.",
                     {"{{model}} {{state}}": once("serving_gateway_replicas", "model, state")},
                     leads_to="autoscaling",
                 ),
                 Panel(
                     "Failed attempts at engines",
                     "short",
-                    "A second. `refused`: the engine is gone; `broken`: it went while it answered; `errored`: it says why in its "
-                    "log; `busy`: it is full. Clients see it only when no other engine is left.",
+                    "A second. `refused`: the engine is gone; `broken`: it died while answering; `errored`: its log says why; "
+                    "`busy`: it is full. Clients notice only when no other engine is left.",
                     {"{{model}} {{failure}}": rate("serving_gateway_upstream_retries_total", "model, failure")},
                     leads_to="engines",
                 ),
                 Panel(
                     "Replicas lost",
                     "short",
-                    "In five minutes, dropped because nobody answered there. Several at once are a node.",
+                    "In five minutes, dropped because no process answered there. Several at once mean a lost node.",
                     {"{{model}}": f"sum by (model) (increase(serving_gateway_replicas_lost_total{{{MODEL}}}[5m]))"},
                     leads_to="engines",
                 ),
                 Panel(
-                    "Cells heard",
+                    "Cells that answer",
                     "short",
-                    "1: some gateway hears of that cell. 0: its directory is away, or the way to it; what was last heard is "
-                    "served on. A paused cell is silent too.",
+                    "1: at least one gateway gets answers from that cell. 0: its directory, or the network to it, is down; gateways "
+                    "keep routing by its last answer. A paused cell does not answer either.",
                     {"{{source}}": once("serving_gateway_sources_up", "source", HERE)},
                     most=1,
                 ),
@@ -138,7 +138,7 @@ BOARD = Board(
                 Panel(
                     "Age of ledger rows not yet written",
                     "s",
-                    "Do not delete a pod that has some. They are written when the store is back.",
+                    "Do not delete a pod that has any. They are written when the store is back.",
                     {"{{pod}}": once("serving_gateway_ledger_lag_seconds", "pod", HERE)},
                 ),
                 Panel(
@@ -150,7 +150,7 @@ BOARD = Board(
                 Panel(
                     "Certificates end in",
                     "s",
-                    "cert-manager renews at two thirds of their life: below 14 days it has failed to (`kubectl describe certificate`).",
+                    "cert-manager renews at two thirds of their life: below 14 days renewal has failed (`kubectl describe certificate`).",
                     {
                         "{{certificate}}": "min by (certificate) "
                         f"(serving_gateway_certificate_expiry_timestamp_seconds{{{HERE}}}) - time()"
@@ -160,7 +160,7 @@ BOARD = Board(
                 Panel(
                     "Versions",
                     "short",
-                    "Gateways of each version. Two of them outlive an upgrade when a rollout is stuck.",
+                    "Gateways by version. Two versions long after an upgrade mean a stuck rollout.",
                     {"{{version}}": f"count by (version) (serving_gateway_build_info{{{HERE}}})"},
                     kind="stat",
                 ),

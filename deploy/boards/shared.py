@@ -10,8 +10,8 @@ SLO = "serving_gateway_slo_requests_total"
 REQUESTS = Panel(
     "Requests by outcome",
     "reqps",
-    "`error` is ours: see the errors by reason. `rejected` are the clients' (bad keys, unknown models, bad bodies). All of it "
-    "falling to nothing at once means that clients no longer reach the gateways.",
+    "`error` is ours: see the errors by reason. `rejected` are the clients' (bad keys, unknown models, bad bodies). If all "
+    "outcomes drop to zero at once, clients no longer reach the gateways.",
     {"{{outcome}}": rate("serving_gateway_requests_total", "outcome")},
     is_stacked=True,
     leads_to="serving",
@@ -28,15 +28,15 @@ VERDICTS = Panel(
 TOKENS = Panel(
     "Tokens",
     "short",
-    "Billed a second. Cached prompt tokens are part of the prompt tokens: when they fall alone, prompts have changed at "
-    "their beginning, and engines work more for the same answers.",
+    "Billed a second. Cached prompt tokens are part of the prompt tokens: if only they fall, prompts have changed at "
+    "their beginning, and engines compute more for the same answers.",
     {"{{kind}} a second": rate("serving_gateway_tokens_total", "kind")},
     leads_to="tenants",
 )
 REPLICAS = Panel(
     "Engines ready and wanted",
     "short",
-    "Ready below wanted for longer than a start takes: the board autoscaling shows what the others wait for.",
+    "Ready below wanted for longer than a cold start: the board autoscaling shows what the others wait for.",
     {
         "{{model}} ready": once("serving_gateway_replicas", "model", MODEL + ',state="ready"'),
         "{{model}} wanted": once("serving_gateway_wanted_replicas", "model"),
@@ -46,7 +46,7 @@ REPLICAS = Panel(
 WAITING = Panel(
     "Calls that wait for an engine",
     "short",
-    "More than none for minutes: too few engines, or a model that wakes from none. At max_waiting_requests the next is refused.",
+    "Above zero for minutes: too few engines, or a cold start from zero. At max_waiting_requests the next call is refused.",
     {"{{model}}": total("serving_gateway_waiting_requests", "model")},
     leads_to="autoscaling",
 )
@@ -67,8 +67,8 @@ FIRST_TOKEN = Panel(
 GAPS = Panel(
     "Between tokens",
     "s",
-    "Grows with the requests an engine runs at once and with long prompts among them. Where vLLM's own figure stays "
-    "(board path), the gateways lack CPU.",
+    "Grows with the number of requests in an engine's batch and with long prompts among them. If vLLM's own metric does "
+    "not grow (board path), the gateways lack CPU.",
     spread("serving_gateway_inter_token_seconds"),
     leads_to="path",
 )

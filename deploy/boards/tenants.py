@@ -20,7 +20,7 @@ _SERVED = rate("serving_gateway_requests_total", where=MODEL + ',outcome="ok"')
 BOARD = Board(
     "tenants",
     "gpt-oss-serving: tenants and cost",
-    "Who uses how much, and what would it cost at your prices? The ledger (`serving usage`) is the bill, this is its picture.",
+    "Who uses how much, and what would it cost at your prices? The ledger (`serving usage`) is the bill; this board only plots it.",
     (
         Row(
             "Over the time shown",
@@ -28,8 +28,8 @@ BOARD = Board(
                 Panel(
                     "Cost by tenant",
                     "short",
-                    "Tokens times the two prices above, which are yours to write: 1 each until then. An agent that runs "
-                    "in a circle shows here first: `serving usage --calls 20 --tenant NAME`.",
+                    "Tokens times the two prices above, which you enter: 1 each until then. An agent stuck in a loop "
+                    "shows here first: `serving usage --calls 20 --tenant NAME`.",
                     {"{{tenant}}": f"sort_desc({_COST})"},
                     kind="table",
                     columns=12,
@@ -52,7 +52,7 @@ BOARD = Board(
                 Panel(
                     "Requests",
                     "reqps",
-                    "A tenant that stops at once has a key that ended; one that grows at once may be a job that runs in a circle.",
+                    "A tenant that stops abruptly may have an expired key; one that grows abruptly may be a job stuck in a loop.",
                     {"{{tenant}}": rate("serving_gateway_tenant_requests_total", "tenant", TENANT)},
                     columns=12,
                     is_stacked=True,
@@ -72,7 +72,7 @@ BOARD = Board(
                 Panel(
                     "Prompt tokens",
                     "short",
-                    "A second. They cost the time to the first token of everybody on the same engines.",
+                    "A second. They delay the first token of every other request on the same engines.",
                     {"{{tenant}}": rate(TOKENS_BY_TENANT, "tenant", _PROMPT)},
                     columns=12,
                     is_stacked=True,
@@ -80,7 +80,7 @@ BOARD = Board(
                 Panel(
                     "Completion tokens",
                     "short",
-                    "A second. They hold a place in a batch for as long as they take.",
+                    "A second. Each request holds a place in a batch until its last token.",
                     {"{{tenant}}": rate(TOKENS_BY_TENANT, "tenant", _COMPLETION)},
                     columns=12,
                     is_stacked=True,
@@ -94,7 +94,7 @@ BOARD = Board(
                 Panel(
                     "Prompt tokens found in cache",
                     "percentunit",
-                    "As billed. They cost almost no computing: long common beginnings of prompts keep this high.",
+                    "As billed. They need almost no computing: long common prefixes of prompts keep this high.",
                     {
                         "{{model}}": share(
                             rate("serving_gateway_tokens_total", "model", MODEL + ',kind="cached_prompt"'),
@@ -107,7 +107,7 @@ BOARD = Board(
                 Panel(
                     "Tokens of a request",
                     "short",
-                    "Billed tokens per request that ended well, by kind. Longer prompts and answers need more engines for the same "
+                    "Billed tokens per successful request, by kind. Longer prompts and answers need more engines for the same "
                     "number of requests: `serving plan` takes both.",
                     {
                         "{{kind}}": f"{rate('serving_gateway_tokens_total', 'kind')} / on () group_left () ({_SERVED} > 0)"

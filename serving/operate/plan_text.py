@@ -13,7 +13,7 @@ ASSUMPTIONS = (
     "Computed from data sheets and two cited measurements (serving/budget/knee.py: within 5 % of both); nobody has measured"
     " these engines on these GPUs.",
     f"The ranges take prompts off by {TTFT_ERROR:.0%} and steps by {ITL_ERROR:.0%}, the mean errors of the same model against"
-    " vLLM on a CPU (serving/README.md): not a confidence interval.",
+    " vLLM on a CPU (serving/decisions/scaling.md): not a confidence interval.",
     "What tensor ranks tell each other is not computed: profiles of more ranks look faster here than they are.",
     "Calls arrive at random and spread evenly over engines; bursts within a minute are not in it.",
     "The directory counts whole prompts: with a prefix share, a fleet that follows its load asks for more than this.",

@@ -11,6 +11,8 @@ import pytest
 
 import dashboards
 from boards.grafana import Board, Json, Panel
+from serving import errors
+from serving.errors import ApiError
 from tests.monitoring.queries import DASHBOARDS
 
 NAMES = {it.name for it in dashboards.BOARDS}
@@ -23,7 +25,7 @@ def test_the_files_are_in_step() -> None:
 
 
 def test_there_is_one_for_each_reader() -> None:
-    """The manager, the on-call, whoever pays, and who looks for a cause."""
+    """Managers, the on-call, the owner of the budget, and engineers who look for a cause."""
     assert {"overview", "serving", "tenants", "engines", "autoscaling", "path"} == NAMES
 
 
@@ -43,6 +45,14 @@ def test_units_are_the_metrics(board: Board, panel: Panel) -> None:
         assert panel.unit == "s"
     if "_ratio{" in expressions or "usage_perc{" in expressions:
         assert panel.unit == "percentunit"
+
+
+def test_reasons_that_a_panel_explains_are_codes_that_are_sent() -> None:
+    """The panel of errors by reason explains codes of the error tree, and no other."""
+    (advice,) = [panel.advice for _, panel in PANELS if panel.title == "Errors and refusals by reason"]
+    codes = {error.code for error in vars(errors).values() if isinstance(error, type) and issubclass(error, ApiError)}
+
+    assert set(re.findall(r"\b([a-z_]+): ", advice)) <= codes
 
 
 @pytest.mark.parametrize("path", DASHBOARDS, ids=lambda it: it.stem)

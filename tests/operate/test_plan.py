@@ -169,9 +169,9 @@ def test_an_engine_is_filled_as_far_as_the_autoscaler_fills_it() -> None:
     assert TUNING.fill_ratio == FILL
 
 
-def test_error_bars_are_those_of_the_design_page() -> None:
+def test_error_bars_are_those_of_the_decision() -> None:
     """How far the model was off on a measured engine is said in one place, and taken from there."""
-    text = " ".join((Path(__file__).parents[2] / "serving" / "README.md").read_text().split())
+    text = " ".join((Path(__file__).parents[2] / "serving" / "decisions" / "scaling.md").read_text().split())
     assert f"is {TTFT_ERROR * 100:.0f} % TTFT and {ITL_ERROR * 100:.0f} % ITL on points it was not fitted to" in text
 
 
