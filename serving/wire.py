@@ -84,6 +84,8 @@ class ReplicaReport(msgspec.Struct, frozen=True):
     task: Task = Task.GENERATE
     #: Longest prompt plus output, in tokens.
     context_tokens: int = 0
+    #: Output tokens of a call that sets no limit itself; 0: no cap but the context.
+    default_output_tokens: int = 0
     load: EngineLoad = EngineLoad()
     #: One scrubbed sentence when the state is FAILED, or on what a start waits for.
     reason: str | None = None
@@ -134,6 +136,8 @@ class ListedModel(msgspec.Struct, frozen=True):
     name: str
     #: Longest prompt plus output, in tokens.
     context_tokens: int = 0
+    #: Output tokens of a call that sets no limit itself; 0: no cap but the context.
+    default_output_tokens: int = 0
     #: Engines that should run now; None while a young directory does not know.
     wanted: int | None = None
     #: Adapters that clients may ask for in its place.
