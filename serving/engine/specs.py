@@ -29,14 +29,6 @@ logger = logging.getLogger("serving.directory")
 _ON_CPU = Profile(name="cpu", gpu="none", reason="No GPU.", source="vLLM's own defaults")
 
 
-class Deployment(NamedTuple):
-    """One model as the engine plane is given it."""
-
-    wanted: ModelSettings
-    spec: EngineSpec
-    plan: ModelPlan
-
-
 #: What of the engine settings reaches a replica that runs; changing it restarts nothing.
 LIVE_OF_ENGINE = frozenset({"start_timeout_s", "load_mib_per_s", "drain_timeout_s", "heartbeat_s"})
 #: What of them is the directory's alone.
@@ -55,14 +47,27 @@ class LiveSettings(BaseModel):
     engine: EngineSettings
     """Of which LIVE_OF_ENGINE alone is meant."""
     adapters: tuple[AdapterSettings, ...] = ()
+    default_output_tokens: int = 0
+    """Output tokens of a call that sets no limit itself; 0: no cap but the context."""
 
     @classmethod
-    def of(cls, wanted: ModelSettings, engine: EngineSettings) -> Self:
-        return cls(engine=engine, adapters=wanted.adapters)
+    def of(cls, model: Model, wanted: ModelSettings, engine: EngineSettings) -> Self:
+        """What replicas of `model` run with, as the settings want it."""
+        default_output_tokens = scaling.default_output_tokens(model, wanted)
+        return cls(engine=engine, adapters=wanted.adapters, default_output_tokens=default_output_tokens)
 
     def over(self, settings: EngineSettings) -> EngineSettings:
         """Settings that an engine was started with, and these in their place."""
         return settings.model_copy(update={name: getattr(self.engine, name) for name in LIVE_OF_ENGINE})
+
+
+class Deployment(NamedTuple):
+    """One model as the engine plane is given it."""
+
+    wanted: ModelSettings
+    spec: EngineSpec
+    plan: ModelPlan
+    live: LiveSettings
 
 
 class CellSettings(BaseModel):
@@ -75,9 +80,12 @@ class CellSettings(BaseModel):
     own_models: tuple[Model, ...] = ()
 
     def live(self, model: str) -> LiveSettings | None:
-        """What replicas of one model start with besides their engine's spec."""
+        """What replicas of one model start with besides their engine's spec; None for a model that is not served."""
         found = next((wanted for wanted in self.models if wanted.name == model), None)
-        return LiveSettings.of(found, self.engine) if found else None
+        try:
+            return LiveSettings.of(catalog.find(model, self.own_models), found, self.engine) if found else None
+        except Refusal:
+            return None
 
     def plans(self) -> Plans:
         """What is wanted of each model; one that cannot work has no engines either, and its own application says why."""
@@ -97,7 +105,7 @@ def _plans(settings: Settings) -> Iterator[ModelPlan]:
 def deployment_of(model: Model, wanted: ModelSettings, settings: Settings, checkpoint: Path) -> Deployment:
     """What `settings` make of `model`; starts and fetches nothing. Raises Refusal when it cannot work."""
     spec = engine_spec(model, wanted, checkpoint, settings, settings.secret_file)
-    return Deployment(wanted, spec, model_plan(model, wanted, spec))
+    return Deployment(wanted, spec, model_plan(model, wanted, spec), LiveSettings.of(model, wanted, settings.engine))
 
 
 def model_plan(model: Model, wanted: ModelSettings, spec: EngineSpec) -> ModelPlan:
