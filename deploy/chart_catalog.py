@@ -16,10 +16,10 @@ from typing import Any
 
 import yaml
 
-from serving.budget import budget, estimate, refuse
+from serving.budget import budget, estimate, placed
 from serving.budget.weights import adapter_gib
 from serving.catalog import GPUS, MODELS, LoraLimits, Model, Profile
-from serving.config import EngineSettings
+from serving.config import EngineSettings, ModelSettings
 from serving.errors import Refusal
 
 FILE = Path(__file__).resolve().parent.parent / "helm" / "files" / "catalog.yaml"
@@ -93,9 +93,9 @@ def profile_facts(model: Model, profile: Profile) -> dict[str, Any]:
 def _smallest_tensor(model: Model, profile: Profile) -> int:
     """Tensor ranks below which the weights leave no room for one request, the other knobs being the profile's."""
     for tensor in TENSORS:
-        changed = profile.override(tensor=tensor)
+        entry = ModelSettings(name=model.name, profile=profile.name, gpu=profile.gpu, tensor=tensor)
         try:
-            refuse(model, changed, changed.gpus_per_node)
+            placed(model, entry)
         except Refusal:
             continue
         return tensor

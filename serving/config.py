@@ -228,12 +228,6 @@ class ModelSettings(_Group):
             raise ValueError("min_replicas must not be above max_replicas")
         return self
 
-    @model_validator(mode="after")
-    def _a_gpu_has_a_profile(self) -> Self:
-        if self.gpu and not self.profile:
-            raise ValueError("a gpu without a profile means nothing: name a profile")
-        return self
-
 
 class Settings(_Group):
     home: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("gpt-oss-serving")))

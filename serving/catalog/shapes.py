@@ -235,7 +235,7 @@ class Profile(_Shape):
     api_servers: Count | None = None
     """HTTP front-end processes of one engine; None is the setting `engine.api_servers`."""
     gpus_per_node: Count = 8
-    """GPUs of the largest pod this profile may ask for; an engine with more spans several."""
+    """GPUs of a node: an engine with more spans several pods. Engines get the setting `engine.gpus_per_node` in its place."""
 
     def override(
         self,

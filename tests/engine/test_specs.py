@@ -48,6 +48,12 @@ def test_a_model_whose_shape_is_not_said_is_served() -> None:
     assert (on_cpu.gpus_per_node, on_cpu.gpu_type, on_cpu.parallel, on_cpu.flags) == (0, None, Parallel(tensor=3), ())
 
 
+def test_a_kind_of_gpu_without_a_profile_is_refused() -> None:
+    """Without a profile an engine runs on the CPU, which is not what the settings ask for."""
+    with pytest.raises(Refusal, match="a gpu and no profile"):
+        made(OWN, gpu="h100")
+
+
 def test_an_unknown_kind_of_gpu_is_refused() -> None:
     """Whatever else is known of the model."""
     model = OWN.model_copy(update={"profiles": (BALANCED.model_copy(update={"gpu": "abacus"}),)})

@@ -55,6 +55,7 @@ One model as its cell serves it, as JSON. Takes root, entry.
 {{- $facts := include "gpt-oss-serving.modelFacts" (dict "root" .root "name" $name) | fromJson -}}
 {{- $profileName := $entry.profile | default .root.Values.profile -}}
 {{- $onCpu := eq $profileName "cpu" -}}
+{{- $gpuWithoutProfile := and $onCpu (not (empty $entry.gpu)) -}}
 {{- $gpu := $entry.gpu | default .root.Values.gpu -}}
 {{- $profile := dict "tensor" 1 "pipeline" 1 "data" 1 "expert" false "lora" false -}}
 {{- $problem := "" -}}
@@ -94,6 +95,7 @@ One model as its cell serves it, as JSON. Takes root, entry.
   "isProfilesOwn" (and (eq $pipeline (int $profile.pipeline)) (eq $data (int $profile.data)) (eq $expert $profile.expert))
   "smallestTensor" (int ($profile.smallest_tensor | default 1)) "profileName" $profileName "gpu" $gpu
   "gpus" $gpus "podGpus" $podGpus "nodes" $nodes "perNode" $perNode "group" $group
+  "gpuWithoutProfile" $gpuWithoutProfile
   "apiServers" (int ($profile.api_servers | default $settings.api_servers)) -}}
 {{- $_ := set $model "requests8k" (int ($profile.requests_8k | default 0)) -}}
 {{- $_ := set $model "batchLimit" (int ($profile.batch_limit | default 0)) -}}
