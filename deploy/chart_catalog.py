@@ -16,10 +16,10 @@ from typing import Any
 
 import yaml
 
-from serving.budget import budget, estimate, refuse
+from serving.budget import budget, estimate, placed
 from serving.budget.weights import adapter_gib
 from serving.catalog import GPUS, MODELS, LoraLimits, Model, Profile
-from serving.config import EngineSettings
+from serving.config import EngineSettings, ModelSettings
 from serving.errors import Refusal
 
 FILE = Path(__file__).resolve().parent.parent / "helm" / "files" / "catalog.yaml"
@@ -46,6 +46,8 @@ def facts() -> dict[str, Any]:
 def model_facts(model: Model) -> dict[str, Any]:
     """What is decided on of one model; keys without a meaning for it are absent."""
     result: dict[str, Any] = {"disk_mib": model.disk_mib}
+    if model.default_output_tokens:
+        result["default_output_tokens"] = model.default_output_tokens
     if model.architecture is not None:
         result |= dict(_architecture(model))
     if model.lora is not None:
@@ -91,9 +93,9 @@ def profile_facts(model: Model, profile: Profile) -> dict[str, Any]:
 def _smallest_tensor(model: Model, profile: Profile) -> int:
     """Tensor ranks below which the weights leave no room for one request, the other knobs being the profile's."""
     for tensor in TENSORS:
-        changed = profile.override(tensor=tensor)
+        entry = ModelSettings(name=model.name, profile=profile.name, gpu=profile.gpu, tensor=tensor)
         try:
-            refuse(model, changed, changed.gpus_per_node)
+            placed(model, entry)
         except Refusal:
             continue
         return tensor

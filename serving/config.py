@@ -183,7 +183,7 @@ class AdapterSettings(_Group):
 class ModelSettings(_Group):
     """One model of a cell: which engine, and how many of it.
 
-    Its bounds and its adapters change live; the rest restarts its own engines.
+    Its bounds, its adapters and its default output tokens change live; the rest restarts its own engines.
     """
 
     name: str
@@ -214,6 +214,8 @@ class ModelSettings(_Group):
     """Room for adapters in each engine, taken at its start; unset, the profile's, or none."""
     adapters: tuple[AdapterSettings, ...] = ()
     """Adapters that clients may ask for as models; each is loaded when it is first asked for."""
+    default_output_tokens: Annotated[int, Field(ge=0)] | None = None
+    """Output tokens that a call without a limit of its own may take; unset, the catalogue's; 0, all that the context leaves."""
 
     @property
     def is_scaled(self) -> bool:
@@ -224,12 +226,6 @@ class ModelSettings(_Group):
     def _bounds_are_in_order(self) -> Self:
         if self.min_replicas > self.max_replicas:
             raise ValueError("min_replicas must not be above max_replicas")
-        return self
-
-    @model_validator(mode="after")
-    def _a_gpu_has_a_profile(self) -> Self:
-        if self.gpu and not self.profile:
-            raise ValueError("a gpu without a profile means nothing: name a profile")
         return self
 
 

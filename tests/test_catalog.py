@@ -53,7 +53,7 @@ def test_an_entry_states_its_facts_and_where_they_come_from(model: Model) -> Non
     """No entry of ours lacks an architecture or its source; a generator for GPUs also caps its output."""
     assert model.architecture is not None and model.architecture.source
     assert model.summary.endswith(".")
-    assert not model.profiles or model.default_output_tokens is not None
+    assert not model.profiles or model.default_output_tokens
 
 
 def test_every_field_is_documented_where_it_is_defined() -> None:

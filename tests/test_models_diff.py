@@ -69,6 +69,13 @@ def test_a_setting_of_all_engines_restarts_only_whom_it_enters(tmp_path: Path) -
     ]
 
 
+def test_default_output_tokens_restart_nothing(tmp_path: Path) -> None:
+    """Gateways send them with each call: an engine is not started with them."""
+    first = BEFORE["models"][0] | {"default_output_tokens": 512}
+    lines = diff(tmp_path, BEFORE | {"models": [first, *BEFORE["models"][1:]]})
+    assert lines[0] == "gpt-oss-120b: unchanged; without a restart: default_output_tokens 8192 -> 512"
+
+
 def test_another_home_or_profile_is_named_before_what_follows_from_it(tmp_path: Path) -> None:
     """Secret and caches move with the home, batches and ranks change with the profile: the cause comes first."""
     first = {"name": "gpt-oss-120b", "profile": "latency", "gpu": "h100", "min_replicas": 2, "max_replicas": 3}

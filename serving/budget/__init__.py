@@ -4,6 +4,19 @@ from __future__ import annotations
 
 from serving.budget.knee import estimate
 from serving.budget.memory import Budget, budget, gpu_of
+from serving.budget.placement import CPU, Defaults, placed, with_room
 from serving.budget.refusals import refuse, refuse_on_cpu, refuse_room
 
-__all__ = ["Budget", "budget", "estimate", "gpu_of", "refuse", "refuse_on_cpu", "refuse_room"]
+__all__ = [
+    "CPU",
+    "Budget",
+    "Defaults",
+    "budget",
+    "estimate",
+    "gpu_of",
+    "placed",
+    "refuse",
+    "refuse_on_cpu",
+    "refuse_room",
+    "with_room",
+]

@@ -235,7 +235,7 @@ class Profile(_Shape):
     api_servers: Count | None = None
     """HTTP front-end processes of one engine; None is the setting `engine.api_servers`."""
     gpus_per_node: Count = 8
-    """GPUs of the largest pod this profile may ask for; an engine with more spans several."""
+    """GPUs of a node: an engine with more spans several pods. Engines get the setting `engine.gpus_per_node` in its place."""
 
     def override(
         self,
@@ -290,8 +290,8 @@ class Model(_Shape):
     """What it is for."""
     context_tokens: Count
     """Longest prompt plus output, in tokens, as served."""
-    default_output_tokens: Count | None = None
-    """Output tokens reserved and allowed when a client sets no limit; None leaves it to vLLM: context − prompt."""
+    default_output_tokens: Annotated[int, Field(ge=0)] = 0
+    """Output tokens that a call without a limit of its own may take, within context − prompt; 0: only that bounds it."""
     download_mib: Annotated[int, Field(ge=0)]
     """MiB fetched the first time."""
     disk_mib: Annotated[int, Field(ge=0)]

@@ -25,7 +25,7 @@ from serving.engine import command, deployments, placement
 from serving.engine.autoscale import Bounds
 from serving.engine.command import EngineSpec
 from serving.engine.deployments import DIRECTORY_APP
-from serving.engine.specs import CellSettings, Deployment, LiveSettings
+from serving.engine.specs import CellSettings, Deployment
 from serving.errors import Refusal
 from serving.wire import DIRECTORY_ROUTE
 
@@ -111,13 +111,13 @@ def run_model(it: Deployment, directory: str) -> None:
     """Deploy one model's application; returns at once.
 
     Where its bounds differ Serve's autoscaling asks the directory, at the base URL `directory`, how many are wanted.
-    Run again with other bounds or adapters it restarts nothing: they are no part of the version.
+    Run again with other bounds, adapters or default output tokens it restarts nothing: they are no part of the version.
     """
     spec = it.spec
     described = deployments.replica(spec).options(
         **_fleet(spec, it.plan.bounds, directory),
         graceful_shutdown_timeout_s=spec.settings.drain_timeout_s + deployments.DRAIN_MARGIN_S,
-        user_config=LiveSettings.of(it.wanted, spec.settings).model_dump(mode="json"),
+        user_config=it.live.model_dump(mode="json"),
         # Serve gives each `run` a new version, and so restarts what only changed in number (seen with 2.60).
         version=command.version(spec),
         _internal=True,

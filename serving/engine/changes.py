@@ -14,7 +14,7 @@ from serving import catalog
 from serving.config import EngineSettings, ModelSettings, Settings
 from serving.engine import command
 from serving.engine.command import EngineSpec
-from serving.engine.specs import deployment_of
+from serving.engine.specs import LiveSettings, deployment_of
 
 
 def told(before: Settings, after: Settings) -> list[str]:
@@ -24,7 +24,7 @@ def told(before: Settings, after: Settings) -> list[str]:
     lines = []
     for name in new | old:
         if name not in old:
-            _spec(new[name], after)  # refused here rather than when it starts
+            _started(new[name], after)  # refused here rather than when it starts
             lines.append(f"{name}: added, starts {_engines(new[name])}")
         elif name not in new:
             lines.append(f"{name}: removed, which drains and stops its {_engines(old[name])}")
@@ -34,13 +34,14 @@ def told(before: Settings, after: Settings) -> list[str]:
 
 
 def _change(old: ModelSettings, before: Settings, new: ModelSettings, after: Settings) -> str:
-    old_spec, new_spec = _spec(old, before), _spec(new, after)
+    (old_spec, old_live), (new_spec, new_live) = _started(old, before), _started(new, after)
     bounds = _differing(old, new, ("min_replicas", "max_replicas"))
     fleet = _differing(old, new, ("priority", "sleep_after_s", "knee", "adapters"))
+    fleet += _differing(old_live, new_live, ("default_output_tokens",))
     if command.version(old_spec) != command.version(new_spec):
         named = _differing(before, after, ("home",)) + _differing(old, new, ("profile", "gpu"))
         # Each path below the home changes with it, and is not worth a name of its own.
-        at_home = _spec(new, after.model_copy(update={"home": before.home}))
+        at_home, _ = _started(new, after.model_copy(update={"home": before.home}))
         reasons = named + command.differences(old_spec, at_home) + bounds
         return f"restarts its {_engines(old)} ({', '.join(reasons)})"
     live = fleet + _differing(old_spec.settings, new_spec.settings, tuple(EngineSettings.model_fields))
@@ -61,8 +62,9 @@ def _engines(wanted: ModelSettings) -> str:
     return f"{count} engine{'' if count == '1' else 's'}"
 
 
-def _spec(wanted: ModelSettings, settings: Settings) -> EngineSpec:
-    """The spec that production would build; the name of the checkpoint's source stands for its folder."""
+def _started(wanted: ModelSettings, settings: Settings) -> tuple[EngineSpec, LiveSettings]:
+    """What production would start and hand to replicas; the name of the checkpoint's source stands for its folder."""
     model = catalog.find(wanted.name, settings.own_models)
     source = Path(" ".join(str(value) for value in model.source.model_dump().values()))
-    return deployment_of(model, wanted, settings, source).spec
+    deployment = deployment_of(model, wanted, settings, source)
+    return deployment.spec, deployment.live

@@ -45,6 +45,7 @@ class Replica:
     async def __init__(self, spec: EngineSpec, directory_app: str) -> None:  # type: ignore[misc]  # Serve awaits it
         self._spec = _at_its_node(spec)
         self._adapters: tuple[AdapterSettings, ...] = ()
+        self._default_output_tokens = 0
         self._id = f"{spec.model}-{uuid.uuid4().hex[:8]}"
         self._directory_app = directory_app
         self._directory: DeploymentHandle | None = None
@@ -103,7 +104,8 @@ class Replica:
         return engine
 
     async def reconfigure(self, plain: dict[str, Any]) -> None:
-        """Called by Serve after the start, and when settings change that restart no engine: adapters, heartbeat, drain.
+        """Called by Serve after the start, and when settings change that restart no engine: adapters, default output
+        tokens, heartbeat, drain.
 
         Without it Serve would keep the old ones even for later starts: equal version, equal deployment (seen with 2.60).
         """
@@ -114,6 +116,7 @@ class Replica:
     def _adopt(self, live: LiveSettings) -> None:
         self._spec = msgspec.structs.replace(self._spec, settings=live.over(self._spec.settings))
         self._adapters = live.adapters
+        self._default_output_tokens = live.default_output_tokens
 
     async def _stock(self, engine: Engine) -> None:
         """Bring the engine's shelf in step with the settings; an adapter that cannot be loaded stops nothing."""
@@ -178,6 +181,7 @@ class Replica:
             state=self._state,
             task=self._spec.task,
             context_tokens=self._spec.context_tokens,
+            default_output_tokens=self._default_output_tokens,
             load=self._load,
             reason=self._reason,
             progress=self._engine.progress() if self._engine and self._state is ReplicaState.LOADING else None,

@@ -42,6 +42,8 @@ class ModelPlan(msgspec.Struct, frozen=True):
     name: str
     context_tokens: int
     bounds: Bounds
+    #: Output tokens of a call that sets no limit itself; 0: no cap but the context.
+    default_output_tokens: int = 0
     #: None where the fleet is fixed.
     knee: Knee | None = None
     adapters: tuple[str, ...] = ()
@@ -71,6 +73,7 @@ def plan(model: Model, settings: ModelSettings, spec: EngineSpec, estimate: Knee
         name=model.name,
         context_tokens=spec.context_tokens,
         bounds=bounds,
+        default_output_tokens=default_output_tokens(model, settings),
         knee=knee,
         adapters=adapters,
         priority=settings.priority,
@@ -78,6 +81,12 @@ def plan(model: Model, settings: ModelSettings, spec: EngineSpec, estimate: Knee
         nodes=spec.nodes,
         gpu_type=spec.gpu_type,
     )
+
+
+def default_output_tokens(model: Model, settings: ModelSettings) -> int:
+    """The settings' own value where they have one, the catalogue's otherwise; 0: no cap."""
+    own = settings.default_output_tokens
+    return model.default_output_tokens if own is None else own
 
 
 class Plans(msgspec.Struct, frozen=True):
@@ -174,6 +183,7 @@ class Scaler:
         return ListedModel(
             name=model.name,
             context_tokens=model.context_tokens,
+            default_output_tokens=model.default_output_tokens,
             adapters=model.adapters,
             wanted=None if decision is None else decision.replicas,
             may_sleep=model.bounds.min_replicas == 0,

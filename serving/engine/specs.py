@@ -14,7 +14,7 @@ import msgspec
 from pydantic import BaseModel, ConfigDict
 
 from serving import catalog
-from serving.budget import estimate, gpu_of, refuse, refuse_on_cpu, refuse_room
+from serving.budget import estimate, gpu_of, placed, with_room
 from serving.catalog import Model, Profile
 from serving.config import AdapterSettings, EngineSettings, ModelSettings, Settings
 from serving.engine import scaling
@@ -24,17 +24,6 @@ from serving.engine.scaling import ModelPlan, Plans
 from serving.errors import Refusal
 
 logger = logging.getLogger("serving.directory")
-
-#: What the settings' knobs change where no profile is chosen; only its ranks mean anything on a CPU.
-_ON_CPU = Profile(name="cpu", gpu="none", reason="No GPU.", source="vLLM's own defaults")
-
-
-class Deployment(NamedTuple):
-    """One model as the engine plane is given it."""
-
-    wanted: ModelSettings
-    spec: EngineSpec
-    plan: ModelPlan
 
 
 #: What of the engine settings reaches a replica that runs; changing it restarts nothing.
@@ -55,14 +44,27 @@ class LiveSettings(BaseModel):
     engine: EngineSettings
     """Of which LIVE_OF_ENGINE alone is meant."""
     adapters: tuple[AdapterSettings, ...] = ()
+    default_output_tokens: int = 0
+    """Output tokens of a call that sets no limit itself; 0: no cap but the context."""
 
     @classmethod
-    def of(cls, wanted: ModelSettings, engine: EngineSettings) -> Self:
-        return cls(engine=engine, adapters=wanted.adapters)
+    def of(cls, model: Model, wanted: ModelSettings, engine: EngineSettings) -> Self:
+        """What replicas of `model` run with, as the settings want it."""
+        default_output_tokens = scaling.default_output_tokens(model, wanted)
+        return cls(engine=engine, adapters=wanted.adapters, default_output_tokens=default_output_tokens)
 
     def over(self, settings: EngineSettings) -> EngineSettings:
         """Settings that an engine was started with, and these in their place."""
         return settings.model_copy(update={name: getattr(self.engine, name) for name in LIVE_OF_ENGINE})
+
+
+class Deployment(NamedTuple):
+    """One model as the engine plane is given it."""
+
+    wanted: ModelSettings
+    spec: EngineSpec
+    plan: ModelPlan
+    live: LiveSettings
 
 
 class CellSettings(BaseModel):
@@ -75,9 +77,12 @@ class CellSettings(BaseModel):
     own_models: tuple[Model, ...] = ()
 
     def live(self, model: str) -> LiveSettings | None:
-        """What replicas of one model start with besides their engine's spec."""
+        """What replicas of one model start with besides their engine's spec; None for a model that is not served."""
         found = next((wanted for wanted in self.models if wanted.name == model), None)
-        return LiveSettings.of(found, self.engine) if found else None
+        try:
+            return LiveSettings.of(catalog.find(model, self.own_models), found, self.engine) if found else None
+        except Refusal:
+            return None
 
     def plans(self) -> Plans:
         """What is wanted of each model; one that cannot work has no engines either, and its own application says why."""
@@ -97,16 +102,16 @@ def _plans(settings: Settings) -> Iterator[ModelPlan]:
 def deployment_of(model: Model, wanted: ModelSettings, settings: Settings, checkpoint: Path) -> Deployment:
     """What `settings` make of `model`; starts and fetches nothing. Raises Refusal when it cannot work."""
     spec = engine_spec(model, wanted, checkpoint, settings, settings.secret_file)
-    return Deployment(wanted, spec, model_plan(model, wanted, spec))
+    return Deployment(wanted, spec, model_plan(model, wanted, spec), LiveSettings.of(model, wanted, settings.engine))
 
 
 def model_plan(model: Model, wanted: ModelSettings, spec: EngineSpec) -> ModelPlan:
     """What the directory has to know to scale `model`; raises Refusal where nothing says what one engine of it does."""
-    if wanted.profile is None:
+    chosen = _placed(model, wanted, spec.settings)
+    if chosen is None:
         knee = model.cpu_knee
     else:
-        chosen, limited = _profile(model, wanted, spec.settings)
-        knee = estimate(limited, chosen) if model.architecture else None
+        knee = estimate(with_room(model, wanted), chosen) if model.architecture else None
     return scaling.plan(model, wanted, spec, knee)
 
 
@@ -115,57 +120,45 @@ def engine_spec(
 ) -> EngineSpec:
     """The engine that serves `model` from `checkpoint`, as its settings want it; raises Refusal when it cannot work.
 
-    Neither the checkpoint nor the secret need be there yet: whoever is refused has fetched nothing.
+    Neither the checkpoint nor the secret need be there yet: a model that is refused has fetched nothing.
     """
-    chosen, limited = _profile(model, wanted, settings.engine)
-    common = EngineSpec(
+    chosen = _placed(model, wanted, settings.engine)
+    limited = with_room(model, wanted)
+    spec = EngineSpec(
         model=model.name,
         checkpoint=str(checkpoint),
         task=model.task,
-        context_tokens=chosen.context_tokens or model.context_tokens,
-        settings=settings.engine.model_copy(update={"api_servers": chosen.api_servers or settings.engine.api_servers}),
+        context_tokens=model.context_tokens,
+        settings=settings.engine,
         secret_file=str(secret_file),
         tls=settings.plane_tls,
         log_folder=str(settings.home / "logs"),
         cache_folder=str(settings.home / "cache"),
-        parallel=Parallel(chosen.tensor, chosen.pipeline, chosen.data, chosen.expert),
+        parallel=Parallel(wanted.tensor or 1, wanted.pipeline or 1, wanted.data or 1, wanted.expert or False),
         tool_parser=model.tool_parser,
         reasoning_parser=model.reasoning_parser,
         environment=tuple(sorted(model.environment.items())),
         tokenizer=model.tokenizer,
         checksums=tuple(sorted(model.checksums.items())),
-        lora=limited.lora if chosen.lora else None,
+        lora=limited.lora if wanted.lora else None,
         flags=tuple(room_flags(wanted.lora)) if wanted.lora else (),
     )
-    return common if wanted.profile is None else _on_gpus(common, limited, chosen)
+    return spec if chosen is None else _on_gpus(spec, limited, chosen)
+
+
+def _placed(model: Model, wanted: ModelSettings, engine: EngineSettings) -> Profile | None:
+    return placed(model, wanted, gpus_per_node=engine.gpus_per_node, api_servers=engine.api_servers)
 
 
 def _on_gpus(spec: EngineSpec, model: Model, chosen: Profile) -> EngineSpec:
     return msgspec.structs.replace(
         spec,
+        context_tokens=chosen.context_tokens or spec.context_tokens,
+        settings=spec.settings.model_copy(update={"api_servers": chosen.api_servers or spec.settings.api_servers}),
+        parallel=Parallel(chosen.tensor, chosen.pipeline, chosen.data, chosen.expert),
+        lora=model.lora if chosen.lora else None,
         nodes=chosen.nodes,
         gpus_per_node=chosen.pod_gpus,
         gpu_type=gpu_of(chosen).ray_label,
         flags=tuple(tuning_flags(model, chosen)),
     )
-
-
-def _profile(model: Model, wanted: ModelSettings, settings: EngineSettings) -> tuple[Profile, Model]:
-    """The profile with what the settings say in its place, and the model with the room they want; raises Refusal."""
-    on_cpu = wanted.profile is None
-    chosen = (_ON_CPU if on_cpu else model.profile(wanted.profile, wanted.gpu)).override(
-        wanted.tensor, wanted.pipeline, wanted.data, wanted.expert, settings.gpus_per_node
-    )
-    limited = model
-    if wanted.lora:
-        chosen, limited = chosen.model_copy(update={"lora": True}), model.model_copy(update={"lora": wanted.lora})
-    if wanted.adapters and not chosen.lora:
-        raise Refusal(f"{model.name} is given adapters and no room for them: set its `lora`, or take none.")
-    is_known = model.architecture is not None  # what a user's own model does not say of its shape, vLLM finds out
-    if is_known and on_cpu:
-        refuse_on_cpu(model, chosen)
-    if chosen.lora and limited.lora:
-        refuse_room(model, limited.lora, chosen.api_servers or settings.api_servers, 1 if on_cpu else chosen.nodes)
-    if is_known and not on_cpu:
-        refuse(limited, chosen, settings.gpus_per_node)
-    return chosen, limited

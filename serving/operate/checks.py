@@ -263,7 +263,8 @@ def gpus(wanted: Wanted, nodes: Sequence[Node] | Unknown, pods: Sequence[Pod] | 
     """GPU nodes, their drivers, and room for the engines."""
     yield from (no("Spread over GPUs", sentence) for sentence in wanted.impossible)
     if not wanted.engine_pods:
-        yield yes("GPU nodes", "None is needed: every model runs on the CPU.")
+        if not wanted.impossible:
+            yield yes("GPU nodes", "None is needed: every model runs on the CPU.")
         return
     if isinstance(nodes, Unknown):
         yield from (unknown(name, nodes) for name in ("GPU nodes", "GPU driver", "Room for engines"))

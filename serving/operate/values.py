@@ -14,9 +14,9 @@ import msgspec
 from pydantic import TypeAdapter, ValidationError
 
 from serving import catalog
-from serving.budget import refuse
+from serving.budget import Defaults, placed
 from serving.catalog import Model, Profile
-from serving.config import ModelSettings, read_mapping
+from serving.config import EngineSettings, ModelSettings, read_mapping
 from serving.errors import Refusal
 
 #: What the chart's own values say of the keys read here (a test compares), for whoever asks before he has a file.
@@ -27,8 +27,6 @@ DEFAULTS: Mapping[str, Any] = {
     "cells": {"a": {}},
     "modelVolume": {"accessModes": ["ReadWriteMany"]},
 }
-#: The profile that means vLLM's CPU build.
-CPU = "cpu"
 
 
 class EnginePods(msgspec.Struct, frozen=True):
@@ -56,7 +54,7 @@ class Wanted(msgspec.Struct, frozen=True):
     """What an installation asks of a cluster."""
 
     engine_pods: tuple[EnginePods, ...] = ()
-    #: Why a model cannot be spread as it is asked for, one sentence each.
+    #: Why a model cannot be placed as the values ask, one sentence each.
     impossible: tuple[str, ...] = ()
     #: Name of a Secret → the key of the values that names it.
     secrets: Mapping[str, str] = {}
@@ -80,7 +78,7 @@ def read(files: Sequence[Path]) -> Wanted:
 
 
 def wanted(values: Mapping[str, Any]) -> Wanted:
-    """What merged values ask for. Raises Refusal for a model or a profile that nobody knows."""
+    """What merged values ask for. Raises Refusal for an unknown model and for values of another shape."""
     pods, impossible = _engine_pods(values)
     return Wanted(
         engine_pods=tuple(pods),
@@ -145,9 +143,8 @@ def _leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
 
 def _engine_pods(values: Mapping[str, Any]) -> tuple[list[EnginePods], list[str]]:
     own = _checked(TypeAdapter(list[Model]), values.get("ownModels", []), "ownModels")
-    gpus_per_node = _checked(
-        TypeAdapter(int), _at(values, "engine.settings.gpus_per_node") or 8, "engine.settings.gpus_per_node"
-    )
+    engine = _checked(TypeAdapter(EngineSettings), _group(values, "engine", "settings"), "engine.settings")
+    defaults = Defaults(values.get("profile"), values.get("gpu"))
     pods: list[EnginePods] = []
     impossible: list[str] = []
     for cell in _group(values, "cells"):
@@ -156,26 +153,13 @@ def _engine_pods(values: Mapping[str, Any]) -> tuple[list[EnginePods], list[str]
             continue
         for settings in _checked(TypeAdapter(list[ModelSettings]), chosen.get("models", []), f"cells.{cell}.models"):
             model = catalog.find(settings.name, own)
-            profile = _profile(model, settings, chosen, gpus_per_node)
-            if profile is None:
-                continue
             try:
-                refuse(model, profile, gpus_per_node)
+                profile = placed(model, settings, defaults, engine.gpus_per_node, engine.api_servers)
             except Refusal as refusal:
                 impossible.append(str(refusal))
-            pods.append(_pods(cell, settings, profile))
+            else:
+                pods += [_pods(cell, settings, profile)] if profile else []
     return pods, impossible
-
-
-def _profile(model: Model, settings: ModelSettings, values: Mapping[str, Any], gpus_per_node: int) -> Profile | None:
-    """How a model is spread; None on the CPU."""
-    name = settings.profile or values.get("profile")
-    if name in (CPU, None):
-        return None
-    profile = model.profile(name, settings.gpu or values.get("gpu"))
-    return profile.override(
-        settings.tensor, settings.pipeline, settings.data, settings.expert, min(gpus_per_node, profile.gpus_per_node)
-    )
 
 
 def _pods(cell: str, settings: ModelSettings, profile: Profile) -> EnginePods:

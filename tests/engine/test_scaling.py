@@ -21,7 +21,7 @@ WAITING = Traffic(waiting_requests=1, waiting_prompt_tokens=10)
 
 
 def plan(lowest: int, most: int, sleep_after_s: float | None = None) -> ModelPlan:
-    return ModelPlan("m", 4096, Bounds(lowest, most, sleep_after_s), KNEE)
+    return ModelPlan("m", 4096, Bounds(lowest, most, sleep_after_s), default_output_tokens=512, knee=KNEE)
 
 
 def listing(clock: Clock, *plans: ModelPlan) -> Listing:
@@ -43,7 +43,7 @@ def test_a_young_directory_wants_nothing_yet() -> None:
     it = Listing("cell", "one", clock)
     it.plan(Plans((plan(1, 3),)))
     assert it.wanted() is None
-    assert it.answer().models == (ListedModel("m", 4096),)
+    assert it.answer().models == (ListedModel("m", 4096, default_output_tokens=512),)
     clock.advance(COMPLETE_AFTER_S)
     it.hear_gateway(GatewayReport("g"))
     assert it.wanted() == {"m": 1}

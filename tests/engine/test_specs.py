@@ -48,6 +48,12 @@ def test_a_model_whose_shape_is_not_said_is_served() -> None:
     assert (on_cpu.gpus_per_node, on_cpu.gpu_type, on_cpu.parallel, on_cpu.flags) == (0, None, Parallel(tensor=3), ())
 
 
+def test_a_kind_of_gpu_without_a_profile_is_refused() -> None:
+    """Without a profile an engine runs on the CPU, which is not what the settings ask for."""
+    with pytest.raises(Refusal, match="a gpu and no profile"):
+        made(OWN, gpu="h100")
+
+
 def test_an_unknown_kind_of_gpu_is_refused() -> None:
     """Whatever else is known of the model."""
     model = OWN.model_copy(update={"profiles": (BALANCED.model_copy(update={"gpu": "abacus"}),)})
@@ -109,5 +115,23 @@ def test_every_engine_setting_is_of_one_kind() -> None:
 def test_live_settings_leave_alone_what_an_engine_started_with() -> None:
     """Serve hands a running replica the drain limit and the like; the address and memory of its engine stay."""
     started = EngineSettings(host="10.0.0.1", kv_cache_gib=7, drain_timeout_s=5)
-    live = LiveSettings.of(ModelSettings(name="m"), EngineSettings(drain_timeout_s=9))
+    live = LiveSettings.of(OWN, ModelSettings(name="own"), EngineSettings(drain_timeout_s=9))
     assert live.over(started) == started.model_copy(update={"drain_timeout_s": 9})
+
+
+@pytest.mark.parametrize(("given", "cap"), [(None, 8192), (0, 0), (512, 512)])
+def test_default_output_tokens_are_the_settings_or_else_the_catalogues(given: int | None, cap: int) -> None:
+    """Unset, a model keeps the catalogue's cap; 0 takes it away. Directory and replicas get the same number, live."""
+    wanted = ModelSettings(name="gpt-oss-120b", profile="balanced", default_output_tokens=given)
+    cell = CellSettings(models=(wanted,))
+    (plan,) = cell.plans().models
+    live = cell.live("gpt-oss-120b")
+    assert live and (plan.default_output_tokens, live.default_output_tokens) == (cap, cap)
+    specs = [made(catalog.find("gpt-oss-120b"), profile="balanced", default_output_tokens=it) for it in (given, 1)]
+    assert command.version(specs[0]) == command.version(specs[1])
+
+
+def test_a_model_that_is_not_served_has_no_live_settings() -> None:
+    """Neither one that the settings do not name, nor one that the catalogue does not know."""
+    cell = CellSettings(models=(ModelSettings(name="unheard-of"),))
+    assert cell.live("unheard-of") is None and cell.live("gpt-oss-120b") is None

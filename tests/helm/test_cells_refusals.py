@@ -23,6 +23,10 @@ REFUSED: dict[str, tuple[Object, str]] = {
         _model(profile="cpu"),
         "gpt-oss-120b is meant for GPUs and its profile is cpu: name one of its own, of which the first is balanced on h100",
     ),
+    "a kind of GPU on CPUs": (
+        CPU_DEMO | _model("smollm2-135m-instruct", gpu="h100"),
+        "smollm2-135m-instruct is given a gpu and its profile is cpu: name a profile, or leave `gpu` unset",
+    ),
     "a model of CPUs on GPUs": (_model("tiny-gpt-oss"), "it has none: it runs on the CPU (`profile: cpu`)"),
     "ranks that do not divide": (_model(tensor=3), "64 attention heads, which 3 tensor ranks cannot share evenly"),
     "more ranks than KV heads": (_model(tensor=16), "8 KV heads, which 16 tensor ranks cannot share evenly"),

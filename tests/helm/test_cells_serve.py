@@ -63,6 +63,8 @@ def test_directory_and_replicas_are_told_the_same(one: Cell) -> None:
             update={it: getattr(arguments.engine, it) for it in specs.CELLS_OF_ENGINE}
         )
         assert live.adapters == entry.adapters
+        there = wanted.live(entry.name)
+        assert there and live.default_output_tokens == there.default_output_tokens
 
 
 def test_arguments_hold_what_an_engine_is_started_with_and_no_more(one: Cell) -> None:
@@ -131,6 +133,9 @@ LIVE_CHANGES: dict[str, Object] = {
     "load_mib_per_s": _engine(load_mib_per_s=80),
     "heartbeat_s": _engine(heartbeat_s=1),
     "priority": {"models": [{"name": "qwen3-32b", "lora": {"max_adapters": 1}, "priority": 3}]},
+    "default_output_tokens": {
+        "models": [{"name": "qwen3-32b", "lora": {"max_adapters": 1}, "default_output_tokens": 512}]
+    },
     "adapters": {
         "models": [
             {"name": "qwen3-32b", "lora": {"max_adapters": 1}, "adapters": [{"name": "law", "path": "/adapters/law"}]}
@@ -150,6 +155,27 @@ def test_live_values_restart_nothing(change: Object) -> None:
         name: it["args"] for name, it in after.applications.items()
     }
     assert before.cluster == after.cluster
+
+
+def test_an_own_models_default_output_tokens_restart_nothing() -> None:
+    """They reach replicas live, and no argument, though they stand in the description of the model."""
+    own = {
+        "name": "mine",
+        "summary": "A model of ours.",
+        "source": {"kind": "mounted", "path": "/models/mine"},
+        "context_tokens": 8192,
+        "download_mib": 0,
+        "disk_mib": 20_480,
+        "license": "proprietary",
+        "profiles": [{"name": "balanced", "gpu": "h100", "reason": "It fits.", "source": "computed"}],
+    }
+    values = {"models": [{"name": "mine"}]}
+    before = cell(values | {"ownModels": [own]})
+    after = cell(values | {"ownModels": [own | {"default_output_tokens": 512}]})
+
+    live = [it.applications["model-mine"]["deployments"][0]["user_config"] for it in (before, after)]
+    assert [it["default_output_tokens"] for it in live] == [0, 512]
+    assert before.applications["model-mine"]["args"] == after.applications["model-mine"]["args"]
 
 
 def test_bounds_change_no_pod() -> None:

@@ -52,17 +52,36 @@ def test_an_engine_over_several_nodes_is_several_pods(tmp_path: Path) -> None:
     assert (pods.gpus, pods.least, pods.most) == (8, 2, 4)
 
 
+def test_a_model_that_cannot_be_placed_is_named_and_the_others_keep_their_pods(tmp_path: Path) -> None:
+    """A profile that a model lacks, adapters without room: one sentence each, as the engine plane and the chart refuse them."""
+    adapters = [{"name": "law", "path": "/adapters/law"}]
+    models = [
+        {"name": "gpt-oss-120b", "profile": "fast"},
+        {"name": "gpt-oss-20b", "adapters": adapters},
+        {"name": "qwen3-32b"},
+    ]
+    found = values.read([written(tmp_path, "v.yaml", {"models": models})])
+    assert [it.model for it in found.engine_pods] == ["qwen3-32b"]
+    no_profile, no_room = found.impossible
+    assert "gpt-oss-120b has no GPU profile 'fast' on h100" in no_profile and "adapters and no room" in no_room
+
+
+def test_an_entry_may_name_a_gpu_and_leave_the_profile_to_the_values(tmp_path: Path) -> None:
+    """As in the chart: `profile` of the values goes with any kind of GPU."""
+    (pods,) = values.read([written(tmp_path, "v.yaml", {"models": [{"name": "qwen3-32b", "gpu": "h200"}]})]).engine_pods
+    assert (pods.gpu, pods.gpus) == ("h200", 1)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         ({"models": [{"name": "gpt-6"}]}, "no model called 'gpt-6'"),
         ({"models": [{"name": "gpt-oss-120b", "replicas": 2}]}, "models.0.replicas"),
-        ({"profile": "fast"}, "'fast'"),
         (["a list"], "mapping"),
     ],
 )
 def test_values_that_mean_nothing_are_one_sentence(tmp_path: Path, content: Any, said: str) -> None:
-    """A model, key or profile that nobody knows is refused by its name."""
+    """A model or a key that does not exist is refused by its name."""
     with pytest.raises(Refusal, match=re.escape(said)):
         values.read([written(tmp_path, "v.yaml", content)])
 

@@ -15,7 +15,7 @@ From a model's entry in the values to the shape of its engine: what serving/cata
 
 {{/* The same of an entry of `ownModels`. */}}
 {{- define "gpt-oss-serving.ownFacts" -}}
-{{- $facts := pick . "disk_mib" "lora" -}}
+{{- $facts := pick . "disk_mib" "default_output_tokens" "lora" -}}
 {{- with .cpu_knee -}}{{- $_ := set $facts "cpu_scales" true -}}{{- end -}}
 {{- with .architecture -}}
 {{- $_ := set $facts "experts" (not (empty .experts)) -}}
@@ -46,6 +46,7 @@ From a model's entry in the values to the shape of its engine: what serving/cata
 One model as its cell serves it, as JSON. Takes root, entry.
   name, entry (as ModelSettings takes it), onCpu, min, max (engines), problem (a sentence, or empty)
   tensor, pipeline, data, gpus (of an engine), podGpus, nodes (pods of an engine), group, diskMib, pinnedGib
+  defaultOutputTokens (of a call without a limit of its own; 0 for none)
 */}}
 {{- define "gpt-oss-serving.model" -}}
 {{- $entry := deepCopy .entry -}}
@@ -54,6 +55,7 @@ One model as its cell serves it, as JSON. Takes root, entry.
 {{- $facts := include "gpt-oss-serving.modelFacts" (dict "root" .root "name" $name) | fromJson -}}
 {{- $profileName := $entry.profile | default .root.Values.profile -}}
 {{- $onCpu := eq $profileName "cpu" -}}
+{{- $gpuWithoutProfile := and $onCpu (not (empty $entry.gpu)) -}}
 {{- $gpu := $entry.gpu | default .root.Values.gpu -}}
 {{- $profile := dict "tensor" 1 "pipeline" 1 "data" 1 "expert" false "lora" false -}}
 {{- $problem := "" -}}
@@ -93,10 +95,14 @@ One model as its cell serves it, as JSON. Takes root, entry.
   "isProfilesOwn" (and (eq $pipeline (int $profile.pipeline)) (eq $data (int $profile.data)) (eq $expert $profile.expert))
   "smallestTensor" (int ($profile.smallest_tensor | default 1)) "profileName" $profileName "gpu" $gpu
   "gpus" $gpus "podGpus" $podGpus "nodes" $nodes "perNode" $perNode "group" $group
+  "gpuWithoutProfile" $gpuWithoutProfile
   "apiServers" (int ($profile.api_servers | default $settings.api_servers)) -}}
 {{- $_ := set $model "requests8k" (int ($profile.requests_8k | default 0)) -}}
 {{- $_ := set $model "batchLimit" (int ($profile.batch_limit | default 0)) -}}
 {{- $_ := set $model "diskMib" (int ($facts.disk_mib | default 0)) -}}
+{{- $cap := $facts.default_output_tokens | default 0 -}}
+{{- if not (kindIs "invalid" $entry.default_output_tokens) -}}{{- $cap = $entry.default_output_tokens -}}{{- end -}}
+{{- $_ := set $model "defaultOutputTokens" (int $cap) -}}
 {{- $_ := set $model "adapterGib" (include "gpt-oss-serving.adapterGib" $model | float64) -}}
 {{- if not $problem -}}{{- $problem = include "gpt-oss-serving.modelProblem" $model -}}{{- end -}}
 {{- set $model "problem" $problem | toJson -}}

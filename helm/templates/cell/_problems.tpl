@@ -13,6 +13,8 @@ here, with the words of serving/budget/refusals.py; the rest (adapters' files, a
 {{- define "gpt-oss-serving.modelProblem" -}}
 {{- if gt .min .max -}}
 {{- printf "%s: min_replicas is %d and max_replicas %d: the first must not be above the second." .name (int .min) (int .max) -}}
+{{- else if .gpuWithoutProfile -}}
+{{- printf "%s is given a gpu and its profile is cpu: name a profile, or leave `gpu` unset." .name -}}
 {{- else if and .facts.heads (mod (int .facts.heads) (int .tensor)) -}}
 {{- printf "%s has %d attention heads, which %d tensor ranks cannot share evenly." .name (int .facts.heads) (int .tensor) -}}
 {{- else if and .facts.kv_heads (mod (int .facts.kv_heads) (int .tensor)) -}}

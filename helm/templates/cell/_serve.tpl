@@ -68,7 +68,7 @@ applications:
     {{- range .root.Values.ownModels }}
     {{- if eq .name $name }}
     own_model:
-      {{- toYaml . | nindent 6 }}
+      {{- toYaml (omit . "default_output_tokens") | nindent 6 }}
     {{- end }}
     {{- end }}
     engine:
@@ -91,6 +91,7 @@ applications:
           {{- toYaml (include "gpt-oss-serving.liveEngine" .root | fromJson) | nindent 10 }}
         adapters:
           {{- toYaml (.model.entry.adapters | default list) | nindent 10 }}
+        default_output_tokens: {{ .model.defaultOutputTokens }}
 {{- end -}}
 
 {{/*
