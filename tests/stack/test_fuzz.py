@@ -12,6 +12,8 @@ from tests.stack.running import Stack, running
 
 #: Requests of each kind; the seeds are fixed, so a failure can be repeated.
 ROUNDS = 12
+#: Output tokens of a call that sets no limit.
+DEFAULT = 24
 MARKERS = ("<|channel|>", "<|start|>", "<|end|>", "<|message|>", "<|call|>", "<|return|>", "<|constrain|>")
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 QUESTION = [{"role": "user", "content": "Go on."}]
@@ -20,7 +22,7 @@ QUESTION = [{"role": "user", "content": "Go on."}]
 @pytest.fixture(scope="module")
 def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     home: Path = tmp_path_factory.mktemp("random")
-    with running(home, RANDOM) as it:
+    with running(home, RANDOM, {"SERVING_MODELS": f"[{{name: {RANDOM}, default_output_tokens: {DEFAULT}}}]"}) as it:
         yield it
 
 
@@ -72,3 +74,33 @@ def test_responses_are_well_formed(fuzzer: Stack, seed: int, stream: bool) -> No
         assert "response.completed" in final or "response.incomplete" in final, final[:300]
     else:
         assert json.loads(answer)["status"] in ("completed", "incomplete")
+
+
+#: Tokens that end an answer, as good as forbidden: only a limit ends one.
+ENDLESS = {str(token): -100 for token in (199999, 200002, 200012)}
+
+
+@pytest.mark.parametrize(("asked", "generated"), [({}, DEFAULT), ({"max_tokens": DEFAULT * 2}, DEFAULT * 2)])
+def test_a_call_without_a_limit_stops_at_the_models_default(
+    fuzzer: Stack, asked: dict[str, int], generated: int
+) -> None:
+    """`length` says so; the client's own limit comes first, a larger one too."""
+    body = {"model": RANDOM, "messages": QUESTION, "logit_bias": ENDLESS} | asked
+    status, _, answer = call(fuzzer.url, "POST", "/v1/chat/completions", body, bearer(fuzzer.key))
+    assert status == 200, answer
+    whole = json.loads(answer)
+    assert whole["choices"][0]["finish_reason"] == "length" and whole["usage"]["completion_tokens"] == generated
+
+
+def test_a_models_default_never_refuses_a_long_prompt(fuzzer: Stack) -> None:
+    """Where the prompt leaves less than the default, the engine cuts it to what is left instead of refusing."""
+    card = json.loads(call(fuzzer.url, "GET", f"/v1/models/{RANDOM}", None, bearer(fuzzer.key))[2])
+    assert card["default_output_tokens"] == DEFAULT
+    empty = {"model": RANDOM, "messages": QUESTION, "logit_bias": ENDLESS, "max_tokens": 1}
+    used = json.loads(call(fuzzer.url, "POST", "/v1/chat/completions", empty, bearer(fuzzer.key))[2])["usage"]
+    words = card["max_model_len"] - used["prompt_tokens"] - DEFAULT // 2
+    body = {"model": RANDOM, "messages": [{"role": "user", "content": "Go on." + " on" * words}], "logit_bias": ENDLESS}
+    status, _, answer = call(fuzzer.url, "POST", "/v1/chat/completions", body, bearer(fuzzer.key))
+    assert status == 200, answer
+    usage = json.loads(answer)["usage"]
+    assert usage["total_tokens"] == card["max_model_len"] and usage["completion_tokens"] < DEFAULT
