@@ -67,7 +67,7 @@ class Gateway:
             method=request.method,
             trace_id=trace.trace_id,
         )
-        return Visit(request, responder, record, trace)
+        return Visit(request, responder, record, trace, self._clock)
 
     async def _visit(self, visit: Visit) -> None:
         error: BaseException | None = None

@@ -68,19 +68,19 @@ class Inference:
 
     async def _body(self, visit: Visit) -> bytes:
         limit_s = self._settings.timeouts.request_body_s
-        began_at = self._relay.clock()
+        began_at = visit.clock()
         try:
             async with asyncio.timeout(limit_s):
                 return await visit.request.read_body(self._settings.max_body_bytes)
         except TimeoutError:
             raise RequestTimedOut(f"The request body did not arrive within {limit_s:g} seconds.") from None
         finally:
-            visit.record.body_s = self._relay.clock() - began_at
+            visit.record.body_s = visit.clock() - began_at
 
     async def _relayed(self, call: Call, caller: Caller, visit: Visit) -> None:
         record, responder = visit.record, visit.responder
         record.is_streamed = call.is_streamed
-        exchange = Exchange(call, responder, record, visit.trace, self._relay.clock)
+        exchange = Exchange(call, responder, record, visit.trace, visit.clock)
         if call.is_streamed and call.dialect.stream:
             visit.error_event = partial(_error_event, exchange, responder.request_id)
         async with (

@@ -15,11 +15,19 @@ from serving.gateway.observe.tracing import Trace
 class Visit:
     """What a handler works with."""
 
-    def __init__(self, request: Request, responder: Responder, record: CallRecord, trace: Trace) -> None:
+    def __init__(
+        self,
+        request: Request,
+        responder: Responder,
+        record: CallRecord,
+        trace: Trace,
+        clock: Callable[[], float],
+    ) -> None:
         self.request = request
         self.responder = responder
         self.record = record
         self.trace = trace
+        self.clock = clock
         #: What stands in place of `{id}` in the route's path.
         self.argument = ""
         #: The bytes that end a stream which has begun, for an error; None where no stream is answered.

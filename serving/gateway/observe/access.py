@@ -91,7 +91,7 @@ class _JsonLine(msgspec.Struct):
 
 
 def write_json(record: CallRecord) -> None:
-    """As a JSON line among the others, past Python's logging: its layers take 22 us of a request (GW-9).
+    """As a JSON line among the others, past Python's logging: its layers take 22 us of a request (OBS-1).
 
     A log that cannot be written fails no request.
     """

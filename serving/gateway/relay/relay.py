@@ -62,7 +62,7 @@ class Relay:
         self._estimates = estimates
         self._timeouts = timeouts
         self._secret = secret
-        self.clock = clock
+        self._clock = clock
 
     async def relay(self, exchange: Exchange, ticket: Ticket) -> None:
         """Answer an admitted call. Raises ApiError; the sink knows how far the answer had got."""
@@ -194,13 +194,13 @@ class Relay:
         """The next bytes, b"" at the end; while none come the client gets keep-alives."""
         if data := content.read_nowait():
             return data
-        silent_since = self.clock()
+        silent_since = self._clock()
         while True:
             try:
                 async with asyncio.timeout(self._timeouts.keep_alive_s):
                     return await content.readany()
             except TimeoutError:
-                if self.clock() - silent_since >= self._timeouts.engine_silence_s:
+                if self._clock() - silent_since >= self._timeouts.engine_silence_s:
                     raise _silent() from None
                 await exchange.keep_alive()
 
