@@ -221,7 +221,7 @@ def _plain(shape: Any) -> Any:
 
 
 def _is_pydantics(key: str, item: Any) -> bool:
-    """A keyword that draft 7 lacks or nobody reads, and no property of that name."""
+    """A keyword that draft 7 lacks or no validator reads, and no property of that name."""
     return (key == "title" and isinstance(item, str)) or (key == "discriminator" and "propertyName" in item)
 
 

@@ -244,7 +244,7 @@ def _build(layout: Layout, clock: Callable[[], float]) -> None:
 
 
 def announcement(torch: Torch, packages: int, machine: Machine) -> str:
-    """What is about to be downloaded and what it takes, told before the first byte."""
+    """What is about to be downloaded and what it takes, printed before the first byte."""
     return "\n".join(
         (
             f"  download  {torch.download_gb:.1f} GB: {packages} packages and {torch.about}; "
@@ -300,7 +300,7 @@ def _install_project(layout: Layout) -> None:
 def _load(layout: Layout) -> None:
     """Import once what an engine imports: that byte-compiles it, and shows that it loads on this machine.
 
-    Compiling all of the environment would take three times as long and 0.4 GB more, for files that nobody opens.
+    Compiling all of the environment would take three times as long and 0.4 GB more, for files that are never opened.
     """
     print("  loading vLLM for the first time", flush=True)
     environment = {name: text for name, text in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}

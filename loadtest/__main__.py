@@ -157,7 +157,7 @@ def _run(asked: argparse.Namespace) -> None:
 
 
 def _somebody(asked: argparse.Namespace) -> AbstractContextManager[None]:
-    """Whoever answers at the URL already, or a stack of our own."""
+    """The stack that answers at the URL already, or one of our own."""
     if asked.serve is None or surroundings.is_answered(asked.url):
         return contextlib.nullcontext()
     return surroundings.served(asked.url, asked.serve, _say)

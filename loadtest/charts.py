@@ -108,7 +108,7 @@ def _stacked(axes: Axes, windows: Sequence[Window]) -> None:
 
 def _replicas(axes: Axes, it: Figures) -> None:
     if not it.sightings:
-        axes.text(0.5, 0.5, "not seen: nobody answered at the metrics' address", transform=axes.transAxes, ha="center")
+        axes.text(0.5, 0.5, "not seen: nothing answered at the metrics' address", transform=axes.transAxes, ha="center")
     instants = [sighting.at_s for sighting in it.sightings]
     lines = sorted(
         {(model, state) for look in it.sightings for model, states in look.replicas.items() for state in states}

@@ -1,8 +1,8 @@
 """Client: one request over one connection, and what became of it. Plain http.client, which gevent makes cooperative.
 
-Not Locust's FastHttpSession: its `iter_lines` waits until 1,024 bytes are there, several tokens of a stream, and would
-report their gaps as nothing. `read1` returns what has arrived (tests/loadtest/test_client.py measures it); it costs the
-same CPU as geventhttpclient's reader, 25 us a chunk, measured on 32 streams in one run.
+Not Locust's FastHttpSession, which would hide the gaps between tokens (LT-3). `read1` returns what has arrived
+(tests/loadtest/test_client.py measures it); it costs the same CPU as geventhttpclient's reader, 25 us a chunk, measured on
+32 streams in one run.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Api:
             answer = self._exchange(request, stream)
         except Failed as error:
             failed = error
-        heard = answer or stream.answer
+        received = answer or stream.answer
         outcome = Outcome(
             session=session.number,
             turn=turn,
@@ -53,10 +53,10 @@ class Api:
             ended_s=self.clock(),
             failure_kind=failed.kind if failed else "",
             failure=str(failed) if failed else "",
-            first_s=heard.instants_s[0] if heard.instants_s else None,
-            prompt_tokens=heard.usage.prompt_tokens,
-            output_tokens=heard.usage.completion_tokens,
-            gaps=packed(heard.instants_s),
+            first_s=received.instants_s[0] if received.instants_s else None,
+            prompt_tokens=received.usage.prompt_tokens,
+            output_tokens=received.usage.completion_tokens,
+            gaps=packed(received.instants_s),
         )
         return outcome, answer
 

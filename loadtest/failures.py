@@ -6,7 +6,7 @@
     ├── Cut           an answer that ended before its end: no [DONE], or the connection closed
     ├── Malformed     bytes that are no answer: another content type, no SSE, no JSON, an error in another shape
     ├── Unreachable   no connection, or one that was closed before the headers
-    ├── TimedOut      nothing was heard for too long
+    ├── TimedOut      the server was silent for too long
     └── Unfinished    still under way when the run was over
 
 A text names a status, a code or a state: never what was asked or answered.
@@ -54,5 +54,5 @@ class Unfinished(Failed):
 
 #: Failures that no load excuses: an overloaded stack refuses and is late, it does not answer with rubbish.
 NEVER_EXCUSED = frozenset({"broken", "cut", "malformed", "unreachable"})
-#: What becomes of sessions whose worker died with them: nobody knows, so they count as failures.
+#: What becomes of sessions whose worker died with them: unknown, so they count as failures.
 LOST = "lost"

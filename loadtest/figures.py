@@ -116,7 +116,7 @@ class About(msgspec.Struct, frozen=True):
     seed: int
     workers: int
     models: tuple[str, ...]
-    #: In the words of whoever ran it: GPUs, engines, what stands between.
+    #: As described by the operator: GPUs, engines, what is between.
     target: str
     #: Of the load generator.
     machine: str
@@ -327,7 +327,7 @@ def figures(
     )
 
 
-#: Seconds a generator may be late, of which nobody takes notice in a TTFT.
+#: Seconds a generator may be late, too little to matter in a TTFT.
 LATENESS_MAX_S = 0.05
 
 

@@ -14,7 +14,7 @@ from loadtest.workload import Kind, Limits, Session, cut, replayed, sessions
 from serving.errors import Refusal
 
 SHAPES = ("steady", "ramp", "diurnal", "burst", "replay")
-#: More are not held in memory at once, and nobody waits for their report.
+#: More would not fit in memory, and their report would take too long.
 MAX_SESSIONS = 1_000_000
 
 

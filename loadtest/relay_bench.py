@@ -148,7 +148,7 @@ def _report(ports: list[int], key: str, gateway_pid: int, streams: int, chunks: 
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on now."""
+    """A TCP port on which no process listens now."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port

@@ -1,4 +1,4 @@
-"""Swarm: the part that is Locust's. Workers begin each session when it is due, and tell the master what became of it.
+"""Swarm: the part that is Locust's (LT-1, LT-2). Workers start each session when it is due and report its outcome to the master.
 
     master ── share (every n-th session, and the instant of the start) ──► worker: one greenlet a session
            ◄── outcomes, Locust's own statistics, done ──────────────────
@@ -65,7 +65,7 @@ class Desk:
         self._environment = environment
         self._key = key
         self._share: Share | None = None
-        self._untold: list[Outcome] = []
+        self._unsent: list[Outcome] = []
 
     def take(self, environment: Environment, msg: Message, **_: Any) -> None:
         """Locust hands over the master's message."""
@@ -106,7 +106,7 @@ class Desk:
             gevent.sleep(pause_s)
 
     def _count(self, outcome: Outcome) -> None:
-        self._untold.append(outcome)
+        self._unsent.append(outcome)
         name = str(outcome.kind)
         self._environment.events.request.fire(  # type: ignore[no-untyped-call]  # Locust leaves it open.
             request_type="POST",
@@ -126,12 +126,12 @@ class Desk:
             self._tell()
 
     def _tell(self) -> None:
-        told, self._untold = self._untold, []
-        if told:
-            _runner(self._environment).send_message("outcomes", {"outcomes": msgspec.msgpack.encode(told)})
+        unsent, self._unsent = self._unsent, []
+        if unsent:
+            _runner(self._environment).send_message("outcomes", {"outcomes": msgspec.msgpack.encode(unsent)})
 
     def _close(self) -> None:
-        """Messages keep their order: when the master hears `done` it has heard everything."""
+        """Messages keep their order: when the master receives `done` it has received everything."""
         self._tell()
         runner = _runner(self._environment)
         if isinstance(runner, WorkerRunner):
@@ -178,7 +178,7 @@ def _user(work: Callable[[], None]) -> type[User]:
 
 
 class Gathered:
-    """What the master has heard."""
+    """What the master has received."""
 
     def __init__(self) -> None:
         self.outcomes: list[Outcome] = []

@@ -35,7 +35,7 @@ def sighting(at_s: float, exposition: str) -> Sighting:
 
 
 def look(url: str, clock: Callable[[], float], timeout_s: float = 5.0) -> Sighting | None:
-    """One look at a `/metrics`; None when nobody answers there, or something else does."""
+    """One look at a `/metrics`; None when nothing answers there, or something else than a gateway does."""
     try:
         with urllib.request.urlopen(url, timeout=timeout_s) as answer:
             return sighting(clock(), answer.read().decode())

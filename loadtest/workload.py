@@ -86,7 +86,7 @@ def read_mix(text: str) -> dict[Kind, float]:
             kinds = ", ".join(Kind)
             raise Refusal(f"'{part}' is no part of a mix: write user=weight, of {kinds}.") from None
     if min(mix.values()) < 0 or not 0 < sum(mix.values()) < math.inf:
-        raise Refusal(f"The mix {text} sends nobody: weights are 0 or more, and one is above 0.")
+        raise Refusal(f"The mix {text} sends no one: weights are 0 or more, and one is above 0.")
     return mix
 
 

@@ -1,7 +1,7 @@
 """Settings: one typed, frozen schema, read once from one YAML file plus environment overrides.
 
 `SERVING_GATEWAY__PORT=9000` overrides `gateway.port`. Unknown keys are refused, in the file and in the environment.
-Under each field stand its unit and its reason.
+The docstring under each field has its unit and its reason; serving/SETTINGS.md is generated from them.
 """
 
 from __future__ import annotations
@@ -36,32 +36,32 @@ def _in_order(range_: tuple[int, int] | None) -> tuple[int, int] | None:
 
 
 class Timeouts(_Group):
-    """Client to engine, each longer than the next: whoever waits outside gives up last.
+    """From client to engine, each longer than the next: the outermost party gives up last.
 
     openai-python waits 600 s > request_total > wake_wait > engine_silence > request_body > replica_wait > keep_alive > engine_connect.
     """
 
     request_total_s: Annotated[float, Field(gt=0)] = 590.0
-    """Seconds a request may take in all; just under openai-python's default of 600."""
+    """Seconds a request may take in total; just under openai-python's default of 600."""
     wake_wait_s: Annotated[float, Field(gt=0)] = 420.0
-    """Seconds a request waits for a model that sleeps to start, before 503 with Retry-After; leaves time for the answer."""
+    """Seconds a request waits for a model's cold start from zero, before 503 with Retry-After; leaves time for the answer."""
     engine_silence_s: Annotated[float, Field(gt=0)] = 300.0
-    """Seconds an engine may send nothing (a long prefill, or a wedge) before it is given up."""
+    """Seconds an engine may send nothing (a long prefill, or a wedged engine) before the call fails."""
     request_body_s: Annotated[float, Field(gt=0)] = 60.0
-    """Seconds a client may take to send its body: 8 MiB at 1 Mbit/s; a slower one would hold a place for nothing."""
+    """Seconds a client may take to send its body: 8 MiB at 1 Mbit/s; a slower client would hold a place without using it."""
     replica_wait_s: Annotated[float, Field(gt=0)] = 30.0
     """Seconds a request waits for a ready replica before 503 with Retry-After."""
     keep_alive_s: Annotated[float, Field(gt=0)] = 10.0
-    """Seconds of silence after which a streaming client gets headers, then a comment: proxies cut idle streams at 30 to 60."""
+    """Seconds of silence after which a streaming client gets headers, then an SSE comment: proxies cut idle streams after 30 to 60."""
     engine_connect_s: Annotated[float, Field(gt=0)] = 2.0
-    """Seconds to open a connection to an engine in the same datacenter; longer means it is gone."""
+    """Seconds to open a connection to an engine in the same data centre; longer means that it is gone."""
 
 
 class Certificate(_Group):
     """A certificate and its key, as PEM files; gateways and engines take up renewed ones without a restart."""
 
     certificate_file: Path
-    """The certificate, with those between it and its authority."""
+    """The certificate, followed by the intermediate ones."""
     key_file: Path
     """Its private key."""
 
@@ -77,10 +77,10 @@ class PlaneTls(Certificate):
 
 
 class Slo(_Group):
-    """What a model's users are promised; `serving_gateway_slo_requests_total` counts who got it."""
+    """What a model's users are promised; `serving_gateway_slo_requests_total` counts how often it was kept."""
 
     ttft_s: Annotated[float, Field(gt=0)] = 5.0
-    """Seconds from a request, body and all, to the first byte of its stream: a reader takes longer for a machine that hangs."""
+    """Seconds from a complete request to the first byte of its stream: a reader takes anything longer for a hang."""
     time_per_output_token_s: Annotated[float, Field(gt=0)] = 0.1
     """Seconds per token after the first, the mean of one answer: ten tokens a second are more than people read."""
 
@@ -91,9 +91,9 @@ class GatewaySettings(_Group):
     port: Port = 8080
     """TCP port of the public API."""
     metrics_port: Port | None = None
-    """TCP port of `/metrics` alone; unset, it is beside the API (a laptop), where whoever reaches it reads tenants' names and use."""
+    """TCP port of `/metrics` alone. Unset, it shares the API's port (for laptops), and every client can read tenants' names and use."""
     tls: Certificate | None = None
-    """Serve the API itself over TLS; unset where a proxy before it does."""
+    """Serve the API over TLS; unset if a proxy in front does."""
     directories: tuple[str, ...] = ()
     """Base URLs of the cells' directories to poll."""
     engines: tuple[str, ...] = ()
@@ -103,25 +103,25 @@ class GatewaySettings(_Group):
     max_body_bytes: Annotated[int, Field(ge=1024)] = 8 * 1024 * 1024
     """Bytes of one request body; 131,072 tokens of text are well under 1 MiB."""
     max_open_requests: Annotated[int, Field(ge=1)] = 1024
-    """Requests held at once, waiting and streaming together: bounds memory (each holds at most its body and one chunk)."""
+    """Requests held at once, waiting and streaming together: bounds memory (each holds at most its body and one chunk). Beyond it: 503 `overloaded`."""
     max_waiting_requests: Annotated[int, Field(ge=1)] = 256
-    """Requests of one model held while no replica of it is ready, first come first served; the next is told to come back."""
+    """Requests of one model that wait while no replica is ready, first come first served. Beyond it: 503 with Retry-After."""
     poll_interval_s: Annotated[float, Field(gt=0, le=2)] = 0.5
-    """Seconds between two looks at each directory; a directory forgets a gateway after ten seconds of silence."""
+    """Seconds between two polls of each directory; a directory drops a gateway that has not polled for ten seconds."""
     key_cache_s: Annotated[float, Field(gt=0)] = 10.0
-    """Seconds an API key's answer is trusted before the store is asked again: the longest a revoked key lives on."""
+    """Seconds a looked-up API key is cached before the store is read again: the longest a revoked key keeps working."""
     drain_timeout_s: Annotated[float, Field(ge=0)] = 5.0
-    """Seconds running answers may take to end after SIGTERM; in a cluster just under the pod's grace period."""
+    """Seconds running answers may take after SIGTERM (graceful shutdown); in a cluster just under the pod's grace period."""
     slo: Slo = Slo()
-    """What users of every model are promised that has no promise of its own."""
+    """The SLO of every model that is not in `model_slos`."""
     model_slos: dict[str, Slo] = {}
-    """Served model → what its users are promised."""
+    """Served model → its own SLO."""
     traces_endpoint: Annotated[str, Field(pattern="^https?://")] | None = None
-    """Address of an OpenTelemetry collector that takes spans over OTLP/HTTP (`http://collector:4318/v1/traces`); unset, none are made."""
+    """Address of an OpenTelemetry collector that takes spans over OTLP/HTTP (`http://collector:4318/v1/traces`); unset, tracing is off."""
     trace_sample_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of requests that are traced; a client whose own trace is sampled decides for its own."""
+    """Share of requests that are traced; a client's own sampling decision overrides it."""
     log_prompts: bool = False
-    """Write each call's body into its log line, as it was sent, up to 64 KiB of it. Whoever reads the log then reads prompts."""
+    """Write each call's body into its log line, as it was sent, up to 64 KiB. Everyone who can read the log can then read prompts."""
     timeouts: Timeouts = Timeouts()
 
     def slo_of(self, model: str) -> Slo:
@@ -131,53 +131,53 @@ class GatewaySettings(_Group):
 
 class StoreSettings(_Group):
     url_file: Path | None = None
-    """File of one line, `postgresql://…`, for gateways that share a store; unset, SQLite in `home`. A file, because of its password."""
+    """File of one line, `postgresql://…`, for gateways that share a store; unset, SQLite in `home`. A file, because it contains a password."""
     pepper_file: Path | None = None
-    """File of exactly 32 random bytes under which keys are digested, the same for every gateway; unset, `pepper` in `home`, made at first use."""
+    """File of exactly 32 random bytes under which keys are digested, the same for every gateway; unset, `pepper` in `home`, created on first use."""
     first_key_file: Path | None = None
-    """File with a key made beforehand, registered by `serving store migrate`; unset, a first start with SQLite makes `admin.key` in `home`."""
+    """File with a key made in advance, registered by `serving store migrate`; unset, a first start with SQLite creates `admin.key` in `home`."""
     pool_size: Annotated[int, Field(ge=1, le=100)] = 5
-    """Connections of one gateway to PostgreSQL at most: four threads look keys up, one writes the ledger."""
+    """Maximum connections of one gateway to PostgreSQL: four threads look up keys, one writes the ledger."""
 
 
 class EngineSettings(_Group):
     host: str | None = "127.0.0.1"
-    """Address an engine listens on and is reached at; null means its node's own, as in a cluster."""
+    """Address an engine listens on and is reached at; null means its node's own address, as in a cluster."""
     port_range: Annotated[tuple[Port, Port] | None, AfterValidator(_in_order)] = None
-    """First and last TCP port for engines' HTTP servers, so that a NetworkPolicy can name them; unset, any free one."""
+    """First and last TCP port for engines' HTTP servers, so that a NetworkPolicy can name them; unset, any free port."""
     memory_share: Annotated[float, Field(gt=0, le=1)] = 0.25
     """CPU engines: share of the machine's memory that must be free at start (vLLM refuses to start otherwise)."""
     kv_cache_gib: Annotated[int, Field(ge=1)] = 1
     """CPU engines: whole GiB of KV cache."""
     api_servers: Annotated[int, Field(ge=1)] = 1
-    """HTTP front-end processes of one engine, where its profile does not say how many."""
+    """HTTP front-end processes of one engine, if its profile does not set their number."""
     start_timeout_s: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds from an engine's first process to its first token, besides reading its weights: imports, graphs, kernels."""
+    """Seconds from an engine's first process to its first token, not counting the time to read its weights: imports, graphs, kernels."""
     load_mib_per_s: Annotated[float, Field(gt=0)] = 100.0
-    """MiB a second at which weights are read at the slowest: a checkpoint of 60 GiB adds ten minutes to the start's limit."""
+    """Slowest rate, in MiB per second, at which weights are read: a checkpoint of 60 GiB adds ten minutes to the start's limit."""
     directory_labels: dict[str, str] = {}
-    """Labels of the Ray nodes that may hold the directory; in a cluster, nodes that hold no engine to be lost with."""
+    """Labels of the Ray nodes that may hold the directory; in a cluster, nodes without engines, so that it is not lost with one."""
     gpus_per_node: Annotated[int, Field(ge=1)] = 8
     """GPUs of a node; an engine with more of them spans several."""
     nodes_may_grow: bool = False
-    """Whether the cluster adds GPU nodes when an engine waits for one; if not, models share those there are by priority."""
+    """Whether the cluster adds GPU nodes when an engine waits for one; if not, models share the existing ones by priority."""
     traces_endpoint: Annotated[str, Field(pattern="^https?://")] | None = None
-    """Where engines send the spans of requests that the gateway traces: as `gateway.traces_endpoint`; unset, nowhere."""
+    """Where engines send the spans of requests that the gateway traces, as `gateway.traces_endpoint`; unset, tracing is off in engines."""
     program: tuple[str, ...] = ()
     """A program in vLLM's place that takes its `serve` command line and speaks its HTTP; empty for vLLM itself."""
     drain_timeout_s: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds running streams may take to finish when a replica goes; not below the gateway's request_total_s."""
+    """Seconds running streams may take to finish when a replica stops; not below the gateway's `request_total_s`."""
     heartbeat_s: Annotated[float, Field(gt=0, le=2)] = 0.5
-    """Seconds between two reports of a replica to the directory; after five its figures count as stale, after ten it is gone."""
+    """Seconds between two reports of a replica to the directory; after five without one its load is stale, after ten the replica is dropped."""
 
 
 class AdapterSettings(_Group):
     """One LoRA adapter of a model. These lists are the whole registry: nothing else can be loaded, whatever a client asks."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
-    """What clients ask for as a model; plain, because vLLM makes a path of it. Changed weights get a new name."""
+    """The model name that clients send; plain characters, because vLLM makes a path of it. Changed weights need a new name."""
     path: Annotated[str, Field(pattern="^/")]
-    """Absolute folder in the engine's pod with `adapter_config.json` and `adapter_model.safetensors`, as PEFT writes them."""
+    """Absolute path of a folder in the engine's pod with `adapter_config.json` and `adapter_model.safetensors`, as PEFT writes them."""
 
 
 class ModelSettings(_Group):
@@ -191,7 +191,7 @@ class ModelSettings(_Group):
     profile: str | None = None
     """A named profile of the catalogue for GPUs; unset, the engine runs on vLLM's CPU build."""
     gpu: str | None = None
-    """The GPU type whose profile is meant (`h100`, `h200`); unset, the first that has it."""
+    """The GPU type whose profile is meant (`h100`, `h200`); unset, the first type that has this profile."""
     tensor: Annotated[int, Field(ge=1)] | None = None
     """Ranks that share each layer; unset, the profile's, or 1."""
     pipeline: Annotated[int, Field(ge=1)] | None = None
@@ -201,21 +201,21 @@ class ModelSettings(_Group):
     expert: bool | None = None
     """Whether ranks hold whole experts instead of a piece of each; unset, the profile's, or false."""
     min_replicas: Annotated[int, Field(ge=0)] = 1
-    """Engines that always run; 0 lets the model sleep, and its first request wait for a start."""
+    """Engines that always run; 0 lets the model scale to zero, and its first request waits for a cold start."""
     max_replicas: Annotated[int, Field(ge=1)] = 1
-    """Engines that may run; the same as `min_replicas` for a fixed fleet."""
+    """Most engines that may run; the same as `min_replicas` for a fixed fleet."""
     priority: int = 0
-    """Whose engines come first when the GPUs do not suffice: after every model's minimum, more goes before less."""
+    """Which model gets GPUs first when there are too few: after every model's minimum, higher values come first."""
     sleep_after_s: Annotated[float, Field(gt=0)] = 900.0
-    """Seconds without any request after which the last engine goes, where `min_replicas` is 0: a start costs minutes."""
+    """Seconds without a request after which the last engine stops, if `min_replicas` is 0: a cold start takes minutes."""
     knee: Knee | None = None
-    """What one engine does at the most load that keeps its SLO, as measured here; unset, the catalogue's, or an estimate."""
+    """What one engine does at the highest load that keeps its SLO, as measured by you; unset, the catalogue's value, or an estimate."""
     lora: LoraLimits | None = None
-    """Room for adapters in each engine, taken at its start; unset, the profile's, or none."""
+    """Room for adapters in each engine, allocated at its start; unset, the profile's, or none."""
     adapters: tuple[AdapterSettings, ...] = ()
-    """Adapters that clients may ask for as models; each is loaded when it is first asked for."""
+    """Adapters that clients may request as models; each is loaded on first use."""
     default_output_tokens: Annotated[int, Field(ge=0)] | None = None
-    """Output tokens that a call without a limit of its own may take; unset, the catalogue's; 0, all that the context leaves."""
+    """Output tokens of a call that sets no limit of its own; unset, the catalogue's value; 0, all that the context leaves."""
 
     @property
     def is_scaled(self) -> bool:
@@ -233,11 +233,11 @@ class Settings(_Group):
     home: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("gpt-oss-serving")))
     """Folder of all local state: models, keys, ledger, logs."""
     plane_secret_file: Path | None = None
-    """File with what gateways show to engines, one value a line; unset, `plane.secret` of the home, made when absent."""
+    """File with the secret that gateways present to engines, one value per line; unset, `plane.secret` in `home`, created if absent."""
     plane_tls: PlaneTls | None = None
-    """Encrypt what passes between gateways, directories and engines; unset, it is plain HTTP."""
+    """Encrypt the traffic between gateways, directories and engines; unset, it is plain HTTP."""
     log_format: Literal["json", "text"] = "json"
-    """One JSON object a line for collectors, or text for eyes."""
+    """One JSON object per line for collectors, or text for people."""
     store: StoreSettings = StoreSettings()
     gateway: GatewaySettings = GatewaySettings()
     engine: EngineSettings = EngineSettings()

@@ -225,8 +225,7 @@ def _signals_ignored() -> Iterator[None]:
 @contextlib.contextmanager
 def _local_ray(directory_port: int, home: Path) -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # A terminal sends Ctrl-C to the whole group; Ray's processes inherit this mask and live until they are stopped
-    # in order (seen: without it Ray's GCS dies first, and Serve waits 30 s for it).
+    # Ray's processes inherit this mask, and so live until they are stopped in order (CELL-6).
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     engine_app.start_local_ray(directory_port, home)
     for number, handler in handlers.items():

@@ -1,8 +1,7 @@
-"""Plane TLS: one name for every server of the engine plane, checked by whoever asks one of them.
+"""Plane TLS: one name for every server of the engine plane, checked by its clients (CELL-14).
 
-Engines and directories are reached at addresses of pods, which no certificate can name beforehand. So all of them show
-a certificate for one name, and a client expects that name whatever address it has called (RFC 9525 leaves the reference
-identity to the client). Who calls is proven by the plane secret.
+A client expects that name whatever address it has called: RFC 9525 leaves the reference identity to the client. The
+plane secret proves who calls.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 pins.toml → bases by digest → wheels, held against the locks → a folder with nothing else in it → podman or docker, without
 a network where no system packages are wanted → the image, and its bill of materials beside it in .cache/images.
 
-A checkout's other files never reach the builder: the build context is made here, file by file.
+A checkout's other files never reach the builder: the build context is made here, file by file (IMG-2).
 """
 
 from __future__ import annotations

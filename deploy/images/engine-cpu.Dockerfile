@@ -9,7 +9,7 @@ RUN dpkg --status libnuma1 wget > /dev/null 2>&1 \
     || { apt-get update && apt-get install --yes --no-install-recommends libnuma1 wget \
          && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/*; }
 # What installs software is no part of an image that runs it, and nothing here changes its user.
-# KubeRay may be told to use login shells, whose profile sets PATH anew.
+# KubeRay can be configured to use login shells, whose profile sets PATH anew.
 # hadolint ignore=SC2016
 RUN rm -rf /usr/local/lib/python3.11/site-packages/* /usr/local/lib/python3.11/ensurepip /usr/local/bin/pip* \
     && find / -xdev -type f -perm /6000 -exec chmod a-s {} + \
@@ -38,7 +38,7 @@ LABEL org.opencontainers.image.title="${TITLE}" \
       org.opencontainers.image.created="${CREATED}" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.base.name="${BASE}"
-# LOGNAME: a user id that the platform chose has no name, and whoever asks for it (torch does) would fail.
+# LOGNAME: a user id that the platform chose has no name, and looking it up (torch does) would fail.
 ENV PATH=/opt/serving/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/var/lib/serving SERVING_HOME=/var/lib/serving LOGNAME=serving \
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \

@@ -21,7 +21,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/* \
     && ldconfig \
     && python3.11 -c "import bz2, ctypes, curses, lzma, readline, sqlite3, ssl, uuid, zlib"
-# Nothing here changes its user. KubeRay may be told to use login shells, whose profile sets PATH anew.
+# Nothing here changes its user. KubeRay can be configured to use login shells, whose profile sets PATH anew.
 # hadolint ignore=SC2016
 RUN find / -xdev -type f -perm /6000 -exec chmod a-s {} + \
     && install -d -o 10001 -g 0 -m 0770 /var/lib/serving \
@@ -49,7 +49,7 @@ LABEL org.opencontainers.image.title="${TITLE}" \
       org.opencontainers.image.created="${CREATED}" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.base.name="${BASE}"
-# LOGNAME: a user id that the platform chose has no name, and whoever asks for it (torch does) would fail.
+# LOGNAME: a user id that the platform chose has no name, and looking it up (torch does) would fail.
 # NVIDIA_VISIBLE_DEVICES: the base says "all", which shows every GPU to a pod that asked for none; who asks gets his own.
 ENV PATH=/opt/serving/bin:/usr/local/nvidia/bin:/usr/local/cuda/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/var/lib/serving SERVING_HOME=/var/lib/serving LOGNAME=serving \

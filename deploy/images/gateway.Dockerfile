@@ -28,7 +28,7 @@ LABEL org.opencontainers.image.title="${TITLE}" \
       org.opencontainers.image.created="${CREATED}" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.base.name="${BASE}"
-# LOGNAME: a user id that the platform chose has no name, and whoever asks for it would fail.
+# LOGNAME: a user id that the platform chose has no name, and looking it up would fail.
 ENV PATH=/opt/serving/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/var/lib/serving SERVING_HOME=/var/lib/serving LOGNAME=serving \
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1

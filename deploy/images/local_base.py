@@ -19,7 +19,7 @@ MIRROR = "http://deb.debian.org/debian"
 #: Python with what venv needs (debootstrap does not find python3-distutils by itself), certificates, and the two packages
 #: that engine-cpu.Dockerfile would fetch.
 PACKAGES = ("ca-certificates", "libnuma1", "python3", "python3-distutils", "python3-venv", "wget")
-#: As in Debian's own slim images: nobody reads them in a container.
+#: As in Debian's own slim images: they are not read in a container.
 UNREAD = (
     "usr/share/doc",
     "usr/share/man",

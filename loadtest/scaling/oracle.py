@@ -63,7 +63,7 @@ def without_foresight(
 ) -> Schedule:
     """What can be had of an exact knowledge of the present: a slice's need is answered when the slice is over.
 
-    Needs are held for one start-up, as we do. What it misses, nobody who does not know the future can promise.
+    Needs are held for one start-up, as we do. What it misses cannot be promised without knowing the future.
     """
     needs = [1, *(max(1, math.ceil(value / fill_ratio)) for value in per_slice)]
     held = math.ceil(startup_s / slice_s)

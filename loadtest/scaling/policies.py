@@ -65,17 +65,17 @@ class ServeDefault:
     look_back_s: float = 30.0
     name: str = "Serve default"
     interval_s: float = 5.0
-    _heard: deque[tuple[float, int]] = field(default_factory=deque)
+    _reports: deque[tuple[float, int]] = field(default_factory=deque)
     _target: int | None = None
     #: Since when, and whether up (1) or down (-1), another number has been desired.
     _direction: int = 0
     _since: float = 0.0
 
     def wanted(self, signals: list[ReplicaSignal], demand: Demand, now: float) -> int:
-        self._heard.append((now, ongoing(signals, demand)))
-        while self._heard[0][0] <= now - self.look_back_s:
-            self._heard.popleft()
-        mean = sum(requests for _, requests in self._heard) / len(self._heard)
+        self._reports.append((now, ongoing(signals, demand)))
+        while self._reports[0][0] <= now - self.look_back_s:
+            self._reports.popleft()
+        mean = sum(requests for _, requests in self._reports) / len(self._reports)
         running = sum(signal.state is ReplicaState.READY for signal in signals)
         if self._target is None:
             self._target = max(1, _alive(signals))

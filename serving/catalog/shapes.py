@@ -49,7 +49,7 @@ class ObjectStoreSource(_Shape):
 
 
 class MountedSource(_Shape):
-    """A folder that is there already: a volume, an image layer, a node's disk."""
+    """A folder that exists already: a volume, an image layer, a node's disk."""
 
     kind: Literal["mounted"] = "mounted"
     """Which source this is."""
@@ -164,7 +164,7 @@ class Gpu(_Shape):
     name: str
     """As in `--gpu`."""
     title: str
-    """As a person says it."""
+    """As shown to people."""
     ray_label: str
     """As Ray labels its nodes (`ray.io/accelerator-type`)."""
     memory_gib: Annotated[float, Field(gt=0)]
@@ -179,18 +179,18 @@ class Gpu(_Shape):
 
 
 class Knee(_Shape):
-    """What one replica does at the most load that keeps its SLO: measured by the operator, or the budget's estimate."""
+    """What one replica does at the highest load that keeps its SLO: measured by the operator, or the budget's estimate."""
 
     running_requests: Count
     """Requests in its batch."""
     prefill_tokens_per_s: Annotated[float, Field(gt=0)]
-    """Prompt tokens it computes a second while nothing else runs."""
+    """Prompt tokens it computes per second while nothing else runs."""
     decode_tokens_per_s: Annotated[float, Field(gt=0)]
-    """Output tokens a second of all running requests together."""
+    """Output tokens per second of all running requests together."""
     startup_s: Annotated[float, Field(gt=0)]
     """Seconds from the decision to the first generated token."""
     ttft_slo_s: Annotated[float, Field(gt=0)] = 2.0
-    """Seconds to a first token that the operator promises at the longest."""
+    """Longest time to first token that the operator promises, in seconds."""
     kv_cache_ratio: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of the KV cache beyond which preemption begins."""
 
@@ -203,7 +203,7 @@ class Profile(_Shape):
     gpu: str
     """A name of serving.catalog.GPUS."""
     reason: str
-    """When to take it, one sentence."""
+    """When to choose it, one sentence."""
     source: str
     """Where the reason comes from; "computed" when only the budget says so."""
     tensor: Count = 1
@@ -219,11 +219,11 @@ class Profile(_Shape):
     max_num_seqs: Count = 256
     """Requests in one batch of one data rank; vLLM's sampler needs memory for this many logits at once."""
     max_num_batched_tokens: Count = 8192
-    """Tokens of one step of one data rank: larger prefills faster and makes decoding neighbours wait longer."""
+    """Tokens of one step of one data rank: a larger value prefills faster and makes decoding neighbours wait longer."""
     context_tokens: Count | None = None
     """Promised prompt plus output in tokens; None is the model's own."""
     prefix_caching: bool = True
-    """Keep KV of finished requests for the next with the same beginning; prefix routing is for nothing without."""
+    """Keep the KV of finished requests for the next one with the same prefix; prefix routing is useless without."""
     async_scheduling: bool = True
     """Plan the next step while one runs, vLLM's default; doubles the tokens in flight, and so sliding layers' KV."""
     moe_backend: Literal["auto", "marlin", "triton", "triton_unfused"] = "auto"
@@ -281,7 +281,7 @@ class Model(_Shape):
     """One model, as the catalogue knows it; the same keys describe a user's own model."""
 
     name: Annotated[str, Field(pattern="^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")]
-    """What clients ask for, and vLLM's served name; a folder and a pod's label are called so too. Others are aliases."""
+    """What clients ask for, and vLLM's served name; also the name of a folder and of a pod's label. Other names are aliases."""
     summary: str
     """What it is and is not, one sentence for the banner."""
     source: Source
@@ -301,7 +301,7 @@ class Model(_Shape):
     tokenizer: str | None = None
     """Hub id or path of the tokenizer; None when the checkpoint carries it."""
     checksums: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = {}
-    """SHA-256 of files that must match, by name in the checkpoint; empty where nobody has published them."""
+    """SHA-256 of files that must match, by name in the checkpoint; empty if none are published."""
     tool_parser: str | None = None
     """vLLM's `--tool-call-parser`."""
     reasoning_parser: str | None = None
@@ -309,11 +309,11 @@ class Model(_Shape):
     environment: dict[str, str] = {}
     """Extra environment of its engine."""
     architecture: Architecture | None = None
-    """Without it there is no budget, and nothing is refused before an engine starts."""
+    """Without it there is no budget, and nothing can be refused before an engine starts."""
     lora: LoraLimits | None = None
-    """The most room that an engine may keep for adapters; None where adapters are not offered."""
+    """The most room that an engine may keep for adapters; None if adapters are not offered."""
     cpu_knee: Knee | None = None
-    """What one engine of it does on the CPU; None: its fleet there is fixed."""
+    """What one engine of it does on the CPU; None if its fleet there is fixed."""
     base: str | None = None
     """The catalogue entry a fine-tune was derived from."""
     profiles: tuple[Profile, ...] = ()

@@ -118,7 +118,7 @@ def run_model(it: Deployment, directory: str) -> None:
         **_fleet(spec, it.plan.bounds, directory),
         graceful_shutdown_timeout_s=spec.settings.drain_timeout_s + deployments.DRAIN_MARGIN_S,
         user_config=it.live.model_dump(mode="json"),
-        # Serve gives each `run` a new version, and so restarts what only changed in number (seen with 2.60).
+        # Serve gives each `run` a new version, and so restarts what only changed in number (CELL-9).
         version=command.version(spec),
         _internal=True,
     )

@@ -161,7 +161,7 @@ def _flags(spec: EngineSpec, port: int, member: Member) -> list[str]:
         *("--max-model-len", str(spec.context_tokens)),
         *_tls_flags(spec.tls),
         *_parallel_flags(spec, member),
-        # One backend for all: with `auto` the first request's schema chooses for every later one (seen with 0.32).
+        # One backend for all: with `auto` the first request's schema chooses for every later one (ENG-8).
         *("--structured-outputs-config", '{"backend": "xgrammar"}'),
         "--enable-prompt-tokens-details",  # the ledger counts cached prompt tokens
         "--disable-uvicorn-access-log",  # one line a request is the gateway's to write
@@ -262,7 +262,7 @@ def _decided(spec: EngineSpec) -> dict[str, str]:
     if not spec.gpus_per_node:
         result |= {
             # Eager mode compiles a few sampling functions all the same: the first request for log probabilities then
-            # stalls the engine for 18 s, and kills it on a machine without a C++ compiler (seen with 0.32).
+            # stalls the engine for 18 s, and kills it on a machine without a C++ compiler (ENG-11).
             "TORCH_COMPILE_DISABLE": "1",
             "VLLM_CPU_KVCACHE_SPACE": str(spec.settings.kv_cache_gib),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",

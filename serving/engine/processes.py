@@ -55,7 +55,7 @@ def role(process: psutil.Process) -> str | None:
 
 
 def is_fork(process: psutil.Process, name: str) -> bool:
-    """Is it a helper between fork and exec (torch's compiler starts such), which still carries its parent's title?"""
+    """Is it a helper between fork and exec (torch's compiler starts such), which still carries its parent's title? (ENG-6)"""
     try:
         parent = process.parent()
     except psutil.NoSuchProcess:

@@ -64,8 +64,8 @@ class Tree:
     def stop(self) -> None:
         """End the tree and return when nobody is left.
 
-        Front ends go first and at once: asked politely, they end running streams as if these were complete (seen with
-        vLLM 0.32: `finish_reason` "abort", then [DONE]). The others may put away what they share before they are killed.
+        Front ends go first and at once: asked politely, they end running streams as if these were complete (ENG-7:
+        `finish_reason` "abort", then [DONE]). The others may put away what they share before they are killed.
         """
         deadline = time.monotonic() + _TERM_GRACE_S
         self._root.kill()
