@@ -48,6 +48,7 @@ check: setup ## format, lint, types, import contracts
 	@$(VENV)/ruff check .
 	@$(VENV)/mypy
 	@$(VENV)/lint-imports
+	@$(VENV)/python deploy/chart_values_page.py --check
 
 # One Python for every node, because Ray refuses nodes whose Python differs, to the patch version: 3.11, on which all
 # of this was measured, from one base image of ours; vLLM's published image has 3.12 and is not used.
