@@ -87,8 +87,11 @@ def values(source: str) -> list[Value]:
 def schema(source: str, renamed: Mapping[str, str]) -> Schema:
     """The whole JSON schema of a values file. Old names pass it, because a template says what they are called now."""
     top = _closed({value.path: value for value in values(source)}, ())
-    # Helm hands `global` down from a parent chart, whatever this one says.
-    top["properties"]["global"] = {"type": "object"}
+    # Helm passes `global` from a parent chart to its dependencies, whether they read it or not.
+    top["properties"]["global"] = {
+        "description": "Values of a parent chart for all its dependencies.",
+        "type": "object",
+    }
     for old, new in renamed.items():
         *groups, key = old.split(".")
         group = top

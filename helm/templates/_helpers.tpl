@@ -19,11 +19,19 @@ begin alike must not become one. Takes name, most (characters).
 {{- include "gpt-oss-serving.cut" (dict "name" (default .Chart.Name .Values.nameOverride) "most" 63) -}}
 {{- end -}}
 
-{{/* At most 30 characters: KubeRay takes 47 for a RayService's name, which adds `-cell-` and up to 11 of the cell's name. */}}
+{{/* The alias under which a parent chart has this one among its dependencies, else nothing. Helm gives it as the chart's name. */}}
+{{- define "gpt-oss-serving.alias" -}}
+{{- if ne .Chart.Name "gpt-oss-serving" -}}{{- .Chart.Name -}}{{- end -}}
+{{- end -}}
+
+{{/*
+At most 30 characters: KubeRay takes 47 for a RayService's name, which adds `-cell-` and up to 11 of the cell's name.
+The name of an aliased copy always ends in its alias: two copies in a release called like both must not become one.
+*/}}
 {{- define "gpt-oss-serving.fullname" -}}
 {{- $name := include "gpt-oss-serving.name" . -}}
 {{- $full := printf "%s-%s" .Release.Name $name -}}
-{{- if contains $name .Release.Name -}}{{- $full = .Release.Name -}}{{- end -}}
+{{- if and (contains $name .Release.Name) (not (include "gpt-oss-serving.alias" .)) -}}{{- $full = .Release.Name -}}{{- end -}}
 {{- include "gpt-oss-serving.cut" (dict "name" (.Values.fullnameOverride | default $full) "most" 30) -}}
 {{- end -}}
 
@@ -34,31 +42,64 @@ begin alike must not become one. Takes name, most (characters).
 
 {{/* What selects the pods of a component. Takes root, component (gateway, head, directory, engine, job), and cell where there is one. */}}
 {{- define "gpt-oss-serving.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "gpt-oss-serving.name" .root }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/name: {{ include "gpt-oss-serving.name" .root | quote }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 {{- with .component }}
 app.kubernetes.io/component: {{ . }}
 {{- end }}
 {{- with .cell }}
-gpt-oss-serving/cell: {{ . }}
+gpt-oss-serving/cell: {{ . | quote }}
 {{- end }}
 {{- end -}}
 
-{{/* Every label of an object. Takes root, and component and cell where there are such. */}}
+{{/* Several maps as one, as YAML; a later map wins. Takes a list of maps. */}}
+{{- define "gpt-oss-serving.over" -}}
+{{- $whole := dict -}}
+{{- range . -}}{{- range $key, $value := . -}}{{- $_ := set $whole $key $value -}}{{- end -}}{{- end -}}
+{{- toYaml $whole -}}
+{{- end -}}
+
+{{/* Labels and annotations of an object. Takes what labels and annotations take. */}}
+{{- define "gpt-oss-serving.metadata" -}}
+labels:
+  {{- include "gpt-oss-serving.labels" . | nindent 2 }}
+{{- with include "gpt-oss-serving.annotations" . }}
+{{ . }}
+{{- end }}
+{{- end -}}
+
+{{/*
+Every label of an object: commonLabels, its own, and the chart's, which neither may replace. Takes root, and component, cell and
+labels (its own, a map) where there are such.
+*/}}
 {{- define "gpt-oss-serving.labels" -}}
-{{ include "gpt-oss-serving.selectorLabels" . }}
-app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
-app.kubernetes.io/part-of: gpt-oss-serving
-app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+{{- include "gpt-oss-serving.over" (list .root.Values.commonLabels (.labels | default dict) (include "gpt-oss-serving.chartLabels" . | fromYaml)) -}}
+{{- end -}}
+
+{{- define "gpt-oss-serving.chartLabels" -}}
+{{ include "gpt-oss-serving.podChartLabels" . }}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{- end -}}
 
 {{/* The labels of a pod: those of an object but the chart's version, which would restart pods that did not change. */}}
 {{- define "gpt-oss-serving.podLabels" -}}
+{{- include "gpt-oss-serving.over" (list .root.Values.commonLabels (include "gpt-oss-serving.podChartLabels" . | fromYaml)) -}}
+{{- end -}}
+
+{{- define "gpt-oss-serving.podChartLabels" -}}
 {{ include "gpt-oss-serving.selectorLabels" . }}
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 app.kubernetes.io/part-of: gpt-oss-serving
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+{{- end -}}
+
+{{/* `annotations:` of an object, or nothing: commonAnnotations, and its own over them. Takes root, and annotations where there are some. */}}
+{{- define "gpt-oss-serving.annotations" -}}
+{{- $whole := include "gpt-oss-serving.over" (list .root.Values.commonAnnotations (.annotations | default dict)) -}}
+{{- if ne $whole "{}" -}}
+annotations:
+  {{- $whole | nindent 2 }}
+{{- end -}}
 {{- end -}}
 
 {{/* An image's reference. Takes root and image, an entry of `images` ({repository, tag, digest}); a digest wins. */}}

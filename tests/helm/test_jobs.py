@@ -102,7 +102,8 @@ def test_weights_are_fetched_for_every_model_of_every_cell() -> None:
     ]  # fmt: skip
     names = {it["metadata"]["name"] for it in jobs}
     assert {it["metadata"]["name"] for it in _weights(values | {"gateway": {"preStopSleepS": 5}})} == names
-    assert not {it["metadata"]["name"] for it in _weights(values | {"images": {"head": {"tag": "2"}}})} & names
+    for changed in ({"images": {"head": {"tag": "2"}}}, {"jobs": {"nodeSelector": {"pool": "cpu"}}}):
+        assert not {it["metadata"]["name"] for it in _weights(values | changed)} & names
     assert (
         not {it["metadata"]["name"] for it in _weights(values | {"weights": {"endpoint": "https://hub.internal"}})}
         & names

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel
 
 import chart_schema
+import chart_values_page
 from serving.config import GatewaySettings, ModelSettings, Timeouts
 from serving.errors import Refusal
 from tests.helm.cells import CHART, GIVEN, Object, Refused, render
@@ -25,6 +26,14 @@ SCHEMA = jsonschema.Draft7Validator(json.loads(chart_schema.SCHEMA.read_text()))
 def test_the_schema_is_in_step() -> None:
     """values.schema.json is what deploy/chart_schema.py writes today."""
     assert chart_schema.SCHEMA.read_text() == chart_schema.text()
+
+
+def test_the_page_is_in_step() -> None:
+    """helm/VALUES.md is what deploy/chart_values_page.py writes today, with a line for each value."""
+    page = chart_values_page.PATH.read_text()
+
+    assert page == chart_values_page.text()
+    assert [it.path for it in VALUES if not it.is_group and f"\n| `{'.'.join(it.path)}` | " not in page] == []
 
 
 @pytest.mark.parametrize("value", [it for it in VALUES if not it.is_group], ids=lambda it: ".".join(it.path))

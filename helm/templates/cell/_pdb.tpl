@@ -4,8 +4,7 @@ apiVersion: policy/v1
 kind: PodDisruptionBudget
 metadata:
   name: {{ include "gpt-oss-serving.cellName" . }}-{{ .group | default .component }}
-  labels:
-    {{- include "gpt-oss-serving.labels" . | nindent 4 }}
+  {{- include "gpt-oss-serving.metadata" . | nindent 2 }}
 spec:
   minAvailable: {{ .keep }}
   # A pod that never became ready serves nobody.

@@ -10,10 +10,8 @@ Takes root, component, cell, image, annotations.
 {{- define "gpt-oss-serving.rayPodMetadata" -}}
 metadata:
   labels:
-    {{- include "gpt-oss-serving.selectorLabels" . | nindent 4 }}
-    app.kubernetes.io/version: {{ include "gpt-oss-serving.imageVersion" . | quote }}
-    app.kubernetes.io/part-of: gpt-oss-serving
-    app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+    {{- $version := dict "app.kubernetes.io/version" (include "gpt-oss-serving.imageVersion" .) }}
+    {{- include "gpt-oss-serving.over" (list (include "gpt-oss-serving.podLabels" . | fromYaml) $version) | nindent 4 }}
   {{- with .annotations }}
   annotations:
     {{- toYaml . | nindent 4 }}

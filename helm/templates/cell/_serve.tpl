@@ -41,7 +41,7 @@ applications:
   route_prefix: /directory
   import_path: serving.engine.cluster:directory
   args:
-    cell: {{ .cell }}
+    cell: {{ .cell | quote }}
     secret_file: /etc/serving/plane/plane.secret
     labels:
       {{- include "gpt-oss-serving.directoryLabels" . | nindent 6 }}

@@ -41,25 +41,3 @@ resources:
 securityContext:
   {{- include "gpt-oss-serving.containerSecurityContext" .root | nindent 2 }}
 {{- end -}}
-
-{{/*
-What is to be fetched, as a JSON list of image and model: each cell's models by its own image, because a checkpoint's folder is
-named after what the image says of it, and a cell may be a version ahead.
-*/}}
-{{- define "gpt-oss-serving.weights" -}}
-{{- $wanted := list -}}
-{{- range $cell, $_ := .Values.cells -}}
-{{- $values := include "gpt-oss-serving.cellValues" (dict "root" $ "cell" $cell) | fromJson -}}
-{{- range $values.models -}}{{- $wanted = append $wanted (dict "image" $values.images.head "model" .name) -}}{{- end -}}
-{{- end -}}
-{{- $wanted | uniq | toJson -}}
-{{- end -}}
-
-{{/* Settings of the Jobs that look after weights: models that the catalogue lacks. */}}
-{{- define "gpt-oss-serving.weightsSettings" -}}
-home: /var/lib/serving
-{{- with .Values.ownModels }}
-own_models:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- end -}}

@@ -1,0 +1,76 @@
+{{/* What platform teams put on every object and beside it: commonLabels, commonAnnotations, extraObjects; and what of it is refused. */}}
+
+{{/* Sentences about all of these, one a line. */}}
+{{- define "gpt-oss-serving.commonRefusals" -}}
+{{- include "gpt-oss-serving.labelRefusals" . }}
+{{- include "gpt-oss-serving.annotationRefusals" . }}
+{{- include "gpt-oss-serving.extraRefusals" . }}
+{{- include "gpt-oss-serving.aliasRefusals" . }}
+{{- end -}}
+
+{{/* The chart's own labels select pods and tell `helm`, `serving status` and Prometheus whose an object is. */}}
+{{- define "gpt-oss-serving.labelRefusals" }}
+{{- $own := include "gpt-oss-serving.chartLabels" (dict "root" . "component" "any") | fromYaml }}
+{{- $monitoring := .Values.monitoring }}
+{{- range $place, $labels := dict
+  "commonLabels" .Values.commonLabels
+  "monitoring.serviceMonitor.labels" $monitoring.serviceMonitor.labels
+  "monitoring.prometheusRule.labels" $monitoring.prometheusRule.labels
+  "monitoring.dashboards.labels" $monitoring.dashboards.labels
+}}
+{{- range $key, $_ := $labels }}
+{{- if or (hasKey $own $key) (hasPrefix "gpt-oss-serving/" $key) (hasPrefix "ray.io/" $key) }}
+{{ $place }} has {{ $key }}, which the chart or KubeRay sets itself: leave it out, or use a label of your own.
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "gpt-oss-serving.annotationRefusals" }}
+{{- range $key, $_ := .Values.commonAnnotations }}
+{{- if regexMatch "^(meta[.])?helm[.]sh/" $key }}
+commonAnnotations has {{ $key }}, by which Helm decides what to do with an object: on every object it would change installs, upgrades and uninstalls; leave it out.
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "gpt-oss-serving.extraRefusals" }}
+{{- range $index, $extra := .Values.extraObjects }}
+{{- if kindIs "map" $extra }}
+{{- if not (and (kindIs "map" $extra.metadata) ($extra.metadata | default dict).name) }}
+extraObjects[{{ $index }}] has no metadata.name: name the object.
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Copies of this chart in one release: their names and labels are told apart by the alias alone. */}}
+{{- define "gpt-oss-serving.aliasRefusals" }}
+{{- with include "gpt-oss-serving.alias" . }}
+{{- if $.Values.nameOverride }}
+nameOverride is given to a copy of the chart that its parent calls {{ . }}: the alias is its name, and keeps it apart from other copies; leave nameOverride empty.
+{{- end }}
+{{- if regexMatch "-(metrics|cell-[^.]+)$" . }}
+The alias {{ . }} ends like the names of Services of a copy without that ending, which it would collide with: choose another alias.
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/*
+One of extraObjects, as YAML. A manifest gets commonLabels and commonAnnotations, under its own; a string is taken as it is.
+Templates in either are rendered, with the chart's root context. Takes root, extra.
+*/}}
+{{- define "gpt-oss-serving.extraObject" -}}
+{{- if kindIs "string" .extra -}}
+{{- tpl .extra .root -}}
+{{- else -}}
+{{- $manifest := deepCopy .extra -}}
+{{- range $key, $common := dict "labels" .root.Values.commonLabels "annotations" .root.Values.commonAnnotations -}}
+{{- $own := index $manifest.metadata $key | default dict -}}
+{{- if or $common $own -}}
+{{- $_ := set $manifest.metadata $key (include "gpt-oss-serving.over" (list $common $own) | fromYaml) -}}
+{{- end -}}
+{{- end -}}
+{{- tpl (toYaml $manifest) .root -}}
+{{- end -}}
+{{- end -}}
