@@ -49,7 +49,8 @@ GENERATORS = \
 	deploy/chart_schema.py \
 	deploy/dashboards.py \
 	deploy/metrics_catalog.py \
-	deploy/reference_pages.py deploy/chart_values_page.py
+	deploy/reference_pages.py \
+	deploy/chart_values_page.py
 
 check: setup ## format, lint, types, import contracts, generated files
 	@$(VENV)/ruff format --check .
