@@ -132,7 +132,8 @@ Ctrl-C stops everything. Logs and the key are in {settings.home}."""
 
 def _example(model: catalog.Model) -> tuple[str, dict[str, object]]:
     """A route below the base URL and a body that shows what a model does."""
-    question = "What is the capital of France?"
+    # Each word of the default model's answer leads any other by 1.0 nat or more: tests/engine/checkpoints/test_margins.py.
+    question = "Name the capital of France."
     if model.task is Task.EMBED:
         return "/embeddings", {"model": model.name, "input": question}
     return "/chat/completions", {"model": model.name, "messages": [{"role": "user", "content": question}]}

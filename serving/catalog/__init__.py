@@ -24,6 +24,7 @@ from serving.catalog.others import OTHERS
 from serving.catalog.shapes import (
     Architecture,
     Attention,
+    Dtype,
     Experts,
     Gpu,
     HubSource,
@@ -45,6 +46,7 @@ __all__ = [
     "TRAINED_DATE",
     "Architecture",
     "Attention",
+    "Dtype",
     "Experts",
     "Gpu",
     "HubSource",

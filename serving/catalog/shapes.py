@@ -16,6 +16,8 @@ from serving.wire import Task
 
 Count = Annotated[int, Field(ge=1)]
 Format = Literal["bf16", "fp8", "mxfp4"]
+#: As vLLM's `--dtype` spells it.
+Dtype = Literal["bfloat16", "float32"]
 
 
 class _Shape(BaseModel):
@@ -308,6 +310,10 @@ class Model(_Shape):
     """vLLM's `--reasoning-parser`."""
     environment: dict[str, str] = {}
     """Extra environment of its engine."""
+    cpu_dtype: Dtype = "bfloat16"
+    """What vLLM's CPU build computes in. In bfloat16 each kind of CPU rounds differently and may choose another word where
+    two are nearly as likely; in float32 they agree, for twice the weights' memory and half the tokens in the KV cache. A GPU
+    computes in what the checkpoint is stored in."""
     architecture: Architecture | None = None
     """Without it there is no budget, and nothing can be refused before an engine starts."""
     lora: LoraLimits | None = None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from serving.catalog import LoraLimits
+from serving.catalog import Dtype, LoraLimits
 from serving.config import EngineSettings, PlaneTls
 from serving.engine import exposition, processes
 from serving.engine.boundary import MARKERS_VARIABLE, SECRET_FILE_VARIABLE
@@ -69,6 +69,8 @@ class EngineSpec(msgspec.Struct, frozen=True):
     flags: tuple[str, ...] = ()
     #: Extra environment a checkpoint asks for.
     environment: tuple[tuple[str, str], ...] = ()
+    #: What the CPU build computes in; a GPU computes in what the checkpoint is stored in.
+    cpu_dtype: Dtype = "bfloat16"
     #: A tokenizer that the checkpoint does not carry.
     tokenizer: str | None = None
     #: SHA-256 of files of the checkpoint, compared before their first load.
@@ -186,7 +188,7 @@ def _model_flags(spec: EngineSpec) -> list[str]:
     line: list[str] = []
     if not spec.gpus_per_node:
         # Compilation costs a minute at start and gains nothing for models this small.
-        line += ["--dtype", "bfloat16", "--enforce-eager"]
+        line += ["--dtype", spec.cpu_dtype, "--enforce-eager"]
         line += ["--gpu-memory-utilization", str(spec.settings.memory_share)]
     if spec.tokenizer:
         line += ["--tokenizer", spec.tokenizer]

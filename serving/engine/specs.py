@@ -138,6 +138,7 @@ def engine_spec(
         tool_parser=model.tool_parser,
         reasoning_parser=model.reasoning_parser,
         environment=tuple(sorted(model.environment.items())),
+        cpu_dtype=model.cpu_dtype,
         tokenizer=model.tokenizer,
         checksums=tuple(sorted(model.checksums.items())),
         lora=limited.lora if wanted.lora else None,

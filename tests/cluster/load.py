@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import openai
 
-QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION: Any = [{"role": "user", "content": "Name the capital of France."}]
 #: Seconds between two calls of a client.
 PAUSE_S = 0.5
 

@@ -155,7 +155,7 @@ def test_announcement_names_what_it_takes() -> None:
 
     assert "0.8 GB: 186 packages and torch 2.13.0+cpu; then 0.1 GB for the default model" in said
     assert "3.4 GB while installing, then 2.7 GB and 0.3 GB for the model (50.0 GB free)" in said
-    assert "5.4 GB while an engine serves (12.0 GB free)" in said
+    assert "5.7 GB while an engine serves (12.0 GB free)" in said
 
 
 def test_announced_model_is_the_catalogues() -> None:

@@ -89,6 +89,15 @@ def test_a_models_tokenizer_and_checksums_reach_its_engine() -> None:
     ]
 
 
+def test_a_models_dtype_is_the_cpus_alone() -> None:
+    """The CPU build is told what the model says and starts anew with another; a GPU computes in the checkpoint's own."""
+    exact = OWN.model_copy(update={"cpu_dtype": "float32"})
+    line = command.arguments(made(exact), 8000)
+    assert line[line.index("--dtype") + 1] == "float32"
+    assert command.differences(made(OWN), made(exact)) == ["dtype bfloat16 -> float32"]
+    assert "--dtype" not in command.arguments(made(exact, profile="balanced"), 8000)
+
+
 def test_a_cells_settings_survive_the_way_through_serve() -> None:
     """Serve carries plain data; what the directory makes of it are the plans that the settings mean."""
     wanted = ModelSettings(name="gpt-oss-120b", profile="balanced", min_replicas=1, max_replicas=3)

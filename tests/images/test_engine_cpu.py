@@ -20,7 +20,7 @@ pytestmark = pytest.mark.images
 MODEL = "smollm2-135m-instruct"
 QUESTION = {
     "model": MODEL,
-    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    "messages": [{"role": "user", "content": "Name the capital of France."}],
     "temperature": 0,
 }
 #: Seconds until an engine answers on two cores, its modules read for the first time.

@@ -22,7 +22,7 @@ from tests.waiting import until
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION = [{"role": "user", "content": "Name the capital of France."}]
 #: The smallest room: every change of adapter evicts the one before.
 ROOM = {"max_adapters": 1, "max_rank": 8, "max_cpu_adapters": 1}
 #: What vLLM says when it has read an adapter; one it still has is not read.

@@ -234,7 +234,7 @@ def test_a_declared_cell_answers_over_tls_and_a_change_restarts_its_own_model_al
     assert first.url.startswith("https://") and other.url.startswith("http://")
     assert FIRST_PORT <= int(first.url.rpartition(":")[2]) <= FIRST_PORT + 99
     client = cell.start_gateway()
-    question: Any = [{"role": "user", "content": "What is the capital of France?"}]
+    question: Any = [{"role": "user", "content": "Name the capital of France."}]
     answer = client.chat.completions.create(model=SMOLLM2, messages=question)
     assert "Paris" in (answer.choices[0].message.content or "")
 

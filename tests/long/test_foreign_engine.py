@@ -34,7 +34,7 @@ START_TIMEOUT_S = 300.0
 REPLICA_WAIT_S = 2.0
 #: Seconds within which "not now" must be said: the wait above, and room for a busy machine.
 REFUSAL_TIMEOUT_S = 15.0
-CHAT = {"model": SMOLLM2, "messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
+CHAT = {"model": SMOLLM2, "messages": [{"role": "user", "content": "Name the capital of France."}], "temperature": 0}
 
 
 class Engine(NamedTuple):
@@ -65,7 +65,7 @@ def foreign_engine() -> Iterator[Engine]:
     port, tree = free_port(), processes.new_tree()
     line = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", checkpoint, "--served-model-name", SMOLLM2]
     line += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(model.context_tokens)]
-    line += ["--dtype", "bfloat16", "--enforce-eager", "--gpu-memory-utilization", "0.25"]
+    line += ["--dtype", model.cpu_dtype, "--enforce-eager", "--gpu-memory-utilization", "0.25"]
     with tempfile.TemporaryDirectory(prefix="foreign-") as scratch, open(f"{scratch}/log", "wb") as log:
         spec = EngineSpec(SMOLLM2, checkpoint, model.task, model.context_tokens, EngineSettings(), "", scratch, scratch)
         environment = command.environment(spec, tree, Path(scratch), os.environ)

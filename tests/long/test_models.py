@@ -14,7 +14,7 @@ from tests.waiting import until
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION = [{"role": "user", "content": "Name the capital of France."}]
 
 
 def serving(*models: dict[str, object]) -> dict[str, str]:

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 CHAT = {
     "model": SMOLLM2,
-    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    "messages": [{"role": "user", "content": "Name the capital of France."}],
     "max_tokens": 16,
     "temperature": 0,
 }

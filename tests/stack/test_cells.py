@@ -24,7 +24,7 @@ from tests.stack.conftest import SMOLLM2
 from tests.stack.running import Stack, free_port
 from tests.waiting import until
 
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION = [{"role": "user", "content": "Name the capital of France."}]
 
 
 class SecondCell:

@@ -16,7 +16,7 @@ from tests.stack.running import Stack
 from tests.stack.traces import holding
 from tests.waiting import until
 
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION = [{"role": "user", "content": "Name the capital of France."}]
 
 
 def ask(client: openai.OpenAI) -> str:
