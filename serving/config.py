@@ -36,7 +36,7 @@ def _in_order(range_: tuple[int, int] | None) -> tuple[int, int] | None:
 
 
 class Timeouts(_Group):
-    """Client to engine, each longer than the next: whoever waits outside gives up last.
+    """Client to engine, each longer than the next, so that the outermost waiter gives up last.
 
     openai-python waits 600 s > request_total > wake_wait > engine_silence > request_body > replica_wait > keep_alive > engine_connect.
     """
@@ -44,24 +44,24 @@ class Timeouts(_Group):
     request_total_s: Annotated[float, Field(gt=0)] = 590.0
     """Seconds a request may take in all; just under openai-python's default of 600."""
     wake_wait_s: Annotated[float, Field(gt=0)] = 420.0
-    """Seconds a request waits for a model that sleeps to start, before 503 with Retry-After; leaves time for the answer."""
+    """Seconds a request waits for a sleeping model's cold start before 503 with Retry-After; leaves time for the answer."""
     engine_silence_s: Annotated[float, Field(gt=0)] = 300.0
-    """Seconds an engine may send nothing (a long prefill, or a wedge) before it is given up."""
+    """Seconds an engine may send nothing (a long prefill, or a hung engine) before the gateway gives up on it."""
     request_body_s: Annotated[float, Field(gt=0)] = 60.0
-    """Seconds a client may take to send its body: 8 MiB at 1 Mbit/s; a slower one would hold a place for nothing."""
+    """Seconds a client may take to send its body: 8 MiB at 1 Mbit/s; a slower client would occupy a slot for nothing."""
     replica_wait_s: Annotated[float, Field(gt=0)] = 30.0
     """Seconds a request waits for a ready replica before 503 with Retry-After."""
     keep_alive_s: Annotated[float, Field(gt=0)] = 10.0
     """Seconds of silence after which a streaming client gets headers, then a comment: proxies cut idle streams at 30 to 60."""
     engine_connect_s: Annotated[float, Field(gt=0)] = 2.0
-    """Seconds to open a connection to an engine in the same datacenter; longer means it is gone."""
+    """Seconds to open a connection to an engine in the same datacenter; an engine that takes longer is gone."""
 
 
 class Certificate(_Group):
-    """A certificate and its key, as PEM files; gateways and engines take up renewed ones without a restart."""
+    """A certificate and its key, as PEM files; gateways and engines pick up a renewed pair without a restart."""
 
     certificate_file: Path
-    """The certificate, with those between it and its authority."""
+    """The certificate, followed by any intermediates."""
     key_file: Path
     """Its private key."""
 
@@ -73,14 +73,14 @@ class PlaneTls(Certificate):
     """
 
     ca_file: Path
-    """The authority that signed it."""
+    """The CA certificate that signed it."""
 
 
 class Slo(_Group):
-    """What a model's users are promised; `serving_gateway_slo_requests_total` counts who got it."""
+    """Service-level objective of a model; `serving_gateway_slo_requests_total` counts the requests that met it."""
 
     ttft_s: Annotated[float, Field(gt=0)] = 5.0
-    """Seconds from a request, body and all, to the first byte of its stream: a reader takes longer for a machine that hangs."""
+    """Seconds from a complete request to the first byte of its stream: past this, a reader thinks that the service hangs."""
     time_per_output_token_s: Annotated[float, Field(gt=0)] = 0.1
     """Seconds per token after the first, the mean of one answer: ten tokens a second are more than people read."""
 
@@ -91,9 +91,9 @@ class GatewaySettings(_Group):
     port: Port = 8080
     """TCP port of the public API."""
     metrics_port: Port | None = None
-    """TCP port of `/metrics` alone; unset, it is beside the API (a laptop), where whoever reaches it reads tenants' names and use."""
+    """TCP port of `/metrics` alone; unset, it is on the API's port (a laptop), and any client there can read tenants' names and use."""
     tls: Certificate | None = None
-    """Serve the API itself over TLS; unset where a proxy before it does."""
+    """Serve the API itself over TLS; unset where a proxy in front terminates TLS."""
     directories: tuple[str, ...] = ()
     """Base URLs of the cells' directories to poll."""
     engines: tuple[str, ...] = ()
@@ -105,27 +105,27 @@ class GatewaySettings(_Group):
     max_open_requests: Annotated[int, Field(ge=1)] = 1024
     """Requests held at once, waiting and streaming together: bounds memory (each holds at most its body and one chunk)."""
     max_waiting_requests: Annotated[int, Field(ge=1)] = 256
-    """Requests of one model held while no replica of it is ready, first come first served; the next is told to come back."""
+    """Requests of one model held while no replica of it is ready, first come first served; the next gets 503 with Retry-After."""
     poll_interval_s: Annotated[float, Field(gt=0, le=2)] = 0.5
-    """Seconds between two looks at each directory; a directory forgets a gateway after ten seconds of silence."""
+    """Seconds between two polls of each directory; a directory drops a gateway after ten seconds without one."""
     key_cache_s: Annotated[float, Field(gt=0)] = 10.0
-    """Seconds an API key's answer is trusted before the store is asked again: the longest a revoked key lives on."""
+    """Seconds an API key stays cached before the store is read again: the longest a revoked key still works."""
     drain_timeout_s: Annotated[float, Field(ge=0)] = 5.0
-    """Seconds running answers may take to end after SIGTERM; in a cluster just under the pod's grace period."""
+    """Graceful shutdown: seconds that running answers get after SIGTERM; in a cluster just under the pod's grace period."""
     slo: Slo = Slo()
-    """What users of every model are promised that has no promise of its own."""
+    """SLO of every model that has none of its own."""
     model_slos: dict[str, Slo] = {}
-    """Served model → what its users are promised."""
+    """Served model → its own SLO."""
     traces_endpoint: Annotated[str, Field(pattern="^https?://")] | None = None
-    """Address of an OpenTelemetry collector that takes spans over OTLP/HTTP (`http://collector:4318/v1/traces`); unset, none are made."""
+    """Address of an OpenTelemetry collector that takes spans over OTLP/HTTP (`http://collector:4318/v1/traces`); unset, no spans."""
     trace_sample_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of requests that are traced; a client whose own trace is sampled decides for its own."""
+    """Share of requests that are traced; a request that arrives with a trace context keeps its client's sampling decision."""
     log_prompts: bool = False
-    """Write each call's body into its log line, as it was sent, up to 64 KiB of it. Whoever reads the log then reads prompts."""
+    """Write up to 64 KiB of each call's body into its log line, as sent: everyone with access to the log can then read prompts."""
     timeouts: Timeouts = Timeouts()
 
     def slo_of(self, model: str) -> Slo:
-        """What users of a served model are promised."""
+        """The SLO of a served model."""
         return self.model_slos.get(model, self.slo)
 
 
@@ -133,11 +133,11 @@ class StoreSettings(_Group):
     url_file: Path | None = None
     """File of one line, `postgresql://…`, for gateways that share a store; unset, SQLite in `home`. A file, because of its password."""
     pepper_file: Path | None = None
-    """File of exactly 32 random bytes under which keys are digested, the same for every gateway; unset, `pepper` in `home`, made at first use."""
+    """File of exactly 32 random bytes that pepper the keys' digests, the same for every gateway; unset, `pepper` in `home`, made at first use."""
     first_key_file: Path | None = None
-    """File with a key made beforehand, registered by `serving store migrate`; unset, a first start with SQLite makes `admin.key` in `home`."""
+    """File with an API key made beforehand, registered by `serving store migrate`; unset, a first start with SQLite writes `admin.key` to `home`."""
     pool_size: Annotated[int, Field(ge=1, le=100)] = 5
-    """Connections of one gateway to PostgreSQL at most: four threads look keys up, one writes the ledger."""
+    """PostgreSQL connections of one gateway at most: four threads look up keys, one writes the ledger."""
 
 
 class EngineSettings(_Group):
@@ -146,7 +146,7 @@ class EngineSettings(_Group):
     port_range: Annotated[tuple[Port, Port] | None, AfterValidator(_in_order)] = None
     """First and last TCP port for engines' HTTP servers, so that a NetworkPolicy can name them; unset, any free one."""
     memory_share: Annotated[float, Field(gt=0, le=1)] = 0.25
-    """CPU engines: share of the machine's memory that must be free at start (vLLM refuses to start otherwise)."""
+    """CPU engines: share of the machine's memory that must be free at start; with less, vLLM refuses to start."""
     kv_cache_gib: Annotated[int, Field(ge=1)] = 1
     """CPU engines: whole GiB of KV cache."""
     api_servers: Annotated[int, Field(ge=1)] = 1
@@ -154,28 +154,28 @@ class EngineSettings(_Group):
     start_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     """Seconds from an engine's first process to its first token, besides reading its weights: imports, graphs, kernels."""
     load_mib_per_s: Annotated[float, Field(gt=0)] = 100.0
-    """MiB a second at which weights are read at the slowest: a checkpoint of 60 GiB adds ten minutes to the start's limit."""
+    """Slowest acceptable rate of reading weights, in MiB/s: a checkpoint of 60 GiB adds ten minutes to the start timeout."""
     directory_labels: dict[str, str] = {}
-    """Labels of the Ray nodes that may hold the directory; in a cluster, nodes that hold no engine to be lost with."""
+    """Labels of the Ray nodes that may hold the directory; in a cluster, nodes without engines, so that both are not lost at once."""
     gpus_per_node: Annotated[int, Field(ge=1)] = 8
     """GPUs of a node; an engine with more of them spans several."""
     nodes_may_grow: bool = False
-    """Whether the cluster adds GPU nodes when an engine waits for one; if not, models share those there are by priority."""
+    """Whether the cluster adds GPU nodes when an engine waits for one; if not, models share the existing nodes by priority."""
     traces_endpoint: Annotated[str, Field(pattern="^https?://")] | None = None
-    """Where engines send the spans of requests that the gateway traces: as `gateway.traces_endpoint`; unset, nowhere."""
+    """Where engines send the spans of requests that the gateway traces, as `gateway.traces_endpoint`; unset, nowhere."""
     program: tuple[str, ...] = ()
-    """A program in vLLM's place that takes its `serve` command line and speaks its HTTP; empty for vLLM itself."""
+    """A program that replaces vLLM: it takes the same `serve` command line and speaks the same HTTP; empty for vLLM itself."""
     drain_timeout_s: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds running streams may take to finish when a replica goes; not below the gateway's request_total_s."""
+    """Graceful shutdown: seconds that running streams get when a replica stops; not below the gateway's request_total_s."""
     heartbeat_s: Annotated[float, Field(gt=0, le=2)] = 0.5
-    """Seconds between two reports of a replica to the directory; after five its figures count as stale, after ten it is gone."""
+    """Seconds between two reports of a replica to the directory; after 5 s without one its figures are stale, after 10 s it is dropped."""
 
 
 class AdapterSettings(_Group):
-    """One LoRA adapter of a model. These lists are the whole registry: nothing else can be loaded, whatever a client asks."""
+    """One LoRA adapter of a model. These lists are the whole registry: a client cannot have any other adapter loaded."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
-    """What clients ask for as a model; plain, because vLLM makes a path of it. Changed weights get a new name."""
+    """The model name that clients send; no slashes, because vLLM builds a path from it. Changed weights need a new name."""
     path: Annotated[str, Field(pattern="^/")]
     """Absolute folder in the engine's pod with `adapter_config.json` and `adapter_model.safetensors`, as PEFT writes them."""
 
@@ -189,9 +189,9 @@ class ModelSettings(_Group):
     name: str
     """A name of the catalogue (`serving models list`)."""
     profile: str | None = None
-    """A named profile of the catalogue for GPUs; unset, the engine runs on vLLM's CPU build."""
+    """A named GPU profile of the catalogue; unset, the engine runs on vLLM's CPU build."""
     gpu: str | None = None
-    """The GPU type whose profile is meant (`h100`, `h200`); unset, the first that has it."""
+    """The GPU type of that profile (`h100`, `h200`); unset, the first type that has it."""
     tensor: Annotated[int, Field(ge=1)] | None = None
     """Ranks that share each layer; unset, the profile's, or 1."""
     pipeline: Annotated[int, Field(ge=1)] | None = None
@@ -201,25 +201,25 @@ class ModelSettings(_Group):
     expert: bool | None = None
     """Whether ranks hold whole experts instead of a piece of each; unset, the profile's, or false."""
     min_replicas: Annotated[int, Field(ge=0)] = 1
-    """Engines that always run; 0 lets the model sleep, and its first request wait for a start."""
+    """Engines that always run; 0 lets the model scale to zero, and its first request then waits for a cold start."""
     max_replicas: Annotated[int, Field(ge=1)] = 1
-    """Engines that may run; the same as `min_replicas` for a fixed fleet."""
+    """Engines that may run; equal to `min_replicas` for a fixed fleet."""
     priority: int = 0
-    """Whose engines come first when the GPUs do not suffice: after every model's minimum, more goes before less."""
+    """Which model gets the GPUs when there are too few: after every model's minimum, the higher number goes first."""
     sleep_after_s: Annotated[float, Field(gt=0)] = 900.0
-    """Seconds without any request after which the last engine goes, where `min_replicas` is 0: a start costs minutes."""
+    """Scale to zero: seconds without a request after which the last engine stops, where `min_replicas` is 0; a cold start takes minutes."""
     knee: Knee | None = None
-    """What one engine does at the most load that keeps its SLO, as measured here; unset, the catalogue's, or an estimate."""
+    """The highest load at which one engine keeps its SLO, as you measured it; unset, the catalogue's, or an estimate."""
     lora: LoraLimits | None = None
     """Room for adapters in each engine, taken at its start; unset, the profile's, or none."""
     adapters: tuple[AdapterSettings, ...] = ()
-    """Adapters that clients may ask for as models; each is loaded when it is first asked for."""
+    """Adapters that clients may name as models; each is loaded at its first request."""
     default_output_tokens: Annotated[int, Field(ge=0)] | None = None
     """Output tokens that a call without a limit of its own may take; unset, the catalogue's; 0, all that the context leaves."""
 
     @property
     def is_scaled(self) -> bool:
-        """May the number of its engines change?"""
+        """May the number of its engines change at run time?"""
         return self.min_replicas != self.max_replicas
 
     @model_validator(mode="after")
@@ -233,18 +233,18 @@ class Settings(_Group):
     home: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("gpt-oss-serving")))
     """Folder of all local state: models, keys, ledger, logs."""
     plane_secret_file: Path | None = None
-    """File with what gateways show to engines, one value a line; unset, `plane.secret` of the home, made when absent."""
+    """File with the secret that gateways send to engines, one value a line; unset, `plane.secret` in `home`, made when absent."""
     plane_tls: PlaneTls | None = None
-    """Encrypt what passes between gateways, directories and engines; unset, it is plain HTTP."""
+    """TLS between gateways, directories and engines; unset, they speak plain HTTP."""
     log_format: Literal["json", "text"] = "json"
-    """One JSON object a line for collectors, or text for eyes."""
+    """One JSON object a line for log collectors, or text for people."""
     store: StoreSettings = StoreSettings()
     gateway: GatewaySettings = GatewaySettings()
     engine: EngineSettings = EngineSettings()
     models: tuple[ModelSettings, ...] = (ModelSettings(name="smollm2-135m-instruct"),)
     """What this cell serves."""
     own_models: tuple[Model, ...] = ()
-    """Models that the catalogue lacks, described with its keys: a fine-tune, another open model."""
+    """Models that the catalogue lacks, described with the same keys: a fine-tune, another open model."""
 
     @property
     def secret_file(self) -> Path:
@@ -269,12 +269,12 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
 
 
 def override(settings: Settings, **groups: Mapping[str, Any]) -> Settings:
-    """The settings with what the command line said in its place (`gateway={"port": 9000}`); None leaves a key alone."""
+    """The settings with the command line's values over them (`gateway={"port": 9000}`); None leaves a key alone."""
     return _validated(settings.model_dump(), groups)
 
 
 def with_models(settings: Settings, names: Sequence[str]) -> Settings:
-    """The settings with these models alone; one that they describe already keeps its description."""
+    """The settings with these models alone; a model that the settings describe keeps its description."""
     described = {model.name: model for model in settings.models}
     chosen = tuple(described.get(name) or ModelSettings(name=name) for name in dict.fromkeys(names))
     return settings.model_copy(update={"models": chosen})
@@ -294,7 +294,7 @@ def _validated(*layers: Mapping[str, Any]) -> Settings:
 
 
 def read_mapping(path: Path, kind: str) -> dict[str, Any]:
-    """The mapping in a YAML file; raises Refusal, in which `kind` says whose file it is, when there is none."""
+    """The mapping in a YAML file; raises Refusal when there is none. `kind` names the file in that sentence."""
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:

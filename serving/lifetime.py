@@ -1,4 +1,4 @@
-"""Lifetime: when a process started, which tells it from a later one under the same number. Linux only."""
+"""Lifetime: when a process started, which distinguishes it from a later process with the same id. Linux only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 def start_of(pid: int) -> str | None:
     """When a process started, in clock ticks since boot; None when it is gone (or dead and not yet reaped).
 
-    Ticks and not a time of day: setting the clock moves the latter, and the living would look dead.
+    Ticks and not a time of day, which changes when the clock is set: a living process would then look dead.
     """
     try:
         # proc(5): what follows the parenthesised name begins with field 3, the state; the start is field 22.

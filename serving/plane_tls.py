@@ -1,8 +1,8 @@
-"""Plane TLS: one name for every server of the engine plane, checked by whoever asks one of them.
+"""Plane TLS: one name for every server of the engine plane, which each client verifies.
 
-Engines and directories are reached at addresses of pods, which no certificate can name beforehand. So all of them show
-a certificate for one name, and a client expects that name whatever address it has called (RFC 9525 leaves the reference
-identity to the client). Who calls is proven by the plane secret.
+Engines and directories are reached at pod addresses, which no certificate can name beforehand. So all of them present a
+certificate for one name, and a client expects that name whatever address it called (RFC 9525 leaves the reference
+identity to the client). Clients authenticate with the plane secret.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SERVER_NAME = "engine.gpt-oss-serving"
 
 
 class _OneName(ssl.SSLContext):
-    """A client's context that asks for SERVER_NAME at whatever address: asyncio uses the one method, urllib the other."""
+    """A client context that expects SERVER_NAME at any address: asyncio calls one of the two methods, urllib the other."""
 
     def wrap_bio(
         self,

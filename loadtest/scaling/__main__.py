@@ -17,10 +17,10 @@ from functools import cache
 from pathlib import Path
 
 from loadtest.scaling import oracle
-from loadtest.scaling.model import H100_TP2, STARTUP_S, Slo
+from loadtest.scaling.model import H100_TP2, STARTUP_S, SimulatedSlo
 from loadtest.scaling.policies import Hpa, Ours, ServeDefault, knee_of
-from loadtest.scaling.simulator import Outcome, Policy, Settings, run
-from loadtest.scaling.traces import AZURE, MOONCAKE, STEEP, Call, Shape, read_azure, read_mooncake, stretch
+from loadtest.scaling.simulator import Policy, Settings, SimulationResult, run
+from loadtest.scaling.traces import AZURE, MOONCAKE, STEEP, Shape, TracedCall, read_azure, read_mooncake, stretch
 from serving.engine.autoscale import TUNING, Bounds
 
 #: Share of calls inside their SLO that everyone is asked for.
@@ -41,12 +41,12 @@ class Workload:
     source: str
     thinning: int
     top_rate: float
-    slo: Slo
+    slo: SimulatedSlo
 
 
-AZURE_DAY = Workload(AZURE, thinning=8, top_rate=17.0, slo=Slo(ttft_s=2.0))
+AZURE_DAY = Workload(AZURE, thinning=8, top_rate=17.0, slo=SimulatedSlo(ttft_s=2.0))
 #: Ten times longer prompts: one of 126k tokens alone keeps a replica 4 s. This limit is assumed.
-MOONCAKE_DAY = Workload(MOONCAKE, thinning=1, top_rate=17.0, slo=Slo(ttft_s=5.0))
+MOONCAKE_DAY = Workload(MOONCAKE, thinning=1, top_rate=17.0, slo=SimulatedSlo(ttft_s=5.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Row:
 
     case: str
     policy: str
-    outcome: Outcome
+    outcome: SimulationResult
     oracle_gpu_s: float
 
     @property
@@ -99,7 +99,7 @@ HEADER = (
 )
 
 
-def judge(calls: list[Call], case: Case, startup_s: float) -> Iterator[Row]:
+def judge(calls: list[TracedCall], case: Case, startup_s: float) -> Iterator[Row]:
     """The oracle first: what everyone is compared with, and the number of replicas everyone begins with."""
     workload = case.workload
     model = H100_TP2.thinned(workload.thinning)

@@ -45,7 +45,7 @@ class ReplicaModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Slo:
+class SimulatedSlo:
     """What is promised for each call."""
 
     #: To the first token: this, and `ttft_per_prefill` times what the prompt takes on an idle replica.

@@ -1,7 +1,7 @@
 """Shapes of the catalogue: what a model, where it comes from, what it runs on and how it is spread over GPUs look like.
 
 Plain frozen descriptions; nothing here decides anything. `serving.budget` computes with them, `serving.engine.flags`
-turns a profile into vLLM's flags, and a user writes his own model in the settings with the same keys.
+turns a profile into vLLM's flags, and the settings describe your own models with the same keys.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class HubSource(_Shape):
     id: str
     """Owner and name, e.g. `openai/gpt-oss-120b`."""
     revision: str = "main"
-    """Branch, tag or commit; a commit is the only one that cannot change under a running fleet."""
+    """Branch, tag or commit; only a commit cannot change under a running fleet."""
 
     def __str__(self) -> str:
         return f"hub {self.id}"
@@ -49,7 +49,7 @@ class ObjectStoreSource(_Shape):
 
 
 class MountedSource(_Shape):
-    """A folder that is there already: a volume, an image layer, a node's disk."""
+    """A folder that exists already: a volume, an image layer, a node's disk."""
 
     kind: Literal["mounted"] = "mounted"
     """Which source this is."""
@@ -148,7 +148,7 @@ class Architecture(_Shape):
 
 
 class LoraLimits(_Shape):
-    """How much room an engine keeps for adapters; vLLM allocates all of it at start."""
+    """Room for adapters in an engine; vLLM allocates all of it at start."""
 
     max_adapters: Count = 4
     """Adapters in one batch (`--max-loras`)."""
@@ -162,9 +162,9 @@ class Gpu(_Shape):
     """One kind of GPU."""
 
     name: str
-    """As in `--gpu`."""
+    """Name in the settings and in `--gpu`."""
     title: str
-    """As a person says it."""
+    """Name for people."""
     ray_label: str
     """As Ray labels its nodes (`ray.io/accelerator-type`)."""
     memory_gib: Annotated[float, Field(gt=0)]
@@ -179,7 +179,7 @@ class Gpu(_Shape):
 
 
 class Knee(_Shape):
-    """What one replica does at the most load that keeps its SLO: measured by the operator, or the budget's estimate."""
+    """One replica at the highest load that keeps its SLO: measured by the operator, or the budget's estimate."""
 
     running_requests: Count
     """Requests in its batch."""
@@ -219,11 +219,11 @@ class Profile(_Shape):
     max_num_seqs: Count = 256
     """Requests in one batch of one data rank; vLLM's sampler needs memory for this many logits at once."""
     max_num_batched_tokens: Count = 8192
-    """Tokens of one step of one data rank: larger prefills faster and makes decoding neighbours wait longer."""
+    """Tokens of one step of one data rank: a larger step prefills faster and delays running answers more."""
     context_tokens: Count | None = None
     """Promised prompt plus output in tokens; None is the model's own."""
     prefix_caching: bool = True
-    """Keep KV of finished requests for the next with the same beginning; prefix routing is for nothing without."""
+    """Keep the KV of finished requests for the next request with the same prefix; prefix routing needs it."""
     async_scheduling: bool = True
     """Plan the next step while one runs, vLLM's default; doubles the tokens in flight, and so sliding layers' KV."""
     moe_backend: Literal["auto", "marlin", "triton", "triton_unfused"] = "auto"
@@ -231,7 +231,7 @@ class Profile(_Shape):
     lora: bool = False
     """Load adapters, within the model's limits."""
     stream_interval: Count = 1
-    """Tokens per streamed chunk; benchmark recipes say 20 and clients then see bursts."""
+    """Tokens per streamed chunk; benchmark recipes set 20, and clients then see bursts."""
     api_servers: Count | None = None
     """HTTP front-end processes of one engine; None is the setting `engine.api_servers`."""
     gpus_per_node: Count = 8
@@ -281,7 +281,7 @@ class Model(_Shape):
     """One model, as the catalogue knows it; the same keys describe a user's own model."""
 
     name: Annotated[str, Field(pattern="^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")]
-    """What clients ask for, and vLLM's served name; a folder and a pod's label are called so too. Others are aliases."""
+    """The name that clients send and vLLM serves; also a folder's and a pod label's. Other names are aliases."""
     summary: str
     """What it is and is not, one sentence for the banner."""
     source: Source
@@ -301,7 +301,7 @@ class Model(_Shape):
     tokenizer: str | None = None
     """Hub id or path of the tokenizer; None when the checkpoint carries it."""
     checksums: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = {}
-    """SHA-256 of files that must match, by name in the checkpoint; empty where nobody has published them."""
+    """SHA-256 of files that must match, by name in the checkpoint; empty where none are published."""
     tool_parser: str | None = None
     """vLLM's `--tool-call-parser`."""
     reasoning_parser: str | None = None

@@ -1,4 +1,4 @@
-"""Bundle: everything an installation needs where no registry is in reach, in one folder or tar, with checksums.
+"""Bundle: everything that an air-gapped installation needs, in one folder or tar, with checksums.
 
 What is in it is read from the rendered chart (images), the values (models) and the chart itself (operator); `carrier` moves
 the bytes. A bundle says of itself what it holds (`manifest.json`) and what each file must be (`SHA256SUMS`, which
@@ -209,11 +209,11 @@ def opened(path: Path) -> Iterator[Files]:
 
 @dataclass(frozen=True)
 class Verified:
-    """A bundle that holds exactly what it was made with."""
+    """A verified bundle: it holds exactly the files it was made with."""
 
     files: Files
     manifest: Manifest
-    #: Of SHA256SUMS, which names every other file: the one figure to compare after the journey.
+    #: Of SHA256SUMS, which names every other file: the one value to compare after copying.
     sha256: str
 
 

@@ -1,4 +1,4 @@
-"""Carrier: fills a bundle and unloads one, with the programs an operator has: helm, skopeo, and his container engine's own.
+"""Carrier: fills a bundle and unloads one, with an operator's usual programs: helm, skopeo, and the container engine's own.
 
 skopeo copies an image from a registry into an archive without a daemon, without root and without changing its digest, and
 from an archive into a registry the same way; into podman, docker and containerd their own commands load it.
@@ -44,10 +44,10 @@ SOURCES = {"registry": "docker://", "podman": "containers-storage:", "docker": "
 LOADERS = {
     "podman": ("podman", "load", "--input"),
     "docker": ("docker", "load", "--input"),
-    # The kubelet looks into this namespace alone.
+    # The kubelet uses this containerd namespace.
     "ctr": ("ctr", "--namespace", "k8s.io", "images", "import"),
 }
-#: Characters of what a program said that are told on.
+#: Characters of a program's output that a refusal quotes.
 _WORDS_MAX = 1_000
 _WHY = {
     "helm": "it says which images the chart needs",
@@ -56,7 +56,7 @@ _WHY = {
 
 
 def needed(chart: Path, values: Sequence[Path], operator: str | None, registry: str | None = None) -> Contents:
-    """What the chart in a folder needs with these values files; asks helm. Raises Refusal.
+    """What the chart in a folder needs with these values files, from `helm template`. Raises Refusal.
 
     `registry` is where the images are now, where the values name the one they will be in.
     """

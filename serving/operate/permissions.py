@@ -1,6 +1,6 @@
 """Permissions: the least that each command needs, as data: what the chart grants, what the documents print, what tests hold.
 
-Reviews of one's own access, the server's version and its list of API groups need nothing: Kubernetes gives them to whoever
+Reviews of one's own access, the server's version and its list of API groups need nothing: Kubernetes grants them to every user who
 has signed in (`system:basic-user`, `system:discovery`).
 """
 

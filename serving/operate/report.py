@@ -1,4 +1,4 @@
-"""Report: an acceptance as JSON for machines and as one page of HTML for people; neither loads anything from anywhere."""
+"""Report: an acceptance as JSON for machines and as one page of HTML for people; neither loads external resources."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def prepare(folder: Path) -> None:
 
 
 def write(report: Report, folder: Path) -> None:
-    """Both files, each whole whenever it is read; raises Refusal when the folder cannot be written to."""
+    """Write both files, each atomically; raises Refusal when the folder cannot be written to."""
     try:
         for file, content in zip(files(folder), (as_json(report), as_html(report).encode()), strict=True):
             _replace(file, content)

@@ -1,4 +1,4 @@
-"""Secrets: what an installation needs and nobody has given, made once by a Job; the chart renders no secret.
+"""Secrets: those that an installation needs and the operator has not given, created once by a Job; the chart renders no secret.
 
 Spoken in plain HTTP with the pod's own service account, which may create secrets and do nothing else with them: the
 gateway's image has no Kubernetes client (126 MB).

@@ -1,6 +1,6 @@
-"""Values: what an installation with these values files will ask of a cluster. The chart reads the same files.
+"""Values: what an installation with these values files needs from a cluster. The chart reads the same files.
 
-Only what preflight checks is looked at; the chart's own schema refuses unknown keys.
+Only the keys that preflight checks are read; the chart's schema refuses unknown ones.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from serving.catalog import Model, Profile
 from serving.config import EngineSettings, ModelSettings, read_mapping
 from serving.errors import Refusal
 
-#: What the chart's own values say of the keys read here (a test compares), for whoever asks before he has a file.
+#: What the chart's own values say of the keys read here (a test compares), for commands that run without a values file.
 DEFAULTS: Mapping[str, Any] = {
     "gpu": "h100",
     "profile": "balanced",
@@ -51,7 +51,7 @@ class Claim(msgspec.Struct, frozen=True):
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """What an installation asks of a cluster."""
+    """What an installation needs from a cluster."""
 
     engine_pods: tuple[EnginePods, ...] = ()
     #: Why a model cannot be placed as the values ask, one sentence each.
@@ -73,7 +73,7 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 def read(files: Sequence[Path]) -> Wanted:
-    """What these files ask for together, the last one winning, as helm merges them. Raises Refusal."""
+    """What these files ask for together, merged as helm does, the last one winning. Raises Refusal."""
     return wanted(merged(DEFAULTS, *(read_mapping(file, "values") for file in files)))
 
 

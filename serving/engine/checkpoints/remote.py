@@ -67,7 +67,7 @@ def _from_hub(source: HubSource, folder: Path) -> None:
         reason = f"has no revision {source.revision}: correct it"
     except RepositoryNotFoundError:
         reason = "does not exist, or HF_TOKEN may not see it: correct the name or the token"
-    except (LocalEntryNotFoundError, HTTPError):  # it looks at its own cache when it reaches nobody
+    except (LocalEntryNotFoundError, HTTPError):  # without a connection it falls back to its own cache
         reason = "cannot be reached, or is in trouble: check the network, the proxy and HF_ENDPOINT"
     else:
         return

@@ -153,7 +153,7 @@ def _draft(folder: Path) -> Path:
 
 
 def _remove_leftovers(model: Model, models: Path, but: Path | None) -> None:
-    """Only called with the model's lock held, so nobody is building there."""
+    """Only called with the model's lock held, so no other process is building there."""
     for leftover in models.glob(f".{model.name}-{_ANY_HASH}.unfinished"):
         if leftover != but:
             shutil.rmtree(leftover)
