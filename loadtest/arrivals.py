@@ -1,7 +1,8 @@
 """Arrivals: when sessions begin. Plain functions of a rate and a seed; whoever sends asks nothing else.
 
-The load is open: a session is due at its instant whether or not an earlier one has been answered. Arrivals are a Poisson
-process whose rate follows a shape, because users do not wait for one another; a replay keeps its trace's own instants.
+The load is open: a session is due at its instant whether or not an earlier one has been answered. Arrivals are a
+Poisson process whose rate follows a shape, because users do not wait for one another; a replay keeps its trace's own
+instants.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Figures: what a run comes to, from outcomes to everything a report shows. Pure; the JSON of a run is one `Figures`.
 
-Requests belong to the window in which they were due, whenever they ended. A session that no worker reported is a failure:
-nothing that was planned is missing from the sums.
+Requests belong to the window in which they were due, whenever they ended. A session that no worker reported is a
+failure: nothing that was planned is missing from the sums.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Workload: who comes, and with how much. From instants or a trace to sessions, by a seed.
 
-Four users: chat asks once, an agent works through turns with tools, a document is long and its summary short, an embedding
-has no stream. Sizes are medians of log-normal distributions: most are near them, some are several times as long.
+Four users: chat asks once, an agent works through turns with tools, a document is long and its summary short, an
+embedding has no stream. Sizes are medians of log-normal distributions: most are near them, some are several times as
+long.
 """
 
 from __future__ import annotations

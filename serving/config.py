@@ -38,7 +38,8 @@ def _in_order(range_: tuple[int, int] | None) -> tuple[int, int] | None:
 class Timeouts(_Group):
     """Client to engine, each longer than the next, so that the outermost waiter gives up last.
 
-    openai-python waits 600 s > request_total > wake_wait > engine_silence > request_body > replica_wait > keep_alive > engine_connect.
+    openai-python waits 600 s > request_total > wake_wait > engine_silence > request_body > replica_wait > keep_alive >
+    engine_connect.
     """
 
     request_total_s: Annotated[float, Field(gt=0)] = 590.0

@@ -225,8 +225,8 @@ def _signals_ignored() -> Iterator[None]:
 @contextlib.contextmanager
 def _local_ray(directory_port: int, home: Path) -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # A terminal sends Ctrl-C to the whole process group; Ray's processes inherit this mask and run until they are stopped
-    # in order (observed: without it Ray's GCS dies first, and Serve waits 30 s for it).
+    # A terminal sends Ctrl-C to the whole process group; Ray's processes inherit this mask and run until they are
+    # stopped in order (observed: without it Ray's GCS dies first, and Serve waits 30 s for it).
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     engine_app.start_local_ray(directory_port, home)
     for number, handler in handlers.items():

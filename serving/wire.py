@@ -9,7 +9,8 @@ from enum import StrEnum
 
 import msgspec
 
-#: Routes that a gateway may call on an engine; the engine's boundary refuses every other route, with or without the secret.
+#: Routes that a gateway may call on an engine; the engine's boundary refuses every other route, with or without the
+#: secret.
 ENGINE_ROUTES: frozenset[tuple[str, str]] = frozenset(
     {
         ("POST", "/v1/chat/completions"),
@@ -110,7 +111,8 @@ class Listed(msgspec.Struct, frozen=True):
 class Traffic(msgspec.Struct, frozen=True):
     """What one gateway sees of one model."""
 
-    #: Calls in its waiting room because no replica can take them, how long the oldest has waited, and their prompt tokens.
+    #: Calls in its waiting room because no replica can take them, how long the oldest has waited, and their prompt
+    #: tokens.
     waiting_requests: int = 0
     oldest_wait_s: float = 0.0
     waiting_prompt_tokens: int = 0

@@ -2,10 +2,10 @@
 
     python -m loadtest.scaling --traces DIR [--seeds 3] [--hours 24] [--startup-s 120]
 
-Tuned on Azure's trace with seeds 1 and 2. Seeds 101 and 102 and Mooncake 1 were then seen once with two candidates, before
-the last step (one average or two, and 0.79 instead of 0.80), so they are no longer wholly fresh; seeds from 103, Mooncake
-from 2 and steep bursts chose none of the numbers. The world itself (SLOs, chunk size) was set after a look at seed 1 of
-both traces. A day takes a minute or two on one core.
+Tuned on Azure's trace with seeds 1 and 2. Seeds 101 and 102 and Mooncake 1 were then seen once with two candidates,
+before the last step (one average or two, and 0.79 instead of 0.80), so they are no longer wholly fresh; seeds from 103,
+Mooncake from 2 and steep bursts chose none of the numbers. The world itself (SLOs, chunk size) was set after a look at
+seed 1 of both traces. A day takes a minute or two on one core.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from serving.engine.autoscale import TUNING, Bounds
 #: Share of calls inside their SLO that everyone is asked for.
 TARGET = 0.99
 MAX_REPLICAS = 30
-#: Requests per replica of H100_TP2: of 16, 24, 32, 64 and 16, 32, 40, 48, 64 the cheapest that kept 99 % on Azure, seed 1.
-#: (Serve ships with 2, which asks for every replica there is.)
+#: Requests per replica of H100_TP2: of 16, 24, 32, 64 and 16, 32, 40, 48, 64 the cheapest that kept 99 % on Azure, seed
+#: 1. (Serve ships with 2, which asks for every replica there is.)
 SERVE_TARGET = 24.0
 HPA_TARGET = 48.0
 #: Seconds over which the policy without foresight, but without noise either, knows the present.

@@ -52,8 +52,8 @@ class Measurement(msgspec.Struct, frozen=True):
     max_running: int = 256
 
 
-#: Seconds between the calls of clients whose last calls ended in one step: HTTP is parsed one call after another. So the
-#: first of them is computed in a step of its own and the others together in the next.
+#: Seconds between the calls of clients whose last calls ended in one step: HTTP is parsed one call after another. So
+#: the first of them is computed in a step of its own and the others together in the next.
 TURN_S = 0.002
 
 

@@ -1,8 +1,8 @@
 """Traces: an hour of real calls, stretched to a bursty day.
 
 Kept from the source: pairs of prompt and output tokens as they were, drawn from the same minute, and its rate from
-minute to minute (so its own drift and bursts, at their own speed). Added, by a seed: a day's profile (an office's, lowest
-at 0.3 of the top), the peak hour, and bursts. Calls arrive as a Poisson process at the product of these rates.
+minute to minute (so its own drift and bursts, at their own speed). Added, by a seed: a day's profile (an office's,
+lowest at 0.3 of the top), the peak hour, and bursts. Calls arrive as a Poisson process at the product of these rates.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Refusals: what vLLM would fail at minutes later, or silently get wrong, is refused in one sentence before anything starts.
 
-Each names its source and version. What vLLM handles by itself is not here: experts that do not divide, more ranks than KV heads
-where the model class copies them, structured output with speculation.
+Each names its source and version. What vLLM handles by itself is not here: experts that do not divide, more ranks than
+KV heads where the model class copies them, structured output with speculation.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     settings ── verified, copied ──► shelf ── first request ──► vLLM's host memory ── LRU ──► its GPU slots
 
-vLLM's filesystem resolver (0.32, plugins/lora_resolvers) looks on the shelf for an unknown model name; loading, slots and
-eviction are vLLM's own. It reads an adapter again after each eviction, and the whole engine crashes when the files are gone
-by then (observed; lora/worker_manager.py, _apply_adapters): so the shelf holds copies, and files once on it stay readable
-until the engine has ended.
+vLLM's filesystem resolver (0.32, plugins/lora_resolvers) looks on the shelf for an unknown model name; loading, slots
+and eviction are vLLM's own. It reads an adapter again after each eviction, and the whole engine crashes when the files
+are gone by then (observed; lora/worker_manager.py, _apply_adapters): so the shelf holds copies, and files once on it
+stay readable until the engine has ended.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def _shapes(path: Path) -> dict[str, list[int]]:
 def _require_fit(adapter: AdapterSettings, factors: Mapping[str, list[int]], base: Mapping[str, list[int]]) -> int:
     """The largest rank of the factors, after checking that their widths match the weights they are added to.
 
-    vLLM does not check: it adds narrower ones as far as they reach, and answers nonsense (observed with 0.32). Weights that
-    the checkpoint stores in another form, such as quantised experts, cannot be checked here.
+    vLLM does not check: it adds narrower ones as far as they reach, and answers nonsense (observed with 0.32). Weights
+    that the checkpoint stores in another form, such as quantised experts, cannot be checked here.
     """
     rank = 0
     for name, shape in factors.items():

@@ -30,8 +30,8 @@ from serving.errors import Refusal
 from serving.wire import DIRECTORY_ROUTE
 
 RAY_TOKEN_FILE = "ray.token"  # noqa: S105 A file's name.
-#: Environment of Serve's controller, read at its start: fill one node before the next, so that a large engine finds a whole
-#: node, and never give up on a deployment (the other half of placement.RETRIES_WITHOUT_END).
+#: Environment of Serve's controller, read at its start: fill one node before the next, so that a large engine finds a
+#: whole node, and never give up on a deployment (the other half of placement.RETRIES_WITHOUT_END).
 SERVE_ENVIRONMENT = {
     "RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY": "1",
     "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": str(placement.RETRIES_WITHOUT_END),
@@ -67,7 +67,7 @@ def start_local_ray(serve_port: int, home: Path) -> None:
         http_options={"host": "127.0.0.1", "port": serve_port},
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this command tells its own progress
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this command prints its own progress
 
 
 def stop_local_ray() -> None:
@@ -110,15 +110,17 @@ def run_directory(cell: str, settings: Settings, wanted: CellSettings) -> None:
 def run_model(it: Deployment, directory: str) -> None:
     """Deploy one model's application; returns at once.
 
-    Where its bounds differ, Serve's autoscaling hook reads the wanted number from the directory at base URL `directory`.
-    Run again with other bounds, adapters or default output tokens it restarts nothing: they are no part of the version.
+    Where its bounds differ, Serve's autoscaling hook reads the wanted number from the directory at base URL
+    `directory`. Run again with other bounds, adapters or default output tokens it restarts nothing: they are no part of
+    the version.
     """
     spec = it.spec
     described = deployments.replica(spec).options(
         **_fleet(spec, it.plan.bounds, directory),
         graceful_shutdown_timeout_s=spec.settings.drain_timeout_s + deployments.DRAIN_MARGIN_S,
         user_config=it.live.model_dump(mode="json"),
-        # Without a version of ours, Serve makes a new one at each `run` and restarts a fleet whose size alone changed (2.60).
+        # Without a version of ours, Serve makes a new one at each `run` and restarts a fleet whose size alone changed
+        # (2.60).
         version=command.version(spec),
         _internal=True,
     )

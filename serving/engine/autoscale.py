@@ -7,8 +7,9 @@ code. The need is measured in replicas, by what limits LLM serving, and the tigh
 * queued prefill, in seconds of one replica's work, cleared within one start-up;
 * running requests against the profile's knee, and committed KV against its share.
 
-Arriving work is averaged twice: over a long time with much headroom, and over a short time with less, so that a surge is seen
-early and noise costs little. Scaling up is immediate; scaling down goes to the highest need of the last start-up time.
+Arriving work is averaged twice: over a long time with much headroom, and over a short time with less, so that a surge
+is seen early and noise costs little. Scaling up is immediate; scaling down goes to the highest need of the last
+start-up time.
 """
 
 from __future__ import annotations
@@ -177,7 +178,8 @@ def _need(
 def _late(ready: int, demand: Demand, knee: Knee, memory: Memory) -> float:
     """Calls wait longer than the SLO: one more replica than are ready. Absolute, so that starting or failing replicas add none.
 
-    A replica that has just become ready does not count: gateways may not have reported yet that its calls wait no longer.
+    A replica that has just become ready does not count: gateways may not have reported yet that its calls wait no
+    longer.
     """
     if demand.waiting_requests == 0:
         return 0.0

@@ -1,9 +1,9 @@
 """Boundary: which requests may reach a vLLM server? An ASGI middleware inside vLLM, loaded by `--middleware`.
 
-vLLM's own `--api-key` guards only some of its routes, and it has routes that sleep, reload or reconfigure an engine. This
-allow-list admits only the routes that a gateway or the engine's replica needs, and those require the plane secret.
-Metrics leave with our labels (`engine/exposition`).
-Harmony's markers are removed from gpt-oss's answers: vLLM passes on the raw text of what it cannot parse, markers included.
+vLLM's own `--api-key` guards only some of its routes, and it has routes that sleep, reload or reconfigure an engine.
+This allow-list admits only the routes that a gateway or the engine's replica needs, and those require the plane secret.
+Metrics leave with our labels (`engine/exposition`). Harmony's markers are removed from gpt-oss's answers: vLLM passes
+on the raw text of what it cannot parse, markers included.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class Boundary:
 def without_markers(send: Callable[[Message], Awaitable[None]]) -> Callable[[Message], Awaitable[None]]:
     """A `send` that removes Harmony's markers from every body.
 
-    A marker is one token, so it is never split: vLLM sends whole events, and whole answers at once. The response's start is
-    held back until the first body, because a shorter answer has another Content-Length.
+    A marker is one token, so it is never split: vLLM sends whole events, and whole answers at once. The response's
+    start is held back until the first body, because a shorter answer has another Content-Length.
     """
     held: list[Message] = []
 

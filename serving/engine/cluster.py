@@ -1,7 +1,7 @@
 """Cluster: a cell's applications, as Serve's declarative configuration refers to them (`import_path`, `args`).
 
-Serve hashes `args` into an application's version, so they hold only what an engine is started with; fleet size, adapters and
-time limits stand under the configuration's `deployments`, and change without a restart.
+Serve hashes `args` into an application's version, so they hold only what an engine is started with; fleet size,
+adapters and time limits stand under the configuration's `deployments`, and change without a restart.
 """
 
 from __future__ import annotations

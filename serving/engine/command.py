@@ -221,8 +221,8 @@ def environment(
     """The engine's environment: offline, without telemetry, and marked as a member of `tree`.
 
     The mark is its first variable. setproctitle finds a process's title by walking back from there, and names nothing
-    when that variable was written to since the process began, as vLLM and Ray do with some. A process whose title is never
-    found never joins (observed: one start in many, because a Ray worker's variables are in no order).
+    when that variable was written to since the process began, as vLLM and Ray do with some. A process whose title is
+    never found never joins (observed: one start in many, because a Ray worker's variables are in no order).
     """
     result = (
         {processes.TREE_VARIABLE: tree}
@@ -261,8 +261,8 @@ def _decided(spec: EngineSpec) -> dict[str, str]:
         result[MARKERS_VARIABLE] = "1"
     if not spec.gpus_per_node:
         result |= {
-            # Eager mode still compiles a few sampling functions: the first request for log probabilities then stalls the
-            # engine for 18 s, and crashes it on a machine without a C++ compiler (observed with 0.32).
+            # Eager mode still compiles a few sampling functions: the first request for log probabilities then stalls
+            # the engine for 18 s, and crashes it on a machine without a C++ compiler (observed with 0.32).
             "TORCH_COMPILE_DISABLE": "1",
             "VLLM_CPU_KVCACHE_SPACE": str(spec.settings.kv_cache_gib),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -295,8 +295,8 @@ def is_cpu_build() -> bool:
 def _vllm_alias(spec: EngineSpec) -> Path:
     """A folder whose metadata presents the CPU build as `vllm`, version `+cpu`.
 
-    vLLM's command line looks up the version of a distribution called `vllm` and infers the CPU platform from that suffix;
-    the CPU build's distribution is `vllm-cpu` (observed with 0.32.0).
+    vLLM's command line looks up the version of a distribution called `vllm` and infers the CPU platform from that
+    suffix; the CPU build's distribution is `vllm-cpu` (observed with 0.32.0).
     """
     version = f"{_version('vllm-cpu')}+cpu"
     folder = Path(spec.log_folder) / "vllm-alias"

@@ -1,8 +1,8 @@
 """Directory: which replicas serve what in this cell, and how many should run? Replicas report here about twice a second;
 gateways poll it over HTTP and send their demand; Serve's autoscaling hook reads the wanted numbers.
 
-It stores nothing: a restarted directory has every replica's report again within one interval, and until then marks its answer
-incomplete, so that no gateway drops a replica because of the restart.
+It stores nothing: a restarted directory has every replica's report again within one interval, and until then marks its
+answer incomplete, so that no gateway drops a replica because of the restart.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ logger = logging.getLogger("serving.directory")
 EXPIRY_S = 10.0
 #: Seconds after its start by which every living replica has reported.
 COMPLETE_AFTER_S = 5.0
-#: Seconds without any report from living replicas after which the directory concludes that it was cut off itself: longer
-#: than an overloaded engine delays its replica (a probe of 5 s and a report of 2 s at most, and a heartbeat's pause).
+#: Seconds without any report from living replicas after which the directory concludes that it was cut off itself:
+#: longer than an overloaded engine delays its replica (a probe of 5 s and a report of 2 s at most, and a heartbeat's
+#: pause).
 SILENCE_S = 9.0
 #: Seconds after which it concludes that all of them are gone: as long as Ray may take to declare a node dead.
 SILENCE_MAX_S = 60.0

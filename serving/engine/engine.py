@@ -329,8 +329,8 @@ def free_port(host: str) -> int:
 def port_among(host: str, range_: tuple[int, int] | None) -> Iterator[int]:
     """A TCP port for an engine's HTTP server, its own until the end; of a range the first that is free.
 
-    So a pod's engines are on the first ports of the range, where Prometheus scrapes them. Raises EngineDied when all are
-    taken. A lock holds the port until vLLM has bound it; the kernel releases the lock when its holder dies.
+    So a pod's engines are on the first ports of the range, where Prometheus scrapes them. Raises EngineDied when all
+    are taken. A lock holds the port until vLLM has bound it; the kernel releases the lock when its holder dies.
     """
     if range_ is None:
         yield free_port(host)
@@ -362,7 +362,8 @@ def _is_free(host: str, port: int) -> bool:
 def parse_load(text: str) -> EngineLoad:
     """Read vLLM's Prometheus text; several API servers or DP ranks add up, cache use is their highest.
 
-    vLLM does not report how many prompt tokens wait: they are the waiting requests times the mean prompt of finished ones.
+    vLLM does not report how many prompt tokens wait: they are the waiting requests times the mean prompt of finished
+    ones.
     """
     found: dict[str, list[float]] = {}
     for family in text_string_to_metric_families(text):

@@ -36,8 +36,8 @@ def _scheduling(profile: Profile) -> list[str]:
 
 
 def _kernel(profile: Profile) -> list[str]:
-    # With adapters `auto` selects Marlin too (fused_moe/modular_kernel.py tries each kernel); explicit all the same, because
-    # another kernel gave garbage with MXFP4 (vllm issue 29539).
+    # With adapters `auto` selects Marlin too (fused_moe/modular_kernel.py tries each kernel); explicit all the same,
+    # because another kernel gave garbage with MXFP4 (vllm issue 29539).
     return ["--moe-backend", profile.moe_backend]
 
 

@@ -60,7 +60,8 @@ def main() -> None:
 def head_address() -> str | None:
     """The address of Ray's head, from this node's connections to it; None where there are none.
 
-    Not by name: when a whole cluster is deleted, the head's Service is deleted with it, before this process could resolve it.
+    Not by name: when a whole cluster is deleted, the head's Service is deleted with it, before this process could
+    resolve it.
     """
     port = int(os.environ.get("RAY_ADDRESS", "").rpartition(":")[2] or _HEAD_PORT)
     connections = psutil.net_connections("tcp")

@@ -45,7 +45,7 @@ class _Now(Collector):
         yield self._family(
             "serving_engine_suspect_devices", "GPUs on which engines keep failing.", self.seen.suspect_devices
         )
-        yield self._family("serving_directory_gateways", "Gateways heard of late.", self.seen.gateways)
+        yield self._family("serving_directory_gateways", "Gateways that polled this cell lately.", self.seen.gateways)
 
     def _of_models(self) -> Iterator[GaugeMetricFamily]:
         states = self._family("serving_engine_replicas", "Replicas by state.", None, "model", "state")

@@ -41,8 +41,8 @@ class Options(TypedDict, total=False):
 def options(spec: EngineSpec, labels: Mapping[str, str] = NO_LABELS) -> Options:
     """Where replicas of `spec` may run: on nodes with these Ray labels, as many on each as it has GPUs for.
 
-    The actor itself holds the GPUs: with `num_gpus` unset Ray hides no device from it, bundle or not (observed with 2.60).
-    A node without GPUs, such as a head, never fits. CPU engines are kept off it by the labels alone.
+    The actor itself holds the GPUs: with `num_gpus` unset Ray hides no device from it, bundle or not (observed with
+    2.60). A node without GPUs, such as a head, never fits. CPU engines are kept off it by the labels alone.
     """
     gpus = spec.gpus_per_node
     if gpus == 0:

@@ -1,8 +1,8 @@
 """Pool: how many engines may each model have, when models share GPUs? Decided before Serve gets a number.
 
-Pure, and from an empty pool each time: minimums in order of priority, then the rest in the same order, each engine on the
-nodes that it fills best. A model that gets fewer gets a reason. Ray decides where engines really run: a granted engine that
-finds no room among the running ones waits, and `waiting_reason` says for what.
+Pure, and from an empty pool each time: minimums in order of priority, then the rest in the same order, each engine on
+the nodes that it fills best. A model that gets fewer gets a reason. Ray decides where engines really run: a granted
+engine that finds no room among the running ones waits, and `waiting_reason` says for what.
 """
 
 from __future__ import annotations

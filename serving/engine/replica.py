@@ -34,8 +34,8 @@ logger = logging.getLogger("serving.replica")
 _REPORT_TIMEOUT_S = 2.0
 #: Seconds between two polls of the directory while a start waits.
 _BACK_OFF_POLL_S = 1.0
-#: Seconds between two checks for running streams while draining. The first check comes after one interval, because gateways
-#: that do not know yet may still send: it is longer than a heartbeat and a gateway's poll together.
+#: Seconds between two checks for running streams while draining. The first check comes after one interval, because
+#: gateways that do not know yet may still send: it is longer than a heartbeat and a gateway's poll together.
 _DRAIN_POLL_INTERVAL_S = 1.0
 
 
@@ -107,7 +107,8 @@ class Replica:
         """Called by Serve after the start, and when settings change that restart no engine: adapters, default output
         tokens, heartbeat, drain.
 
-        Without it Serve would keep the old ones even for later starts: equal version, equal deployment (seen with 2.60).
+        Without it Serve would keep the old ones even for later starts: equal version, equal deployment (seen with
+        2.60).
         """
         self._adopt(LiveSettings.model_validate(plain))
         if self._engine and not self._engine.is_dead:

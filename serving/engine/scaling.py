@@ -1,7 +1,7 @@
 """Scaling: how many engines of each model this cell should have, decided in the directory; Serve's hook reads it.
 
-The policy is `serving.engine.autoscale`; this module gives it replicas' reports, gateways' demand and the settings' plans.
-Plain data, the time given.
+The policy is `serving.engine.autoscale`; this module gives it replicas' reports, gateways' demand and the settings'
+plans. Plain data, the time given.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     replica (Serve actor) ── lifeline pipe ──► supervisor (subreaper) ──► vLLM API server ──► EngineCore ──► workers
 
-On standard output it reports to its replica which processes joined the tree (`joined EngineCore`) and, last, why it ended
-(`ended its replica is gone`). The tree ends when the command ends, when any process that vLLM named dies, or when the
-lifeline closes because the replica is gone. The supervisor exits only after the last member: from then on the devices are
-free.
+On standard output it reports to its replica which processes joined the tree (`joined EngineCore`) and, last, why it
+ended (`ended its replica is gone`). The tree ends when the command ends, when any process that vLLM named dies, or when
+the lifeline closes because the replica is gone. The supervisor exits only after the last member: from then on the
+devices are free.
 """
 
 from __future__ import annotations
@@ -64,8 +64,9 @@ class Tree:
     def stop(self) -> None:
         """End the tree; return when no process of it is left.
 
-        Front ends are killed first: on SIGTERM they end running streams as if these were complete (observed with vLLM 0.32:
-        `finish_reason` "abort", then [DONE]). The others get time to release what they share before they are killed.
+        Front ends are killed first: on SIGTERM they end running streams as if these were complete (observed with vLLM
+        0.32: `finish_reason` "abort", then [DONE]). The others get time to release what they share before they are
+        killed.
         """
         deadline = time.monotonic() + _TERM_GRACE_S
         self._root.kill()

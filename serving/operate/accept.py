@@ -1,7 +1,7 @@
 """Accept: does a real installation deliver what was computed and promised? Runs against its API, as a client.
 
-Everything is bounded and, except for `--disrupt`, disturbs other clients only by its load. The report holds figures, kinds of
-machines and versions, never a prompt, an answer, a key or a host's name, so that its owner can share it.
+Everything is bounded and, except for `--disrupt`, disturbs other clients only by its load. The report holds figures,
+kinds of machines and versions, never a prompt, an answer, a key or a host's name, so that its owner can share it.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ async def run(
     *,
     clock: Callable[[], float],
     wall_clock: Callable[[], float],
-    tell: Callable[[str], None],
+    say: Callable[[str], None],
     save: Callable[[Report], None],
 ) -> Report:
     """Run every step in turn, and `save` the report after each. Raises Refusal first when an API or model is missing."""
@@ -118,19 +118,19 @@ async def run(
     async with _session(key, choices.verify_tls) as session:
         target = Target(choices.base_url, session, clock)
         await _refuse_strangers(target, choices.subjects)
-        tell(f"Greedy answers of {first.name} and {last.name} …")
+        say(f"Greedy answers of {first.name} and {last.name} …")
         same = await equality(target, first.name, last.name)
         draft.equality.append(same)
         draft.settle(findings.check_equality(same))
         draft.kv += [cache] if cache else []
         draft.settle(cache_check)
         for subject in choices.subjects:
-            await _climb(target, subject, choices.bounds, draft, tell)
+            await _climb(target, subject, choices.bounds, draft, say)
         if cluster is not None:
             for kind in choices.kinds:
-                tell(f"Deleting one engine's pod ({kind}) …")
+                say(f"Deleting one engine's pod ({kind}) …")
                 found = await failover.disrupt(target, first.name, cluster, choices.release, kind, choices.bounds)
-                _settle_disruption(kind, found, draft, tell)
+                _settle_disruption(kind, found, draft, say)
     return draft.report()
 
 
@@ -152,19 +152,19 @@ def _session(key: str, verify_tls: bool) -> aiohttp.ClientSession:
     )
 
 
-async def _climb(target: Target, subject: Subject, bounds: Bounds, draft: Draft, tell: Callable[[str], None]) -> None:
+async def _climb(target: Target, subject: Subject, bounds: Bounds, draft: Draft, say: Callable[[str], None]) -> None:
     """A ladder, saved after each rung: one may take a minute."""
     number = len(draft.ladders)
     async for found in ladder(target, subject, bounds):
-        tell(f"{subject.name}, {found.steps[-1].concurrency} clients: {findings.said(found.steps[-1])}")
+        say(f"{subject.name}, {found.steps[-1].concurrency} clients: {findings.said(found.steps[-1])}")
         draft.ladders[number:] = [found]
         draft.save()
     draft.settle(findings.check_ladder(draft.ladders[number]))
 
 
-def _settle_disruption(kind: str, found: Disruption | Unknown, draft: Draft, tell: Callable[[str], None]) -> None:
+def _settle_disruption(kind: str, found: Disruption | Unknown, draft: Draft, say: Callable[[str], None]) -> None:
     if isinstance(found, Unknown):
-        tell(found.reason)
+        say(found.reason)
         # The reason stays out of the report: it may name users and pods.
         title = findings.disruption_title(kind)
         draft.settle(Check(title, Answer.UNKNOWN, "No pod could be deleted.", found.command))

@@ -32,10 +32,11 @@ KUBERNETES_MIN = (1, 31)
 KUBERAY = "1.7.0"
 #: CUDA of the engine image: torch 2.13 and vLLM 0.32 bring 13.0's libraries (deploy/locks/gpu.txt, a test compares).
 CUDA = "13.0"
-#: The oldest driver branch for any CUDA 13 (docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html).
+#: The oldest driver branch for any CUDA 13
+#: (docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html).
 DRIVER_MIN = 580
-#: Fields of RayService v1 that the chart writes or that came with 1.7; an older definition drops them silently, and helm
-#: never upgrades definitions.
+#: Fields of RayService v1 that the chart writes or that came with 1.7; an older definition drops them silently, and
+#: helm never upgrades definitions.
 RAYSERVICE_FIELDS = (
     ("spec", "rayClusterDeletionDelaySeconds"),
     ("spec", "rayClusterConfig", "authOptions"),
@@ -45,7 +46,8 @@ RAYSERVICE_FIELDS = (
 OPERATOR_LABELS = "app.kubernetes.io/name=kuberay-operator"
 #: The taint of GPU nodes that the chart's GPU pods tolerate.
 TOLERATED = frozenset({"nvidia.com/gpu"})
-#: Provisioners of volumes that several nodes can mount at once, and of volumes that only one can; from their own documents.
+#: Provisioners of volumes that several nodes can mount at once, and of volumes that only one can; from their own
+#: documents.
 SHARED_PROVISIONERS = (
     "cephfs", "nfs", "efs.csi", "filestore", "file.csi.azure", "lustre", "weka", "spectrumscale", "beegfs", "gcsfuse",
     "blob.csi.azure", "vast", "trident",

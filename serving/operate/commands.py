@@ -250,14 +250,14 @@ def _accept(choices: Choices, key: str, cluster: Cluster | None, out: Path) -> N
         report.write(so_far, out)
         made = so_far
 
-    def tell(text: str) -> None:
+    def say(text: str) -> None:
         print(text, file=sys.stderr)
 
-    run = accept.run(choices, key, cluster, clock=time.perf_counter, wall_clock=time.time, tell=tell, save=save)
+    run = accept.run(choices, key, cluster, clock=time.perf_counter, wall_clock=time.time, say=say, save=save)
     try:
         asyncio.run(run)
     except KeyboardInterrupt:
-        tell("Interrupted." if made else "Interrupted before anything was measured; nothing is written.")
+        say("Interrupted." if made else "Interrupted before anything was measured; nothing is written.")
         raise typer.Exit(_INTERRUPTED) from None
     finally:
         if made:

@@ -63,7 +63,7 @@ class _File(msgspec.Struct, frozen=True, rename="kebab"):
 
 
 class Chosen(msgspec.Struct, frozen=True):
-    """A context, and the files as the client takes them."""
+    """A context, and the files in the client's form."""
 
     files: str
     context: str
@@ -94,7 +94,7 @@ def _read(path: Path) -> _File:
     try:
         return msgspec.convert(read_mapping(path, "kubeconfig"), type=_File)
     except msgspec.ValidationError as error:
-        # It names places and kinds, never what is written there.
+        # The sentence names places and types, never the file's content.
         raise Refusal(f"The kubeconfig file {path} is not one: {error}.") from None
 
 

@@ -1,7 +1,7 @@
 """Objects: what these tools read of Kubernetes' and KubeRay's objects, as the API server writes them.
 
-Only the fields that something here looks at; others are ignored, so that a newer server can talk. Go writes `null` for an
-empty list, hence the unions.
+Only the fields that something here looks at; others are ignored, so that a newer server can talk. Go writes `null` for
+an empty list, hence the unions.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Plan: traffic and latency targets → a profile, engines and GPUs. Arithmetic only: computed or cited, never measured.
 
-One engine is the roofline of `serving.budget.knee`: one step of all running requests takes `a + c·batch` seconds, and prefill
-takes its share of the time. At `r` calls a second of `P` prompt tokens (those found in the prefix cache left out) and `O`
-output tokens each:
+One engine is the roofline of `serving.budget.knee`: one step of all running requests takes `a + c·batch` seconds, and
+prefill takes its share of the time. At `r` calls a second of `P` prompt tokens (those found in the prefix cache left
+out) and `O` output tokens each:
 
 * share of time spent on prompts  p = r·P / prefill rate
 * running requests                b = r·O·(a + c·b) / (1 − p), Little's law, solved for b
@@ -25,11 +25,11 @@ from serving.catalog import GPUS, Knee, Model, Profile
 from serving.errors import Refusal
 from serving.operate.traffic import Traffic
 
-#: Share of an engine's knee that is filled: `fill_ratio` of serving.engine.autoscale, which adds engines beyond it (a test
-#: compares). The rest is headroom for what arrives within one start-up.
+#: Share of an engine's knee that is filled: `fill_ratio` of serving.engine.autoscale, which adds engines beyond it (a
+#: test compares). The rest is headroom for what arrives within one start-up.
 FILL = 0.79
-#: Mean absolute errors of the replica model on points that it was not fitted to, against vLLM on a CPU (serving/README.md,
-#: Decisions; loadtest/scaling/measured). Not measured on these GPUs.
+#: Mean absolute errors of the replica model on points that it was not fitted to, against vLLM on a CPU
+#: (serving/README.md, Decisions; loadtest/scaling/measured). Not measured on these GPUs.
 TTFT_ERROR = 0.09
 ITL_ERROR = 0.20
 #: Quantile of the queueing time: 95 % of the calls wait no longer.
@@ -308,8 +308,8 @@ def _choose(model: Model, options: Sequence[Option], profile: str | None, slo: L
         model.profile(profile)  # Refuses, and lists those there are.
     keeping = [it for it in named if it.replicas is not None and (profile or not it.by_choice_only)]
     if keeping:
-        # Every plan includes one spare engine, which decides between profiles too. Ties go to the smaller engine (less is lost
-        # with it), then to the catalogue's order, whose first is the default.
+        # Every plan includes one spare engine, which decides between profiles too. Ties go to the smaller engine (less
+        # is lost with it), then to the catalogue's order, whose first is the default.
         return min(keeping, key=lambda it: (it.gpus + it.gpus_per_engine, it.gpus_per_engine))
     by_choice = [it for it in named if it.replicas is not None]
     if by_choice:

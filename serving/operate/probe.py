@@ -1,7 +1,7 @@
 """Probe: the only part of preflight that creates anything. A claim, and a pod that mounts it, writes to it and resolves a name.
 
-It settles what no list shows: whether the image can be pulled, the volume bound, the name resolved, and the pod admitted.
-Whatever happens, both are deleted again.
+It settles what no list shows: whether the image can be pulled, the volume bound, the name resolved, and the pod
+admitted. Whatever happens, both are deleted again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from serving.operate.values import Claim
 
 NAME = "Probe"
 POLL_S = 1.0
-#: What the pod does; its exit code says which part failed.
+#: The pod's program; its exit code says which part failed.
 _PROGRAM = (
     "import socket, sys\n"
     "try: open('/probe/written', 'w').close()\n"
@@ -111,7 +111,7 @@ def claim_body(name: str, claim: Claim) -> dict[str, Any]:
 
 
 def pod_body(name: str, image: str) -> dict[str, Any]:
-    """As Pod Security "restricted" wants it; small, and without the API server's credentials."""
+    """The pod: conforms to Pod Security "restricted", small, and without credentials for the API server."""
     security = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
     container = {
         "name": "probe",

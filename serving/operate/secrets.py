@@ -15,7 +15,7 @@ from pathlib import Path
 
 from serving.errors import Refusal
 
-#: Where Kubernetes puts a pod's own credentials.
+#: Folder of a pod's own credentials.
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 #: Seconds the API server may take.
 _TIMEOUT_S = 30.0
@@ -24,7 +24,7 @@ _TIMEOUT_S = 30.0
 def ensure(
     host: str, port: int, namespace: str, name: str, values: Mapping[str, bytes], account: Path = SERVICE_ACCOUNT
 ) -> bool:
-    """Create a Secret with `values`, or leave the one of that name as it is; whether it was created.
+    """Create a Secret with `values`, or leave an existing one as it is; returns whether it was created.
 
     Raises Refusal when the API server cannot be reached or does not allow it.
     """
