@@ -20,7 +20,7 @@ import msgspec
 from loadtest import report, surroundings
 from loadtest.conversations import Voice
 from loadtest.figures import About, Figures, figures
-from loadtest.outcomes import Slo
+from loadtest.outcomes import RequestSlo
 from loadtest.planning import SHAPES, Plan, Wish, plan
 from loadtest.workload import Kind, Limits, read_mix
 from serving.errors import Refusal
@@ -251,7 +251,7 @@ def _figures(asked: argparse.Namespace, planned: Plan, voice: Voice, found: swar
     return figures(
         sessions,
         found.outcomes,
-        Slo(asked.ttft_s, asked.tpot_s),
+        RequestSlo(asked.ttft_s, asked.tpot_s),
         span_s=span_s,
         steps=planned.steps,
         share=asked.share,

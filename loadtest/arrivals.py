@@ -1,7 +1,8 @@
 """Arrivals: when sessions begin. Plain functions of a rate and a seed; senders need nothing else.
 
-The load is open: a session is due at its instant whether or not an earlier one has been answered. Arrivals are a Poisson
-process whose rate follows a shape, because users do not wait for one another; a replay keeps its trace's own instants.
+The load is open: a session is due at its instant whether or not an earlier one has been answered. Arrivals are a
+Poisson process whose rate follows a shape, because users do not wait for one another; a replay keeps its trace's own
+instants.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from loadtest.scaling.traces import Burst, Call, read_azure, read_mooncake
+from loadtest.scaling.traces import Burst, TracedCall, read_azure, read_mooncake
 from serving.errors import Refusal
 
 T = TypeVar("T")
@@ -75,7 +76,7 @@ def instants(rate: Rate, duration_s: float, chance: random.Random) -> Iterator[f
             yield now
 
 
-def read_trace(path: Path) -> list[Call]:
+def read_trace(path: Path) -> list[TracedCall]:
     """A trace in Azure's format (.csv) or Mooncake's (.jsonl), in order of arrival; raises Refusal for anything else."""
     readers = {".csv": read_azure, ".jsonl": read_mooncake}
     if path.suffix not in readers:
@@ -92,16 +93,16 @@ def read_trace(path: Path) -> list[Call]:
     return sorted(calls, key=lambda call: call.arrived_at)
 
 
-def replay(calls: Sequence[Call], duration_s: float, every: int = 1, speed: float = 1.0) -> list[Call]:
+def replay(calls: Sequence[TracedCall], duration_s: float, every: int = 1, speed: float = 1.0) -> list[TracedCall]:
     """Every n-th call of a trace at `speed` times its pace, as far as `duration_s` reaches; its first is due at once."""
     kept = calls[::every]
     if not kept:
         return []
     start = kept[0].arrived_at
-    moved = (Call((it.arrived_at - start) / speed, it.prompt_tokens, it.output_tokens) for it in kept)
+    moved = (TracedCall((it.arrived_at - start) / speed, it.prompt_tokens, it.output_tokens) for it in kept)
     return [call for call in moved if call.arrived_at < duration_s]
 
 
-def share(items: Sequence[T], index: int, of: int) -> list[T]:
+def share(items: Sequence[T], index: int, parts: int) -> list[T]:
     """What one of several workers sends: every n-th. Over all indexes, each item exactly once."""
-    return list(items[index::of])
+    return list(items[index::parts])

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from loadtest.answers import Answer, Stream, embeddings, refusal
 from loadtest.conversations import Request
 from loadtest.failures import Cut, Failed, Malformed, TimedOut, Unreachable
-from loadtest.outcomes import Outcome, packed
+from loadtest.outcomes import RequestOutcome, packed
 from loadtest.workload import Session
 
 #: Bytes asked of the socket at once; what has arrived is returned, however little.
@@ -34,7 +34,7 @@ class Api:
         self._silence_s = silence_s
         self._tls = ssl.create_default_context() if self._parts.scheme == "https" else None
 
-    def ask(self, session: Session, turn: int, due_s: float, request: Request) -> tuple[Outcome, Answer | None]:
+    def ask(self, session: Session, turn: int, due_s: float, request: Request) -> tuple[RequestOutcome, Answer | None]:
         """Send one request and read its answer to the end; a failure is in the outcome, and there is no answer."""
         began_s, stream = self.clock(), Stream()
         failed: Failed | None = None
@@ -44,7 +44,7 @@ class Api:
         except Failed as error:
             failed = error
         received = answer or stream.answer
-        outcome = Outcome(
+        outcome = RequestOutcome(
             session=session.number,
             turn=turn,
             kind=session.kind,

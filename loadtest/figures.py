@@ -1,7 +1,7 @@
 """Figures: what a run comes to, from outcomes to everything a report shows. Pure; the JSON of a run is one `Figures`.
 
-Requests belong to the window in which they were due, whenever they ended. A session that no worker reported is a failure:
-nothing that was planned is missing from the sums.
+Requests belong to the window in which they were due, whenever they ended. A session that no worker reported is a
+failure: nothing that was planned is missing from the sums.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import groupby
 import msgspec
 
 from loadtest.failures import LOST
-from loadtest.outcomes import Outcome, Slo, judge
+from loadtest.outcomes import RequestOutcome, RequestSlo, judge
 from loadtest.watch import Sighting
 from loadtest.workload import Session
 from serving.gateway.observe.slo import Verdict
@@ -143,7 +143,7 @@ class Figures(msgspec.Struct, frozen=True):
     totals: Totals
     failures: tuple[Failures, ...]
     knee: Knee
-    slo: Slo
+    slo: RequestSlo
     #: By user, and "all".
     latencies: dict[str, Latencies]
     #: How late the generator itself was, in seconds; counted in every latency.
@@ -167,17 +167,17 @@ def quantiles(values: Iterable[float | None]) -> Quantiles | None:
     return Quantiles(len(known), rank(0.5), rank(0.9), rank(0.95), rank(0.99), known[-1])
 
 
-def lost(planned: Sequence[Session], outcomes: Sequence[Outcome]) -> list[Outcome]:
+def lost(planned: Sequence[Session], outcomes: Sequence[RequestOutcome]) -> list[RequestOutcome]:
     """A failed outcome for each session of which none was reported."""
     reported = {it.session for it in outcomes}
     return [
-        Outcome(it.number, 0, it.kind, it.due_s, it.due_s, it.due_s, LOST, "no worker reported it")
+        RequestOutcome(it.number, 0, it.kind, it.due_s, it.due_s, it.due_s, LOST, "no worker reported it")
         for it in planned
         if it.number not in reported
     ]
 
 
-def totals(planned: Sequence[Session], outcomes: Sequence[Outcome], slo: Slo, span_s: float) -> Totals:
+def totals(planned: Sequence[Session], outcomes: Sequence[RequestOutcome], slo: RequestSlo, span_s: float) -> Totals:
     """`outcomes` with the lost ones; `span_s` is how long sessions were due, and later turns make it longer."""
     verdicts = _verdicts(outcomes, slo)
     span_s = max(span_s, *(it.due_s for it in outcomes), 0.0)
@@ -196,7 +196,7 @@ def totals(planned: Sequence[Session], outcomes: Sequence[Outcome], slo: Slo, sp
     )
 
 
-def _verdicts(outcomes: Iterable[Outcome], slo: Slo) -> dict[str, int]:
+def _verdicts(outcomes: Iterable[RequestOutcome], slo: RequestSlo) -> dict[str, int]:
     return _counted(str(judge(it, slo)) for it in outcomes)
 
 
@@ -207,10 +207,10 @@ def _counted(words: Iterable[str]) -> dict[str, int]:
     return counts
 
 
-def failures(outcomes: Iterable[Outcome]) -> tuple[Failures, ...]:
+def failures(outcomes: Iterable[RequestOutcome]) -> tuple[Failures, ...]:
     """Every way in which requests failed, most frequent first."""
 
-    def way(it: Outcome) -> tuple[str, str]:
+    def way(it: RequestOutcome) -> tuple[str, str]:
         return it.failure_kind, it.failure
 
     ways = groupby(sorted((it for it in outcomes if not it.is_ok), key=way), key=way)
@@ -219,14 +219,14 @@ def failures(outcomes: Iterable[Outcome]) -> tuple[Failures, ...]:
     return tuple(sorted(counted, key=lambda it: -it.count))
 
 
-def latencies(outcomes: Iterable[Outcome]) -> dict[str, Latencies]:
+def latencies(outcomes: Iterable[RequestOutcome]) -> dict[str, Latencies]:
     """By user and over all; of whole answers only, because a refusal is quick."""
     whole = [it for it in outcomes if it.is_ok]
     users = {str(kind): [it for it in whole if it.kind is kind] for kind in sorted({it.kind for it in whole})}
     return {name: _latencies(them) for name, them in {"all": whole, **users}.items()}
 
 
-def _latencies(whole: Sequence[Outcome]) -> Latencies:
+def _latencies(whole: Sequence[RequestOutcome]) -> Latencies:
     return Latencies(
         ttft_s=quantiles(it.ttft_s for it in whole),
         itl_s=quantiles(gap for it in whole for gap in it.gaps_s),
@@ -236,11 +236,11 @@ def _latencies(whole: Sequence[Outcome]) -> Latencies:
     )
 
 
-def windows(outcomes: Sequence[Outcome], slo: Slo, span_s: float, count: int) -> tuple[Window, ...]:
+def windows(outcomes: Sequence[RequestOutcome], slo: RequestSlo, span_s: float, count: int) -> tuple[Window, ...]:
     """`span_s` in so many equal parts, and as many more of that length as later turns of conversations need."""
     length_s = span_s / count
     last_due_s = max((it.due_s for it in outcomes), default=0.0)
-    parts: list[list[Outcome]] = [[] for _ in range(max(count, int(last_due_s / length_s) + 1))]
+    parts: list[list[RequestOutcome]] = [[] for _ in range(max(count, int(last_due_s / length_s) + 1))]
     for it in outcomes:
         parts[int(it.due_s / length_s)].append(it)
     return tuple(
@@ -249,7 +249,11 @@ def windows(outcomes: Sequence[Outcome], slo: Slo, span_s: float, count: int) ->
 
 
 def _window(
-    part: Sequence[Outcome], all_outcomes: Sequence[Outcome], slo: Slo, begins_s: float, ends_s: float
+    part: Sequence[RequestOutcome],
+    all_outcomes: Sequence[RequestOutcome],
+    slo: RequestSlo,
+    begins_s: float,
+    ends_s: float,
 ) -> Window:
     verdicts = _verdicts(part, slo)
     return Window(
@@ -266,7 +270,7 @@ def _window(
     )
 
 
-def most_open(outcomes: Iterable[Outcome], begins_s: float, ends_s: float) -> int:
+def most_open(outcomes: Iterable[RequestOutcome], begins_s: float, ends_s: float) -> int:
     """The most requests that were due and had not ended at one instant between the two."""
     there = [it for it in outcomes if it.due_s < ends_s and it.ended_s > begins_s]
     # At equal instants an end comes before a beginning.
@@ -298,8 +302,8 @@ def _knee(best: Window | None, is_reached: bool, share: float) -> Knee:
 
 def figures(
     planned: Sequence[Session],
-    outcomes: Sequence[Outcome],
-    slo: Slo,
+    outcomes: Sequence[RequestOutcome],
+    slo: RequestSlo,
     *,
     span_s: float,
     steps: int,
@@ -331,7 +335,7 @@ def figures(
 LATENESS_MAX_S = 0.05
 
 
-def warnings(outcomes: Sequence[Outcome], late: Quantiles | None) -> list[str]:
+def warnings(outcomes: Sequence[RequestOutcome], late: Quantiles | None) -> list[str]:
     """What a reader must know before believing the rest."""
     if not outcomes:
         return ["Nothing was sent: the run was shorter than the time between two sessions."]

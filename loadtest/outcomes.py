@@ -16,7 +16,7 @@ from loadtest.workload import Kind
 from serving.gateway.observe.slo import Verdict
 
 
-class Outcome(msgspec.Struct, frozen=True, array_like=True):
+class RequestOutcome(msgspec.Struct, frozen=True, array_like=True):
     """One request. Instants are seconds since the start of the run."""
 
     session: int
@@ -73,18 +73,18 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
 
 
 def packed(instants_s: Sequence[float]) -> bytes:
-    """The gaps between those instants, as an Outcome holds them."""
+    """The gaps between those instants, as an RequestOutcome holds them."""
     return array("f", (after - before for before, after in pairwise(instants_s))).tobytes()
 
 
-class Slo(msgspec.Struct, frozen=True):
+class RequestSlo(msgspec.Struct, frozen=True):
     """What is promised of each request: seconds to the first token, and seconds a token after it."""
 
     ttft_s: float
     tpot_s: float
 
 
-def judge(outcome: Outcome, slo: Slo) -> Verdict:
+def judge(outcome: RequestOutcome, slo: RequestSlo) -> Verdict:
     """The first promise that was broken, or MET."""
     if not outcome.is_ok:
         return Verdict.FAILED

@@ -31,7 +31,7 @@ from loadtest.client import Api
 from loadtest.conversations import Conversation, Voice
 from loadtest.failures import Unfinished
 from loadtest.figures import LocustEntry
-from loadtest.outcomes import Outcome
+from loadtest.outcomes import RequestOutcome
 from loadtest.watch import Sighting
 from loadtest.workload import Session
 from serving.errors import Refusal
@@ -65,7 +65,7 @@ class Desk:
         self._environment = environment
         self._key = key
         self._share: Share | None = None
-        self._unsent: list[Outcome] = []
+        self._unsent: list[RequestOutcome] = []
 
     def take(self, environment: Environment, msg: Message, **_: Any) -> None:
         """Locust hands over the master's message."""
@@ -105,7 +105,7 @@ class Desk:
             due_s = outcome.ended_s + pause_s
             gevent.sleep(pause_s)
 
-    def _count(self, outcome: Outcome) -> None:
+    def _count(self, outcome: RequestOutcome) -> None:
         self._unsent.append(outcome)
         name = str(outcome.kind)
         self._environment.events.request.fire(  # type: ignore[no-untyped-call]  # Locust leaves it open.
@@ -142,12 +142,12 @@ class Desk:
         runner.send_message("done")
 
 
-def _unfinished(session: Session, turn: int, due_s: float, began_s: float, now_s: float) -> Outcome:
+def _unfinished(session: Session, turn: int, due_s: float, began_s: float, now_s: float) -> RequestOutcome:
     failed = Unfinished("still under way at the end of the run")
-    return Outcome(session.number, turn, session.kind, due_s, began_s, now_s, failed.kind, str(failed))
+    return RequestOutcome(session.number, turn, session.kind, due_s, began_s, now_s, failed.kind, str(failed))
 
 
-def _measured(outcome: Outcome) -> Iterator[tuple[str, float]]:
+def _measured(outcome: RequestOutcome) -> Iterator[tuple[str, float]]:
     """What Locust has no name for: milliseconds, and tokens a second."""
     if not outcome.is_ok or outcome.first_s is None:
         return
@@ -181,12 +181,12 @@ class Gathered:
     """What the master has received."""
 
     def __init__(self) -> None:
-        self.outcomes: list[Outcome] = []
+        self.outcomes: list[RequestOutcome] = []
         self.sightings: list[Sighting] = []
         self.done = 0
 
     def take(self, environment: Environment, msg: Message, **_: Any) -> None:
-        self.outcomes += msgspec.msgpack.decode(msg.data["outcomes"], type=list[Outcome])
+        self.outcomes += msgspec.msgpack.decode(msg.data["outcomes"], type=list[RequestOutcome])
 
     def end(self, environment: Environment, msg: Message, **_: Any) -> None:
         self.done += 1
@@ -195,7 +195,7 @@ class Gathered:
 class Run(msgspec.Struct, frozen=True):
     """What a run left."""
 
-    outcomes: list[Outcome]
+    outcomes: list[RequestOutcome]
     sightings: list[Sighting]
     locust: list[LocustEntry]
     #: Seconds since the start at which somebody stopped it, or None.

@@ -1,7 +1,8 @@
 """Workload: who comes, and with how much. From instants or a trace to sessions, by a seed.
 
-Four users: chat asks once, an agent works through turns with tools, a document is long and its summary short, an embedding
-has no stream. Sizes are medians of log-normal distributions: most are near them, some are several times as long.
+Four users: chat asks once, an agent works through turns with tools, a document is long and its summary short, an
+embedding has no stream. Sizes are medians of log-normal distributions: most are near them, some are several times as
+long.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from enum import StrEnum
 
 import msgspec
 
-from loadtest.scaling.traces import Call
+from loadtest.scaling.traces import TracedCall
 from serving.errors import Refusal
 
 
@@ -112,7 +113,7 @@ def _drawn(median: int, scale: float, chance: random.Random) -> int:
     return max(1, round(median * scale * min(LONGEST, chance.lognormvariate(0, SIGMA))))
 
 
-def replayed(calls: Sequence[Call], limits: Limits) -> list[Session]:
+def replayed(calls: Sequence[TracedCall], limits: Limits) -> list[Session]:
     """A chat for each call of a trace, with its tokens as far as the model's context takes them."""
     return [
         _fitted(
@@ -142,7 +143,7 @@ def _fitted(session: Session, limits: Limits) -> Session:
     )
 
 
-def cut(planned: Sequence[Session], calls: Sequence[Call], scale: float) -> int:
+def cut(planned: Sequence[Session], calls: Sequence[TracedCall], scale: float) -> int:
     """How many sessions of a replay are shorter than their call, because the model's context is."""
     return sum(
         session.prompt_tokens < round(call.prompt_tokens * scale)

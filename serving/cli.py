@@ -1,4 +1,4 @@
-"""The `serving` command. Each command reads its arguments, asks one plane, and turns a Refusal into exit code 1."""
+"""The `serving` command. Each command reads its arguments and calls one plane; a Refusal becomes exit code 1."""
 
 from __future__ import annotations
 
@@ -32,9 +32,7 @@ app.command("preflight")(operate.run_preflight)
 app.command("plan")(operate.run_plan)
 app.command("status")(operate.run_status)
 app.command("accept")(operate.run_accept)
-bundle = typer.Typer(
-    no_args_is_help=True, help="All of an installation in one folder or tar, for where no registry is."
-)
+bundle = typer.Typer(no_args_is_help=True, help="A whole installation in one folder or tar, for air-gapped clusters.")
 app.add_typer(bundle, name="bundle")
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
@@ -44,10 +42,12 @@ Values = Annotated[list[Path], typer.Option(help="A values file, as given to hel
 Sum = Annotated[str | None, typer.Option("--sha256", help="The checksum that `export` printed.")]
 Registry = Annotated[
     str | None,
-    typer.Option(help="Where the images are now; else `images.registry` of the values, which may be the target."),
+    typer.Option(
+        help="Registry that holds the images now; else `images.registry` of the values, which may be the target."
+    ),
 ]
 OperatorImage = Annotated[
-    str, typer.Option(help="Another reference of KubeRay's image; `none` where the cluster has an operator.")
+    str, typer.Option(help="KubeRay's image, if another than the chart's; `none` where the cluster has an operator.")
 ]
 
 
@@ -57,15 +57,15 @@ def main() -> None:
         try:
             app()
         finally:
-            sys.stdout.flush()  # what was held back may be what finds no room
+            sys.stdout.flush()  # buffered output may be what the disk has no room for
     except Refusal as refusal:
         sys.exit(str(refusal))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
             raise
-        # Python would try to write the rest once more at its end, and complain.
+        # At exit Python would try to write the rest once more, and print a second error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if error.errno == errno.EPIPE:  # whoever read has seen enough
+        if error.errno == errno.EPIPE:  # the reader has closed the pipe, as `head` does
             sys.exit(1)
         sys.exit("The disk is full: free some space, or set SERVING_HOME to a folder on a larger disk.")
 
@@ -77,7 +77,7 @@ def read_settings(
         Path | None, typer.Option(help="A YAML settings file; see serving/config.py for its keys.")
     ] = None,
 ) -> None:
-    """Serve an OpenAI-compatible API from this machine, and look after its tenants, keys and models."""
+    """Serve an OpenAI-compatible API from this machine, and manage its tenants, keys and models."""
     context.obj = config.load(settings)
 
 
@@ -113,7 +113,7 @@ def gateway(
     port: Port = None,
     host: Host = None,
 ) -> None:
-    """Serve the gateway alone, before vLLM servers that run already."""
+    """Run the gateway alone, in front of vLLM servers that are already running."""
     from serving.gateway import server
 
     overrides = {"engines": engine or None, "directories": directory or None, "port": port, "host": host}
@@ -124,9 +124,9 @@ def gateway(
 def secrets_ensure(
     name: str,
     wanted: Annotated[list[str], typer.Argument(help="KEY=KIND; a kind is plane, pepper or api-key.")],
-    namespace: Annotated[str, typer.Option(help="Where it belongs.")],
+    namespace: Annotated[str, typer.Option(help="Namespace of the Secret.")],
 ) -> None:
-    """Make a Secret with fresh values, once: one of that name stays as it is. Runs in a pod, as the chart's Job."""
+    """Create a Secret with fresh values; an existing one stays as it is. Runs in a pod, as the chart's Job."""
     from serving.operate import secrets as cluster_secrets
 
     values = {key: _fresh(kind) for key, _, kind in (it.partition("=") for it in wanted)}
@@ -134,7 +134,7 @@ def secrets_ensure(
     if not host:
         raise Refusal("This command runs inside a cluster, and KUBERNETES_SERVICE_HOST is not set.")
     is_new = cluster_secrets.ensure(host, int(port), namespace, name, values)
-    print(f"{name} was made." if is_new else f"{name} was there and stays as it is.")
+    print(f"{name} was created." if is_new else f"{name} exists and stays as it is.")
 
 
 def _fresh(kind: str) -> bytes:
@@ -143,7 +143,7 @@ def _fresh(kind: str) -> bytes:
     return _FRESH[kind]()
 
 
-#: Kind of secret → a new one, in the form its file has.
+#: Kind of secret → a fresh value, as its file holds it.
 _FRESH: dict[str, Callable[[], bytes]] = {
     "plane": lambda: f"{secret.fresh()}\n".encode(),
     "pepper": lambda: os.urandom(keys.PEPPER_BYTES),
@@ -153,7 +153,7 @@ _FRESH: dict[str, Callable[[], bytes]] = {
 
 @models.command("list")
 def models_list(context: typer.Context) -> None:
-    """Name, context, origin and GPU profiles of every model, and which are on this machine."""
+    """List every model: context, default GPU profile, and whether its checkpoint is on this machine."""
     from serving.engine.checkpoints import store as checkpoints
 
     known = catalog.MODELS | {model.name: model for model in context.obj.own_models}
@@ -169,7 +169,7 @@ def _find(context: typer.Context, name: str) -> catalog.Model:
 
 
 def _where(model: catalog.Model) -> str:
-    """What it runs on by default."""
+    """Where it runs by default."""
     if not model.profiles:
         return "CPU"
     first = model.profiles[0]
@@ -178,7 +178,7 @@ def _where(model: catalog.Model) -> str:
 
 @models.command("show")
 def models_show(context: typer.Context, name: str) -> None:
-    """What one model is, as JSON."""
+    """Print one model's catalogue entry as JSON."""
     print(_find(context, name).model_dump_json(indent=2))
 
 
@@ -186,12 +186,12 @@ def models_show(context: typer.Context, name: str) -> None:
 def models_budget(
     context: typer.Context,
     name: str,
-    gpu: Annotated[str | None, typer.Option(help="A kind of GPU, e.g. h100; else the first profile's.")] = None,
-    profile: Annotated[str | None, typer.Option(help="A profile, e.g. balanced; else the first of that GPU.")] = None,
-    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of one node.")] = 8,
+    gpu: Annotated[str | None, typer.Option(help="GPU type, e.g. h100; else the first profile's.")] = None,
+    profile: Annotated[str | None, typer.Option(help="Profile, e.g. balanced; else the first for that GPU.")] = None,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs per node.")] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
 ) -> None:
-    """Memory and KV of a model on its GPUs, computed before anything starts; what cannot work is refused."""
+    """Compute a model's memory and KV cache on its GPUs before anything starts; refuse what cannot work."""
     from serving.budget import refuse, text
 
     model = _find(context, name)
@@ -202,7 +202,7 @@ def models_budget(
 
 @models.command("fetch")
 def models_fetch(context: typer.Context, name: str) -> None:
-    """Get a model's checkpoint onto this machine; prints its folder."""
+    """Download a model's checkpoint to this machine and print its folder."""
     from serving.engine.checkpoints import store as checkpoints
 
     print(checkpoints.ensure(_find(context, name), context.obj.home, lambda text: print(text, file=sys.stderr)))
@@ -210,28 +210,28 @@ def models_fetch(context: typer.Context, name: str) -> None:
 
 @models.command("verify")
 def models_verify(context: typer.Context, name: str) -> None:
-    """Compare a checkpoint's files with its manifest, and with the model's checksums."""
+    """Verify a checkpoint's files against its manifest and the model's checksums."""
     from serving.engine.checkpoints import store as checkpoints
 
     checkpoints.verify(_find(context, name), context.obj.home)
-    print(f"{name}: every file matches what was measured.")
+    print(f"{name}: every file matches its checksum.")
 
 
 @models.command("diff")
 def models_diff(before: Path, after: Path) -> None:
-    """Which engines restart when settings file AFTER takes the place of BEFORE, and why; nothing is started or fetched."""
+    """Show which engines restart when settings file AFTER replaces BEFORE, and why; starts and fetches nothing."""
     try:
         from serving.engine import changes
     except ModuleNotFoundError as missing:
         raise _no_engine_plane(missing) from None
-    print("\n".join(changes.told(config.load(before), config.load(after))))
+    print("\n".join(changes.described(config.load(before), config.load(after))))
 
 
 @bundle.command("list")
 def bundle_list(
     values: Values, chart: Chart = Path("helm"), operator: OperatorImage = "", registry: Registry = None
 ) -> None:
-    """Every image and model that the chart needs with these values; fetches nothing."""
+    """List every image and model that the chart needs with these values; fetches nothing."""
     from serving.operate import carrier
 
     found = carrier.needed(chart, values, None if operator == "none" else operator, registry)
@@ -249,39 +249,41 @@ def bundle_export(
     operator_chart: Annotated[Path | None, typer.Option(help="KubeRay's chart; else helm fetches it.")] = None,
     source: Annotated[str, typer.Option("--from", help="Where images are: registry, podman or docker.")] = "registry",
 ) -> None:
-    """Put all of it into TARGET, a folder, or a tar if its name ends in .tar; models are those fetched here."""
+    """Write images, models and charts to TARGET: a folder, or a tar if its name ends in .tar. Models must be fetched here."""
     from serving.engine.checkpoints import store as checkpoints
     from serving.operate import carrier
 
     if source not in carrier.SOURCES:
-        raise Refusal(f"--from {source} is no place for images: name one of {', '.join(carrier.SOURCES)}.")
+        raise Refusal(f"--from {source} is no source of images: name one of {', '.join(carrier.SOURCES)}.")
     wanted = carrier.needed(chart, values, None if operator == "none" else operator, registry)
     models = [catalog.find(name, wanted.own_models) for name in wanted.models]
-    # A mounted model is on a volume of the cluster's own.
+    # A mounted model is on one of the cluster's own volumes.
     carried = [model for model in models if not isinstance(model.source, catalog.MountedSource)]
     folders = [checkpoints.verify(model, context.obj.home) for model in carried]
     checksum = carrier.export(target, chart, values, wanted, folders, source=source, operator_chart=operator_chart)
-    print(f"{target} is whole. Compare after the journey: serving bundle verify {target.name} --sha256 {checksum}")
+    print(f"{target} is complete. After copying it, run: serving bundle verify {target.name} --sha256 {checksum}")
 
 
 @bundle.command("verify")
 def bundle_verify(path: Path, sha256: Sum = None) -> None:
-    """Compare every file of a bundle with its checksum: damaged, missing and additional ones are refused."""
+    """Verify every file of a bundle against its checksum; refuse damaged, missing and extra files."""
     from serving.operate.bundle import opened, verify
 
     with opened(path) as files:
         found = verify(files, sha256)
-    print(f"{path} is whole: {len(found.manifest.images)} images, {len(found.manifest.models)} models, {found.sha256}")
+    print(
+        f"{path} is complete: {len(found.manifest.images)} images, {len(found.manifest.models)} models, {found.sha256}"
+    )
 
 
 @bundle.command("load")
 def bundle_load(
     path: Path,
     into: Annotated[str, typer.Option(help="podman, docker, ctr, or a registry such as registry.example.com.")],
-    models: Annotated[Path | None, typer.Option(help="Folder for checkpoints: `models` of the model volume.")] = None,
+    models: Annotated[Path | None, typer.Option(help="Folder for checkpoints: `models` on the model volume.")] = None,
     sha256: Sum = None,
 ) -> None:
-    """Verify a bundle, then give its images to a container engine or a registry, and its models to a folder."""
+    """Verify a bundle, then load its images into a container engine or registry and its models into a folder."""
     from serving.operate.bundle import opened, verify
     from serving.operate.carrier import load
 

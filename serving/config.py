@@ -38,7 +38,8 @@ def _in_order(range_: tuple[int, int] | None) -> tuple[int, int] | None:
 class Timeouts(_Group):
     """From client to engine, each longer than the next: the outermost party gives up last.
 
-    openai-python waits 600 s > request_total > wake_wait > engine_silence > request_body > replica_wait > keep_alive > engine_connect.
+    openai-python waits 600 s > request_total > wake_wait > engine_silence > request_body > replica_wait > keep_alive >
+    engine_connect.
     """
 
     request_total_s: Annotated[float, Field(gt=0)] = 590.0
@@ -58,7 +59,7 @@ class Timeouts(_Group):
 
 
 class Certificate(_Group):
-    """A certificate and its key, as PEM files; gateways and engines take up renewed ones without a restart."""
+    """A certificate and its key, as PEM files; gateways and engines pick up a renewed pair without a restart."""
 
     certificate_file: Path
     """The certificate, followed by the intermediate ones."""
@@ -73,7 +74,7 @@ class PlaneTls(Certificate):
     """
 
     ca_file: Path
-    """The authority that signed it."""
+    """The CA certificate that signed it."""
 
 
 class Slo(_Group):
@@ -125,7 +126,7 @@ class GatewaySettings(_Group):
     timeouts: Timeouts = Timeouts()
 
     def slo_of(self, model: str) -> Slo:
-        """What users of a served model are promised."""
+        """The SLO of a served model."""
         return self.model_slos.get(model, self.slo)
 
 
@@ -146,7 +147,7 @@ class EngineSettings(_Group):
     port_range: Annotated[tuple[Port, Port] | None, AfterValidator(_in_order)] = None
     """First and last TCP port for engines' HTTP servers, so that a NetworkPolicy can name them; unset, any free port."""
     memory_share: Annotated[float, Field(gt=0, le=1)] = 0.25
-    """CPU engines: share of the machine's memory that must be free at start (vLLM refuses to start otherwise)."""
+    """CPU engines: share of the machine's memory that must be free at start; with less, vLLM refuses to start."""
     kv_cache_gib: Annotated[int, Field(ge=1)] = 1
     """CPU engines: whole GiB of KV cache."""
     api_servers: Annotated[int, Field(ge=1)] = 1
@@ -164,7 +165,7 @@ class EngineSettings(_Group):
     traces_endpoint: Annotated[str, Field(pattern="^https?://")] | None = None
     """Where engines send the spans of requests that the gateway traces, as `gateway.traces_endpoint`; unset, tracing is off in engines."""
     program: tuple[str, ...] = ()
-    """A program in vLLM's place that takes its `serve` command line and speaks its HTTP; empty for vLLM itself."""
+    """A program that replaces vLLM: it takes the same `serve` command line and speaks the same HTTP; empty for vLLM itself."""
     drain_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     """Seconds running streams may take to finish when a replica stops; not below the gateway's `request_total_s`."""
     heartbeat_s: Annotated[float, Field(gt=0, le=2)] = 0.5
@@ -172,7 +173,7 @@ class EngineSettings(_Group):
 
 
 class AdapterSettings(_Group):
-    """One LoRA adapter of a model. These lists are the whole registry: nothing else can be loaded, whatever a client asks."""
+    """One LoRA adapter of a model. These lists are the whole registry: a client cannot have any other adapter loaded."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
     """The model name that clients send; plain characters, because vLLM makes a path of it. Changed weights need a new name."""
@@ -189,7 +190,7 @@ class ModelSettings(_Group):
     name: str
     """A name of the catalogue (`serving models list`)."""
     profile: str | None = None
-    """A named profile of the catalogue for GPUs; unset, the engine runs on vLLM's CPU build."""
+    """A named GPU profile of the catalogue; unset, the engine runs on vLLM's CPU build."""
     gpu: str | None = None
     """The GPU type whose profile is meant (`h100`, `h200`); unset, the first type that has this profile."""
     tensor: Annotated[int, Field(ge=1)] | None = None
@@ -219,7 +220,7 @@ class ModelSettings(_Group):
 
     @property
     def is_scaled(self) -> bool:
-        """May the number of its engines change?"""
+        """May the number of its engines change at run time?"""
         return self.min_replicas != self.max_replicas
 
     @model_validator(mode="after")
@@ -244,7 +245,7 @@ class Settings(_Group):
     models: tuple[ModelSettings, ...] = (ModelSettings(name="smollm2-135m-instruct"),)
     """What this cell serves."""
     own_models: tuple[Model, ...] = ()
-    """Models that the catalogue lacks, described with its keys: a fine-tune, another open model."""
+    """Models that the catalogue lacks, described with the same keys: a fine-tune, another open model."""
 
     @property
     def secret_file(self) -> Path:
@@ -269,12 +270,12 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> S
 
 
 def override(settings: Settings, **groups: Mapping[str, Any]) -> Settings:
-    """The settings with what the command line said in its place (`gateway={"port": 9000}`); None leaves a key alone."""
+    """The settings with the command line's values over them (`gateway={"port": 9000}`); None leaves a key alone."""
     return _validated(settings.model_dump(), groups)
 
 
 def with_models(settings: Settings, names: Sequence[str]) -> Settings:
-    """The settings with these models alone; one that they describe already keeps its description."""
+    """The settings with these models alone; a model that the settings describe keeps its description."""
     described = {model.name: model for model in settings.models}
     chosen = tuple(described.get(name) or ModelSettings(name=name) for name in dict.fromkeys(names))
     return settings.model_copy(update={"models": chosen})
@@ -294,7 +295,7 @@ def _validated(*layers: Mapping[str, Any]) -> Settings:
 
 
 def read_mapping(path: Path, kind: str) -> dict[str, Any]:
-    """The mapping in a YAML file; raises Refusal, in which `kind` says whose file it is, when there is none."""
+    """The mapping in a YAML file; raises Refusal when there is none. `kind` names the file in that sentence."""
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Every error this package raises on purpose, as one tree; each becomes text exactly once, at the edge.
+"""Every error that this package raises on purpose, as one tree; each is rendered exactly once, at the edge.
 
     ServingError
     ├── Refusal                    a command line cannot do what was asked → one sentence, exit code 1
@@ -29,7 +29,7 @@ from typing import ClassVar
 
 
 class ServingError(Exception):
-    """The root: whatever this package raises on purpose."""
+    """The root of every error that this package raises on purpose."""
 
 
 class Refusal(ServingError):
@@ -42,7 +42,7 @@ class ApiError(ServingError):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: ClassVar[str | None] = None
-    # Told to openai-python by `x-should-retry`: a retry of the same request can succeed.
+    # Sent to openai-python as `x-should-retry`: a retry of the same request can succeed.
     is_retryable: ClassVar[bool] = False
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
@@ -130,7 +130,7 @@ class NoReplicaReady(ApiError):
 
 
 class StoreUnavailable(ApiError):
-    """The database does not answer; `reason` is for the operator, the client gets a fixed sentence."""
+    """The database does not answer; `reason` is for the operator's log, the client gets a fixed sentence."""
 
     status = 503
     code = "store_unavailable"
@@ -153,6 +153,6 @@ class EngineTimedOut(ApiError):
 
 
 class InternalError(ApiError):
-    """Something we did not foresee; its detail is logged by type alone."""
+    """An unexpected exception; only its type is logged."""
 
     code = "internal_error"

@@ -1,4 +1,4 @@
-"""Lifetime: when a process started, which tells it from a later one under the same number. Linux only."""
+"""Lifetime: when a process started, which distinguishes it from a later process with the same id. Linux only."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     serving up ─┬─ gateway (a process of its own: the same command as in production)
                 └─ Ray ── directory, replica ── supervisor ── vLLM
 
-Whatever way it ends, every process it started ends with it.
+However it ends, every process that it started ends with it.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from serving.wire import ASLEEP, ReplicaState, Task
 #: MiB that Ray and the gateway need, and each engine; seen resident: see serving/PROVEN.md.
 _BASE_MEMORY_MIB = 1024
 _ENGINE_MEMORY_MIB = 4 * 1024
-#: Seconds between two looks while waiting.
-_LOOK_INTERVAL_S = 0.2
-#: Bytes of the gateway's log before it begins anew, the old one kept once, and seconds between two looks at it.
+#: Seconds between two polls while waiting.
+_POLL_INTERVAL_S = 0.2
+#: Bytes at which the gateway's log is rotated, one old log kept, and seconds between two checks of its size.
 _MAX_LOG_BYTES = 64 * 1024 * 1024
 _LOG_INTERVAL_S = 10.0
-#: Seconds after which a state that has not changed is told again.
+#: Seconds after which an unchanged state is printed again.
 _PROGRESS_INTERVAL_S = 10.0
-#: Seconds the gateway may take, once its answers have had `drain_timeout_s` to end, to write its ledger and go.
+#: Seconds that the gateway gets after `drain_timeout_s` to write its ledger and exit.
 _GATEWAY_GRACE_S = 5.0
 
 
@@ -53,9 +53,9 @@ class Stopped(BaseException):
 
 
 def up(settings: Settings) -> None:
-    """Serve the settings' models here until stopped; raises Refusal before anything starts, or when a part is lost."""
+    """Serve the settings' models here until stopped; raises Refusal before anything starts, or when a part fails."""
     models = [catalog.find(wanted.name, settings.own_models) for wanted in settings.models]
-    # Made first, because it refuses what cannot work before anything is fetched.
+    # First, because this refuses what cannot work before anything is downloaded.
     deployments = [
         deployment_of(model, wanted, settings, checkpoints.folder_of(model, settings.home))
         for model, wanted in zip(models, settings.models, strict=True)
@@ -69,13 +69,13 @@ def up(settings: Settings) -> None:
     with _alone(settings.home), _signals_raise_stopped(), _everything_below_ends():
         for model in models:
             checkpoints.ensure(model, settings.home, _say)
-        _refuse_adapters(deployments)  # once more, now that there is something to compare their shapes with
+        _refuse_adapters(deployments)  # once more, now that there is a checkpoint to compare their shapes with
         secret.create_if_absent(settings.home)
         _serve(settings, models, deployments)
 
 
 def _refuse_gpus(deployments: list[Deployment]) -> None:
-    """Before 60 GiB are fetched for them."""
+    """Refuse GPU profiles on vLLM's CPU build, before 60 GiB are downloaded for them."""
     for it in deployments:
         if it.spec.gpus_per_node and command.is_cpu_build():
             raise Refusal(
@@ -85,7 +85,7 @@ def _refuse_gpus(deployments: list[Deployment]) -> None:
 
 
 def _refuse_adapters(deployments: list[Deployment]) -> None:
-    """In a cluster they are not here: a replica refuses one and goes on."""
+    """Refuse adapters that cannot be loaded. In a cluster their files are elsewhere: a replica skips a broken one instead."""
     for it in deployments:
         if it.spec.lora:
             adapters.examine_all(it.wanted.adapters, it.spec.lora, Path(it.spec.checkpoint))
@@ -97,23 +97,23 @@ def _serve(settings: Settings, models: list[catalog.Model], deployments: list[De
     _say("Starting Ray ...")
     directory = f"http://127.0.0.1:{directory_port}"
     with _local_ray(directory_port, settings.home):
-        # Cells' names must differ: a gateway before two of them lets each speak only for its own replicas.
+        # Cell names must differ: a gateway takes from each cell only what concerns that cell's replicas.
         engine_app.deploy(f"{socket.gethostname()}:{directory_port}", directory, settings, deployments)
         names = ", ".join(model.name for model in models)
         _say(f"Starting vLLM with {names} ({time.monotonic() - started:.0f} s so far) ...")
-        # Inside Ray's, so that it ends first: engines drain at once when nobody streams from them any more.
+        # Nested in Ray's, so that the gateway ends first: engines drain at once when no client streams from them.
         with _gateway_process(settings, directory) as gateway:
             _wait_for_models(settings, gateway, len(models), started)
             print(banner(settings, models, time.monotonic() - started), flush=True)
             code = _end_of(gateway, _gateway_log(settings))
-    raise Refusal(f"The gateway ended with exit code {code}; its last words are in {_gateway_log(settings)}.")
+    raise Refusal(f"The gateway ended with exit code {code}; see the end of {_gateway_log(settings)}.")
 
 
 def banner(settings: Settings, models: list[catalog.Model], seconds: float) -> str:
-    """What a newcomer needs: base URL, key, a curl line that works when pasted, and what these models are."""
+    """The ready message: base URL, key, a curl line that works when pasted, and what these models are."""
     base_url = f"http://{settings.gateway.host}:{settings.gateway.port}/v1"
     key_file = settings.store.first_key_file or settings.home / "admin.key"
-    # A shared database has its keys from its operator.
+    # With a shared database, the operator hands out keys.
     key = key_file.read_text().strip() if key_file.exists() else "$KEY"
     route, body = _example(next((model for model in models if model.task is Task.GENERATE), models[0]))
     summaries = "\n".join(model.summary for model in models)
@@ -165,7 +165,7 @@ def _refuse_taken_port(host: str, port: int) -> None:
 def _refuse_small_memory(settings: Settings) -> None:
     memory = psutil.virtual_memory()
     engines = sum(model.max_replicas for model in settings.models)
-    # vLLM looks at its share when its engine starts, and the engines before it have taken theirs by then.
+    # vLLM checks its share when its engine starts, after the engines before it have taken theirs.
     share = int(memory.total * settings.engine.memory_share)
     needed = max(_BASE_MEMORY_MIB * 1024**2 + engines * _ENGINE_MEMORY_MIB * 1024**2, share)
     if memory.available < needed:
@@ -177,7 +177,7 @@ def _refuse_small_memory(settings: Settings) -> None:
 
 @contextlib.contextmanager
 def _alone(home: Path) -> Iterator[None]:
-    """Hold the home: two stacks would write each other's settings and logs. The system lets go when its holder dies."""
+    """Lock the home: two stacks would overwrite each other's settings and logs. The kernel releases the lock when its holder dies."""
     with (home / "up.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -214,7 +214,7 @@ def _everything_below_ends() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals_ignored() -> Iterator[None]:
-    """A second Ctrl-C must not cut the clean-up short."""
+    """A second Ctrl-C must not interrupt the clean-up."""
     previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -230,7 +230,7 @@ def _local_ray(directory_port: int, home: Path) -> Iterator[None]:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     engine_app.start_local_ray(directory_port, home)
     for number, handler in handlers.items():
-        signal.signal(number, handler)  # Ray puts its own in their place
+        signal.signal(number, handler)  # Ray has replaced them with its own
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
         yield
@@ -251,9 +251,9 @@ def _gateway_process(settings: Settings, directory: str) -> Iterator[subprocess.
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            # The file holds what the environment said, and more.
+            # The file already holds what the environment says.
             env={name: value for name, value in os.environ.items() if not name.startswith(config.ENV_PREFIX)},
-            start_new_session=True,  # a Ctrl-C in the terminal is for us to hand on
+            start_new_session=True,  # Ctrl-C in the terminal goes to this process, which stops the gateway
         )
     try:
         yield process
@@ -267,7 +267,7 @@ def _gateway_process(settings: Settings, directory: str) -> Iterator[subprocess.
 
 
 def _end_of(gateway: subprocess.Popen[bytes], log: Path) -> int:
-    """Wait for the gateway's end and keep its log within its limit meanwhile; returns its exit code."""
+    """Wait until the gateway exits, rotating its log meanwhile; returns its exit code."""
     while True:
         try:
             return gateway.wait(_LOG_INTERVAL_S)
@@ -280,25 +280,25 @@ def _gateway_log(settings: Settings) -> Path:
 
 
 def _wait_for_models(settings: Settings, gateway: subprocess.Popen[bytes], count: int, started: float) -> None:
-    """Return when every model answers; raises Refusal when one or the gateway failed."""
+    """Return when every model answers; raises Refusal when a model or the gateway fails."""
     url = f"http://{settings.gateway.host}:{settings.gateway.port}/health/models"
-    told, told_at = "", started
+    reported, reported_at = "", started
     while True:
         if gateway.poll() is not None:
-            raise Refusal(f"The gateway did not start; its last words are in {_gateway_log(settings)}.")
+            raise Refusal(f"The gateway did not start; see the end of {_gateway_log(settings)}.")
         states = _model_states(url)
         if len(states) == count and set(states.values()) <= {ReplicaState.READY, ASLEEP}:
             return
         state = ", ".join(f"{name}: {state}" for name, state in states.items())
-        if state and (state != told or time.monotonic() - told_at > _PROGRESS_INTERVAL_S):
-            told, told_at = state, time.monotonic()
-            _say(f"  {state} ({told_at - started:.0f} s; about 40 s a model on 2 cores)")
+        if state and (state != reported or time.monotonic() - reported_at > _PROGRESS_INTERVAL_S):
+            reported, reported_at = state, time.monotonic()
+            _say(f"  {state} ({reported_at - started:.0f} s; about 40 s a model on 2 cores)")
         if time.monotonic() - started > settings.engine.start_timeout_s * count:
             raise Refusal(
                 f"Not every model answered within {settings.engine.start_timeout_s * count:.0f} s; "
                 f"see {settings.home / 'logs'}."
             )
-        time.sleep(_LOOK_INTERVAL_S)
+        time.sleep(_POLL_INTERVAL_S)
 
 
 def _model_states(url: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ SERVER_NAME = "engine.gpt-oss-serving"
 
 
 class _OneName(ssl.SSLContext):
-    """A client's context that asks for SERVER_NAME at whatever address: asyncio uses the one method, urllib the other."""
+    """A client context that expects SERVER_NAME at any address: asyncio calls one of the two methods, urllib the other."""
 
     def wrap_bio(
         self,

@@ -1,6 +1,6 @@
-"""The plane secret: what a gateway shows to engines and directories. One file for both planes, two values during rotation.
+"""The plane secret: what a gateway sends to engines and directories. One file for both planes, two values during rotation.
 
-The file holds one value a line; the first is sent, every one is accepted.
+The file holds one value a line; the first is sent, all of them are accepted.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def create_if_absent(home: Path, name: str = FILE_NAME) -> Path:
         try:
             os.link(draft, path)
         except FileExistsError:
-            pass  # Another process was first; its value is the one.
+            pass  # Another process was first; its value counts.
         finally:
             draft.unlink()
     return path

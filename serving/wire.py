@@ -1,6 +1,6 @@
-"""Shapes that cross a process boundary: what replicas tell the directory, what the directory tells gateways.
+"""Shapes that cross a process boundary: what replicas report to the directory, what the directory answers gateways.
 
-Plain msgspec structs, JSON on the wire; unknown fields are ignored so that two versions of a plane can talk.
+Plain msgspec structs, JSON on the wire; unknown fields are ignored, so that planes of different versions work together.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from enum import StrEnum
 
 import msgspec
 
-#: Routes a gateway may reach on an engine; the engine-side boundary closes every other one, secret or not.
+#: Routes that a gateway may call on an engine; the engine's boundary refuses every other route, with or without the
+#: secret.
 ENGINE_ROUTES: frozenset[tuple[str, str]] = frozenset(
     {
         ("POST", "/v1/chat/completions"),
@@ -24,24 +25,24 @@ ENGINE_ROUTES: frozenset[tuple[str, str]] = frozenset(
         ("GET", "/load"),
     }
 )
-#: The one route that answers without the plane secret (a kubelet has none to send).
+#: The one route that needs no plane secret: a kubelet's liveness probe has none to send.
 LIVENESS_ROUTE: tuple[str, str] = ("GET", "/health")
 
-#: Where a cell's directory answers gateways, below its base URL.
+#: Where a cell's directory answers gateways, under its base URL.
 DIRECTORY_ROUTE = "/directory"
-#: Where it tells Serve's autoscaling how many replicas each model should have, below that.
+#: Under that: how many engines each model should have, read by Serve's autoscaling hook.
 WANTED_ROUTE = "/wanted"
-#: Where it shows Prometheus what it knows, below that.
+#: Under that: the directory's metrics, for Prometheus.
 METRICS_ROUTE = "/metrics"
 
 
 def plain_name(cell: str) -> str:
-    """A cell as its owner calls it: in a cluster its full name (`a/serving-a-x7k2p`) says which Ray cluster is it now."""
+    """A cell's name in the values; its full name in a cluster (`a/serving-a-x7k2p`) adds the Ray cluster behind it."""
     return cell.partition("/")[0]
 
 
 class ReplicaState(StrEnum):
-    """The life of a replica. Only READY takes requests; READY means that a token was generated."""
+    """A replica's life cycle. Only READY takes requests; READY means that the engine has generated a token."""
 
     STARTING = "starting"
     LOADING = "loading"
@@ -51,7 +52,7 @@ class ReplicaState(StrEnum):
     FAILED = "failed"
 
 
-#: In place of a state: no replica of a model runs, and its first call will start one.
+#: In place of a state: the model is scaled to zero, and its first call starts an engine.
 ASLEEP = "asleep"
 
 
@@ -74,7 +75,7 @@ class EngineLoad(msgspec.Struct, frozen=True):
 
 
 class ReplicaReport(msgspec.Struct, frozen=True):
-    """What a replica reports of itself, every `engine.heartbeat_s`."""
+    """A replica's heartbeat, every `engine.heartbeat_s` (0.5 s by default)."""
 
     replica_id: str
     model: str
@@ -87,21 +88,21 @@ class ReplicaReport(msgspec.Struct, frozen=True):
     #: Output tokens of a call that sets no limit itself; 0: no cap but the context.
     default_output_tokens: int = 0
     load: EngineLoad = EngineLoad()
-    #: One scrubbed sentence when the state is FAILED, or on what a start waits for.
+    #: One sentence without internal details: why it is FAILED, or what its start waits for.
     reason: str | None = None
-    #: How far it has loaded (`45%`) while it is LOADING.
+    #: Share of the weights loaded so far (`45%`) while it is LOADING.
     progress: str | None = None
-    #: Where it is: Ray's node and the indices of its GPUs.
+    #: Ray's node and the indices of its GPUs there.
     node: str = ""
     devices: tuple[str, ...] = ()
-    #: Which node's share of an engine over several nodes this is; only the first takes requests.
+    #: This node's rank in an engine that spans several nodes; only rank 0 takes requests.
     rank: int = 0
-    #: Names of the adapters that it answers to as models, or will once it is READY.
+    #: Adapters that clients may name as models here, now or once it is READY.
     adapters: tuple[str, ...] = ()
 
 
 class Listed(msgspec.Struct, frozen=True):
-    """A report as the directory hands it on."""
+    """A report as the directory passes it on to gateways."""
 
     report: ReplicaReport
     heard_ago_s: float
@@ -110,21 +111,22 @@ class Listed(msgspec.Struct, frozen=True):
 class Traffic(msgspec.Struct, frozen=True):
     """What one gateway sees of one model."""
 
-    #: Calls it holds because no replica can take them, how long the first has waited, and their prompts.
+    #: Calls in its waiting room because no replica can take them, how long the oldest has waited, and their prompt
+    #: tokens.
     waiting_requests: int = 0
     oldest_wait_s: float = 0.0
     waiting_prompt_tokens: int = 0
-    #: Of the calls that came in since it was last heard, held or not; prompts estimated from their bytes.
+    #: Prompt tokens of all calls since its last report, waiting or not, estimated from their bytes.
     arrived_prompt_tokens: float = 0.0
-    #: The same calls times the mean output it has learned.
+    #: Those calls times the mean output that it has learned.
     expected_output_tokens: float = 0.0
 
 
 class GatewayReport(msgspec.Struct, frozen=True):
-    """What a gateway sends when it asks a directory; the answer is the same for all of them."""
+    """What a gateway sends with each poll of a directory; every gateway gets the same answer."""
 
     gateway_id: str
-    #: Seconds that its arrivals cover: since a directory answered it last.
+    #: Seconds that its arrivals cover: the time since the directory's last answer.
     covers_s: float = 0.0
     #: Model → what this gateway sees of it.
     traffic: dict[str, Traffic] = {}
@@ -138,23 +140,23 @@ class ListedModel(msgspec.Struct, frozen=True):
     context_tokens: int = 0
     #: Output tokens of a call that sets no limit itself; 0: no cap but the context.
     default_output_tokens: int = 0
-    #: Engines that should run now; None while a young directory does not know.
+    #: Engines that should run now; None while a directory that just started does not know.
     wanted: int | None = None
-    #: Adapters that clients may ask for in its place.
+    #: Adapters of it that clients may name as models.
     adapters: tuple[str, ...] = ()
-    #: It may have no replica at all: its first call wakes it, and waits for a whole start.
+    #: It may scale to zero: the first call then waits for a cold start.
     may_sleep: bool = False
-    #: The limit that decided so many.
+    #: The limit that decided the number.
     reason: str | None = None
-    #: Why there are fewer than are needed, in one sentence: others come first, or no node has room.
+    #: Why fewer engines run than are needed, in one sentence: other models have priority, or no node has room.
     shortage: str | None = None
 
 
 class DirectoryAnswer(msgspec.Struct, frozen=True):
     """What a gateway gets from one cell's directory.
 
-    A gateway drops a replica that is missing only when `is_complete`: a directory that has just started
-    has not heard from everyone yet, and its silence removes nobody.
+    A gateway drops a missing replica only when `is_complete`: a directory that has just started does not have every
+    replica's report yet, so a replica that it does not list may well be running.
     """
 
     cell: str

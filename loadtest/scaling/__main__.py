@@ -2,10 +2,10 @@
 
     python -m loadtest.scaling --traces DIR [--seeds 3] [--hours 24] [--startup-s 120]
 
-Tuned on Azure's trace with seeds 1 and 2. Seeds 101 and 102 and Mooncake 1 were then seen once with two candidates, before
-the last step (one average or two, and 0.79 instead of 0.80), so they are no longer wholly fresh; seeds from 103, Mooncake
-from 2 and steep bursts chose none of the numbers. The world itself (SLOs, chunk size) was set after a look at seed 1 of
-both traces. A day takes a minute or two on one core.
+Tuned on Azure's trace with seeds 1 and 2. Seeds 101 and 102 and Mooncake 1 were then seen once with two candidates,
+before the last step (one average or two, and 0.79 instead of 0.80), so they are no longer wholly fresh; seeds from 103,
+Mooncake from 2 and steep bursts chose none of the numbers. The world itself (SLOs, chunk size) was set after a look at
+seed 1 of both traces. A day takes a minute or two on one core.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from functools import cache
 from pathlib import Path
 
 from loadtest.scaling import oracle
-from loadtest.scaling.model import H100_TP2, STARTUP_S, Slo
+from loadtest.scaling.model import H100_TP2, STARTUP_S, SimulatedSlo
 from loadtest.scaling.policies import Hpa, Ours, ServeDefault, knee_of
-from loadtest.scaling.simulator import Outcome, Policy, Settings, run
-from loadtest.scaling.traces import AZURE, MOONCAKE, STEEP, Call, Shape, read_azure, read_mooncake, stretch
+from loadtest.scaling.simulator import Policy, Settings, SimulationResult, run
+from loadtest.scaling.traces import AZURE, MOONCAKE, STEEP, Shape, TracedCall, read_azure, read_mooncake, stretch
 from serving.engine.autoscale import TUNING, Bounds
 
 #: Share of calls inside their SLO that everyone is asked for.
 TARGET = 0.99
 MAX_REPLICAS = 30
-#: Requests per replica of H100_TP2: of 16, 24, 32, 64 and 16, 32, 40, 48, 64 the cheapest that kept 99 % on Azure, seed 1.
-#: (Serve ships with 2, which asks for every replica there is.)
+#: Requests per replica of H100_TP2: of 16, 24, 32, 64 and 16, 32, 40, 48, 64 the cheapest that kept 99 % on Azure, seed
+#: 1. (Serve ships with 2, which asks for every replica there is.)
 SERVE_TARGET = 24.0
 HPA_TARGET = 48.0
 #: Seconds over which the policy without foresight, but without noise either, knows the present.
@@ -41,12 +41,12 @@ class Workload:
     source: str
     thinning: int
     top_rate: float
-    slo: Slo
+    slo: SimulatedSlo
 
 
-AZURE_DAY = Workload(AZURE, thinning=8, top_rate=17.0, slo=Slo(ttft_s=2.0))
+AZURE_DAY = Workload(AZURE, thinning=8, top_rate=17.0, slo=SimulatedSlo(ttft_s=2.0))
 #: Ten times longer prompts: one of 126k tokens alone keeps a replica 4 s. This limit is assumed.
-MOONCAKE_DAY = Workload(MOONCAKE, thinning=1, top_rate=17.0, slo=Slo(ttft_s=5.0))
+MOONCAKE_DAY = Workload(MOONCAKE, thinning=1, top_rate=17.0, slo=SimulatedSlo(ttft_s=5.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Row:
 
     case: str
     policy: str
-    outcome: Outcome
+    outcome: SimulationResult
     oracle_gpu_s: float
 
     @property
@@ -99,7 +99,7 @@ HEADER = (
 )
 
 
-def judge(calls: list[Call], case: Case, startup_s: float) -> Iterator[Row]:
+def judge(calls: list[TracedCall], case: Case, startup_s: float) -> Iterator[Row]:
     """The oracle first: what everyone is compared with, and the number of replicas everyone begins with."""
     workload = case.workload
     model = H100_TP2.thinned(workload.thinning)

@@ -26,7 +26,7 @@ import msgspec
 
 from loadtest.scaling.model import ReplicaModel
 from loadtest.scaling.simulator import Done, Replica
-from loadtest.scaling.traces import Call
+from loadtest.scaling.traces import TracedCall
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -52,8 +52,8 @@ class Measurement(msgspec.Struct, frozen=True):
     max_running: int = 256
 
 
-#: Seconds between the calls of clients whose last calls ended in one step: HTTP is parsed one call after another. So the
-#: first of them is computed in a step of its own and the others together in the next.
+#: Seconds between the calls of clients whose last calls ended in one step: HTTP is parsed one call after another. So
+#: the first of them is computed in a step of its own and the others together in the next.
 TURN_S = 0.002
 
 
@@ -117,7 +117,7 @@ def replay(model: ReplicaModel, point: Point) -> tuple[float, float]:
     """TTFT and ITL of the same closed loop on the modelled replica, in seconds."""
     replica = Replica(model, 1, ready_at=0.0)
     for client in range(point.concurrency):
-        replica.take(Call(client * TURN_S, point.prompt_tokens, point.output_tokens))
+        replica.take(TracedCall(client * TURN_S, point.prompt_tokens, point.output_tokens))
     done: list[Done] = []
     now = 0.0
     while len(done) < point.calls + point.concurrency:
@@ -125,7 +125,7 @@ def replay(model: ReplicaModel, point: Point) -> tuple[float, float]:
         now += TURN_S
         done.extend(finished)
         for turn, one in enumerate(finished, start=1):
-            replica.take(Call(one.finished_at + turn * TURN_S, point.prompt_tokens, point.output_tokens))
+            replica.take(TracedCall(one.finished_at + turn * TURN_S, point.prompt_tokens, point.output_tokens))
     settled = done[point.concurrency :]
     return statistics.fmean(one.ttft_s for one in settled), statistics.fmean(one.itl_s for one in settled)
 

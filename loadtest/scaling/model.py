@@ -45,7 +45,7 @@ class ReplicaModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Slo:
+class SimulatedSlo:
     """What is promised for each call."""
 
     #: To the first token: this, and `ttft_per_prefill` times what the prompt takes on an idle replica.
@@ -75,5 +75,6 @@ H100_TP2 = ReplicaModel(
     kv_fixed_tokens=128,
     gpus=2,
 )
-#: Seconds from the decision to a generated token; assumed (61 GiB from local disk, compile cache warm, graphs captured).
+#: Seconds from the decision to a generated token; assumed (61 GiB from local disk, compile cache warm, graphs
+#: captured).
 STARTUP_S = 120.0

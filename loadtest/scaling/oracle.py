@@ -12,8 +12,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from loadtest.scaling.simulator import Outcome, Settings, run
-from loadtest.scaling.traces import Call
+from loadtest.scaling.simulator import Settings, SimulationResult, run
+from loadtest.scaling.traces import TracedCall
 from serving.catalog import Knee
 from serving.engine.autoscale import Demand, ReplicaSignal
 
@@ -39,7 +39,7 @@ class Schedule:
         return self.replicas[min(len(self.replicas) - 1, int(now / self.slice_s))]
 
 
-def work(calls: Iterable[Call], knee: Knee, slice_s: float) -> list[float]:
+def work(calls: Iterable[TracedCall], knee: Knee, slice_s: float) -> list[float]:
     """Work arriving per slice, in replicas: seconds of work a second."""
     found: list[float] = []
     for call in calls:
@@ -74,13 +74,13 @@ def without_foresight(
 class Oracle:
     """The best schedule found."""
 
-    outcome: Outcome
+    outcome: SimulationResult
     fill_ratio: float
     slice_s: float
     initial_replicas: int
 
 
-def best(calls: Sequence[Call], knee: Knee, settings: Settings, attainment: float) -> Oracle:
+def best(calls: Sequence[TracedCall], knee: Knee, settings: Settings, attainment: float) -> Oracle:
     """The schedule with the fewest GPU-seconds among those that keep `attainment`."""
     found: Oracle | None = None
     for slice_s in SLICES_S:
@@ -91,7 +91,7 @@ def best(calls: Sequence[Call], knee: Knee, settings: Settings, attainment: floa
 
 
 def _best_of_slice(
-    calls: Sequence[Call], knee: Knee, settings: Settings, attainment: float, slice_s: float, known: Oracle | None
+    calls: Sequence[TracedCall], knee: Knee, settings: Settings, attainment: float, slice_s: float, known: Oracle | None
 ) -> Oracle | None:
     """The best schedule of this slice, or the `known` one; what cannot be better than that is not simulated."""
     per_slice = work(calls, knee, slice_s)

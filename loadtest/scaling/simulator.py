@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from loadtest.scaling.model import ReplicaModel, Slo
-from loadtest.scaling.traces import Call
+from loadtest.scaling.model import ReplicaModel, SimulatedSlo
+from loadtest.scaling.traces import TracedCall
 from serving.engine.autoscale import Demand, ReplicaSignal
 from serving.wire import ReplicaState
 
@@ -36,7 +36,7 @@ class Policy(Protocol):
 
 
 @dataclass(slots=True)
-class Outcome:
+class SimulationResult:
     """What became of a trace."""
 
     arrived: int = 0
@@ -70,7 +70,7 @@ class Settings:
     """The world around the policy."""
 
     model: ReplicaModel
-    slo: Slo
+    slo: SimulatedSlo
     startup_s: float
     max_replicas: int
     initial_replicas: int = 1
@@ -82,7 +82,7 @@ class Settings:
 class Done:
     """One finished call."""
 
-    call: Call
+    call: TracedCall
     first_token_at: float
     finished_at: float
 
@@ -119,14 +119,14 @@ class Replica:
         self.ready_at = ready_at
         self.draining = False
         #: Calls whose prompt is not computed, and how many tokens of the first one are.
-        self.queue: deque[Call] = deque()
+        self.queue: deque[TracedCall] = deque()
         self._computed = 0
         #: When the last step ended.
         self._now = 0.0
         #: Steps so far, and running requests by the step at which they end: with that, a number of their own and when
         #: their first token came.
         self._steps = 0
-        self.running: list[tuple[int, int, float, Call]] = []
+        self.running: list[tuple[int, int, float, TracedCall]] = []
         #: Tokens of all calls inside, for the router; KV of running ones; prompt tokens not computed.
         self.committed = 0
         self.kv = 0
@@ -136,7 +136,7 @@ class Replica:
     def requests(self) -> int:
         return len(self.queue) + len(self.running)
 
-    def take(self, call: Call) -> None:
+    def take(self, call: TracedCall) -> None:
         self.queue.append(call)
         self.committed += call.prompt_tokens + call.output_tokens
         self.queued_tokens += call.prompt_tokens
@@ -174,7 +174,7 @@ class Replica:
         """One step: a token for every running request, and prompts in order of arrival in what is left of the chunk."""
         model = self._model
         room = budget = max(1, model.chunk_tokens - len(self.running))
-        computed: list[Call] = []
+        computed: list[TracedCall] = []
         while room and self._has_prompt(len(computed)):
             call = self.queue[0]
             missing = call.prompt_tokens - self._computed
@@ -212,7 +212,7 @@ class Replica:
         has_room = self.kv + self._kv_of(self.queue[0]) <= self._model.kv_cache_tokens
         return running == 0 or (running < self._model.max_running and has_room)
 
-    def _kv_of(self, call: Call) -> int:
+    def _kv_of(self, call: TracedCall) -> int:
         return call.prompt_tokens + call.output_tokens + self._model.kv_fixed_tokens
 
     def _finish(self, done: list[Done]) -> None:
@@ -241,8 +241,8 @@ class Fleet:
         self._settings = settings
         self._numbers = 0
         self.replicas: list[Replica] = []
-        self.waiting: deque[Call] = deque()
-        self.outcome = Outcome()
+        self.waiting: deque[TracedCall] = deque()
+        self.outcome = SimulationResult()
         self._arrived_tokens = 0
         self._arrived = 0
         self._mean_output: float | None = None
@@ -253,7 +253,7 @@ class Fleet:
             self._numbers += 1
             self.replicas.append(Replica(self._settings.model, self._numbers, ready_at))
 
-    def arrive(self, call: Call) -> None:
+    def arrive(self, call: TracedCall) -> None:
         self.outcome.arrived += 1
         self._arrived += 1
         self._arrived_tokens += call.prompt_tokens
@@ -319,7 +319,9 @@ def _committed(replica: Replica) -> int:
     return replica.committed
 
 
-def run(calls: Iterable[Call], policy: Policy, settings: Settings, missed_at_most: float = math.inf) -> Outcome:
+def run(
+    calls: Iterable[TracedCall], policy: Policy, settings: Settings, missed_at_most: float = math.inf
+) -> SimulationResult:
     """Drive one policy through one trace; given up as soon as more calls than `missed_at_most` missed their SLO."""
     fleet = Fleet(settings)
     arrivals = iter(calls)

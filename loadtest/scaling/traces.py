@@ -1,8 +1,8 @@
 """Traces: an hour of real calls, stretched to a bursty day.
 
 Kept from the source: pairs of prompt and output tokens as they were, drawn from the same minute, and its rate from
-minute to minute (so its own drift and bursts, at their own speed). Added, by a seed: a day's profile (an office's, lowest
-at 0.3 of the top), the peak hour, and bursts. Calls arrive as a Poisson process at the product of these rates.
+minute to minute (so its own drift and bursts, at their own speed). Added, by a seed: a day's profile (an office's,
+lowest at 0.3 of the top), the peak hour, and bursts. Calls arrive as a Poisson process at the product of these rates.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MOONCAKE = "mooncake_conversation_trace.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class TracedCall:
     """One request: seconds since the start, and its tokens."""
 
     arrived_at: float
@@ -68,14 +68,14 @@ class Shape:
 STEEP = {"height": (0.5, 1.0), "rise_s": (20.0, 60.0)}
 
 
-def read_azure(path: Path) -> list[Call]:
+def read_azure(path: Path) -> list[TracedCall]:
     """Azure's LLM inference trace: TIMESTAMP, ContextTokens, GeneratedTokens."""
     with path.open() as file:
         rows = [
             (_seconds(row["TIMESTAMP"]), int(row["ContextTokens"]), int(row["GeneratedTokens"]))
             for row in csv.DictReader(file)
         ]
-    return [Call(at - rows[0][0], prompt, max(1, output)) for at, prompt, output in rows]
+    return [TracedCall(at - rows[0][0], prompt, max(1, output)) for at, prompt, output in rows]
 
 
 def _seconds(stamp: str) -> float:
@@ -83,14 +83,14 @@ def _seconds(stamp: str) -> float:
     return datetime.fromisoformat(stamp[:26]).replace(tzinfo=UTC).timestamp()
 
 
-def read_mooncake(path: Path) -> list[Call]:
+def read_mooncake(path: Path) -> list[TracedCall]:
     """Mooncake's: `timestamp` in ms, `input_length`, `output_length`. Shared prefixes are not modelled."""
     with path.open() as file:
         rows = [json.loads(line) for line in file]
-    return [Call(row["timestamp"] / 1000, row["input_length"], max(1, row["output_length"])) for row in rows]
+    return [TracedCall(row["timestamp"] / 1000, row["input_length"], max(1, row["output_length"])) for row in rows]
 
 
-def stretch(source: list[Call], shape: Shape, seed: int) -> Iterator[Call]:
+def stretch(source: list[TracedCall], shape: Shape, seed: int) -> Iterator[TracedCall]:
     """A day of calls in order of arrival; the same seed gives the same day."""
     chance = random.Random(seed)  # noqa: S311 -- A repeatable day, no secret.
     minutes = _Minutes(source)
@@ -106,7 +106,7 @@ def stretch(source: list[Call], shape: Shape, seed: int) -> Iterator[Call]:
         if now >= shape.day_s:
             return
         call = minutes.draw(now + offset_s, chance)
-        yield Call(now, call.prompt_tokens, call.output_tokens)
+        yield TracedCall(now, call.prompt_tokens, call.output_tokens)
 
 
 def _profile(now: float, peak_s: float, shape: Shape) -> float:
@@ -127,7 +127,7 @@ def _burst(shape: Shape, chance: random.Random) -> Burst:
 class _Minutes:
     """The source by minutes, repeated for ever; the last, incomplete one is left out."""
 
-    def __init__(self, source: list[Call]) -> None:
+    def __init__(self, source: list[TracedCall]) -> None:
         self._calls = source
         count = int(source[-1].arrived_at // 60)
         arrivals = [call.arrived_at for call in source]
@@ -135,9 +135,9 @@ class _Minutes:
         self._mean = self._edges[-1] / count
         self.span_s = 60.0 * count
 
-    def rate_ratio(self, at: float) -> float:
+    def rate_ratio(self, time_s: float) -> float:
         """This minute's rate over the mean, joined by straight lines between the minutes' middles."""
-        minute, part = divmod(at / 60 - 0.5, 1)
+        minute, part = divmod(time_s / 60 - 0.5, 1)
         return (1 - part) * self._ratio(int(minute)) + part * self._ratio(int(minute) + 1)
 
     def _ratio(self, minute: int) -> float:
@@ -148,6 +148,6 @@ class _Minutes:
         minute %= len(self._edges) - 1
         return self._edges[minute], self._edges[minute + 1]
 
-    def draw(self, at: float, chance: random.Random) -> Call:
-        first, end = self._bounds(int(at / 60))
+    def draw(self, time_s: float, chance: random.Random) -> TracedCall:
+        first, end = self._bounds(int(time_s / 60))
         return self._calls[first + int(chance.random() * (end - first))]

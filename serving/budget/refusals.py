@@ -1,7 +1,7 @@
-"""Refusals: what vLLM would fail at minutes later, or do silently wrong, is said in one sentence before anything starts.
+"""Refusals: what vLLM would fail at minutes later, or silently get wrong, is refused in one sentence before anything starts.
 
-Each names its source and version. What vLLM handles is not here: experts that do not divide, more ranks than KV heads
-where the model class copies them, structured output with speculation.
+Each names its source and version. What vLLM handles by itself is not here: experts that do not divide, more ranks than
+KV heads where the model class copies them, structured output with speculation.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def refuse(model: Model, profile: Profile, gpus_per_node: int = 8, prefix_routin
     _refuse_broken_adapters(model, architecture, profile)
     if prefix_routing and not profile.prefix_caching:
         raise Refusal(
-            f"Profile {profile.name} turns prefix caching off, so prefix routing would find nothing to reuse: turn one"
-            " of the two round (vLLM 0.32, --enable-prefix-caching)."
+            f"Profile {profile.name} turns prefix caching off, so prefix routing would find nothing to reuse: change one"
+            " of the two (vLLM 0.32, --enable-prefix-caching)."
         )
     if context_of(model, profile) > model.context_tokens:
         raise Refusal(
@@ -40,7 +40,7 @@ def refuse(model: Model, profile: Profile, gpus_per_node: int = 8, prefix_routin
 
 
 def refuse_on_cpu(model: Model, profile: Profile) -> None:
-    """Raise Refusal when vLLM's CPU build cannot run `model` as `profile` says; how much memory there is, is not asked."""
+    """Raise Refusal when vLLM's CPU build cannot run `model` under `profile`; memory is not checked."""
     if model.profiles:
         raise Refusal(
             f"{model.name} is meant for GPUs, and no profile is named: its first is {model.profiles[0].name} on"
@@ -51,13 +51,13 @@ def refuse_on_cpu(model: Model, profile: Profile) -> None:
     _refuse_experts_of_a_dense_model(model, architecture, profile)
     if profile.lora and architecture.experts is not None:
         raise Refusal(
-            f"Adapters on {model.name} kill its engine on a CPU at the first request, whoever asks: its experts then need"
+            f"Adapters on {model.name} crash its engine on a CPU at the first request, with an adapter or without: its experts then need"
             " Triton (seen with vLLM 0.32's CPU build)."
         )
 
 
 def refuse_room(model: Model, wanted: LoraLimits, api_servers: int, nodes: int) -> None:
-    """Raise Refusal when engines of `model` cannot keep the room for adapters that the settings want."""
+    """Raise Refusal when engines of `model` cannot reserve the room for adapters that the settings want."""
     if model.lora is None:
         raise Refusal(f"The catalogue gives {model.name} no adapter limits, so it can load none: leave `lora` unset.")
     for name, most in model.lora.model_dump().items():

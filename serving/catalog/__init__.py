@@ -87,7 +87,7 @@ def fine_tune(base: Model, name: str, source: Source, summary: str | None = None
             "summary": summary or f"A fine-tune of {base.name}.",
             "base": base.name,
             "checksums": {},
-            # Our own small models were trained on a date; whoever tunes them further trains on another.
+            # Our own small models were trained with a fixed date in the prompt; a fine-tune is trained with another.
             "environment": {},
         }
     )

@@ -1,7 +1,7 @@
 """Shapes of the catalogue: what a model, where it comes from, what it runs on and how it is spread over GPUs look like.
 
 Plain frozen descriptions; nothing here decides anything. `serving.budget` computes with them, `serving.engine.flags`
-turns a profile into vLLM's flags, and a user writes his own model in the settings with the same keys.
+turns a profile into vLLM's flags, and the settings describe your own models with the same keys.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class HubSource(_Shape):
     id: str
     """Owner and name, e.g. `openai/gpt-oss-120b`."""
     revision: str = "main"
-    """Branch, tag or commit; a commit is the only one that cannot change under a running fleet."""
+    """Branch, tag or commit; only a commit cannot change under a running fleet."""
 
     def __str__(self) -> str:
         return f"hub {self.id}"
@@ -150,7 +150,7 @@ class Architecture(_Shape):
 
 
 class LoraLimits(_Shape):
-    """How much room an engine keeps for adapters; vLLM allocates all of it at start."""
+    """Room for adapters in an engine; vLLM allocates all of it at start."""
 
     max_adapters: Count = 4
     """Adapters in one batch (`--max-loras`)."""
@@ -164,7 +164,7 @@ class Gpu(_Shape):
     """One kind of GPU."""
 
     name: str
-    """As in `--gpu`."""
+    """Name in the settings and in `--gpu`."""
     title: str
     """As shown to people."""
     ray_label: str
@@ -233,7 +233,7 @@ class Profile(_Shape):
     lora: bool = False
     """Load adapters, within the model's limits."""
     stream_interval: Count = 1
-    """Tokens per streamed chunk; benchmark recipes say 20 and clients then see bursts."""
+    """Tokens per streamed chunk; benchmark recipes set 20, and clients then see bursts."""
     api_servers: Count | None = None
     """HTTP front-end processes of one engine; None is the setting `engine.api_servers`."""
     gpus_per_node: Count = 8

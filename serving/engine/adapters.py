@@ -1,11 +1,11 @@
-"""Adapters: which LoRA adapters may one engine load, and where does it find them?
+"""Adapters: the LoRA adapters that one engine may load, and the folder where it finds them.
 
-    settings ── checked, copied ──► shelf ── asked for by name ──► vLLM's memory ── least recently used ──► its slots
+    settings ── verified, copied ──► shelf ── first request ──► vLLM's host memory ── LRU ──► its GPU slots
 
-vLLM's filesystem resolver (0.32, plugins/lora_resolvers) looks at the shelf for a model it does not know; loading, slots
-and eviction are vLLM's own. It reads an adapter again after each eviction, and the whole engine dies when the files are
-gone by then (seen; lora/worker_manager.py, _apply_adapters): so the shelf holds copies, and what was on it stays readable
-until the engine has ended.
+vLLM's filesystem resolver (0.32, plugins/lora_resolvers) looks on the shelf for an unknown model name; loading, slots
+and eviction are vLLM's own. It reads an adapter again after each eviction, and the whole engine crashes when the files
+are gone by then (observed; lora/worker_manager.py, _apply_adapters): so the shelf holds copies, and files once on it
+stay readable until the engine has ended.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from serving.config import AdapterSettings
 from serving.errors import Refusal
 
 CONFIG = "adapter_config.json"
-#: The only weights that are read: vLLM would also unpickle `adapter_model.bin`.
+#: The only weights file that is accepted: vLLM would also unpickle `adapter_model.bin`.
 WEIGHTS = "adapter_model.safetensors"
-#: What PEFT puts before the name of a module.
+#: PEFT's prefix of module names.
 _PREFIX = "base_model.model."
-#: Bytes of an adapter's description; PEFT writes about one KiB.
+#: Bytes of an adapter's description at most; PEFT writes about one KiB.
 _CONFIG_BYTES_MAX = 1024 * 1024
-#: What vLLM's resolver compares with its own checkpoint; no checkpoint is called so.
+#: The resolver compares this with its own checkpoint; no checkpoint has this name.
 _WITHDRAWN = "withdrawn"
 
 
 def examine_all(adapters: Iterable[AdapterSettings], limits: LoraLimits, checkpoint: Path) -> None:
-    """Raise Refusal unless all can be loaded: for whoever has them at hand before there is an engine."""
+    """Raise Refusal unless all of them can be loaded; for adapters whose files are here before the engine starts."""
     base = base_shapes(checkpoint)
     for adapter in adapters:
         examine(adapter, limits, base)
 
 
 def examine(adapter: AdapterSettings, limits: LoraLimits, base: Mapping[str, list[int]]) -> dict[str, Any]:
-    """The adapter's description, once its files have proved sound and fit a model of these shapes; raises Refusal."""
+    """The adapter's description, after checking that its files are sound and fit a model of these shapes; raises Refusal."""
     config = _config(adapter)
     if config.get("peft_type") != "LORA":
         raise _refusal(adapter, f"{CONFIG} describes {config.get('peft_type')!r} and not a LoRA")
@@ -54,7 +54,7 @@ def examine(adapter: AdapterSettings, limits: LoraLimits, base: Mapping[str, lis
     try:
         factors = _shapes(_file(adapter, WEIGHTS))
     except (SafetensorError, OSError):
-        raise _refusal(adapter, f"{WEIGHTS} is broken or incomplete") from None
+        raise _refusal(adapter, f"{WEIGHTS} is damaged or incomplete") from None
     rank = max(*ranks, _require_fit(adapter, factors, base))
     if rank > limits.max_rank:
         raise _refusal(adapter, f"its rank is {rank} and the engine has room for {limits.max_rank} (`lora.max_rank`)")
@@ -62,12 +62,12 @@ def examine(adapter: AdapterSettings, limits: LoraLimits, base: Mapping[str, lis
 
 
 def base_shapes(checkpoint: Path) -> dict[str, list[int]]:
-    """The shape of each tensor of a checkpoint, by name, from the heads of its files; raises Refusal."""
+    """The shape of each tensor of a checkpoint, by name, from its files' headers; raises Refusal."""
     try:
         shapes = [_shapes(path) for path in sorted(checkpoint.glob("*.safetensors"))]
     except (SafetensorError, OSError):
         raise Refusal(
-            f"A file of the checkpoint in {checkpoint} is broken, so no adapter can be compared with it."
+            f"A file of the checkpoint in {checkpoint} is damaged, so no adapter can be compared with it."
         ) from None
     return {name: shape for one in shapes for name, shape in one.items()}
 
@@ -78,10 +78,10 @@ def _shapes(path: Path) -> dict[str, list[int]]:
 
 
 def _require_fit(adapter: AdapterSettings, factors: Mapping[str, list[int]], base: Mapping[str, list[int]]) -> int:
-    """The largest rank of the factors, once they have the widths of the weights they are added to.
+    """The largest rank of the factors, after checking that their widths match the weights they are added to.
 
-    vLLM does not ask: it adds narrower ones as far as they go, and answers nonsense (seen with 0.32). Of weights that
-    the checkpoint has in another form, such as quantised experts, nothing is known here.
+    vLLM does not check: it adds narrower ones as far as they reach, and answers nonsense (observed with 0.32). Weights
+    that the checkpoint stores in another form, such as quantised experts, cannot be checked here.
     """
     rank = 0
     for name, shape in factors.items():
@@ -93,7 +93,9 @@ def _require_fit(adapter: AdapterSettings, factors: Mapping[str, list[int]], bas
         is_first = part.startswith("A")
         given, wanted = (shape[1], width_in) if is_first else (shape[0], width_out)
         if given != wanted:
-            raise _refusal(adapter, f"it is of another model: its {module} is {given} wide and the model's is {wanted}")
+            raise _refusal(
+                adapter, f"it was trained on another model: its {module} is {given} wide and this model's is {wanted}"
+            )
         rank = max(rank, shape[0] if is_first else shape[1])
     if not any(".lora_A." in name for name in factors):
         raise _refusal(adapter, f"{WEIGHTS} holds no LoRA weights")
@@ -108,16 +110,16 @@ def _config(adapter: AdapterSettings) -> dict[str, Any]:
     except (ValueError, RecursionError, OSError):
         content = None
     if not isinstance(content, dict):
-        raise _refusal(adapter, f"{CONFIG} is no JSON object of a sane size")
+        raise _refusal(adapter, f"{CONFIG} is no JSON object, or too large")
     return content
 
 
 def _file(adapter: AdapterSettings, name: str) -> Path:
-    """A file of the adapter; a link may stay inside its folder (mounted volumes are full of them) and not leave it."""
+    """A file of the adapter; symbolic links, common in mounted volumes, may not lead out of its folder."""
     folder = Path(adapter.path).resolve()
     path = (folder / name).resolve()
     if not path.is_relative_to(folder) or not path.is_file():
-        raise _refusal(adapter, f"{name} is not in {adapter.path}, or leads out of it")
+        raise _refusal(adapter, f"{name} is not in {adapter.path}, or links out of it")
     return path
 
 
@@ -126,7 +128,7 @@ def _refusal(adapter: AdapterSettings, why: str) -> Refusal:
 
 
 class Shelf:
-    """One engine's adapters. Nothing here is asynchronous: files are copied, so a thread is the place for it."""
+    """One engine's adapters. Blocking, because files are copied: call it in a thread."""
 
     def __init__(self, folder: Path, checkpoint: str, limits: LoraLimits) -> None:
         self._folder = folder
@@ -134,26 +136,26 @@ class Shelf:
         self._limits = limits
         self._offered: dict[str, AdapterSettings] = {}
         self._base: dict[str, list[int]] | None = None
-        #: Name → digest of what the engine may have loaded under it, now or before.
+        #: Name → digest of the files that the engine may have loaded under it, now or earlier.
         self._digests: dict[str, str] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the engine can load now."""
+        """The adapters that the engine can load now."""
         return tuple(sorted(self._offered))
 
     def withdraw(self, kept: tuple[AdapterSettings, ...]) -> list[str]:
-        """Hide from the engine what is not kept; returns the names, of which it may have loaded some."""
+        """Hide all other adapters from the engine; returns their names, some of which it may have loaded."""
         gone = [name for name, adapter in self._offered.items() if adapter not in kept]
         for name in gone:
-            # A call that runs may need the files once more, so that only the resolver no longer takes them.
+            # A running call may read the files once more, so they stay; only the resolver no longer accepts them.
             config = json.loads((self._folder / name / CONFIG).read_bytes())
             _write(self._folder / name / CONFIG, config | {"base_model_name_or_path": _WITHDRAWN})
             del self._offered[name]
         return gone
 
     def offer(self, adapter: AdapterSettings) -> None:
-        """Put an adapter where the engine finds it; raises Refusal, or OSError when it cannot be copied."""
+        """Put an adapter on the shelf; raises Refusal, or OSError when it cannot be copied."""
         if adapter.name in self._offered:
             return
         draft = adapter.model_copy(update={"path": str(self._folder / f".{adapter.name}")})
@@ -181,9 +183,9 @@ class Shelf:
         return self._base
 
     def _put(self, draft: AdapterSettings, place: Path, config: dict[str, Any]) -> None:
-        if not place.exists():  # else it was withdrawn, has the same files, and a call that runs may be reading them
+        if not place.exists():  # else it was withdrawn and has the same files, which a running call may be reading
             Path(draft.path).rename(place)
-        # PEFT writes what it was trained from, which is another name of the checkpoint here.
+        # PEFT writes the name of the base model it was trained on; here the checkpoint has another name.
         _write(place / CONFIG, config | {"base_model_name_or_path": self._checkpoint})
 
 
@@ -196,7 +198,7 @@ def _digest(folder: Path) -> str:
 
 
 def _write(path: Path, config: dict[str, Any]) -> None:
-    """At once: whoever reads meanwhile sees the old or the new."""
+    """Write atomically: a concurrent reader sees the old file or the new one."""
     draft = path.with_suffix(".new")
     draft.write_text(json.dumps(config))
     os.replace(draft, path)

@@ -1,7 +1,7 @@
 """App: the engine plane's composition root. Starts Ray here if asked to, and puts the Serve applications on it.
 
 One application per model and one for the directory: an application's version covers all of its deployments, so
-changing one model must not be able to restart another.
+a change to one model must not restart another.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from serving.errors import Refusal
 from serving.wire import DIRECTORY_ROUTE
 
 RAY_TOKEN_FILE = "ray.token"  # noqa: S105 A file's name.
-#: What Serve's controller reads at its start. Fill one node before the next, so that a large engine finds a whole one;
-#: and never give a deployment up (see placement.RETRIES_WITHOUT_END, of which this is the other half).
+#: Environment of Serve's controller, read at its start: fill one node before the next, so that a large engine finds a
+#: whole node, and never give up on a deployment (the other half of placement.RETRIES_WITHOUT_END).
 SERVE_ENVIRONMENT = {
     "RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY": "1",
     "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": str(placement.RETRIES_WITHOUT_END),
@@ -41,9 +41,9 @@ _OBJECT_STORE_BYTES = 80 * 1024 * 1024
 
 
 def start_local_ray(serve_port: int, home: Path) -> None:
-    """Start a Ray of our own in this process's care, with Serve's proxy on a loopback port.
+    """Start a local Ray that this process owns, with Serve's proxy on a loopback port.
 
-    Some of Ray's servers listen on every interface whatever they are told, so its token authentication is on.
+    Some of Ray's servers listen on every interface whatever their settings, so token authentication is on.
     """
     os.environ.pop("RAY_AUTH_MODE", None)  # unset means token to 2.60, and only unset is read after its import
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(secret.create_if_absent(home, RAY_TOKEN_FILE))
@@ -67,7 +67,7 @@ def start_local_ray(serve_port: int, home: Path) -> None:
         http_options={"host": "127.0.0.1", "port": serve_port},
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this command tells its own progress
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this command prints its own progress
 
 
 def stop_local_ray() -> None:
@@ -84,7 +84,7 @@ def _ray_folder() -> Path:
 
 
 def deploy(cell: str, directory: str, settings: Settings, models: Sequence[Deployment]) -> None:
-    """Make the running Ray serve these models and no other; whoever has not changed goes on undisturbed.
+    """Make the running Ray serve exactly these models; a model whose version is unchanged keeps running.
 
     Returns when the directory answers at the base URL `directory`; replicas report their own progress there.
     """
@@ -98,9 +98,9 @@ def deploy(cell: str, directory: str, settings: Settings, models: Sequence[Deplo
 
 
 def run_directory(cell: str, settings: Settings, wanted: CellSettings) -> None:
-    """Deploy the cell's directory, or hand new settings to the one that runs, and wait until it answers."""
+    """Deploy the cell's directory, or update the settings of the running one, and wait until it answers."""
     described = deployments.directory(wanted.engine.directory_labels).options(
-        user_config=wanted.model_dump(mode="json"),  # Serve takes nothing but a mapping
+        user_config=wanted.model_dump(mode="json"),  # Serve takes only a mapping
         version=hashlib.sha256(f"{cell} {settings.secret_file}".encode()).hexdigest(),
         _internal=True,
     )
@@ -110,8 +110,9 @@ def run_directory(cell: str, settings: Settings, wanted: CellSettings) -> None:
 def run_model(it: Deployment, directory: str) -> None:
     """Deploy one model's application; returns at once.
 
-    Where its bounds differ Serve's autoscaling asks the directory, at the base URL `directory`, how many are wanted.
-    Run again with other bounds, adapters or default output tokens it restarts nothing: they are no part of the version.
+    Where its bounds differ, Serve's autoscaling hook reads the wanted number from the directory at base URL
+    `directory`. Run again with other bounds, adapters or default output tokens it restarts nothing: they are no part of
+    the version.
     """
     spec = it.spec
     described = deployments.replica(spec).options(
@@ -138,7 +139,7 @@ class Fleet(TypedDict, total=False):
 
 
 def _fleet(spec: EngineSpec, bounds: Bounds, directory: str) -> Fleet:
-    """So many, or as many as the directory says within the bounds, without a delay of Serve's own."""
+    """A fixed number, or what the directory says within the bounds, without Serve's own delays."""
     lowest, most = (placement.serve_replicas(spec, engines) for engines in (bounds.min_replicas, bounds.max_replicas))
     if lowest == most:
         return Fleet(num_replicas=most)

@@ -1,14 +1,15 @@
-"""Autoscale: how many replicas should this model have now? Computed in the directory, read by Serve's hook.
+"""Autoscale: how many replicas should this model have now? Computed in the directory, read by Serve's autoscaling hook.
 
-A pure policy over plain data, the clock given: production, tests and the judge in virtual time (loadtest/scaling) run
-this code. The need is measured in replicas, by what limits LLM serving, and whichever limit is tightest counts:
+A pure policy over plain data, the clock given: production, tests and the virtual-time judge (loadtest/scaling) run this
+code. The need is measured in replicas, by what limits LLM serving, and the tightest limit counts:
 
 * arriving work: prompt tokens a second against the prefill rate, output tokens a second against the decode rate;
 * queued prefill, in seconds of one replica's work, cleared within one start-up;
 * running requests against the profile's knee, and committed KV against its share.
 
-Arriving work is averaged twice: long, with room to spare, and short, with less, so that a surge is seen early and noise
-costs little. Up goes at once to the need, down to the highest need of the last start-up: that peak is the controller.
+Arriving work is averaged twice: over a long time with much headroom, and over a short time with less, so that a surge
+is seen early and noise costs little. Scaling up is immediate; scaling down goes to the highest need of the last
+start-up time.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ import msgspec
 from serving.catalog import Knee
 from serving.wire import ReplicaState
 
-#: A replica in one of these is capacity, or capacity on its way.
+#: States of a replica that will be capacity soon.
 COMING = frozenset({ReplicaState.STARTING, ReplicaState.LOADING, ReplicaState.WARMING})
-#: Seconds after which a report says nothing of now: ten missed reports, half of the directory's expiry.
+#: Seconds after which a report is stale: ten missed heartbeats, half of the directory's expiry.
 STALE_S = 5.0
-#: Peaks kept in a Memory, each of `hold_s` / PEAKS seconds: enough to forget in steps of under a tenth.
+#: Peaks kept in a Memory, each of `hold_s` / PEAKS seconds: they expire in steps of under a tenth of the hold.
 PEAKS = 12
 
 
@@ -34,7 +35,7 @@ class ReplicaSignal(msgspec.Struct, frozen=True):
 
     replica_id: str
     state: ReplicaState
-    #: Seconds since it was heard.
+    #: Seconds since its last report.
     age_s: float = 0.0
     running_requests: int = 0
     waiting_requests: int = 0
@@ -45,13 +46,13 @@ class ReplicaSignal(msgspec.Struct, frozen=True):
 
 
 class Demand(msgspec.Struct, frozen=True):
-    """What the gateways see of one model, all together."""
+    """The demand for one model, all gateways together."""
 
     #: Calls held in waiting rooms, because no replica can take them.
     waiting_requests: int = 0
     oldest_wait_s: float = 0.0
     waiting_prompt_tokens: int = 0
-    #: Of the calls that came in since the last decision, held or not; prompts as estimated at admission.
+    #: Of all calls since the last decision, waiting or not; prompts as estimated at admission.
     arrived_prompt_tokens_per_s: float = 0.0
     #: The same calls times the mean output the gateway has learned.
     expected_output_tokens_per_s: float = 0.0
@@ -62,11 +63,11 @@ class Demand(msgspec.Struct, frozen=True):
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """What the operator allows. `min_replicas` 0 means at least one, unless zero is chosen below."""
+    """What the operator allows. `min_replicas` 0 still means at least one, unless scale to zero is on."""
 
     min_replicas: int
     max_replicas: int
-    #: Seconds without any call after which the last replica goes; None: never.
+    #: Scale to zero: seconds without a call after which the last replica stops; None: never.
     scale_to_zero_after_s: float | None = None
 
     @property
@@ -75,16 +76,16 @@ class Bounds(msgspec.Struct, frozen=True):
 
 
 class Tuning(msgspec.Struct, frozen=True):
-    """Chosen by the judge on its tuning traces; nobody needs to set these."""
+    """Chosen by the judge on its tuning traces; no setting overrides them."""
 
-    #: Share of the knee to fill: the rest is for what arrives within one start-up.
+    #: Share of the knee to fill: the rest is headroom for what arrives within one start-up.
     fill_ratio: float = 0.79
-    #: Averages arrivals over about this many seconds for that: noise costs replicas because peaks are held.
+    #: Seconds over which arrivals are averaged for that: noise costs replicas because peaks are held.
     smoothing_s: float = 120.0
-    #: A surge shows in a shorter average first, which is noisier and so is allowed to fill more.
+    #: A surge shows first in a shorter average, which is noisier and so gets less headroom.
     surge_fill_ratio: float = 0.88
     surge_smoothing_s: float = 15.0
-    #: Need must have stayed lower for so many start-ups.
+    #: Scale down only after the need has been lower for this many start-up times.
     hold_startups: float = 1.0
 
 
@@ -100,7 +101,7 @@ class Peak(msgspec.Struct, frozen=True):
 
 
 class Memory(msgspec.Struct, frozen=True):
-    """What a decision knows of earlier ones; at most PEAKS + 1 peaks."""
+    """State carried from one decision to the next; at most PEAKS + 1 peaks."""
 
     decided: int | None = None
     decided_at: float | None = None
@@ -108,14 +109,14 @@ class Memory(msgspec.Struct, frozen=True):
     #: Arriving work, in replicas, smoothed; and the same over the shorter time that shows a surge.
     arriving: float = 0.0
     surging: float = 0.0
-    #: None: not since this memory began, with a fleet at zero.
+    #: When the model was last busy; None: not since this memory began with a fleet at zero.
     busy_at: float | None = None
-    #: Replicas that were ready.
+    #: Replicas that were ready at the last decision.
     ready: int = 0
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """Replicas wanted, what to hand in next time, and one clause for logs."""
+    """Replicas wanted, the memory for the next decision, and one clause for logs."""
 
     replicas: int
     memory: Memory
@@ -133,7 +134,7 @@ def wanted(
 ) -> Decision:
     """The replicas this model should have; `now` in seconds.
 
-    `signals` or `demand` None means that nobody answered, or that a young directory has not heard from everyone yet.
+    `signals` or `demand` None means no answer, or a directory that just started and lacks reports.
     """
     if bounds.is_fixed:
         return Decision(bounds.max_replicas, _decided(memory, bounds.max_replicas, now), "fixed")
@@ -157,12 +158,12 @@ def wanted(
 def _need(
     signals: Sequence[ReplicaSignal], demand: Demand, knee: Knee, memory: Memory, tuning: Tuning
 ) -> tuple[float, str]:
-    """Replicas needed now, and the limit that says so. Draining replicas are no capacity and their load no demand."""
+    """Replicas needed now, and the limit that decides. Draining replicas are not capacity, and their load is not demand."""
     ready = [signal for signal in signals if signal.state is ReplicaState.READY]
     queued_tokens = sum(signal.queued_prefill_tokens for signal in ready) + demand.waiting_prompt_tokens
     queued = queued_tokens / knee.prefill_tokens_per_s / knee.startup_s
     arriving = max(memory.arriving / tuning.fill_ratio, memory.surging / tuning.surge_fill_ratio)
-    # A full replica collects requests, however little is missing: these two say that more is needed, not how much.
+    # A full replica accumulates requests however small the shortfall: these two say that more is needed, not how much.
     one_more = len(ready) + 1.0
     running = min(one_more, sum(signal.running_requests for signal in ready) / knee.running_requests)
     kv = min(one_more, sum(signal.kv_cache_used_ratio for signal in ready) / knee.kv_cache_ratio)
@@ -175,9 +176,10 @@ def _need(
 
 
 def _late(ready: int, demand: Demand, knee: Knee, memory: Memory) -> float:
-    """Calls wait beyond the SLO: one more than are ready. Absolute, so that replicas on their way or failing add none.
+    """Calls wait longer than the SLO: one more replica than are ready. Absolute, so that starting or failing replicas add none.
 
-    One that has just become ready does not count: those who waited for it may not have told yet that they wait no more.
+    A replica that has just become ready does not count: gateways may not have reported yet that its calls wait no
+    longer.
     """
     if demand.waiting_requests == 0:
         return 0.0
@@ -189,7 +191,7 @@ def _late(ready: int, demand: Demand, knee: Knee, memory: Memory) -> float:
 def _noticed(
     signals: Sequence[ReplicaSignal], demand: Demand, knee: Knee, memory: Memory, now: float, tuning: Tuning
 ) -> Memory:
-    """The memory with this arrival rate averaged in, and when anybody was last busy."""
+    """The memory with this arrival rate averaged in, and the time of the last work."""
     arriving = (
         demand.arrived_prompt_tokens_per_s / knee.prefill_tokens_per_s
         + demand.expected_output_tokens_per_s / knee.decode_tokens_per_s
@@ -212,7 +214,7 @@ def _averaged(average: float, value: float, elapsed: float) -> float:
 
 
 def _with_peak(memory: Memory, need: float, signals: Sequence[ReplicaSignal], hold_s: float, now: float) -> Memory:
-    """The memory with this need; a new memory takes the fleet it finds for a need, so that a restart shrinks nothing."""
+    """The memory with this need; a new memory counts the running fleet as need, so that a restart of the directory shrinks nothing."""
     need = max(need, _found(memory, signals))
     current = math.floor(now / (hold_s / PEAKS))
     kept = {peak.slice_number: peak for peak in memory.peaks if current - PEAKS <= peak.slice_number <= current}
@@ -222,7 +224,7 @@ def _with_peak(memory: Memory, need: float, signals: Sequence[ReplicaSignal], ho
 
 
 def _found(memory: Memory, signals: Sequence[ReplicaSignal]) -> int:
-    """What a new memory finds: nothing that runs or starts is taken away because somebody has forgotten why."""
+    """The running and starting replicas that a new memory takes over: a restarted directory must not stop them."""
     return 0 if memory.peaks else sum(signal.state in COMING | {ReplicaState.READY} for signal in signals)
 
 
@@ -232,7 +234,7 @@ def _is_idle(bounds: Bounds, memory: Memory, now: float) -> bool:
 
 
 def _floor(decided: int | None, signals: Sequence[ReplicaSignal]) -> int:
-    """What is kept while nothing certain is known: the last decision, and every replica that was busy."""
+    """The least to keep while reports are missing or stale: the last decision, and every busy replica."""
     busy = sum(signal.running_requests + signal.waiting_requests > 0 for signal in signals)
     return max(decided or 0, busy)
 

@@ -1,10 +1,9 @@
-"""Boundary: which calls may enter a vLLM server? An ASGI middleware inside vLLM, given to it by `--middleware`.
+"""Boundary: which requests may reach a vLLM server? An ASGI middleware inside vLLM, loaded by `--middleware`.
 
-vLLM's own `--api-key` guards some of its routes only, and it has routes that sleep, reload or reconfigure an engine.
-Here everything is closed but the routes that a gateway or the engine's replica needs, and those want the plane secret.
-Its metrics leave with our labels (`engine/exposition`).
-On the way out, Harmony's markers are taken from what a gpt-oss says: vLLM hands on the raw text of what it cannot parse,
-markers included.
+vLLM's own `--api-key` guards only some of its routes, and it has routes that sleep, reload or reconfigure an engine.
+This allow-list admits only the routes that a gateway or the engine's replica needs, and those require the plane secret.
+Metrics leave with our labels (`engine/exposition`). Harmony's markers are removed from gpt-oss's answers: vLLM passes
+on the raw text of what it cannot parse, markers included.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ App = Callable[[Scope, Callable[[], Awaitable[Message]], Callable[[Message], Awa
 
 
 class Boundary:
-    """Refuses with 401 without the secret and with 404 beyond the allow-list; says nothing about either."""
+    """Answers 401 without the secret and 404 off the allow-list, both without a body."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -66,10 +65,10 @@ class Boundary:
 
 
 def without_markers(send: Callable[[Message], Awaitable[None]]) -> Callable[[Message], Awaitable[None]]:
-    """A `send` that takes Harmony's markers out of every body.
+    """A `send` that removes Harmony's markers from every body.
 
-    A marker is one token, so it is never split: vLLM sends whole events, and whole answers at once. The start waits for
-    the first body, because a shorter whole answer has another length.
+    A marker is one token, so it is never split: vLLM sends whole events, and whole answers at once. The response's
+    start is held back until the first body, because a shorter answer has another Content-Length.
     """
     held: list[Message] = []
 
@@ -92,7 +91,7 @@ def without_markers(send: Callable[[Message], Awaitable[None]]) -> Callable[[Mes
 def rewritten(
     send: Callable[[Message], Awaitable[None]], change: Callable[[bytes], bytes]
 ) -> Callable[[Message], Awaitable[None]]:
-    """A `send` that changes a whole answer once all of it is there."""
+    """A `send` that buffers an answer and changes it when it is complete."""
     start: Message = {}
     body = bytearray()
 
@@ -112,7 +111,7 @@ def rewritten(
 
 
 def refusal_status(method: str, path: str, authorization: bytes, secret: PlaneSecret) -> int | None:
-    """The status to refuse this call with, or None when it may enter."""
+    """The status to refuse this request with; None when it may pass."""
     if (method, path) == LIVENESS_ROUTE:
         return None
     if not secret.accepts(authorization):

@@ -1,6 +1,6 @@
-"""Changes: which engines restart when one settings file takes another's place? Asked by `serving models diff`; starts nothing.
+"""Changes: which engines restart when one settings file replaces another? Used by `serving models diff`; starts nothing.
 
-It compares what production compares: Serve restarts a model's engines when `command.version` of their spec changes.
+It makes production's own comparison: Serve restarts a model's engines when `command.version` of their spec changes.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from serving.engine.command import EngineSpec
 from serving.engine.specs import LiveSettings, deployment_of
 
 
-def told(before: Settings, after: Settings) -> list[str]:
+def described(before: Settings, after: Settings) -> list[str]:
     """One line for each model of either settings; raises Refusal when an engine of one of them cannot work."""
     old = {wanted.name: wanted for wanted in before.models}
     new = {wanted.name: wanted for wanted in after.models}
     lines = []
     for name in new | old:
         if name not in old:
-            _started(new[name], after)  # refused here rather than when it starts
+            _started(new[name], after)  # refuse it here rather than at its start
             lines.append(f"{name}: added, starts {_engines(new[name])}")
         elif name not in new:
             lines.append(f"{name}: removed, which drains and stops its {_engines(old[name])}")
@@ -40,7 +40,7 @@ def _change(old: ModelSettings, before: Settings, new: ModelSettings, after: Set
     fleet += _differing(old_live, new_live, ("default_output_tokens",))
     if command.version(old_spec) != command.version(new_spec):
         named = _differing(before, after, ("home",)) + _differing(old, new, ("profile", "gpu"))
-        # Each path below the home changes with it, and is not worth a name of its own.
+        # Every path under the home changes with it; naming the home is enough.
         at_home, _ = _started(new, after.model_copy(update={"home": before.home}))
         reasons = named + command.differences(old_spec, at_home) + bounds
         return f"restarts its {_engines(old)} ({', '.join(reasons)})"
@@ -63,7 +63,7 @@ def _engines(wanted: ModelSettings) -> str:
 
 
 def _started(wanted: ModelSettings, settings: Settings) -> tuple[EngineSpec, LiveSettings]:
-    """What production would start and hand to replicas; the name of the checkpoint's source stands for its folder."""
+    """What production would start, and what replicas get live; the name of the checkpoint's source stands for its folder."""
     model = catalog.find(wanted.name, settings.own_models)
     source = Path(" ".join(str(value) for value in model.source.model_dump().values()))
     deployment = deployment_of(model, wanted, settings, source)

@@ -1,7 +1,7 @@
-"""Cluster: the applications of a cell as Serve's declarative configuration names them (`import_path`, `args`).
+"""Cluster: a cell's applications, as Serve's declarative configuration refers to them (`import_path`, `args`).
 
-Serve hashes `args` into an application's version, so they hold what an engine is started with and nothing else; how
-many there are, adapters and time limits come as the configuration's `deployments`, and change without a restart.
+Serve hashes `args` into an application's version, so they hold only what an engine is started with; fleet size,
+adapters and time limits stand under the configuration's `deployments`, and change without a restart.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class DirectoryArguments(_Arguments):
 
 class ModelArguments(_Arguments):
     model: ModelSettings
-    """Of which `specs.START_OF_MODEL` alone is meant."""
+    """Only `specs.START_OF_MODEL` of it counts."""
     own_model: Model | None = None
-    """Its description, where the catalogue has none."""
+    """Its description, where the catalogue has no entry."""
     engine: EngineSettings
-    """Of which `specs.START_OF_ENGINE` alone is meant."""
+    """Only `specs.START_OF_ENGINE` of it counts."""
     home: Path
     """Folder of models, caches and logs in the engine's pod."""
     secret_file: Path
@@ -51,7 +51,7 @@ class ModelArguments(_Arguments):
     labels: dict[str, str] = {}
     """Ray labels of the nodes that may hold engines."""
     plane_tls: PlaneTls | None = None
-    """What engines show to gateways; unset for plain HTTP."""
+    """Certificate of the engines; unset for plain HTTP."""
 
 
 def directory(args: dict[str, Any]) -> Application:
@@ -62,7 +62,7 @@ def directory(args: dict[str, Any]) -> Application:
 
 
 def model(args: dict[str, Any]) -> Application:
-    """One model's replicas, of what `args` say (ModelArguments).
+    """One model's replicas; `args` are ModelArguments.
 
     Raises Refusal when they cannot work, which Serve shows as the application's status.
     """

@@ -1,4 +1,4 @@
-"""Command: the one launcher. Which command line and environment start a vLLM server, on CPU and GPU alike?"""
+"""Command: the one launcher. Builds the command line and environment that start a vLLM server, on CPU and GPU alike."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Parallel(msgspec.Struct, frozen=True):
 
 
 class Member(msgspec.Struct, frozen=True):
-    """Which node's share of an engine this is; an engine on one node has one member."""
+    """One node's share of an engine; an engine on one node has one member."""
 
     rank: int = 0
-    #: Address of the first member, where the others find each other.
+    #: Address of the first member, where the members rendezvous.
     head: str = "127.0.0.1"
     #: A TCP port there.
     port: int = 0
@@ -46,7 +46,7 @@ ONLY_MEMBER = Member()
 
 
 class EngineSpec(msgspec.Struct, frozen=True):
-    """All that one engine needs to know; plain data, so that Ray can carry it."""
+    """Everything that one engine is started with; plain data, so that Ray can carry it."""
 
     model: str
     checkpoint: str
@@ -55,33 +55,33 @@ class EngineSpec(msgspec.Struct, frozen=True):
     settings: EngineSettings
     secret_file: str
     log_folder: str
-    #: Compiled kernels and graphs, kept over restarts; a volume in a cluster.
+    #: Folder of compiled kernels and graphs, kept across restarts; a volume in a cluster.
     cache_folder: str
     tool_parser: str | None = None
     reasoning_parser: str | None = None
     parallel: Parallel = Parallel()
-    #: Nodes that one engine takes, and GPUs on each; none on the CPU.
+    #: Nodes that one engine spans, and GPUs on each; 0 GPUs on the CPU.
     nodes: int = 1
     gpus_per_node: int = 0
     #: The only GPU type it may run on, as Ray labels nodes; None for any.
     gpu_type: str | None = None
     #: vLLM flags that the model's profile adds.
     flags: tuple[str, ...] = ()
-    #: Extra environment a checkpoint asks for.
+    #: Extra environment that a checkpoint needs.
     environment: tuple[tuple[str, str], ...] = ()
     #: What the CPU build computes in; a GPU computes in what the checkpoint is stored in.
     cpu_dtype: Dtype = "bfloat16"
     #: A tokenizer that the checkpoint does not carry.
     tokenizer: str | None = None
-    #: SHA-256 of files of the checkpoint, compared before their first load.
+    #: SHA-256 of the checkpoint's files, verified before their first load.
     checksums: tuple[tuple[str, str], ...] = ()
-    #: What its HTTP server shows to gateways; None for plain HTTP.
+    #: The certificate of its HTTP server; None for plain HTTP.
     tls: PlaneTls | None = None
-    #: Room for adapters, which `flags` asks vLLM for; which adapters there are is not an engine's to know at its start.
+    #: Room for adapters, which `flags` reserves in vLLM; the adapters themselves change live.
     lora: LoraLimits | None = None
 
 
-#: What an operator calls a flag or variable whose setting has another name than vLLM gives it.
+#: Flag or variable of vLLM → the setting behind it, where the names differ.
 _SETTINGS = {
     "--tensor-parallel-size": "tensor",
     "--pipeline-parallel-size": "pipeline",
@@ -97,31 +97,31 @@ _ABSENT = {"data": "1"}
 
 
 def version(spec: EngineSpec) -> str:
-    """Names what an engine was started with: Serve restarts a model's engines when it changes, and only then.
+    """A digest of what an engine is started with: Serve restarts a model's engines when it changes, and only then.
 
     Settings that no engine is started with (`heartbeat_s`, `drain_timeout_s`, limits of a start) are not part of it.
-    Serve hands them to the running replicas (`Replica.reconfigure`); what is only read while an engine starts takes
-    effect at its next start.
+    Serve passes them to the running replicas (`Replica.reconfigure`); a setting that is read only during a start takes
+    effect at the next one.
     """
     return hashlib.sha256(msgspec.json.encode(sorted(start_of(spec).items()))).hexdigest()[:16]
 
 
 def differences(before: EngineSpec, after: EngineSpec) -> list[str]:
-    """Why engines of one spec are not those of the other (`tensor 2 -> 4`); empty exactly when their versions are equal."""
+    """How two specs differ (`tensor 2 -> 4`); empty exactly when their versions are equal."""
     old, new = start_of(before), start_of(after)
     names = [name for name in new | old if old.get(name) != new.get(name)]
-    return [f"{name} {_told(name, old, new)} -> {_told(name, new, old)}" for name in names]
+    return [f"{name} {_shown(name, old, new)} -> {_shown(name, new, old)}" for name in names]
 
 
-def _told(name: str, values: Mapping[str, str], others: Mapping[str, str]) -> str:
+def _shown(name: str, values: Mapping[str, str], others: Mapping[str, str]) -> str:
     absent = "off" if others.get(name) == "on" else _ABSENT.get(name, "unset")
     return values.get(name, absent)
 
 
 def start_of(spec: EngineSpec) -> dict[str, str]:
-    """All that the start of an engine depends on, by the name an operator knows; the rest under vLLM's own names.
+    """Everything that an engine's start depends on, by the operator's name for it, or else by vLLM's.
 
-    What a machine adds to it (its threads, the folders of one start) is left out: it differs from node to node.
+    What differs from node to node (threads, the folders of one start) is left out.
     """
     names = _SETTINGS if spec.gpus_per_node else _SETTINGS | {"--gpu-memory-utilization": "memory_share"}
     entered = _by_flag(_flags(spec, port=0, member=ONLY_MEMBER)) | _decided(spec)
@@ -132,7 +132,7 @@ def start_of(spec: EngineSpec) -> dict[str, str]:
         "nodes": str(spec.nodes),
         "gpus_per_node": str(spec.gpus_per_node),
         "gpu_type": spec.gpu_type or "any",
-        **{f"checksum of {name}": sha256 for name, sha256 in spec.checksums},  # others mean other weights
+        **{f"checksum of {name}": sha256 for name, sha256 in spec.checksums},  # another checksum means other weights
     }
 
 
@@ -165,8 +165,8 @@ def _flags(spec: EngineSpec, port: int, member: Member) -> list[str]:
         *_parallel_flags(spec, member),
         # One backend for all: with `auto` the first request's schema chooses for every later one (ENG-8).
         *("--structured-outputs-config", '{"backend": "xgrammar"}'),
-        "--enable-prompt-tokens-details",  # the ledger counts cached prompt tokens
-        "--disable-uvicorn-access-log",  # one line a request is the gateway's to write
+        "--enable-prompt-tokens-details",  # the ledger records cached prompt tokens
+        "--disable-uvicorn-access-log",  # the gateway writes the access log
         *_traces_flags(spec.settings.traces_endpoint),
         *_model_flags(spec),
         *spec.flags,
@@ -194,7 +194,7 @@ def _model_flags(spec: EngineSpec) -> list[str]:
         line += ["--tokenizer", spec.tokenizer]
     if spec.tool_parser:
         line += ["--enable-auto-tool-choice", "--tool-call-parser", spec.tool_parser]
-        # Without the strict level only tools marked strict get arguments that fit their schema (seen with 0.32).
+        # Without the strict level, only tools marked strict get arguments that fit their schema (observed with 0.32).
         line += ["--tool-strict-level", "parameter"]
     if spec.reasoning_parser:
         line += ["--reasoning-parser", spec.reasoning_parser]
@@ -220,11 +220,11 @@ def _parallel_flags(spec: EngineSpec, member: Member) -> list[str]:
 def environment(
     spec: EngineSpec, tree: str, scratch: Path, inherited: Mapping[str, str], replica_id: str = ""
 ) -> dict[str, str]:
-    """The engine's environment: offline, silent towards its makers, and marked as a member of `tree`.
+    """The engine's environment: offline, without telemetry, and marked as a member of `tree`.
 
     The mark is its first variable. setproctitle finds a process's title by walking back from there, and names nothing
-    when that variable was written to since the process began, as vLLM and Ray do with some. A name that never comes is
-    a member that never joins (seen: one start in many, because a Ray worker's variables are in no order).
+    when that variable was written to since the process began, as vLLM and Ray do with some. A process whose title is
+    never found never joins (observed: one start in many, because a Ray worker's variables are in no order).
     """
     result = (
         {processes.TREE_VARIABLE: tree}
@@ -247,7 +247,7 @@ def environment(
 
 
 def _decided(spec: EngineSpec) -> dict[str, str]:
-    """The part of an engine's environment that its spec decides, on whatever machine it starts."""
+    """The part of an engine's environment that its spec decides, the same on every machine."""
     result = {
         SECRET_FILE_VARIABLE: spec.secret_file,
         "HF_HUB_OFFLINE": "1",
@@ -257,7 +257,7 @@ def _decided(spec: EngineSpec) -> dict[str, str]:
         **_caches(Path(spec.cache_folder)),
     }
     if spec.lora:
-        # vLLM asks its resolver for a model that it does not know, once it may change its adapters at all.
+        # Without it vLLM does not ask its resolver for an unknown model name.
         result["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     if spec.reasoning_parser == "openai_gptoss":
         result[MARKERS_VARIABLE] = "1"
@@ -268,19 +268,19 @@ def _decided(spec: EngineSpec) -> dict[str, str]:
             "TORCH_COMPILE_DISABLE": "1",
             "VLLM_CPU_KVCACHE_SPACE": str(spec.settings.kv_cache_gib),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            # Spinning threads take the processor from the gateway and from each other on a small machine.
+            # On a small machine, spinning threads take CPU time from the gateway and from each other.
             "OMP_WAIT_POLICY": "PASSIVE",
         }
     return result | dict(spec.environment)
 
 
 def shelf_folder(scratch: Path) -> Path:
-    """Where an engine finds its adapters; it must be there before the engine is."""
+    """Where an engine finds its adapters; it must exist before the engine starts."""
     return scratch / "adapters"
 
 
 def _caches(folder: Path) -> dict[str, str]:
-    """Where vLLM, torch, Triton and FlashInfer keep what they compile: minutes at each start of a large model."""
+    """Caches of vLLM, torch, Triton and FlashInfer: without them each start of a large model compiles for minutes."""
     return {
         "VLLM_CACHE_ROOT": str(folder / "vllm"),
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
@@ -295,10 +295,10 @@ def is_cpu_build() -> bool:
 
 
 def _vllm_alias(spec: EngineSpec) -> Path:
-    """A folder that makes the CPU build known as `vllm`, version `+cpu`.
+    """A folder whose metadata presents the CPU build as `vllm`, version `+cpu`.
 
-    vLLM's command line asks for the version of a distribution called `vllm`, and infers the CPU platform from that
-    suffix; the CPU build is called `vllm-cpu` (seen with 0.32.0).
+    vLLM's command line looks up the version of a distribution called `vllm` and infers the CPU platform from that
+    suffix; the CPU build's distribution is `vllm-cpu` (observed with 0.32.0).
     """
     version = f"{_version('vllm-cpu')}+cpu"
     folder = Path(spec.log_folder) / "vllm-alias"

@@ -1,6 +1,6 @@
-"""Deployments: the two Serve deployments of a cell, as far as they do not change while it runs.
+"""Deployments: the two Serve deployments of a cell, without the options that change while it runs.
 
-`app` runs them on this machine's Ray; `cluster` hands them to Serve's declarative configuration.
+`app` runs them on this machine's Ray; `cluster` builds them for Serve's declarative configuration.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from serving.engine.directory import Directory
 from serving.engine.replica import Replica
 
 DIRECTORY_APP = "directory"
-#: Seconds that Serve waits for a replica longer than its drain may take: the drain's own limit strikes first.
+#: Seconds that Serve waits beyond a replica's drain time-out, so that the drain's own limit applies first.
 DRAIN_MARGIN_S = 30.0
 #: Seconds between Serve's health checks; it replaces a replica after three failures in a row.
 _HEALTH_PERIOD_S = 1.0
@@ -36,7 +36,7 @@ def directory(labels: Mapping[str, str]) -> Deployment:
 
 
 def replica(spec: EngineSpec, labels: Mapping[str, str] = placement.NO_LABELS) -> Deployment:
-    """Replicas of one model, on nodes with these Ray labels; one engine of them unless somebody says how many."""
+    """Replicas of one model, on nodes with these Ray labels; one engine unless an option says otherwise."""
     return serve.deployment(
         name="Replica",
         num_replicas=placement.serve_replicas(spec, 1),

@@ -1,8 +1,8 @@
-"""Directory: who serves what in this cell, and how many should? Replicas report here about twice a second; gateways ask
-over HTTP and say what they see; Serve's autoscaling hook reads what is wanted.
+"""Directory: which replicas serve what in this cell, and how many should run? Replicas report here about twice a second;
+gateways poll it over HTTP and send their demand; Serve's autoscaling hook reads the wanted numbers.
 
-It keeps nothing: a restarted directory hears everyone again within one interval, and says until then that its answer
-is not complete, so that its silence removes nobody.
+It stores nothing: a restarted directory has every replica's report again within one interval, and until then marks its
+answer incomplete, so that no gateway drops a replica because of the restart.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ray.exceptions import RayError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.engine.failures import Failure, Failures
+from serving.engine.failures import EngineFailure, FailureHistory
 from serving.engine.metrics import Metrics, Snapshot
 from serving.engine.placement import GPU_TYPE_LABEL
 from serving.engine.pool import Node
@@ -40,22 +40,23 @@ from serving.wire import (
 
 logger = logging.getLogger("serving.directory")
 
-#: Seconds without a report after which a replica is no longer listed: twenty missed reports.
+#: Seconds without a report after which a replica is dropped: twenty missed heartbeats.
 EXPIRY_S = 10.0
-#: Seconds after its start from which a directory has heard from everyone who lives.
+#: Seconds after its start by which every living replica has reported.
 COMPLETE_AFTER_S = 5.0
-#: Seconds without any report, of replicas that live, after which the directory takes itself for the one that was away:
-#: longer than an overloaded engine keeps its replica (a probe of 5 s and a report of 2 s at most, and a heartbeat's pause).
+#: Seconds without any report from living replicas after which the directory concludes that it was cut off itself:
+#: longer than an overloaded engine delays its replica (a probe of 5 s and a report of 2 s at most, and a heartbeat's
+#: pause).
 SILENCE_S = 9.0
-#: Seconds after which it believes that they are all gone: as long as Ray may take to give a dead node up.
+#: Seconds after which it concludes that all of them are gone: as long as Ray may take to declare a node dead.
 SILENCE_MAX_S = 60.0
-#: States of a replica that means to go on reporting.
+#: States of a replica that will go on reporting.
 _LIVING = frozenset({ReplicaState.STARTING, ReplicaState.LOADING, ReplicaState.WARMING, ReplicaState.READY})
-#: Gangs whose meeting place is remembered; a cell has fewer nodes.
+#: Gangs whose first member's address is kept; a cell has fewer nodes.
 _MEETINGS_MAX = 1000
-#: Gateways whose demand is remembered; a cell has tens.
+#: Gateways whose demand is kept; a cell has tens.
 _GATEWAYS_MAX = 1000
-#: Seconds between two looks at Ray's nodes: they come and go in minutes.
+#: Seconds between two polls of Ray's nodes: they come and go in minutes.
 _NODES_INTERVAL_S = 5.0
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -65,17 +66,17 @@ Meeting = tuple[str, int]
 
 
 class Listing:
-    """The reports heard in this incarnation; plain data, the clock given."""
+    """The reports received in this incarnation; plain data, the clock given."""
 
     def __init__(self, cell: str, incarnation: str, clock: Callable[[], float]) -> None:
         self._cell = cell
         self._incarnation = incarnation
         self._clock = clock
         self._started_at = clock()
-        self._heard: dict[str, tuple[float, ReplicaReport]] = {}
-        #: When the last report came, and since when they come without a silence between them.
-        self._last_heard_at = self._heard_since = self._started_at
-        self._failures = Failures()
+        self._reports: dict[str, tuple[float, ReplicaReport]] = {}
+        #: When the last report came, and since when they have come without a gap.
+        self._last_report_at = self._reporting_since = self._started_at
+        self._failures = FailureHistory()
         self._meetings: dict[str, Meeting] = {}
         self._gateways: dict[str, tuple[float, GatewayReport]] = {}
         self._nodes: Sequence[Node] = ()
@@ -84,36 +85,37 @@ class Listing:
         self._metrics = Metrics(cell)
 
     def plan(self, plans: Plans) -> None:
-        """Take what the settings want of each model."""
+        """Take each model's plan from the settings."""
         self._scaler.plan(plans)
 
-    def see(self, nodes: Sequence[Node]) -> None:
-        """Take the GPU nodes that there are now."""
+    def set_nodes(self, nodes: Sequence[Node]) -> None:
+        """Take the GPU nodes that exist now."""
         self._nodes = nodes
 
-    def hear_gateway(self, report: GatewayReport) -> None:
-        """What one gateway sees now stands until it says something else, or nothing for a while."""
+    def record_gateway(self, report: GatewayReport) -> None:
+        """A gateway's report counts until its next one, or until it expires."""
         if report.gateway_id in self._gateways or len(self._gateways) < _GATEWAYS_MAX:
             self._gateways[report.gateway_id] = (self._clock(), report)
-            self._arrivals.hear(report)
+            self._arrivals.record(report)
 
-    def hear(self, report: ReplicaReport) -> None:
+    def record(self, report: ReplicaReport) -> None:
+        """Take a replica's heartbeat, and count a failure at its first FAILED."""
         now = self._clock()
-        if now - self._last_heard_at > SILENCE_S:
-            self._heard_since = now
-        self._last_heard_at = now
-        before = self._heard.get(report.replica_id)
+        if now - self._last_report_at > SILENCE_S:
+            self._reporting_since = now
+        self._last_report_at = now
+        before = self._reports.get(report.replica_id)
         if report.state is ReplicaState.FAILED and not (before and before[1].state is ReplicaState.FAILED):
-            self._failures.hear(Failure(report.model, report.node, report.devices, now))
-        self._heard[report.replica_id] = (now, report)
-        self._metrics.hear(report, now)
+            self._failures.record(EngineFailure(report.model, report.node, report.devices, now))
+        self._reports[report.replica_id] = (now, report)
+        self._metrics.record(report, now)
 
     def start_wait_s(self, model: str) -> float:
-        """Seconds an engine of `model` should wait before it starts, because others failed."""
+        """Back-off: seconds that an engine of `model` should wait before it starts, because others failed."""
         return self._failures.wait_s(model, self._clock())
 
     def meet(self, gang: str, address: Meeting | None) -> Meeting | None:
-        """Where the members of an engine over several nodes find its first one, which says so itself."""
+        """The address of the first member of an engine over several nodes; `address` is given by that member itself."""
         if address is not None:
             self._meetings[gang] = address
             while len(self._meetings) > _MEETINGS_MAX:
@@ -121,43 +123,43 @@ class Listing:
         return self._meetings.get(gang)
 
     def wanted(self) -> dict[str, int] | None:
-        """Model → engines wanted; None while this directory has not heard from everyone."""
+        """Model → engines wanted; None while this directory does not have every replica's report."""
         self._refresh()
         return self._scaler.wanted() if self._is_complete() else None
 
     def _is_complete(self) -> bool:
-        """Would a replica that lives have been heard? Not by a directory that is young, or was away itself."""
+        """Has every living replica had time to report? Not to a directory that just started, or was cut off itself."""
         now = self._clock()
-        is_old = now - max(self._started_at, self._heard_since) >= COMPLETE_AFTER_S
+        is_old = now - max(self._started_at, self._reporting_since) >= COMPLETE_AFTER_S
         return is_old and not self._is_silent(now)
 
     def _is_silent(self, now: float) -> bool:
-        """Has everybody who lives said nothing for so long that it must be this directory?
+        """Has no living replica reported for so long that the directory itself must have been cut off?
 
-        Ray holds up every call of an actor, 13 s (seen with 2.60), when a caller's node dies in the middle of one.
+        Ray blocks every call to an actor for 13 s (observed with 2.60) when a caller's node dies in the middle of one.
         """
-        is_anyone_expected = any(report.state in _LIVING for _, report in self._heard.values())
-        return is_anyone_expected and SILENCE_S < now - self._last_heard_at < SILENCE_MAX_S
+        is_anyone_expected = any(report.state in _LIVING for _, report in self._reports.values())
+        return is_anyone_expected and SILENCE_S < now - self._last_report_at < SILENCE_MAX_S
 
     def _refresh(self) -> None:
         now = self._clock()
         if self._is_complete():
-            self._heard = {key: (at, report) for key, (at, report) in self._heard.items() if now - at < EXPIRY_S}
+            self._reports = {key: (at, report) for key, (at, report) in self._reports.items() if now - at < EXPIRY_S}
         self._gateways = {key: (at, report) for key, (at, report) in self._gateways.items() if now - at < EXPIRY_S}
-        self._metrics.forget(self._heard.keys())
+        self._metrics.keep_only(self._reports.keys())
         if self._is_complete() and self._scaler.is_due(now):
             demand = self._arrivals.demand([report for _, report in self._gateways.values()], now)
             self._arrivals = Arrivals(now)
-            heard = list(self._heard.values())
-            self._scaler.decide(heard, demand if self._gateways else None, self._nodes, now)
+            reports = list(self._reports.values())
+            self._scaler.decide(reports, demand if self._gateways else None, self._nodes, now)
 
     def metrics(self) -> bytes:
-        """What Prometheus gets."""
+        """The metrics page, in Prometheus' text format."""
         self._refresh()
         now, models = self._clock(), self._scaler.listed()
         return self._metrics.render(
             Snapshot(
-                replicas=[report for _, report in self._heard.values()],
+                replicas=[report for _, report in self._reports.values()],
                 models=models,
                 start_waits_s={model.name: self._failures.wait_s(model.name, now) for model in models},
                 suspect_devices=len(self._failures.suspects(now)),
@@ -166,14 +168,14 @@ class Listing:
         )
 
     def answer(self) -> DirectoryAnswer:
-        """What gateways get."""
+        """The answer to a gateway's poll."""
         self._refresh()
         now = self._clock()
         return DirectoryAnswer(
             cell=self._cell,
             incarnation=self._incarnation,
             is_complete=self._is_complete(),
-            replicas=tuple(Listed(report=report, heard_ago_s=now - at) for at, report in self._heard.values()),
+            replicas=tuple(Listed(report=report, heard_ago_s=now - at) for at, report in self._reports.values()),
             warnings=tuple(self._failures.suspects(now)),
             models=self._scaler.listed(),
         )
@@ -191,24 +193,24 @@ class Directory:
     async def _watch_nodes(self) -> None:
         while True:
             try:
-                self._listing.see(gpu_nodes(await asyncio.to_thread(ray.nodes)))
+                self._listing.set_nodes(gpu_nodes(await asyncio.to_thread(ray.nodes)))
             except RayError as error:
                 logger.warning("Ray did not list its nodes: %s", type(error).__name__)
             await asyncio.sleep(_NODES_INTERVAL_S)
 
     def check_health(self) -> None:
-        """Asked by Serve, which replaces a directory that no longer sees what it decides on."""
+        """Serve's health check: raises when nodes are no longer watched; Serve then replaces this directory."""
         if self._watching.done():
-            raise RuntimeError("nodes are no longer watched")
+            raise RuntimeError("the directory no longer watches Ray's nodes")
 
     def reconfigure(self, plain: dict[str, Any]) -> None:
-        """Called by Serve at the start and when the settings' models change, which restarts nothing."""
+        """Called by Serve at the start, and when the settings change; restarts nothing."""
         self._settings = CellSettings.model_validate(plain)
         self._listing.plan(self._settings.plans())
 
     async def report(self, report: ReplicaReport) -> None:
         """Called by replicas through Serve."""
-        self._listing.hear(report)
+        self._listing.record(report)
 
     async def start_wait_s(self, model: str) -> float:
         """Called by a replica before it starts its engine."""
@@ -224,7 +226,7 @@ class Directory:
         return self._listing.meet(gang, address)
 
     async def __call__(self, request: Request) -> Response:
-        """Called over HTTP by gateways, by Serve's hook and by Prometheus; demands the plane secret and never returns it."""
+        """Called over HTTP by gateways, Serve's hook and Prometheus; requires the plane secret and never returns it."""
         if not self._secret.accepts(request.headers.get("authorization", "").encode()):
             return Response(status_code=401)
         if request.url.path.endswith(WANTED_ROUTE):
@@ -233,14 +235,14 @@ class Directory:
             return Response(self._listing.metrics(), media_type=_METRICS_TYPE)
         if request.method == "POST":
             try:
-                self._listing.hear_gateway(msgspec.json.decode(await request.body(), type=GatewayReport))
+                self._listing.record_gateway(msgspec.json.decode(await request.body(), type=GatewayReport))
             except (msgspec.DecodeError, UnicodeDecodeError):
                 return Response(status_code=400)
         return _json(self._listing.answer())
 
 
 def gpu_nodes(nodes: Iterable[Mapping[str, Any]]) -> list[Node]:
-    """The living nodes with GPUs, of what `ray.nodes()` says."""
+    """The living GPU nodes in `ray.nodes()`'s answer."""
     return [
         Node(it["NodeID"], int(it["Resources"]["GPU"]), it["Labels"].get(GPU_TYPE_LABEL, ""))
         for it in nodes

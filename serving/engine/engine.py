@@ -1,6 +1,6 @@
-"""Engine: one supervised vLLM server, seen from the replica that owns it: start it, know it, stop it.
+"""Engine: one supervised vLLM server, as its replica handles it: start, probe, stop.
 
-Ready means that it generated a token: `/health` answers 200 on engines that die at their first request.
+Ready means that it has generated a token: `/health` also answers 200 on engines that crash at their first request.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from serving.plane_tls import client_context
 from serving.secret import PlaneSecret
 from serving.wire import EngineLoad, Task
 
-#: Seconds between two looks at an engine that is starting.
-_LOOK_INTERVAL_S = 0.25
+#: Seconds between two polls of an engine that is starting.
+_POLL_INTERVAL_S = 0.25
 #: Seconds one probe of a running engine may take.
 _PROBE_TIMEOUT_S = 5.0
 #: Seconds the first token may take: kernels are chosen and caches filled on the way.
 _FIRST_TOKEN_TIMEOUT_S = 120.0
-#: Seconds after the first token in which every process of the engine must have been seen.
+#: Seconds after the first token within which every process of the engine must have been seen.
 _JOIN_TIMEOUT_S = 5.0
 #: Engine logs of one model that are kept.
 _KEPT_LOGS = 10
 #: vLLM's sockets and rendezvous files; short, because a socket's path must stay under 108 bytes.
 _SCRATCH_PREFIX = "serving-engine-"
-#: vLLM tells how far it has loaded at the end of its log.
+#: Bytes at the end of vLLM's log, where it prints its loading progress.
 _LOG_TAIL_BYTES = 8192
 _LOADED = re.compile(rb"checkpoint shards: +(\d+)% Completed")
 RUNNING_METRIC = "vllm:num_requests_running"
@@ -67,11 +67,11 @@ READ_METRICS = (
 
 
 class EngineDied(ServingError):
-    """The engine's tree is gone; the text says why in one sentence without inner details."""
+    """The engine's process tree is gone; the text says why in one sentence without internal details."""
 
 
 class Engine:
-    """A running tree. Made by `running()`, which is the only way to have one and be rid of it."""
+    """A running process tree, made and ended by `running()` alone."""
 
     def __init__(
         self,
@@ -80,7 +80,6 @@ class Engine:
         port: int,
         log: Path,
         supervisor: asyncio.subprocess.Process,
-        told: asyncio.StreamReader,
         shelf: Shelf | None,
     ) -> None:
         self.url = f"{'https' if spec.tls else 'http'}://{spec.settings.host}:{port}"
@@ -90,7 +89,8 @@ class Engine:
         self._member = member
         self._log = log
         self._supervisor = supervisor
-        self._told = told
+        #: What the supervisor reports, one event a line; a pipe was asked for, so there is one.
+        self._events = supervisor.stdout or asyncio.StreamReader()
         self._secret = PlaneSecret(Path(spec.secret_file))
         self._client = aiohttp.ClientSession(self.url, connector=_connector(spec.tls))
         self._members: Counter[str] = Counter()
@@ -109,12 +109,12 @@ class Engine:
         while not await self.is_healthy():
             if self.is_dead:
                 raise EngineDied(self._ending.result())
-            await asyncio.sleep(_LOOK_INTERVAL_S)
+            await asyncio.sleep(_POLL_INTERVAL_S)
 
     async def require_members(self) -> None:
-        """Raise EngineDied unless every process that was asked for has joined: vLLM drops some options silently.
+        """Raise EngineDied unless every expected process has joined: vLLM drops some options silently.
 
-        The supervisor looks twice a second, so the last ones may be heard of a moment later.
+        The supervisor polls twice a second, so it may report the last ones a moment later.
         """
         try:
             async with asyncio.timeout(_JOIN_TIMEOUT_S):
@@ -123,21 +123,21 @@ class Engine:
             raise EngineDied(f"the engine started without {', '.join(sorted(self._missing()))}") from None
 
     async def until_joined(self) -> None:
-        """Return when every process that was asked for has joined, where nobody listens; raises EngineDied."""
+        """Return when every expected process has joined, on a node without an HTTP server; raises EngineDied."""
         while self._missing():
             if self.is_dead:
                 raise EngineDied(self._ending.result())
-            await asyncio.sleep(_LOOK_INTERVAL_S)
+            await asyncio.sleep(_POLL_INTERVAL_S)
 
     def progress(self) -> str | None:
-        """How much of the weights vLLM says it has loaded (`45%`), or None while it says nothing of them."""
+        """Share of the weights that vLLM says it has loaded (`45%`); None while it says nothing about them."""
         try:
             with self._log.open("rb") as log:
                 log.seek(max(0, self._log.stat().st_size - _LOG_TAIL_BYTES))
-                told = _LOADED.findall(log.read())
+                loaded = _LOADED.findall(log.read())
         except OSError:
             return None
-        return f"{told[-1].decode()}%" if told else None
+        return f"{loaded[-1].decode()}%" if loaded else None
 
     async def is_healthy(self) -> bool:
         """Does `/health` answer 200?"""
@@ -148,7 +148,7 @@ class Engine:
             return False
 
     async def first_token(self) -> None:
-        """Let the engine work once; raises EngineDied when it cannot."""
+        """Have the engine generate one token, or one embedding; raises EngineDied when it cannot."""
         body: dict[str, str | int] = {"model": self._spec.model}
         if self._spec.task is Task.EMBED:
             route, body = "/v1/embeddings", body | {"input": "a"}
@@ -163,9 +163,9 @@ class Engine:
             raise EngineDied("the engine did not survive its first request") from None
 
     async def unload(self, adapter: str) -> bool:
-        """Let the engine forget an adapter that is on its shelf no longer; False when it did not answer.
+        """Unload an adapter that is no longer on the shelf; False when the engine did not answer.
 
-        Its weights leave the engine's memory when others need the room.
+        vLLM evicts its weights when other adapters need the room.
         """
         timeout = aiohttp.ClientTimeout(_PROBE_TIMEOUT_S)
         body = {"lora_name": adapter}
@@ -173,7 +173,7 @@ class Engine:
             async with self._client.post(
                 "/v1/unload_lora_adapter", json=body, headers=self._headers(), timeout=timeout
             ) as answer:
-                return answer.status in (200, 404)  # nobody may have asked for it yet
+                return answer.status in (200, 404)  # 404: it was never loaded
         except (aiohttp.ClientError, TimeoutError):
             return False
 
@@ -195,7 +195,7 @@ class Engine:
 
     async def _wait_for_end(self) -> str:
         reason = "its supervisor was killed"
-        async for line in self._told:
+        async for line in self._events:
             event, _, what = line.decode().strip().partition(" ")
             if event == "joined":
                 self._members[what] += 1
@@ -213,9 +213,9 @@ class Engine:
 
 @asynccontextmanager
 async def running(spec: EngineSpec, member: Member = ONLY_MEMBER, replica_id: str = "") -> AsyncIterator[Engine]:
-    """Start an engine, or a node's share of one; whatever happens, nobody of its tree is left afterwards.
+    """Start an engine, or a node's share of it; no process of its tree survives the `with`, however it ends.
 
-    `replica_id` is what its metrics call it.
+    `replica_id` labels its metrics.
     """
     await asyncio.to_thread(sweep)
     with port_among(spec.settings.host or "", spec.settings.port_range) as port:
@@ -238,8 +238,7 @@ async def _running_on(port: int, spec: EngineSpec, member: Member, replica_id: s
         env=command.environment(spec, tree, scratch, os.environ, replica_id),
         start_new_session=True,
     )
-    told = supervisor.stdout or asyncio.StreamReader()  # a pipe was asked for, so there is one
-    engine = Engine(spec, member, port, log, supervisor, told, shelf)
+    engine = Engine(spec, member, port, log, supervisor, shelf)
     try:
         yield engine
     finally:
@@ -249,7 +248,7 @@ async def _running_on(port: int, spec: EngineSpec, member: Member, replica_id: s
 
 
 def sweep() -> None:
-    """Remove what engines left whose owner was killed: their processes first, then their scratch folders."""
+    """Clean up after engines whose owner was killed: their processes first, then their scratch folders."""
     processes.kill_all(processes.orphans)
     for scratch in Path(tempfile.gettempdir()).glob(f"{_SCRATCH_PREFIX}*"):
         if processes.is_ownerless(scratch.name.removeprefix(_SCRATCH_PREFIX)):
@@ -274,7 +273,7 @@ def _new_log(spec: EngineSpec, port: int) -> Path:
 
 
 def expected_members(spec: EngineSpec, member: Member = ONLY_MEMBER) -> Counter[str]:
-    """The processes that vLLM names on one member's node when it does what it was told (titles of 0.32)."""
+    """The processes that vLLM starts and names on one member's node if it honours its options (titles of 0.32)."""
     names = [_core_of(spec, name) for name in _ranks(spec, member)]
     if spec.parallel.data == 1 and member.rank:
         names.clear()  # the one core is the first member's
@@ -282,7 +281,7 @@ def expected_members(spec: EngineSpec, member: Member = ONLY_MEMBER) -> Counter[
         names += [_worker_of(spec, rank) for rank in _ranks(spec, member)]
     if spec.settings.api_servers > 1 and not member.rank:  # a single one is the tree's root and keeps its own title
         names += [f"APIServer_{index}" for index in range(spec.settings.api_servers)]
-    if spec.parallel.data > 1 and not member.rank:  # it keeps the cores in step, and tells the front end their queues
+    if spec.parallel.data > 1 and not member.rank:  # keeps the cores in step, reports their queues to the front end
         names.append("DPCoordinator")
     return Counter(set(names))
 
@@ -319,7 +318,7 @@ def _connector(tls: PlaneTls | None) -> aiohttp.TCPConnector:
 
 
 def free_port(host: str) -> int:
-    """A TCP port that nobody listens on now."""
+    """A TCP port that is free now."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
@@ -330,8 +329,8 @@ def free_port(host: str) -> int:
 def port_among(host: str, range_: tuple[int, int] | None) -> Iterator[int]:
     """A TCP port for an engine's HTTP server, its own until the end; of a range the first that is free.
 
-    So engines in a pod are found at the first ports, where Prometheus looks for them. Raises EngineDied when
-    all are taken. A lock says who has a port while vLLM has not bound it yet; the system lets go when its holder dies.
+    So a pod's engines are on the first ports of the range, where Prometheus scrapes them. Raises EngineDied when all
+    are taken. A lock holds the port until vLLM has bound it; the kernel releases the lock when its holder dies.
     """
     if range_ is None:
         yield free_port(host)
@@ -363,7 +362,8 @@ def _is_free(host: str, port: int) -> bool:
 def parse_load(text: str) -> EngineLoad:
     """Read vLLM's Prometheus text; several API servers or DP ranks add up, cache use is their highest.
 
-    vLLM does not say how many prompt tokens wait: the requests that wait do, times the mean prompt of those finished.
+    vLLM does not report how many prompt tokens wait: they are the waiting requests times the mean prompt of finished
+    ones.
     """
     found: dict[str, list[float]] = {}
     for family in text_string_to_metric_families(text):

@@ -1,6 +1,6 @@
-"""Exposition: a running engine's own metrics under this product's labels, so that one query reads every plane.
+"""Exposition: an engine's own metrics with this product's labels, so that one query covers every plane.
 
-vLLM calls a model `model_name` and knows nothing of replicas. Its page is rewritten on its way out, once per scrape.
+vLLM labels a model `model_name` and does not know replicas. Its page is rewritten at each scrape.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _MODEL_NAME = re.compile(rb'(?:^|(?<=,))model_name="(?:[^"\\]|\\.)*",?')
 
 
 def labels(model: str, replica_id: str) -> str:
-    """What every sample of an engine carries; both are names that need no escape (`serving.catalog`)."""
+    """The labels of every sample of an engine; both values need no escaping (`serving.catalog`)."""
     return f'model="{model}",replica="{replica_id}"'
 
 

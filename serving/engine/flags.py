@@ -1,6 +1,6 @@
 """Flags: what a profile of the catalogue adds to vLLM's `serve` line (0.32). Pure.
 
-How an engine is divided, what its model is and where it listens is the launcher's to say (`engine/command`).
+Parallelism, the model and the address come from the launcher (`engine/command`).
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def _scheduling(profile: Profile) -> list[str]:
 
 
 def _kernel(profile: Profile) -> list[str]:
-    # With adapters `auto` ends at Marlin too (fused_moe/modular_kernel.py asks each kernel), said aloud all the same:
-    # with MXFP4 another kernel gave garbage (vllm issue 29539).
+    # With adapters `auto` selects Marlin too (fused_moe/modular_kernel.py tries each kernel); explicit all the same,
+    # because another kernel gave garbage with MXFP4 (vllm issue 29539).
     return ["--moe-backend", profile.moe_backend]
 
 
@@ -48,7 +48,7 @@ def _adapters(model: Model) -> list[str]:
 
 
 def room_flags(limits: LoraLimits) -> list[str]:
-    """Those that make an engine keep room for adapters, on CPU and GPU alike."""
+    """Flags that reserve room for adapters, on CPU and GPU alike."""
     return [
         "--enable-lora",
         *("--max-loras", str(limits.max_adapters)),

@@ -1,7 +1,7 @@
-"""Leave: a pod's last act, before it is stopped: streams end before the processes do that they need.
+"""Leave: graceful shutdown of a pod: running streams end before the processes that they need.
 
-engine pods            tell Ray that their node goes, so that Serve drains its replicas; wait until no engine runs there
-head, directory        wait while any other node goes (`--last`): without them nobody drains, and no gateway hears of it
+engine pods            have Ray drain their node, so that Serve drains its replicas; wait until no engine runs there
+head, directory        wait while any other node drains (`--last`): without them no replica drains and no gateway learns of it
 
 Run by the pods' preStop hook: `python -m serving.engine.leave --within-s 660`.
 """
@@ -25,9 +25,9 @@ from ray.exceptions import RayError
 
 from serving.engine import processes
 
-#: Seconds between two looks.
-_LOOK_INTERVAL_S = 1.0
-#: Seconds in which the other pods of a cluster that is deleted have told Ray that they go: an interpreter's start.
+#: Seconds between two polls.
+_POLL_INTERVAL_S = 1.0
+#: Seconds within which the other pods of a deleted cluster have started to drain: the start of an interpreter.
 _GATHER_S = 10.0
 #: TCP port of Ray's head where the environment names none.
 _HEAD_PORT = "6379"
@@ -36,7 +36,7 @@ _RAY_TIMEOUT_S = 10.0
 
 
 def main() -> None:
-    """Exit code 0 when everybody left in order, 1 when time ran out or Ray could not be told."""
+    """Exit code 0 after an orderly drain, 1 when time ran out or Ray did not take the request."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--within-s", type=float, required=True, help="seconds until the pod is stopped anyway")
     parser.add_argument("--last", action="store_true", help="only wait for other nodes that leave")
@@ -52,20 +52,21 @@ def main() -> None:
             drain(here, chosen.within_s)
             is_done = wait_until(lambda: not processes.members(), deadline)
     except (OSError, RayError, RuntimeError, ValueError) as error:
-        sys.exit(f"Ray could not be told that this node goes ({type(error).__name__}).")
+        sys.exit(f"Ray did not take the request to drain this node ({type(error).__name__}).")
     if not is_done:
-        sys.exit(f"Not everybody had left after {chosen.within_s:.0f} s.")
+        sys.exit(f"The drain had not finished after {chosen.within_s:.0f} s.")
 
 
 def head_address() -> str | None:
-    """Where this node's Ray speaks with its head, by address: None while nobody does.
+    """The address of Ray's head, from this node's connections to it; None where there are none.
 
-    Not by name: when a whole cluster goes, the head's Service goes with it, and its name before this process has asked.
+    Not by name: when a whole cluster is deleted, the head's Service is deleted with it, before this process could
+    resolve it.
     """
     port = int(os.environ.get("RAY_ADDRESS", "").rpartition(":")[2] or _HEAD_PORT)
     connections = psutil.net_connections("tcp")
     if any(it.status == psutil.CONN_LISTEN and it.laddr and it.laddr.port == port for it in connections):
-        return None  # this is the head, which Ray finds by itself; what it speaks with on that port may be a Redis
+        return None  # this is the head, which Ray finds by itself; its own connections to that port may be a Redis
     for it in connections:
         if it.status == psutil.CONN_ESTABLISHED and it.raddr and it.raddr.port == port:
             return f"{build_address(plain(it.raddr.ip), port)}"
@@ -73,13 +74,13 @@ def head_address() -> str | None:
 
 
 def plain(address: str) -> str:
-    """An IPv4 address as such: gRPC's sockets take both families, and the kernel then shows it inside an IPv6 one."""
+    """The IPv4 address inside an IPv6-mapped one: gRPC's sockets are dual-stack, and the kernel shows them so."""
     ip = ipaddress.ip_address(address)
     return str(getattr(ip, "ipv4_mapped", None) or ip)
 
 
 def drain(node_id: str, within_s: float) -> None:
-    """Tell Ray that a node is gone in `within_s` seconds: Serve starts its replicas elsewhere, and stops them there."""
+    """Have Ray drain a node within `within_s` seconds: Serve starts its replicas elsewhere, then stops them there."""
     client = GcsClient(address=ray.get_runtime_context().gcs_address)
     reason = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION  # the one that Ray may not decline
     deadline_ms = int((time.time() + within_s) * 1000)
@@ -91,7 +92,7 @@ def wait_until(is_true: Callable[[], bool], deadline: float) -> bool:
     while not is_true():
         if time.monotonic() >= deadline:
             return False
-        time.sleep(_LOOK_INTERVAL_S)
+        time.sleep(_POLL_INTERVAL_S)
     return True
 
 

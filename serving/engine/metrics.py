@@ -1,6 +1,6 @@
-"""Metrics of one cell, as its directory knows it: what each engine does, how starts went, and what cannot be had.
+"""Metrics of one cell, as its directory sees it: each engine's load, starts and failures, shortages.
 
-`deploy/metrics.yaml` says what each means and where to look. Counters begin again with a directory.
+`deploy/metrics.yaml` describes each. Counters restart with the directory.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _PHASES = (ReplicaState.STARTING, ReplicaState.LOADING, ReplicaState.WARMING)
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """What is as it is when asked."""
+    """The state at one scrape."""
 
     replicas: Sequence[ReplicaReport] = ()
     models: Sequence[ListedModel] = ()
-    #: Model → seconds its next start would wait, because others failed.
+    #: Model → back-off of its next start, in seconds.
     start_waits_s: dict[str, float] = {}
     suspect_devices: int = 0
     gateways: int = 0
 
 
 class _Now(Collector):
-    """The last snapshot as Prometheus has it."""
+    """The last snapshot as gauges."""
 
     def __init__(self, cell: str) -> None:
         self._cell = cell
@@ -45,7 +45,7 @@ class _Now(Collector):
         yield self._family(
             "serving_engine_suspect_devices", "GPUs on which engines keep failing.", self.seen.suspect_devices
         )
-        yield self._family("serving_directory_gateways", "Gateways heard of late.", self.seen.gateways)
+        yield self._family("serving_directory_gateways", "Gateways that polled this cell lately.", self.seen.gateways)
 
     def _of_models(self) -> Iterator[GaugeMetricFamily]:
         states = self._family("serving_engine_replicas", "Replicas by state.", None, "model", "state")
@@ -92,7 +92,7 @@ class Metrics:
     """A directory's own registry."""
 
     def __init__(self, cell: str) -> None:
-        # Another series for each counter and histogram, which says when it began and which nobody reads.
+        # They would double the series of each counter and histogram, and no query reads them.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._cell = plain_name(cell)
@@ -111,8 +111,8 @@ class Metrics:
         #: Replica → the state it is in, and since when.
         self._since: dict[str, tuple[ReplicaState, float]] = {}
 
-    def hear(self, report: ReplicaReport, now: float) -> None:
-        """Count a report; only a first or a changed one says anything. Members of one engine but its first say nothing."""
+    def record(self, report: ReplicaReport, now: float) -> None:
+        """Count a report if it is a replica's first, or its state has changed. Only rank 0 of an engine counts."""
         if report.rank:
             return
         before = self._since.get(report.replica_id)
@@ -126,14 +126,14 @@ class Metrics:
         elif before and before[0] in _PHASES:
             self._phases.labels(self._cell, report.model, before[0]).observe(now - before[1])
 
-    def forget(self, heard: Container[str]) -> None:
-        """Remember only the replicas that are still heard."""
-        self._since = {replica_id: it for replica_id, it in self._since.items() if replica_id in heard}
+    def keep_only(self, replica_ids: Container[str]) -> None:
+        """Drop the state of all other replicas."""
+        self._since = {replica_id: it for replica_id, it in self._since.items() if replica_id in replica_ids}
 
     def render(self, seen: Snapshot) -> bytes:
         """Prometheus' text format."""
         self._now.seen = seen
-        for model in seen.models:  # at 0 before the first, so that it is seen as an increase
+        for model in seen.models:  # start at 0, so that `increase()` sees the first one
             self._starts.labels(self._cell, model.name)
             self._failures.labels(self._cell, model.name)
         return generate_latest(self.registry)

@@ -1,7 +1,7 @@
-"""Placement: where may a replica of this engine live? Decided once per deployment; Ray does the rest.
+"""Placement: on which nodes may a replica of this engine run? Decided once per deployment; Ray does the rest.
 
-one node   one bundle with all of the engine's GPUs, STRICT_PACK: it waits rather than straddle
-more       a gang of replicas, one a node, each with its node's share: all of them or none
+one node   one bundle with all of the engine's GPUs, STRICT_PACK: it waits rather than spread over two nodes
+more       gang scheduling: one replica per node, each with its node's share, all of them or none
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from serving.engine.command import EngineSpec
 
 #: The label that KubeRay and `ray start --labels` give GPU nodes (Ray's own name for it).
 GPU_TYPE_LABEL = "ray.io/accelerator-type"
-#: Processor cores reserved beside each GPU: vLLM's worker polls on one of its own.
+#: CPU cores reserved for each GPU: vLLM's worker busy-polls on one of its own.
 CPUS_PER_GPU = 1
-#: Serve gives a deployment up after a few failed starts of a replica. Here a replica that cannot start backs off and
-#: tries again for as long as it is wanted: a repaired node or volume must be enough to mend it.
+#: Serve gives up on a deployment after a few failed starts of a replica. Here a replica that cannot start backs off and
+#: retries for as long as it is wanted: repairing a node or volume must be enough.
 RETRIES_WITHOUT_END = 1_000_000
 
 
-#: No node is left out.
+#: Every node is eligible.
 NO_LABELS: Mapping[str, str] = MappingProxyType({})
 
 
 class Options(TypedDict, total=False):
-    """Keyword arguments of `serve.deployment` that say where."""
+    """Keyword arguments of `serve.deployment` that decide placement."""
 
     ray_actor_options: dict[str, int | dict[str, str]]
     placement_group_bundles: list[dict[str, float]]
@@ -39,10 +39,10 @@ class Options(TypedDict, total=False):
 
 
 def options(spec: EngineSpec, labels: Mapping[str, str] = NO_LABELS) -> Options:
-    """Where replicas of `spec` may live: on nodes with these Ray labels, and as many on each as it has GPUs for.
+    """Where replicas of `spec` may run: on nodes with these Ray labels, as many on each as it has GPUs for.
 
-    The actor itself holds the GPUs: with `num_gpus` unset Ray hides no device from it, bundle or not (seen with 2.60).
-    A node without GPUs, such as a head, never fits. For engines on the CPU only the labels keep them off it.
+    The actor itself holds the GPUs: with `num_gpus` unset Ray hides no device from it, bundle or not (observed with
+    2.60). A node without GPUs, such as a head, never fits. CPU engines are kept off it by the labels alone.
     """
     gpus = spec.gpus_per_node
     if gpus == 0:
@@ -68,5 +68,5 @@ def options(spec: EngineSpec, labels: Mapping[str, str] = NO_LABELS) -> Options:
 
 
 def serve_replicas(spec: EngineSpec, engines: int) -> int:
-    """Serve counts the members of gangs; we count engines."""
+    """The number of Serve replicas for a number of engines: Serve counts gang members."""
     return engines * spec.nodes

@@ -1,8 +1,8 @@
-"""Pool: how many engines of each model may there be, when models share GPUs? Decided before Serve is told a number.
+"""Pool: how many engines may each model have, when models share GPUs? Decided before Serve gets a number.
 
-Pure, and from an empty pool each time: minimums in order of priority, then what else is wanted in the same order, each
-engine on the nodes that it fills best. Who gets less is told why. Where engines really are is Ray's: an engine that is
-granted and finds no room among those that run waits, and `waiting_reason` says for what.
+Pure, and from an empty pool each time: minimums in order of priority, then the rest in the same order, each engine on
+the nodes that it fills best. A model that gets fewer gets a reason. Ray decides where engines really run: a granted
+engine that finds no room among the running ones waits, and `waiting_reason` says for what.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-#: Models that a sentence names; there may be many more.
+#: Models that one sentence names at most.
 _NAMED_MAX = 3
 
 
@@ -24,16 +24,16 @@ class Node(msgspec.Struct, frozen=True):
 
 
 class Wish(msgspec.Struct, frozen=True):
-    """What one model asks of the pool."""
+    """What one model wants from the pool."""
 
     model: str
-    #: Whoever has more is served first.
+    #: The higher number goes first.
     priority: int
-    #: Engines that come before anybody's wishes.
+    #: Engines that come before all models' further wishes.
     min_replicas: int
     #: Engines in all, the minimum included.
     wanted: int
-    #: GPUs of one engine on each of its nodes; none on the CPU, which no pool limits.
+    #: GPUs of one engine on each of its nodes; 0 on the CPU, which the pool does not limit.
     gpus_per_node: int
     #: Nodes of one engine.
     nodes: int = 1
@@ -47,20 +47,20 @@ class Wish(msgspec.Struct, frozen=True):
 
 
 class Grant(msgspec.Struct, frozen=True):
-    """Engines that a model may have, and one sentence when they are fewer than it asked for."""
+    """Engines that a model may have, and one sentence when they are fewer than it wants."""
 
     replicas: int
     reason: str | None = None
 
 
 def granted(nodes: Sequence[Node], wishes: Iterable[Wish]) -> dict[str, Grant]:
-    """Who may have how many engines. A model that does not fit leaves its room to the next, smaller one."""
+    """How many engines each model may have. A model that does not fit leaves its room to the next, smaller one."""
     order = sorted(wishes, key=lambda wish: (-wish.priority, -wish.gpus_per_node * wish.nodes, wish.model))
     pool = _Pool(nodes)
     least = {wish.model: pool.place(wish, wish.min_replicas) for wish in order}
     result = {}
     for wish in order:
-        # Whose minimum did not fit gets no more: the pool has only become fuller.
+        # A model whose minimum did not fit gets no more: the pool has only become fuller.
         more = pool.place(wish, wish.engines - wish.min_replicas) if least[wish.model] == wish.min_replicas else 0
         count = least[wish.model] + more
         result[wish.model] = Grant(count, None if count == wish.engines else _sentence(pool, wish, count, order))
@@ -68,7 +68,7 @@ def granted(nodes: Sequence[Node], wishes: Iterable[Wish]) -> dict[str, Grant]:
 
 
 def waiting_reason(nodes_free: Mapping[str, int], wish: Wish) -> str:
-    """Why an engine that is granted is not placed yet; `nodes_free` is the free GPUs of each node of its type."""
+    """Why a granted engine is not placed yet; `nodes_free` is the free GPUs of each node of its type."""
     free = sorted(nodes_free.values(), reverse=True)
     sought = f"waits for {_places(wish)} with {_gpus(wish, wish.gpus_per_node, 'free ')}"
     if len(free) < wish.nodes:
@@ -100,7 +100,7 @@ class _Pool:
         return placed
 
     def _best(self, wish: Wish) -> list[Node]:
-        """The nodes that one engine would leave fullest; none where it does not fit."""
+        """The nodes that one engine would leave fullest; empty where it does not fit."""
         fitting = [node for node in self.of_type(wish) if self._free[node] >= wish.gpus_per_node]
         if len(fitting) < wish.nodes:
             return []

@@ -1,4 +1,4 @@
-"""Processes: who belongs to an engine's tree, and how to be sure that nobody of it is left."""
+"""Processes: find every process of an engine's tree, and kill them all."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from serving.lifetime import start_of
 
 #: In the environment of every process of an engine's tree; spawned grandchildren inherit it.
 TREE_VARIABLE = "_SERVING_ENGINE_TREE"
-#: setproctitle writes over /proc/PID/environ, and with it over the mark, unless this is set.
+#: Unless this is set, setproctitle overwrites /proc/PID/environ and the mark in it.
 TITLES_KEEP_ENVIRONMENT = "SPT_NOENV"
 #: vLLM renames its long-lived processes to this prefix and their role.
 TITLE_PREFIX = "VLLM::"
-#: Seconds between two looks while waiting for processes to go.
-_LOOK_INTERVAL_S = 0.05
+#: Seconds between two scans while processes end.
+_POLL_INTERVAL_S = 0.05
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _TREE = re.compile(r"(\d+):(\d+):[0-9a-f]{8}")
 
 
 def become_subreaper() -> None:
-    """Adopt orphaned descendants instead of init, so that the tree below this process stays whole (prctl(2))."""
+    """Adopt orphaned descendants in place of init, so that the tree below this process stays complete (prctl(2))."""
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
 
@@ -38,7 +38,7 @@ def descendants() -> list[psutil.Process]:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Does it still run? A zombie holds no memory and no device, so it does not count."""
+    """Is it running? A zombie holds no memory and no device, so it does not count."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -61,7 +61,7 @@ def is_fork(process: psutil.Process, name: str) -> bool:
     except psutil.NoSuchProcess:
         return True
     inherited = role(parent) if parent else None
-    # The parent may have learnt its rank since: `Worker` is the same role as `Worker_TP0`.
+    # The parent's title may have gained its rank since: `Worker` is the same role as `Worker_TP0`.
     return inherited is not None and inherited.partition("_")[0] == name.partition("_")[0]
 
 
@@ -71,7 +71,7 @@ def new_tree() -> str:
 
 
 def of_tree(tree: str) -> list[psutil.Process]:
-    """Every living process of the tree called `tree`, whoever its parent is now."""
+    """Every living process of the tree called `tree`, whatever its parent is now."""
     return [process for process in psutil.process_iter() if _tree_of(process) == tree and is_alive(process)]
 
 
@@ -81,13 +81,13 @@ def members() -> list[psutil.Process]:
 
 
 def orphans() -> list[psutil.Process]:
-    """Every living process of any tree whose owner is gone; on a GPU they would hold its memory."""
+    """Every living process of trees whose owner is gone; on a GPU they would still hold its memory."""
     members = ((process, _tree_of(process)) for process in psutil.process_iter())
     return [process for process, tree in members if tree and is_ownerless(tree) and is_alive(process)]
 
 
 def is_ownerless(tree: str) -> bool:
-    """Is the process that owned this tree gone? Never so of what is no tree's name: it is not ours to judge."""
+    """Is the process that owned this tree gone? False for text that is not a tree's name: it may not be ours."""
     name = _TREE.fullmatch(tree)
     return name is not None and start_of(int(name[1])) != name[2]
 
@@ -100,7 +100,7 @@ def _tree_of(process: psutil.Process) -> str | None:
 
 
 def kill_all(find: Callable[[], Iterable[psutil.Process]]) -> None:
-    """SIGKILL whatever `find` returns until it returns nobody: only then are the devices free."""
+    """SIGKILL every process that `find` returns until it returns none: only then are the devices free."""
     while members := list(find()):
         for member in members:
             try:
@@ -108,7 +108,7 @@ def kill_all(find: Callable[[], Iterable[psutil.Process]]) -> None:
             except psutil.NoSuchProcess:
                 continue
         reap()
-        time.sleep(_LOOK_INTERVAL_S)
+        time.sleep(_POLL_INTERVAL_S)
 
 
 def reap() -> None:

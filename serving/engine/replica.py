@@ -1,4 +1,4 @@
-"""Replica: the Serve actor that owns one engine. Serve places, watches and replaces it; no token passes through it."""
+"""Replica: the Serve actor that owns one engine. Serve places, health-checks and replaces it; no token passes through it."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from serving.wire import EngineLoad, ReplicaReport, ReplicaState
 
 logger = logging.getLogger("serving.replica")
 
-#: Seconds one report may take to reach the directory; the next one says the same and more.
+#: Seconds that one report may take to reach the directory; the next report repeats its content.
 _REPORT_TIMEOUT_S = 2.0
-#: Seconds between two questions to the directory while a start waits.
-_BACK_OFF_LOOK_S = 1.0
-#: Seconds between two looks at how many streams still run while draining. The first look comes after one, because
-#: gateways that have not heard yet may still send: longer than a heartbeat and a gateway's poll together.
-_DRAIN_LOOK_INTERVAL_S = 1.0
+#: Seconds between two polls of the directory while a start waits.
+_BACK_OFF_POLL_S = 1.0
+#: Seconds between two checks for running streams while draining. The first check comes after one interval, because
+#: gateways that do not know yet may still send: it is longer than a heartbeat and a gateway's poll together.
+_DRAIN_POLL_INTERVAL_S = 1.0
 
 
 class Replica:
-    """Owns one engine, or one node's share of one, from its first process to its last."""
+    """Owns one engine, or one node's share of it, from its first process to its last."""
 
     async def __init__(self, spec: EngineSpec, directory_app: str) -> None:  # type: ignore[misc]  # Serve awaits it
         self._spec = _at_its_node(spec)
@@ -69,14 +69,14 @@ class Replica:
         self._tasks.append(asyncio.create_task(self._guard(engine)))
 
     async def _back_off(self) -> None:
-        """Engines of this model that failed just now slow this one's start down."""
+        """Exponential back-off: wait as long as the directory says after recent failures of this model's engines."""
         while wait_s := await self._ask_directory(lambda it: it.start_wait_s.remote(self._spec.model)) or 0.0:
             self._reason = f"waits {wait_s:.0f} s because engines of this model keep failing"
-            await asyncio.sleep(min(wait_s, _BACK_OFF_LOOK_S))
+            await asyncio.sleep(min(wait_s, _BACK_OFF_POLL_S))
         self._reason = None
 
     async def _take_live_settings(self) -> None:
-        """The directory knows them before Serve hands them over, which it does when the start is done."""
+        """Fetch them from the directory, because Serve calls `reconfigure` only after the start."""
         if plain := await self._ask_directory(lambda it: it.live_settings.remote(self._spec.model)):
             self._adopt(LiveSettings.model_validate(plain))
 
@@ -86,7 +86,7 @@ class Replica:
         stamps = Path(self._spec.cache_folder) / "verified"
         checksums = dict(self._spec.checksums)
         if not await asyncio.to_thread(manifest.verify_once, checkpoint, stamps, checksums):
-            logger.warning("%s: its checkpoint has neither manifest nor checksums: nothing was compared", self._id)
+            logger.warning("%s: its checkpoint has neither manifest nor checksums, so it was not verified", self._id)
         self._member = await self._meet()
         async with asyncio.timeout(await asyncio.to_thread(start_limit_s, self._spec)):
             self._engine = engine = await self._owned.enter_async_context(running(self._spec, self._member, self._id))
@@ -107,7 +107,8 @@ class Replica:
         """Called by Serve after the start, and when settings change that restart no engine: adapters, default output
         tokens, heartbeat, drain.
 
-        Without it Serve would keep the old ones even for later starts: equal version, equal deployment (seen with 2.60).
+        Without it Serve would keep the old ones even for later starts: equal version, equal deployment (seen with
+        2.60).
         """
         self._adopt(LiveSettings.model_validate(plain))
         if self._engine and not self._engine.is_dead:
@@ -119,7 +120,7 @@ class Replica:
         self._default_output_tokens = live.default_output_tokens
 
     async def _stock(self, engine: Engine) -> None:
-        """Bring the engine's shelf in step with the settings; an adapter that cannot be loaded stops nothing."""
+        """Bring the engine's shelf in step with the settings; an adapter that cannot be loaded is logged and skipped."""
         shelf = engine.shelf
         if shelf is None:
             return
@@ -129,7 +130,7 @@ class Replica:
             logger.error("%s: adapters could not be withdrawn: %s", self._id, error.strerror)
             return
         if gone:
-            await self._report()  # gateways first, so that few calls meet its absence
+            await self._report()  # gateways first, so that few calls are still routed to it
         for name in gone:
             if not await engine.unload(name):
                 logger.warning("%s: the engine did not unload adapter %s", self._id, name)
@@ -145,7 +146,7 @@ class Replica:
         logger.info("%s is %s after %.1f s", self._id, state, time.monotonic() - began)
 
     async def _meet(self) -> Member:
-        """Which member of its gang this is, and where the first one is found."""
+        """This replica's rank in its gang, and the address of the first member."""
         if self._gang is None:
             return ONLY_MEMBER
         mine = (
@@ -157,23 +158,23 @@ class Replica:
             async with asyncio.timeout(self._spec.settings.start_timeout_s):
                 return Member(self._gang.rank, *await self._meeting_place(self._gang.gang_id, mine))
         except TimeoutError:
-            raise EngineDied("the first member of this engine did not say where it is") from None
+            raise EngineDied("the first member of this engine did not publish its address in time") from None
 
     async def _meeting_place(self, gang: str, mine: Meeting | None) -> Meeting:
         while True:
             if place := await self._ask_directory(lambda it: it.meet.remote(gang, mine)):
                 return cast(Meeting, place)
-            await asyncio.sleep(_BACK_OFF_LOOK_S)
+            await asyncio.sleep(_BACK_OFF_POLL_S)
 
     async def check_health(self) -> None:
-        """Asked by Serve; raises when the engine is gone or nobody hears of it, and Serve replaces this replica."""
+        """Serve's health check: raises when the engine is gone or no longer reported; Serve then replaces this replica."""
         if self._state is ReplicaState.FAILED:
             raise EngineDied(self._reason or "the engine is gone")
         if any(task.done() for task in self._tasks):
-            raise EngineDied("it no longer reports, so no gateway would know it")
+            raise EngineDied("it no longer reports, so no gateway can find it")
 
     async def report(self) -> ReplicaReport:
-        """What this replica says of itself now."""
+        """This replica's heartbeat now."""
         return ReplicaReport(
             replica_id=self._id,
             model=self._spec.model,
@@ -192,13 +193,13 @@ class Replica:
         )
 
     def _offered(self) -> tuple[str, ...]:
-        """Before there is an engine, what is meant to be: a cold start is no reason to call an adapter unknown."""
+        """Before there is an engine, the configured adapters: during a cold start they must not be unknown models."""
         if self._engine is None:
             return tuple(sorted(adapter.name for adapter in self._adapters))
         return self._engine.shelf.names if self._engine.shelf else ()
 
     async def __del__(self) -> None:
-        """Awaited by Serve when it stops this replica: let streams finish, then end the engine."""
+        """Graceful shutdown, awaited by Serve: let running streams finish, then end the engine."""
         if self._state is ReplicaState.READY and self._engine:
             self._state = ReplicaState.DRAINING
             await self._report()
@@ -209,13 +210,13 @@ class Replica:
         await self._owned.aclose()
 
     async def _drained(self, engine: Engine) -> None:
-        await asyncio.sleep(_DRAIN_LOOK_INTERVAL_S)
+        await asyncio.sleep(_DRAIN_POLL_INTERVAL_S)
         while not engine.is_dead:
             load = await engine.load()
-            # An engine too busy to say how busy it is has not finished.
+            # An engine that is too busy to answer has not finished.
             if load is not None and load.running_requests + load.waiting_requests == 0:
                 return
-            await asyncio.sleep(_DRAIN_LOOK_INTERVAL_S)
+            await asyncio.sleep(_DRAIN_POLL_INTERVAL_S)
 
     async def _guard(self, engine: Engine) -> None:
         await self._fail(await engine.death())
@@ -238,19 +239,19 @@ class Replica:
         await self._ask_directory(lambda it: it.report.remote(report))
 
     async def _ask_directory(self, ask: Callable[[DeploymentHandle], DeploymentResponse]) -> Any:
-        """Its answer (Serve's handles are not typed), or None when there is none: no engine waits for a directory."""
+        """The directory's answer (Serve's handles are untyped), or None without one: no engine blocks on the directory."""
         try:
             if self._directory is None:
-                # Looked up once: it asks Serve's controller, without which the directory must go on hearing us.
+                # Looked up once, because the look-up needs Serve's controller and reports must go on without it.
                 self._directory = serve.get_app_handle(self._directory_app)
             return await asyncio.wait_for(ask(self._directory), _REPORT_TIMEOUT_S)
         except (RayError, RayServeException, TimeoutError) as error:
-            logger.warning("the directory did not hear %s: %s", self._id, type(error).__name__)
+            logger.warning("%s could not reach the directory: %s", self._id, type(error).__name__)
             return None
 
 
 def _at_its_node(spec: EngineSpec) -> EngineSpec:
-    """An engine whose settings name no address is reached at its node's, as Ray knows it."""
+    """Settings without an address mean the node's own, as Ray knows it."""
     if spec.settings.host:
         return spec
     here = spec.settings.model_copy(update={"host": ray.util.get_node_ip_address()})
@@ -258,6 +259,6 @@ def _at_its_node(spec: EngineSpec) -> EngineSpec:
 
 
 def start_limit_s(spec: EngineSpec) -> float:
-    """Seconds from the first process to the first token: as the settings say, and as long as its weights take to read."""
+    """Seconds from the first process to the first token: `start_timeout_s`, and the time to read its weights."""
     size_mib = sum(path.stat().st_size for path in Path(spec.checkpoint).rglob("*") if path.is_file()) / 2**20
     return spec.settings.start_timeout_s + size_mib / spec.settings.load_mib_per_s

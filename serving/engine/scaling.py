@@ -1,7 +1,7 @@
 """Scaling: how many engines of each model this cell should have, decided in the directory; Serve's hook reads it.
 
-The policy is `serving.engine.autoscale`; here is what it is asked with: replicas' reports, gateways' demand, the plans
-that the settings made. Plain data, the time given.
+The policy is `serving.engine.autoscale`; this module gives it replicas' reports, gateways' demand and the settings'
+plans. Plain data, the time given.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from serving.wire import GatewayReport, ListedModel, ReplicaReport, ReplicaState
 
 logger = logging.getLogger("serving.directory")
 
-#: Seconds between two decisions: Serve's hook reads about as often.
+#: Seconds between two decisions: Serve's hook reads as often.
 DECISION_INTERVAL_S = 1.0
-#: Seconds of arrivals that a report may bring: what a directory missed while it was away would look like a surge.
+#: Seconds of arrivals that one report may add: all that a directory missed while it was away would look like a surge.
 COVERED_MAX_S = 2.0
-#: Seconds that placing an engine takes where there is room: until then nobody calls it waiting.
+#: Seconds that placing an engine takes where there is room: only after that is it reported as waiting.
 PLACING_S = 10.0
-#: States of a replica that has found its place.
+#: States of a replica that has been placed.
 PRESENT = COMING | {ReplicaState.READY}
 
-#: Every replica's last report, and when it came.
-Heard = Sequence[tuple[float, ReplicaReport]]
+#: Every replica's last report, and when it arrived.
+Reports = Sequence[tuple[float, ReplicaReport]]
 
 
 class ModelPlan(msgspec.Struct, frozen=True):
-    """What the settings want of one model; a change of it restarts nothing."""
+    """What the settings want of one model; changing it restarts nothing."""
 
     name: str
     context_tokens: int
@@ -47,7 +47,7 @@ class ModelPlan(msgspec.Struct, frozen=True):
     #: None where the fleet is fixed.
     knee: Knee | None = None
     adapters: tuple[str, ...] = ()
-    #: Who gets the GPUs when they do not suffice for all; more comes first.
+    #: Which model gets the GPUs when there are too few; the higher number goes first.
     priority: int = 0
     #: GPUs of one engine on each of its nodes, those nodes, and their GPU type.
     gpus_per_node: int = 0
@@ -90,14 +90,14 @@ def default_output_tokens(model: Model, settings: ModelSettings) -> int:
 
 
 class Plans(msgspec.Struct, frozen=True):
-    """What a cell serves, and whether it may have more nodes than there are."""
+    """What a cell serves, and whether the cluster may add nodes."""
 
     models: tuple[ModelPlan, ...] = ()
     nodes_may_grow: bool = False
 
 
 class Scaler:
-    """What is wanted of every model, and what must be remembered to decide again."""
+    """How many engines every model should have, and the state that the next decision needs."""
 
     def __init__(self) -> None:
         self._plans = Plans()
@@ -108,9 +108,9 @@ class Scaler:
         self._decided_at = float("-inf")
 
     def plan(self, plans: Plans) -> None:
-        """Take new plans in place of the old ones; what is remembered of models that stay is kept.
+        """Replace the plans; models that stay keep their memory.
 
-        A memory's peaks belong to its knee: with another one it begins anew, and takes the fleet that it finds.
+        A memory's peaks belong to its knee: with another knee a new memory begins, and takes over the running fleet.
         """
         knees = {it.name: it.knee for it in self._plans.models}
         names = {it.name for it in plans.models}
@@ -123,45 +123,47 @@ class Scaler:
         self._decided_at = float("-inf")
 
     def is_due(self, now: float) -> bool:
-        """Was the last decision more than a moment ago?"""
+        """Is it time for the next decision?"""
         return now - self._decided_at >= DECISION_INTERVAL_S
 
-    def decide(self, heard: Heard, demand: Mapping[str, Demand] | None, nodes: Sequence[Node], now: float) -> None:
-        """Decide anew; `demand` None: no gateway spoke."""
+    def decide(self, reports: Reports, demand: Mapping[str, Demand] | None, nodes: Sequence[Node], now: float) -> None:
+        """Decide for every model; `demand` None: no gateway has reported."""
         self._decided_at = now
-        decisions = {it.name: self._decide(it, heard, demand, now) for it in self._plans.models}
+        decisions = {it.name: self._decide(it, reports, demand, now) for it in self._plans.models}
         granted = self._granted(decisions, nodes)
         for model in self._plans.models:
             decision, grant = decisions[model.name], granted.get(model.name)
             self._memories[model.name] = decision.memory
-            self._shortages[model.name] = (grant and grant.reason) or self._waits(model, heard, nodes, now)
-            if grant and not model.bounds.is_fixed:  # a fixed fleet is Serve's to keep, and waits
+            self._shortages[model.name] = (grant and grant.reason) or self._waits(model, reports, nodes, now)
+            if grant and not model.bounds.is_fixed:  # Serve keeps a fixed fleet, which waits for room
                 decision = msgspec.structs.replace(decision, replicas=grant.replicas)
             self._remember(model.name, decision)
 
-    def _decide(self, model: ModelPlan, heard: Heard, demand: Mapping[str, Demand] | None, now: float) -> Decision:
+    def _decide(self, model: ModelPlan, reports: Reports, demand: Mapping[str, Demand] | None, now: float) -> Decision:
         if model.knee is None:
             return Decision(model.bounds.max_replicas, Memory(), "fixed")
-        signals = [_signal(it, now - at) for at, it in heard if it.model == model.name and not it.rank]
+        signals = [
+            _signal(it, now - reported_at) for reported_at, it in reports if it.model == model.name and not it.rank
+        ]
         seen = None if demand is None else demand.get(model.name, Demand())
         return wanted(signals, seen, model.bounds, model.knee, self._memories.get(model.name, Memory()), now)
 
     def _granted(self, decisions: Mapping[str, Decision], nodes: Sequence[Node]) -> dict[str, Grant]:
-        """Nothing where nodes come when they are called for, or none has GPUs."""
+        """What the pool grants; empty where the cluster adds nodes on demand, or no node has GPUs."""
         if self._plans.nodes_may_grow or not nodes:
             return {}
         return pool.granted(nodes, [_wish(it, decisions[it.name].replicas) for it in self._plans.models])
 
-    def _waits(self, model: ModelPlan, heard: Heard, nodes: Sequence[Node], now: float) -> str | None:
-        """What an engine waits for that has been wanted for a while and is nowhere yet."""
+    def _waits(self, model: ModelPlan, reports: Reports, nodes: Sequence[Node], now: float) -> str | None:
+        """What an engine waits for that has been wanted for a while and is not placed yet."""
         before = self._decisions.get(model.name)
-        here = sum(1 for _, it in heard if it.model == model.name and not it.rank and it.state in PRESENT)
+        here = sum(1 for _, it in reports if it.model == model.name and not it.rank and it.state in PRESENT)
         if before is None or not model.gpus_per_node or here >= before.replicas:
             self._short_since.pop(model.name, None)
             return None
         if now - self._short_since.setdefault(model.name, now) < PLACING_S:
             return None
-        return pool.waiting_reason(_free(model, heard, nodes), _wish(model, before.replicas))
+        return pool.waiting_reason(_free(model, reports, nodes), _wish(model, before.replicas))
 
     def _remember(self, name: str, decision: Decision) -> None:
         before = self._decisions.get(name)
@@ -175,7 +177,7 @@ class Scaler:
         return {name: decision.replicas for name, decision in self._decisions.items()}
 
     def listed(self) -> tuple[ListedModel, ...]:
-        """Every planned model, as gateways hear of it."""
+        """Every planned model, as gateways get it."""
         return tuple(self._listed(it) for it in self._plans.models)
 
     def _listed(self, model: ModelPlan) -> ListedModel:
@@ -204,10 +206,10 @@ def _wish(model: ModelPlan, replicas: int) -> Wish:
     )
 
 
-def _free(model: ModelPlan, heard: Heard, nodes: Sequence[Node]) -> dict[str, int]:
-    """The free GPUs of each node the model may run on; a replica that has gone silent holds its own no longer."""
+def _free(model: ModelPlan, reports: Reports, nodes: Sequence[Node]) -> dict[str, int]:
+    """The free GPUs of each node that the model may run on; an expired replica holds none."""
     held = Counter({node.name: 0 for node in nodes})
-    for _, report in heard:
+    for _, report in reports:
         held[report.node] += len(report.devices)
     return {it.name: it.gpus_total - held[it.name] for it in nodes if model.gpu_type in (None, it.gpu_type)}
 
@@ -226,14 +228,14 @@ def _signal(report: ReplicaReport, age_s: float) -> ReplicaSignal:
 
 
 class Arrivals:
-    """What gateways have told: tokens add up from one decision to the next, who waits is as told last."""
+    """What gateways have reported: arrived tokens add up between two decisions; waiting calls are those of the last reports."""
 
     def __init__(self, now: float) -> None:
         self._since = now
         self._arrived: dict[str, tuple[float, float]] = {}
 
-    def hear(self, report: GatewayReport) -> None:
-        """Take in a report; of one that covers a long silence, as much as is of now."""
+    def record(self, report: GatewayReport) -> None:
+        """Add a report; of one that covers a long gap, only the share of the last seconds."""
         share = COVERED_MAX_S / max(report.covers_s, COVERED_MAX_S)
         for name, traffic in report.traffic.items():
             prompt, output = self._arrived.get(name, (0.0, 0.0))
@@ -242,20 +244,20 @@ class Arrivals:
             self._arrived[name] = (prompt, output)
 
     def demand(self, reports: Iterable[GatewayReport], now: float) -> dict[str, Demand]:
-        """The demand for every model anybody spoke of."""
+        """The demand for every reported model."""
         elapsed_s = max(now - self._since, DECISION_INTERVAL_S)
         held: dict[str, list[Traffic]] = {name: [] for name in self._arrived}
         for report in reports:
             for name, traffic in report.traffic.items():
                 held.setdefault(name, []).append(traffic)
-        return {name: self._one(name, told, elapsed_s) for name, told in held.items()}
+        return {name: self._one(name, waiting, elapsed_s) for name, waiting in held.items()}
 
-    def _one(self, name: str, told: Sequence[Traffic], elapsed_s: float) -> Demand:
+    def _one(self, name: str, traffic: Sequence[Traffic], elapsed_s: float) -> Demand:
         prompt, output = self._arrived.get(name, (0.0, 0.0))
         return Demand(
-            waiting_requests=sum(it.waiting_requests for it in told),
-            oldest_wait_s=max((it.oldest_wait_s for it in told), default=0.0),
-            waiting_prompt_tokens=sum(it.waiting_prompt_tokens for it in told),
+            waiting_requests=sum(it.waiting_requests for it in traffic),
+            oldest_wait_s=max((it.oldest_wait_s for it in traffic), default=0.0),
+            waiting_prompt_tokens=sum(it.waiting_prompt_tokens for it in traffic),
             arrived_prompt_tokens_per_s=prompt / elapsed_s,
             expected_output_tokens_per_s=output / elapsed_s,
         )

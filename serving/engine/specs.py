@@ -1,6 +1,6 @@
-"""Specs: what settings come to for each model: the engine's spec, the fleet's plan, or why they cannot work.
+"""Specs: what the settings make of each model: the engine's spec and the fleet's plan, or a Refusal.
 
-Starts and fetches nothing, so that whoever is refused has lost nothing.
+Starts and downloads nothing, so a refusal costs no time.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from serving.errors import Refusal
 logger = logging.getLogger("serving.directory")
 
 
-#: What of the engine settings reaches a replica that runs; changing it restarts nothing.
+#: Engine settings that reach running replicas: changing them restarts nothing.
 LIVE_OF_ENGINE = frozenset({"start_timeout_s", "load_mib_per_s", "drain_timeout_s", "heartbeat_s"})
-#: What of them is the directory's alone.
+#: Engine settings that only the directory uses.
 CELLS_OF_ENGINE = frozenset({"directory_labels", "nodes_may_grow"})
-#: What of them an engine is started with: changing it restarts every engine.
+#: Engine settings that an engine is started with: changing them restarts every engine.
 START_OF_ENGINE = frozenset(EngineSettings.model_fields) - LIVE_OF_ENGINE - CELLS_OF_ENGINE
-#: What of a model's settings its engines are started with; the rest is how many there are, and what they load later.
+#: Model settings that its engines are started with; the others change live.
 START_OF_MODEL = frozenset({"name", "profile", "gpu", "tensor", "pipeline", "data", "expert", "lora"})
 
 
 class LiveSettings(BaseModel):
-    """What reaches a replica that runs; Serve carries it as a plain mapping (`user_config`)."""
+    """Settings that reach a running replica; Serve carries them as a plain mapping (`user_config`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     engine: EngineSettings
-    """Of which LIVE_OF_ENGINE alone is meant."""
+    """Only LIVE_OF_ENGINE of it counts."""
     adapters: tuple[AdapterSettings, ...] = ()
     default_output_tokens: int = 0
     """Output tokens of a call that sets no limit itself; 0: no cap but the context."""
@@ -54,12 +54,12 @@ class LiveSettings(BaseModel):
         return cls(engine=engine, adapters=wanted.adapters, default_output_tokens=default_output_tokens)
 
     def over(self, settings: EngineSettings) -> EngineSettings:
-        """Settings that an engine was started with, and these in their place."""
+        """The settings that an engine was started with, with the live ones replaced."""
         return settings.model_copy(update={name: getattr(self.engine, name) for name in LIVE_OF_ENGINE})
 
 
 class Deployment(NamedTuple):
-    """One model as the engine plane is given it."""
+    """One model as the engine plane deploys it."""
 
     wanted: ModelSettings
     spec: EngineSpec
@@ -68,7 +68,7 @@ class Deployment(NamedTuple):
 
 
 class CellSettings(BaseModel):
-    """The part of the settings that a cell's directory follows; Serve carries it as a plain mapping (`user_config`)."""
+    """The settings that a cell's directory uses; Serve carries them as a plain mapping (`user_config`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -85,7 +85,7 @@ class CellSettings(BaseModel):
             return None
 
     def plans(self) -> Plans:
-        """What is wanted of each model; one that cannot work has no engines either, and its own application says why."""
+        """Each model's plan; a model that cannot work gets none, and its own application says why."""
         settings = Settings(engine=self.engine, models=self.models, own_models=self.own_models)
         return Plans(tuple(_plans(settings)), self.engine.nodes_may_grow)
 
@@ -100,13 +100,13 @@ def _plans(settings: Settings) -> Iterator[ModelPlan]:
 
 
 def deployment_of(model: Model, wanted: ModelSettings, settings: Settings, checkpoint: Path) -> Deployment:
-    """What `settings` make of `model`; starts and fetches nothing. Raises Refusal when it cannot work."""
+    """What `settings` make of `model`; starts and downloads nothing. Raises Refusal when it cannot work."""
     spec = engine_spec(model, wanted, checkpoint, settings, settings.secret_file)
     return Deployment(wanted, spec, model_plan(model, wanted, spec), LiveSettings.of(model, wanted, settings.engine))
 
 
 def model_plan(model: Model, wanted: ModelSettings, spec: EngineSpec) -> ModelPlan:
-    """What the directory has to know to scale `model`; raises Refusal where nothing says what one engine of it does."""
+    """What the directory needs to scale `model`; raises Refusal where the capacity of one engine is unknown."""
     chosen = _placed(model, wanted, spec.settings)
     if chosen is None:
         knee = model.cpu_knee
@@ -120,7 +120,7 @@ def engine_spec(
 ) -> EngineSpec:
     """The engine that serves `model` from `checkpoint`, as its settings want it; raises Refusal when it cannot work.
 
-    Neither the checkpoint nor the secret need be there yet: a model that is refused has fetched nothing.
+    Neither the checkpoint nor the secret need exist yet: a refusal comes before any download.
     """
     chosen = _placed(model, wanted, settings.engine)
     limited = with_room(model, wanted)

@@ -1,11 +1,11 @@
-"""Supervisor: a small process that owns one engine's tree. All of it runs, or none of it.
+"""Supervisor: a small process that owns one engine's process tree. Either the whole tree runs, or nothing of it.
 
     replica (Serve actor) ── lifeline pipe ──► supervisor (subreaper) ──► vLLM API server ──► EngineCore ──► workers
 
-It tells its replica on standard output who joined the tree (`joined EngineCore`) and, last, why it ended
-(`ended its replica is gone`). The tree ends when the command ends, when any process that vLLM named dies, or when the
-lifeline closes because the replica is gone, however it went. The supervisor exits only after the last member has: from
-then on the devices are free.
+On standard output it reports to its replica which processes joined the tree (`joined EngineCore`) and, last, why it
+ended (`ended its replica is gone`). The tree ends when the command ends, when any process that vLLM named dies, or when
+the lifeline closes because the replica is gone. The supervisor exits only after the last member: from then on the
+devices are free.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ import psutil
 
 from serving.engine import processes
 
-#: Seconds between two looks at the tree; a death of the command or the lifeline is seen at once.
-_LOOK_INTERVAL_S = 0.5
-#: Seconds an engine may take to leave on SIGTERM before everything is killed, and between two looks meanwhile.
+#: Seconds between two scans of the tree; the end of the command or of the lifeline is seen at once.
+_POLL_INTERVAL_S = 0.5
+#: Seconds that an engine gets after SIGTERM before everything is killed, and seconds between two scans meanwhile.
 _TERM_GRACE_S = 5.0
-_STOP_LOOK_INTERVAL_S = 0.05
-#: Bytes of one engine log; past it the log starts anew and the old one is kept once.
+_STOP_POLL_INTERVAL_S = 0.05
+#: Bytes at which an engine's log is rotated; one old log is kept.
 _MAX_LOG_BYTES = 32 * 1024 * 1024
 
 
@@ -47,22 +47,22 @@ class Tree:
         self.root_pidfd = os.pidfd_open(self._root.pid)
 
     def loss(self) -> str | None:
-        """What has died that should live, or None."""
+        """Which required process has died, in one clause; None while all of them run."""
         if (code := self._root.poll()) is not None:
             return f"the engine's server process ended with {_describe(code)}"
         for process, known_as in self._named.items():
             if not processes.is_alive(process):
                 return f"the engine's {known_as} process died"
         for process in processes.descendants():
-            # A worker is called `Worker` first and `Worker_TP0` once it knows its rank.
+            # A worker's title is `Worker` first, and `Worker_TP0` once it knows its rank.
             name = processes.role(process)
             if name and self._named.get(process) != name and not processes.is_fork(process, name):
                 self._named[process] = name
-                _tell(f"joined {name}")
+                _report(f"joined {name}")
         return None
 
     def stop(self) -> None:
-        """End the tree and return when nobody is left.
+        """End the tree; return when no process of it is left.
 
         Front ends go first and at once: asked politely, they end running streams as if these were complete (ENG-7:
         `finish_reason` "abort", then [DONE]). The others may put away what they share before they are killed.
@@ -75,14 +75,14 @@ class Tree:
                 process.send_signal(signal.SIGKILL if is_front_end else signal.SIGTERM)
         while processes.descendants() and time.monotonic() < deadline:
             processes.reap()
-            time.sleep(_STOP_LOOK_INTERVAL_S)
+            time.sleep(_STOP_POLL_INTERVAL_S)
         processes.kill_all(processes.descendants)
 
 
 def trim(log: Path, limit_bytes: int) -> None:
-    """Begin a log anew past its limit, the old one kept once; the writers' descriptors stay valid because they append.
+    """Rotate a log past its limit, one old log kept; the writers' descriptors stay valid because they append.
 
-    A log that is gone, or a full disk, is no reason to lose an engine.
+    A missing log or a full disk must not end an engine.
     """
     with contextlib.suppress(OSError):
         if log.stat().st_size <= limit_bytes:
@@ -93,12 +93,12 @@ def trim(log: Path, limit_bytes: int) -> None:
 
 
 def watch(tree: Tree, lifeline_fd: int) -> str:
-    """Sleep until the tree has to end; returns why."""
+    """Block until the tree has to end; returns why."""
     events = select.poll()
     events.register(lifeline_fd, select.POLLHUP)
     events.register(tree.root_pidfd, select.POLLIN)
     while True:
-        ready = dict(events.poll(_LOOK_INTERVAL_S * 1000))
+        ready = dict(events.poll(_POLL_INTERVAL_S * 1000))
         if lifeline_fd in ready:
             return "its replica is gone"
         if reason := tree.loss():
@@ -106,8 +106,8 @@ def watch(tree: Tree, lifeline_fd: int) -> str:
         trim(tree.log, _MAX_LOG_BYTES)
 
 
-def _tell(line: str) -> None:
-    with contextlib.suppress(BrokenPipeError):  # Nobody is left to tell; the lifeline says the same.
+def _report(line: str) -> None:
+    with contextlib.suppress(BrokenPipeError):  # The replica is gone, as the lifeline shows too.
         os.write(sys.stdout.fileno(), f"{line}\n".encode())
 
 
@@ -116,19 +116,19 @@ def _describe(code: int) -> str:
 
 
 def main() -> None:
-    """Run `-- COMMAND` until it has to end; see the module for what it tells."""
+    """Run `-- COMMAND` until it has to end; the module says what it reports."""
     parser = argparse.ArgumentParser(prog="serving.engine.supervisor", description=__doc__)
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("command", nargs="+")
     arguments = parser.parse_args()
-    # Only the lifeline decides: a Ctrl-C in the terminal or a SIGTERM to the group reaches the replica first.
+    # Only the lifeline decides: Ctrl-C in the terminal, or SIGTERM to the group, reaches the replica too.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)  # SIG_IGN would be inherited by the command
     processes.become_subreaper()
     tree = Tree(arguments.command, arguments.log)
     reason = watch(tree, sys.stdin.fileno())
     tree.stop()
-    _tell(f"ended {reason}")
+    _report(f"ended {reason}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Accept: does a real installation keep what was computed and promised? Run against its API, as a client is.
+"""Accept: does a real installation deliver what was computed and promised? Runs against its API, as a client.
 
-Everything is bounded and, but for `--disrupt`, disturbs nobody more than its own load does. The report carries figures,
-kinds of machines and versions: never a prompt, an answer, a key or a host's name, so that its owner can give it away.
+Everything is bounded and, except for `--disrupt`, disturbs other clients only by its load. The report holds figures,
+kinds of machines and versions, never a prompt, an answer, a key or a host's name, so that its owner can share it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from serving.operate.measure import Bounds, Step, Target
 from serving.operate.objects import Node, Pod, Unknown
 from serving.operate.status import INSTANCE
 
-#: Beginnings that are continued greedily. In the report they are numbers.
+#: Prompts that are continued greedily. In the report they are numbers.
 PROMPTS = (
     "The capital of France is",
     "Water boils at sea level at a temperature of",
@@ -39,14 +39,14 @@ PROMPTS = (
     "Die Hauptstadt von Deutschland ist",
 )
 GREEDY_TOKENS = 48
-#: Share of failed calls at which the ladder ends: more load would say nothing.
+#: Share of failed calls at which the ladder ends: more load would show nothing new.
 ERRORS_MAX = 0.5
-#: Said of each step until it has come to its end.
-NOT_RUN = "It was not run, or not to its end."
+#: The answer of each step that has not finished.
+NOT_RUN = "It was not run, or did not finish."
 
 
 class Choices(msgspec.Struct, frozen=True):
-    """What is tried, of which API."""
+    """Which steps run against which API."""
 
     base_url: str
     #: The first is compared with the last; each has a ladder.
@@ -61,7 +61,7 @@ class Choices(msgspec.Struct, frozen=True):
 
 
 class Draft:
-    """A report under way. It is saved after whatever took long, so that an interruption loses no more than one step."""
+    """A report in progress. It is saved after each long step, so that an interruption loses one step at most."""
 
     def __init__(
         self, where: Place, steps: Sequence[str], wall_clock: Callable[[], float], save: Callable[[Report], None]
@@ -78,7 +78,7 @@ class Draft:
         self._save = save
 
     def settle(self, check: Check) -> None:
-        """The next step has come to its end."""
+        """Record the next step's check, and save."""
         self._checks.append(check)
         self.save()
 
@@ -108,29 +108,29 @@ async def run(
     *,
     clock: Callable[[], float],
     wall_clock: Callable[[], float],
-    tell: Callable[[str], None],
+    say: Callable[[str], None],
     save: Callable[[Report], None],
 ) -> Report:
-    """Every step in turn; `save` is handed the report after each. Raises Refusal, before any, for whatever is not there."""
+    """Run every step in turn, and `save` the report after each. Raises Refusal first when an API or model is missing."""
     first, last = choices.subjects[0], choices.subjects[-1]
     cache, cache_check = kv(first, choices.engine_metrics)
     draft = Draft(place(cluster, choices.release), _steps(choices), wall_clock, save)
     async with _session(key, choices.verify_tls) as session:
         target = Target(choices.base_url, session, clock)
         await _refuse_strangers(target, choices.subjects)
-        tell(f"Greedy answers of {first.name} and {last.name} …")
+        say(f"Greedy answers of {first.name} and {last.name} …")
         same = await equality(target, first.name, last.name)
         draft.equality.append(same)
         draft.settle(findings.check_equality(same))
         draft.kv += [cache] if cache else []
         draft.settle(cache_check)
         for subject in choices.subjects:
-            await _climb(target, subject, choices.bounds, draft, tell)
+            await _climb(target, subject, choices.bounds, draft, say)
         if cluster is not None:
             for kind in choices.kinds:
-                tell(f"One engine's pod goes ({kind}) …")
+                say(f"Deleting one engine's pod ({kind}) …")
                 found = await failover.disrupt(target, first.name, cluster, choices.release, kind, choices.bounds)
-                _settle_disruption(kind, found, draft, tell)
+                _settle_disruption(kind, found, draft, say)
     return draft.report()
 
 
@@ -152,22 +152,22 @@ def _session(key: str, verify_tls: bool) -> aiohttp.ClientSession:
     )
 
 
-async def _climb(target: Target, subject: Subject, bounds: Bounds, draft: Draft, tell: Callable[[str], None]) -> None:
+async def _climb(target: Target, subject: Subject, bounds: Bounds, draft: Draft, say: Callable[[str], None]) -> None:
     """A ladder, saved after each rung: one may take a minute."""
     number = len(draft.ladders)
     async for found in ladder(target, subject, bounds):
-        tell(f"{subject.name}, {found.steps[-1].concurrency} clients: {findings.said(found.steps[-1])}")
+        say(f"{subject.name}, {found.steps[-1].concurrency} clients: {findings.said(found.steps[-1])}")
         draft.ladders[number:] = [found]
         draft.save()
     draft.settle(findings.check_ladder(draft.ladders[number]))
 
 
-def _settle_disruption(kind: str, found: Disruption | Unknown, draft: Draft, tell: Callable[[str], None]) -> None:
+def _settle_disruption(kind: str, found: Disruption | Unknown, draft: Draft, say: Callable[[str], None]) -> None:
     if isinstance(found, Unknown):
-        tell(found.reason)
+        say(found.reason)
         # The reason stays out of the report: it may name users and pods.
         title = findings.disruption_title(kind)
-        draft.settle(Check(title, Answer.UNKNOWN, "No pod could be taken away.", found.command))
+        draft.settle(Check(title, Answer.UNKNOWN, "No pod could be deleted.", found.command))
         return
     draft.disruptions.append(found)
     draft.settle(findings.check_disruption(found))
@@ -177,7 +177,7 @@ def _settle_disruption(kind: str, found: Disruption | Unknown, draft: Draft, tel
 
 
 async def equality(target: Target, first: str, second: str) -> Equality:
-    """One prompt after the other, so that no batch changes the sums."""
+    """One prompt after the other, so that no batching changes the order of sums."""
     found = {}
     for number, text in enumerate(PROMPTS, start=1):
         one = await measure.greedy(target, first, text, GREEDY_TOKENS)
@@ -187,14 +187,14 @@ async def equality(target: Target, first: str, second: str) -> Equality:
 
 
 def kv(subject: Subject, file: Path | None) -> tuple[Kv | None, Check]:
-    """An engine's KV cache beside the budget. Engines answer nobody without the plane secret, which no proxy passes on."""
+    """An engine's KV cache beside the budget. Engines require the plane secret, which no proxy passes on."""
     name = findings.kv_title(subject.name)
     if file is None:
         command = (
             'kubectl port-forward ENGINE_POD 8100 & curl -H "Authorization: Bearer $PLANE_SECRET" localhost:8100/metrics'
             " > engine.metrics; serving accept --engine-metrics engine.metrics …"
         )
-        return None, Check(name, Answer.UNKNOWN, "Engines show their metrics to gateways only.", command)
+        return None, Check(name, Answer.UNKNOWN, "Engines serve their metrics only with the plane secret.", command)
     try:
         measured = findings.kv_tokens(file.read_text())
     except OSError as error:
@@ -209,7 +209,7 @@ def kv(subject: Subject, file: Path | None) -> tuple[Kv | None, Check]:
 
 
 async def ladder(target: Target, subject: Subject, bounds: Bounds) -> AsyncIterator[Ladder]:
-    """More and more clients in closed loops, until the bounds end or half of the calls fail. As it is after each rung."""
+    """More and more clients in closed loops, until the bounds end or half of the calls fail; yields after each rung."""
     steps: list[Step] = []
     for concurrency in bounds.concurrencies:
         outcomes = await measure.closed_loop(
@@ -238,7 +238,7 @@ def _computed(subject: Subject) -> float | None:
 
 
 def place(cluster: Cluster | None, release: str) -> Place:
-    """Machines and versions, and nobody's names."""
+    """Kinds of machines and versions, without names."""
     client = f"Python {platform.python_version()}, {os.cpu_count()} CPUs, {platform.system()} {platform.machine()}"
     here = Place(client=client, serving=installed_version("gpt-oss-serving"))
     if cluster is None:
@@ -258,7 +258,7 @@ def _machines(nodes: Sequence[Node]) -> tuple[Machine, ...]:
 
 
 def _images(pods: Sequence[Pod]) -> tuple[str, ...]:
-    """The last part of a name alone: what stands before it is somebody's registry."""
+    """The last part of each image's name, without its registry."""
     return tuple(sorted({it.image.rpartition("/")[2] for pod in pods for it in pod.spec.containers or () if it.image}))
 
 

@@ -1,7 +1,7 @@
-"""Bundle: everything an installation needs where no registry is in reach, in one folder or tar, with checksums.
+"""Bundle: everything that an air-gapped installation needs, in one folder or tar, with checksums.
 
-What is in it is read from the rendered chart (images), the values (models) and the chart itself (operator); `carrier` moves
-the bytes. A bundle says of itself what it holds (`manifest.json`) and what each file must be (`SHA256SUMS`, which
+What is in it is read from the rendered chart (images), the values (models) and the chart itself (operator); `carrier`
+moves the bytes. A bundle says of itself what it holds (`manifest.json`) and what each file must be (`SHA256SUMS`, which
 `sha256sum --check` reads too). Nothing here starts a program or knows Kubernetes.
 """
 
@@ -42,11 +42,11 @@ class Operator:
 
 @dataclass(frozen=True)
 class Contents:
-    """What an installation needs, before anything is fetched."""
+    """What an installation needs; nothing is fetched yet."""
 
     images: tuple[str, ...]
     models: tuple[str, ...]
-    #: Those of the models that the values describe themselves.
+    #: Models that the values describe themselves.
     own_models: tuple[Model, ...] = ()
     operator: Operator | None = None
 
@@ -56,7 +56,7 @@ class Image(msgspec.Struct, frozen=True):
 
     reference: str
     file: str
-    #: Of its manifest: a registry that is given the archive as it is serves it under the same digest.
+    #: Of its manifest: a registry that receives the archive unchanged serves it under the same digest.
     digest: str
 
 
@@ -91,7 +91,7 @@ def contents(
 
 
 def images_of(document: Any) -> Iterator[str]:
-    """Every image that a Kubernetes object names, however deep its pods stand in it."""
+    """Every image in a Kubernetes object, at any depth."""
     if isinstance(document, Mapping):
         for key, value in document.items():
             if key == "image" and isinstance(value, str):
@@ -104,7 +104,7 @@ def images_of(document: Any) -> Iterator[str]:
 
 
 def _tools_image(chart: Mapping[str, Any], values: Mapping[str, Any]) -> str:
-    """preflight and status where no Python is: built beside the gateway, and rendered by no template."""
+    """The tools image, for preflight and status without a local Python; no template of the chart names it."""
     registry = str(values.get("images", {}).get("registry", "")).rstrip("/")
     return f"{registry + '/' if registry else ''}tools:{chart['appVersion']}"
 
@@ -123,7 +123,7 @@ def models_of(values: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def file_of(reference: str) -> str:
-    """Where an image's archive lies in a bundle: readable, and another one for another reference."""
+    """Path of an image's archive in a bundle: readable, and unique for each reference."""
     name = without_digest(reference).rpartition("/")[2].replace(":", "-")
     return f"images/{name}-{hashlib.sha256(reference.encode()).hexdigest()[:8]}.tar"
 
@@ -168,7 +168,7 @@ class Folder:
 
 
 class Archive:
-    """A bundle as an uncompressed tar, read where it lies."""
+    """A bundle as an uncompressed tar, read in place."""
 
     def __init__(self, tar: tarfile.TarFile) -> None:
         self._tar = tar
@@ -209,11 +209,11 @@ def opened(path: Path) -> Iterator[Files]:
 
 @dataclass(frozen=True)
 class Verified:
-    """A bundle that holds exactly what it was made with."""
+    """A verified bundle: it holds exactly the files it was made with."""
 
     files: Files
     manifest: Manifest
-    #: Of SHA256SUMS, which names every other file: the one figure to compare after the journey.
+    #: Of SHA256SUMS, which names every other file: the one value to compare after copying.
     sha256: str
 
 
@@ -266,7 +266,7 @@ def _refuse_difference(there: set[str], listed: set[str]) -> None:
 
 
 def _manifest(files: Files, listed: set[str]) -> Manifest:
-    """The manifest, once its own checksum has been found right."""
+    """The manifest, after verifying its own checksum."""
     text = _read(files, MANIFEST)
     try:
         version = msgspec.json.decode(text, type=dict[str, Any]).get("format")

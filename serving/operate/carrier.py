@@ -1,7 +1,7 @@
-"""Carrier: fills a bundle and unloads one, with the programs an operator has: helm, skopeo, and his container engine's own.
+"""Carrier: fills a bundle and unloads one, with an operator's usual programs: helm, skopeo, and the container engine's own.
 
-skopeo copies an image from a registry into an archive without a daemon, without root and without changing its digest, and
-from an archive into a registry the same way; into podman, docker and containerd their own commands load it.
+skopeo copies an image from a registry into an archive without a daemon, without root and without changing its digest,
+and from an archive into a registry the same way; into podman, docker and containerd their own commands load it.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ SOURCES = {"registry": "docker://", "podman": "containers-storage:", "docker": "
 LOADERS = {
     "podman": ("podman", "load", "--input"),
     "docker": ("docker", "load", "--input"),
-    # The kubelet looks into this namespace alone.
+    # The kubelet uses this containerd namespace.
     "ctr": ("ctr", "--namespace", "k8s.io", "images", "import"),
 }
-#: Characters of what a program said that are told on.
+#: Characters of a program's output that a refusal quotes.
 _WORDS_MAX = 1_000
 _WHY = {
     "helm": "it says which images the chart needs",
@@ -56,7 +56,7 @@ _WHY = {
 
 
 def needed(chart: Path, values: Sequence[Path], operator: str | None, registry: str | None = None) -> Contents:
-    """What the chart in a folder needs with these values files; asks helm. Raises Refusal.
+    """What the chart in a folder needs with these values files, from `helm template`. Raises Refusal.
 
     `registry` is where the images are now, where the values name the one they will be in.
     """
@@ -80,9 +80,10 @@ def export(
     source: str = "registry",
     operator_chart: Path | None = None,
 ) -> str:
-    """Fill `target`, a folder, or a tar where its name ends so; returns the bundle's checksum. Raises Refusal.
+    """Fill `target`, a folder, or a tar if its name ends in .tar; returns the bundle's checksum. Raises Refusal.
 
-    `checkpoints` are the models' folders here, verified already. Nothing appears under the final name before it is whole.
+    `checkpoints` are the models' folders here, verified already. Nothing appears under the final name before it is
+    whole.
     """
     if target.exists():
         raise Refusal(f"{target} exists already: name another place, or remove it.")
@@ -113,7 +114,7 @@ def _save(reference: str, folder: Path, source: str) -> Image:
     """Put one image into the bundle, as an archive that any engine loads under its own name."""
     file = file_of(reference)
     (folder / file).parent.mkdir(parents=True, exist_ok=True)
-    # skopeo takes a tag or a digest, not both; the digest is the one that cannot move.
+    # skopeo takes a tag or a digest, not both; a digest cannot move.
     name, at, digest = reference.partition("@")
     asked = f"{without_tag(name)}@{digest}" if at else reference
     archive = f"oci-archive:{folder / file}:{without_digest(reference)}"
@@ -136,7 +137,7 @@ def digest_of(archive: Path) -> str:
 
 
 def _charts(chart: Path, operator: Operator | None, given: Path | None, folder: Path) -> Iterator[str]:
-    """Our chart as a package, and the operator's as it was given, or as its authors publish it."""
+    """Our chart as a package, and the operator's: the given one, or the one that its authors publish."""
     folder.mkdir(parents=True)
     _run("helm", "package", str(chart), f"--destination={folder}")
     if operator is not None and given is not None:
@@ -162,7 +163,7 @@ def _values(values: Sequence[Path], folder: Path) -> Iterator[str]:
 
 
 def _pack(folder: Path, target: Path) -> None:
-    """Move the files into a tar, one by one: weights would not fit on many disks twice."""
+    """Move the files into a tar one by one: most disks cannot hold the weights twice."""
     unfinished = target.with_name(f".{target.name}.packing")
     try:
         with tarfile.open(unfinished, "w") as tar:
@@ -175,7 +176,7 @@ def _pack(folder: Path, target: Path) -> None:
 
 
 def load(verified: Verified, into: str, models: Path | None) -> list[str]:
-    """Give every image to an engine's store or a registry, and the checkpoints to `models`; returns one line for each.
+    """Load every image into an engine's store or a registry, and copy the checkpoints to `models`; returns one line for each.
 
     `into` is podman, docker, ctr, or a registry's name. Loading again changes nothing. Raises Refusal.
     """
@@ -198,7 +199,7 @@ def _give(files: Files, image: Image, into: str) -> str:
 
 @contextmanager
 def _on_disk(files: Files, name: str) -> Iterator[Path]:
-    """The file as programs want it: where it lies, or for as long as it is needed unpacked from the tar."""
+    """A path that programs can open: the file itself, or a temporary copy unpacked from the tar."""
     if isinstance(files, Folder):
         yield files.path / name
         return
@@ -210,7 +211,7 @@ def _on_disk(files: Files, name: str) -> Iterator[Path]:
 
 
 def _unpack(files: Files, prefix: str, folder: Path) -> str:
-    """Copy a checkpoint; it appears under its name only when it is whole, as a fetched one does."""
+    """Copy a checkpoint; it appears under its name only when it is complete, as a fetched one does."""
     if folder.exists():
         return f"{folder} was there already"
     unfinished = folder.with_name(f".{folder.name}.unfinished")
@@ -237,7 +238,7 @@ def _find(program: str) -> str:
 
 
 def _run(program: str, *arguments: str) -> str:
-    """What the program printed; raises Refusal with its own last words when it fails."""
+    """The program's output; raises Refusal with the end of its error output when it fails."""
     done = subprocess.run([_find(program), *arguments], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         words = _last_words(done.stderr) or f"exit code {done.returncode}, and not a word."
@@ -246,6 +247,6 @@ def _run(program: str, *arguments: str) -> str:
 
 
 def _last_words(stderr: str) -> str:
-    """The last paragraph in one line: a chart's refusals are several, and helm adds advice for the chart's author."""
+    """The last paragraph as one line: a chart may refuse several things, and helm adds advice for the chart's author."""
     paragraphs = stderr.replace("Use --debug flag to render out invalid YAML", "").strip().split("\n\n")
     return " ".join(paragraphs[-1].split())[:_WORDS_MAX]

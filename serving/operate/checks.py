@@ -1,6 +1,6 @@
-"""Checks: is a cluster ready for an installation? Pure functions over what was read; each says yes, no or unknown.
+"""Checks: is a cluster ready for an installation? Pure functions over what was read; each answers yes, no or unknown.
 
-An unknown carries the command that settles it. Limits have their source beside them.
+An unknown carries the command that settles it. Each limit names its source.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from serving.operate.objects import (
 )
 from serving.operate.values import Claim, EnginePods, Wanted
 
-#: The oldest Kubernetes the chart is held against (helm/Chart.yaml `kubeVersion`); `preStop.sleep` needs 1.30.
+#: The oldest Kubernetes that the chart is tested against (helm/Chart.yaml `kubeVersion`); `preStop.sleep` needs 1.30.
 KUBERNETES_MIN = (1, 31)
 #: The operator the chart's RayServices are written for (helm/Chart.yaml).
 KUBERAY = "1.7.0"
 #: CUDA of the engine image: torch 2.13 and vLLM 0.32 bring 13.0's libraries (deploy/locks/gpu.txt, a test compares).
 CUDA = "13.0"
-#: The oldest driver branch for any CUDA 13 (docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html).
+#: The oldest driver branch for any CUDA 13
+#: (docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html).
 DRIVER_MIN = 580
-#: Fields of RayService v1 that the chart writes or that came with 1.7; an older definition drops them in silence, and
+#: Fields of RayService v1 that the chart writes or that came with 1.7; an older definition drops them silently, and
 #: helm never upgrades definitions.
 RAYSERVICE_FIELDS = (
     ("spec", "rayClusterDeletionDelaySeconds"),
@@ -45,7 +46,8 @@ RAYSERVICE_FIELDS = (
 OPERATOR_LABELS = "app.kubernetes.io/name=kuberay-operator"
 #: The taint of GPU nodes that the chart's GPU pods tolerate.
 TOLERATED = frozenset({"nvidia.com/gpu"})
-#: Provisioners whose volumes several nodes mount at once, and whose never; from their own documents.
+#: Provisioners of volumes that several nodes can mount at once, and of volumes that only one can; from their own
+#: documents.
 SHARED_PROVISIONERS = (
     "cephfs", "nfs", "efs.csi", "filestore", "file.csi.azure", "lustre", "weka", "spectrumscale", "beegfs", "gcsfuse",
     "blob.csi.azure", "vast", "trident",
@@ -70,7 +72,7 @@ class Check(msgspec.Struct, frozen=True):
     answer: Answer
     #: One sentence or two.
     says: str
-    #: What settles it, or mends it; empty for a yes.
+    #: The command that settles or fixes it; empty for a yes.
     command: str = ""
 
 
@@ -105,7 +107,7 @@ def rayservice(found: CustomResourceDefinition | None | Unknown) -> Check:
     if missing:
         return no(
             name,
-            f"It is older than KubeRay {KUBERAY}: it lacks {', '.join(missing)}, which would be dropped in silence. Helm"
+            f"It is older than KubeRay {KUBERAY}: it lacks {', '.join(missing)}, which would be dropped silently. Helm"
             " never upgrades definitions.",
             install,
         )
@@ -113,14 +115,14 @@ def rayservice(found: CustomResourceDefinition | None | Unknown) -> Check:
 
 
 def operator(found: Sequence[Deployment] | Unknown, namespace: str) -> Check:
-    """Does a KubeRay operator of the right version run, and does it look at this namespace?"""
+    """Does a KubeRay operator of the right version run, and does it watch this namespace?"""
     name = "KubeRay operator"
     install = f"helm install kuberay-operator kuberay/kuberay-operator --version {KUBERAY}"
     if isinstance(found, Unknown):
         return unknown(name, found)
     watching = [it for it in found if _watches(it, namespace)]
     if not found:
-        return no(name, "No operator is installed: nothing would start the engines' cells.", install)
+        return no(name, "No operator is installed, so no cell would be started.", install)
     if not watching:
         return no(
             name, f"An operator runs, but it does not watch the namespace {namespace}.", "kubectl get deployment -A"
@@ -158,7 +160,7 @@ def _release(version: str) -> tuple[str, ...]:
 
 
 def optional_apis(wanted: Wanted, groups: Mapping[str, Sequence[str]] | Unknown) -> Iterator[Check]:
-    """What the values switch on needs its kinds."""
+    """Do the API groups exist that the enabled values need?"""
     asked = (
         (wanted.monitors or wanted.alerts, "Prometheus operator", "monitoring.coreos.com", "monitoring"),
         (wanted.certificates, "cert-manager", "cert-manager.io", "certManager.issuer"),
@@ -182,14 +184,14 @@ def optional_apis(wanted: Wanted, groups: Mapping[str, Sequence[str]] | Unknown)
 
 
 class GpuNode(msgspec.Struct, frozen=True):
-    """A node with GPUs, and what is left of them."""
+    """A node with GPUs, and how many are free."""
 
     name: str
     product: str
     total: int
     free: int
     driver: int | None
-    #: Why no engine may go there; empty where one may.
+    #: Why no engine can be placed there; empty where one can.
     barred: str = ""
 
     def is_kind(self, gpu: str) -> bool:
@@ -199,7 +201,7 @@ class GpuNode(msgspec.Struct, frozen=True):
 
 
 def gpu_nodes(nodes: Sequence[Node], pods: Sequence[Pod] | Unknown) -> list[GpuNode]:
-    """Free GPUs are those allocatable less what these pods, none of them over, asked for; where pods are unknown, none is known to be held."""
+    """Free GPUs are the allocatable ones less the requests of these pods, all still running; with pods unknown, none counts as held."""
     held: Counter[str] = Counter()
     for pod in () if isinstance(pods, Unknown) else pods:
         if pod.spec.node_name:
@@ -234,7 +236,7 @@ def _barred(node: Node) -> str:
 
 
 class Fit(msgspec.Struct, frozen=True):
-    """Where pods would go: pods placed of pods wanted, and what each node has left."""
+    """Where pods would be placed: pods placed of pods wanted, and the GPUs left on each node."""
 
     placed: int
     wanted: int
@@ -242,7 +244,7 @@ class Fit(msgspec.Struct, frozen=True):
 
 
 def fit(nodes: Sequence[GpuNode], groups: Sequence[tuple[EnginePods, int]]) -> dict[EnginePods, Fit]:
-    """Place so many pods of each group, largest pods first, each on the fullest node that has room: Serve packs so too."""
+    """Place this many pods of each group, largest first, each on the fullest node with room, as Serve packs them."""
     free = {node.name: node.free for node in nodes if not node.barred}
     result: dict[EnginePods, Fit] = {}
     for group, count in sorted(groups, key=lambda it: -it[0].gpus):
@@ -272,7 +274,7 @@ def gpus(wanted: Wanted, nodes: Sequence[Node] | Unknown, pods: Sequence[Pod] | 
     found = gpu_nodes(nodes, pods)
     kinds = sorted({it.gpu for it in wanted.engine_pods})
     yield _gpu_nodes(found, kinds)
-    # What runs on nodes of other kinds is nobody's business here.
+    # Nodes with other kinds of GPU are not checked.
     if usable := [it for it in found if not it.product or any(it.is_kind(kind) for kind in kinds)]:
         yield _drivers(usable)
     yield from _room(wanted.engine_pods, found, pods)
@@ -332,7 +334,7 @@ def _room(groups: Sequence[EnginePods], found: Sequence[GpuNode], pods: Sequence
             says = f"{asked}: {least.wanted - least.placed} would not fit ({left} beside the others)."
             yield no(name, says, "kubectl describe nodes -l nvidia.com/gpu.present=true")
         elif isinstance(pods, Unknown):
-            yield Check(name, Answer.UNKNOWN, f"{asked} fit if nobody else holds GPUs; {pods.reason}", pods.command)
+            yield Check(name, Answer.UNKNOWN, f"{asked} fit if no other pod holds GPUs; {pods.reason}", pods.command)
         elif most.placed < most.wanted:
             yield yes(name, f"{asked} fit; of at most {most.wanted} there is room for {most.placed}.")
         else:
@@ -363,15 +365,15 @@ def _storage(name: str, claim: Claim, classes: Sequence[StorageClass]) -> Check:
     if "ReadWriteMany" not in claim.access_modes:
         return yes(name, f"{described}.")
     if any(it in chosen.provisioner for it in SHARED_PROVISIONERS):
-        return yes(name, f"{described} gives volumes that several nodes write.")
+        return yes(name, f"{described} gives volumes that several nodes can write.")
     if any(it in chosen.provisioner for it in SINGLE_PROVISIONERS):
         return no(
             name,
-            f"{described} gives volumes to one node at a time, and ReadWriteMany is asked for: choose another class, or"
+            f"{described} gives volumes to one node at a time, and ReadWriteMany is needed: choose another class, or"
             " modelVolume.existingClaim.",
             command,
         )
-    says = f"Whether {described} gives volumes that several nodes write is not known here."
+    says = f"Whether {described} gives volumes that several nodes can write is unknown."
     return Check(name, Answer.UNKNOWN, says, "serving preflight --probe")
 
 
@@ -386,13 +388,13 @@ def dns(found: Sequence[EndpointSlice] | Unknown) -> Check:
     if any(it.is_ready for it in found):
         return yes(name, "The cluster's DNS has ready pods.")
     if not found:
-        says = "There is no service kube-dns in kube-system; another may answer, as on OpenShift."
+        says = "There is no service kube-dns in kube-system; another one may resolve names, as on OpenShift."
         return Check(name, Answer.UNKNOWN, says, "serving preflight --probe")
     return no(name, "No pod of the cluster's DNS is ready.", "kubectl -n kube-system get pods -l k8s-app=kube-dns")
 
 
 def pod_security(found: Namespace | None | Unknown, namespace: str, exemptions: Sequence[str]) -> Check:
-    """Everything is made for "restricted"; what the values ask for beyond it needs a namespace that lets it."""
+    """Pods conform to "restricted"; exemptions in the values need a namespace that permits them."""
     name = "Pod Security"
     if isinstance(found, Unknown):
         return unknown(name, found)
@@ -418,7 +420,7 @@ def secret(name: str, key: str, found: bool | Unknown, namespace: str) -> Check:
 
 
 def install_rights(wanted: Wanted, namespace: str) -> list[Access]:
-    """What `helm install` does; each is asked as a review of one's own access."""
+    """What `helm install` creates; each is checked with a SelfSubjectAccessReview."""
     kinds = [
         ("", "configmaps"), ("", "services"), ("", "serviceaccounts"), ("", "secrets"), ("apps", "deployments"),
         ("batch", "jobs"), ("policy", "poddisruptionbudgets"), ("networking.k8s.io", "networkpolicies"),

@@ -37,7 +37,7 @@ Query = Sequence[tuple[str, str]]
 
 #: Seconds for one answer; a list of a large cluster's pods comes in pages.
 REQUEST_TIMEOUT_S = 15.0
-#: Seconds for an answer through the API server: where a NetworkPolicy stands between, nothing ever comes.
+#: Seconds for an answer through the API server's proxy: behind a NetworkPolicy none ever comes.
 PROXY_TIMEOUT_S = 5.0
 #: Objects of one page.
 PAGE = 500
@@ -45,7 +45,7 @@ _SERVICE_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount
 
 
 class _Failed(Exception):
-    """An answer that is none: the status, 0 where there was no answer, one clause, and what was sent."""
+    """A failed request: the status (0 without an answer), one clause, and the answer's body."""
 
     def __init__(self, status: int, reason: str, content: bytes = b"") -> None:
         super().__init__(reason)
@@ -77,7 +77,7 @@ class _Review(msgspec.Struct, frozen=True):
 
 
 class Access(msgspec.Struct, frozen=True):
-    """One thing somebody would do."""
+    """One action on the API server."""
 
     verb: str
     resource: str
@@ -88,7 +88,7 @@ class Access(msgspec.Struct, frozen=True):
 def connect(kubeconfig: Path | None = None, context: str | None = None, namespace: str | None = None) -> Cluster:
     """The cluster that a kubeconfig names, or the one this pod runs in. Raises Refusal."""
     try:
-        from kubernetes import client, config  # imported late: only who asks a cluster needs it installed
+        from kubernetes import client, config  # imported late: only commands that use a cluster need it
         from kubernetes.client import rest
         from kubernetes.config.config_exception import ConfigException
     except ModuleNotFoundError:
@@ -125,7 +125,7 @@ def _own_namespace() -> str:
 
 
 class Cluster:
-    """An API server, asked with somebody's rights about one namespace."""
+    """An API server, used with the given credentials, for one namespace."""
 
     def __init__(self, api: Any, namespace: str, host: str, transport_error: type[Exception]) -> None:
         self._api = api
@@ -137,7 +137,7 @@ class Cluster:
     # --- What the tools look at -----------------------------------------------------------------------------------------
 
     def version(self) -> Version:
-        """The server's version; raises Refusal when nobody answers, or the credentials are not taken."""
+        """The server's version; raises Refusal when it does not answer or rejects the credentials."""
         try:
             return msgspec.json.decode(self._ask("GET", "/version"), type=Version)
         except (_Failed, msgspec.DecodeError, ValueError) as failed:
@@ -177,21 +177,21 @@ class Cluster:
         return self._one(path, Namespace, f"kubectl get namespace {self.namespace} --show-labels")
 
     def dns(self) -> list[EndpointSlice] | Unknown:
-        """Who answers for the service `kube-dns`, as CoreDNS's is called too."""
+        """Endpoints of the service `kube-dns`, CoreDNS's name too."""
         labels = "kubernetes.io/service-name=kube-dns"
         command = f"kubectl -n kube-system get endpointslices -l {labels}"
         path = "/apis/discovery.k8s.io/v1/namespaces/kube-system/endpointslices"
         return self._list(path, EndpointSlice, command, [("labelSelector", labels)])
 
     def has_secret(self, name: str) -> bool | Unknown:
-        """Only its metadata is asked for: what is in it never leaves the server."""
+        """Does the Secret exist? Only its metadata is read: its content never leaves the server."""
         accept = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
         path, command = f"{self._inside()}/secrets/{quote(name)}", f"kubectl -n {self.namespace} get secret {name}"
         found = self._one(path, Namespace, command, accept=accept)
         return found if isinstance(found, Unknown) else found is not None
 
     def may(self, access: Access) -> bool | Unknown:
-        """Would the server let whoever asks do this? Nothing is done, and nothing is kept of the question."""
+        """May these credentials do this? A SelfSubjectAccessReview: it changes and stores nothing."""
         attributes = {
             "verb": access.verb,
             "resource": access.resource,
@@ -349,6 +349,6 @@ def _status(content: bytes) -> _Status | None:
 
 def _said(status: int, content: bytes) -> str:
     """What the server says of a refusal, in one line."""
-    told = _status(content)
-    said = " ".join(told.message.split())[:300] if told and told.message else f"status {status}"
+    answer = _status(content)
+    said = " ".join(answer.message.split())[:300] if answer and answer.message else f"status {status}"
     return f"not permitted: {said}" if status in (401, 403) else said

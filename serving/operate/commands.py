@@ -1,6 +1,6 @@
-"""Commands: `serving preflight`, `plan`, `status` and `accept`. Each reads its arguments and prints; `cluster` does the asking.
+"""Commands: `serving preflight`, `plan`, `status` and `accept`. Each reads its arguments and prints; `cluster` speaks to the API server.
 
-Importing this needs no Kubernetes client: `plan`, and `accept` without a namespace, work where there is none.
+Importing this needs no Kubernetes client: `plan`, and `accept` without a namespace, work without one.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from serving.operate import plan as planning
 from serving.operate import plan_text, preflight, probe, status, traffic, values
 from serving.operate.checks import Answer, Check, no
 from serving.operate.cluster import Cluster, connect
-from serving.operate.plan import Slo
+from serving.operate.plan import LatencyTarget
 from serving.operate.traffic import Traffic
 
 if TYPE_CHECKING:
     from serving.operate.accept import Choices
     from serving.operate.findings import Report, Subject
 
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of a page.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Namespace = Annotated[
-    str | None, typer.Option("--namespace", "-n", help="Where it is, or will be; else the context's.")
+    str | None, typer.Option("--namespace", "-n", help="Namespace of the installation; else the context's.")
 ]
 Release = Annotated[str | None, typer.Option(help="Name of the Helm release; else the namespace's only one.")]
 Kubeconfig = Annotated[Path | None, typer.Option(help="A kubeconfig; else KUBECONFIG, ~/.kube/config, or this pod's.")]
@@ -39,7 +39,7 @@ Files = Annotated[
     list[Path] | None, typer.Option("--values", "-f", help="A values file, as for helm; repeat for more.")
 ]
 
-#: Exit code of whatever Ctrl-C ended, as shells and typer have it.
+#: Exit code after Ctrl-C, as shells and typer have it.
 _INTERRUPTED = 130
 
 
@@ -47,17 +47,19 @@ def run_preflight(
     files: Files = None,
     namespace: Namespace = None,
     is_probed: Annotated[
-        bool, typer.Option("--probe", help="Also create a pod and a claim, and delete them: what no list shows.")
+        bool,
+        typer.Option("--probe", help="Also create a pod and a claim, test storage and DNS with them, and delete them."),
     ] = False,
     probe_image: Annotated[
-        str | None, typer.Option(help="Image of the probe's pod, with python3; else the values' gateway image.")
+        str | None,
+        typer.Option(help="Image of the probe's pod, which needs python3; else the gateway image in the values."),
     ] = None,
     probe_timeout_s: Annotated[float, typer.Option(min=1, help="Seconds the probe's pod may take.")] = 300.0,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
     as_json: AsJson = False,
 ) -> None:
-    """Would an installation with these values run in this cluster? Changes nothing; exit code 1 when something says no."""
+    """Check whether an installation with these values would run in this cluster. Changes nothing; exit code 1 when a check says no."""
     wanted = values.read(files or [])
     cluster = connect(kubeconfig, context, namespace)
     found = preflight.judge(preflight.gather(cluster, wanted), wanted, cluster.namespace)
@@ -89,22 +91,24 @@ def run_plan(
     ] = None,
     peak_ratio: Annotated[float | None, typer.Option(min=1, help="The busiest minute over the mean.")] = None,
     trace: Annotated[
-        Path | None, typer.Option(help="Take the traffic from a trace: Azure's CSV or Mooncake's JSON lines.")
+        Path | None, typer.Option(help="Read the traffic from a trace: Azure's CSV or Mooncake's JSON lines.")
     ] = None,
     ttft_s: Annotated[
         float, typer.Option("--ttft-s", min=0.001, help="Seconds to the first token, for 95 of 100.")
     ] = 2.0,
     itl_ms: Annotated[float, typer.Option("--itl-ms", min=0.1, help="Milliseconds between tokens, on average.")] = 50.0,
-    gpu: Annotated[str, typer.Option(help="The kind of GPU there is.")] = "h100",
-    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of one node.")] = 8,
+    gpu: Annotated[str, typer.Option(help="GPU type of the cluster.")] = "h100",
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs per node.")] = 8,
     profile: Annotated[str | None, typer.Option(help="A profile; else the one with the fewest GPUs.")] = None,
     values_out: Annotated[Path | None, typer.Option(help="Write a values file for the chart.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Traffic and an SLO → profile, engines, GPUs, with the arithmetic. Computed, never measured; asks nobody anything."""
+    """Plan profile, engines and GPUs for a traffic and an SLO, with the arithmetic. Computed, never measured; needs no cluster."""
     source = traffic.read_trace(trace) if trace else None
     expected = _traffic(source, requests_per_s, prompt_tokens, output_tokens, prefix_share, peak_ratio)
-    made = planning.plan(catalog.find(model), expected, Slo(ttft_s, itl_ms / 1e3), gpu, profile, gpus_per_node)
+    made = planning.plan(
+        catalog.find(model), expected, LatencyTarget(ttft_s, itl_ms / 1e3), gpu, profile, gpus_per_node
+    )
     if values_out:
         try:
             values_out.write_text(plan_text.values(made))
@@ -121,10 +125,10 @@ def _traffic(
     prefix_share: float | None,
     peak_ratio: float | None,
 ) -> Traffic:
-    """What was said by hand wins over the trace."""
+    """Options win over the trace."""
     if source is None:
         if requests_per_s is None or prompt_tokens is None or output_tokens is None:
-            raise Refusal("Say --requests-per-s, --prompt-tokens and --output-tokens, or give a --trace.")
+            raise Refusal("Give --requests-per-s, --prompt-tokens and --output-tokens, or a --trace.")
         return Traffic(requests_per_s, prompt_tokens, output_tokens, prefix_share or 0.0, peak_ratio or 1.0)
     return Traffic(
         requests_per_s or source.requests_per_s,
@@ -139,33 +143,33 @@ def _traffic(
 def run_status(
     namespace: Namespace = None,
     release: Release = None,
-    is_watched: Annotated[bool, typer.Option("--watch", help="Again every few seconds, until Ctrl-C.")] = False,
-    interval_s: Annotated[float, typer.Option(min=0.5, help="Seconds between two looks.")] = 5.0,
+    is_watched: Annotated[bool, typer.Option("--watch", help="Refresh every few seconds, until Ctrl-C.")] = False,
+    interval_s: Annotated[float, typer.Option(min=0.5, help="Seconds between two refreshes.")] = 5.0,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
     as_json: AsJson = False,
 ) -> None:
-    """One installation on one screen: models, engines, waiting rooms, cells, GPUs, the last errors."""
+    """Show one installation on one screen: models, engines, waiting calls, cells, GPUs, the last errors."""
     cluster = connect(kubeconfig, context, namespace)
     name = release or status.release_in(cluster)
 
-    def look() -> str:
+    def render() -> str:
         seen = status.judge(status.gather(cluster, name))
         return status.as_json(seen) if as_json else status.page(seen, time.time())
 
     if is_watched:
-        watch(look, interval_s, time.sleep)
+        watch(render, interval_s, time.sleep)
     else:
-        print(look())
+        print(render())
 
 
-def watch(look: Callable[[], str], interval_s: float, sleep: Callable[[float], None]) -> None:
+def watch(render: Callable[[], str], interval_s: float, sleep: Callable[[float], None]) -> None:
     """Print again and again, on a cleared screen where there is one, until Ctrl-C."""
     clear = "\033[2J\033[H" if sys.stdout.isatty() else ""
     try:
         while True:
-            text = look()
-            # Cleared at the last moment, so that the screen stands still in between.
+            text = render()
+            # Cleared at the last moment, so that the screen does not flicker.
             print(f"{clear}{text}", flush=True)
             sleep(interval_s)
     except KeyboardInterrupt:
@@ -190,24 +194,24 @@ Models = Annotated[
     list[str],
     typer.Option(help="A model, with its profile: gpt-oss-120b=balanced. Name two to compare their answers."),
 ]
-Concurrency = Annotated[str, typer.Option(help="The ladder: clients at once, one rung after the other.")]
-EngineMetrics = Annotated[Path | None, typer.Option(help="An engine's own /metrics, saved: for its KV cache.")]
+Concurrency = Annotated[str, typer.Option(help="Concurrent clients, one step after the other.")]
+EngineMetrics = Annotated[Path | None, typer.Option(help="A saved copy of an engine's /metrics, to read its KV cache.")]
 DisruptKind = Annotated[
     Disrupt | None,
-    typer.Option(help="Delete an engine's pod under streams: with its grace, at once, or both in turn."),
+    typer.Option(help="Delete an engine's pod while streams run: with its grace period, at once, or both in turn."),
 ]
-RecoveryS = Annotated[float, typer.Option(min=1, help="Seconds until a disrupted fleet must be whole again.")]
+RecoveryS = Annotated[float, typer.Option(min=1, help="Seconds within which a disrupted fleet must be complete again.")]
 
 
 def run_accept(
     base_url: Annotated[str, typer.Option(help="The API, e.g. https://llm.example.com/v1.")],
     key_file: Annotated[Path, typer.Option(help="A file with an API key on its first line.")],
     model: Models,
-    gpu: Annotated[str, typer.Option(help="The kind of GPU its profile is for.")] = "h100",
+    gpu: Annotated[str, typer.Option(help="GPU type of its profile.")] = "h100",
     concurrency: Concurrency = "1,2,4,8,16,32,64",
-    seconds_per_step: Annotated[float, typer.Option(min=0.1, help="Seconds of one rung.")] = 60.0,
-    prompt_words: Annotated[int, typer.Option(min=1, help="Words of a prompt, about a token each.")] = 512,
-    output_tokens: Annotated[int, typer.Option(min=2, help="Tokens of an answer.")] = 128,
+    seconds_per_step: Annotated[float, typer.Option(min=0.1, help="Seconds per step.")] = 60.0,
+    prompt_words: Annotated[int, typer.Option(min=1, help="Words per prompt, about a token each.")] = 512,
+    output_tokens: Annotated[int, typer.Option(min=2, help="Tokens per answer.")] = 128,
     engine_metrics: EngineMetrics = None,
     disrupt: DisruptKind = None,
     recovery_s: RecoveryS = 1800.0,
@@ -218,13 +222,13 @@ def run_accept(
     context: Context = None,
     out: Annotated[Path, typer.Option(help="Folder of acceptance.json and acceptance.html.")] = Path("acceptance"),
 ) -> None:
-    """Measure a real installation and write a report that can be given away. Exit code 1 when something says no."""
-    # An HTTP client takes a tenth of a second to import, which no other command should wait for.
+    """Measure a real installation and write a report that can be shared. Exit code 1 when a check says no."""
+    # Imported late: the HTTP client takes a tenth of a second to import, and the other commands do not need it.
     from serving.operate.accept import Choices
     from serving.operate.measure import Bounds
 
     if disrupt and namespace is None:
-        raise Refusal("--disrupt deletes pods: say in which --namespace.")
+        raise Refusal("--disrupt deletes pods: name their --namespace.")
     bounds = Bounds(_numbers(concurrency), seconds_per_step, prompt_words, output_tokens, recovery_s)
     subjects = tuple(_subject(it, gpu) for it in model)
     key = _key(key_file)
@@ -235,7 +239,7 @@ def run_accept(
 
 
 def _accept(choices: Choices, key: str, cluster: Cluster | None, out: Path) -> None:
-    """Measure, and write what there is after each step: whatever ends it, the last report stays."""
+    """Measure, and write the report after each step, so that an interruption keeps the last one."""
     from serving.operate import accept, report
 
     report.prepare(out)
@@ -246,19 +250,19 @@ def _accept(choices: Choices, key: str, cluster: Cluster | None, out: Path) -> N
         report.write(so_far, out)
         made = so_far
 
-    def tell(text: str) -> None:
+    def say(text: str) -> None:
         print(text, file=sys.stderr)
 
-    run = accept.run(choices, key, cluster, clock=time.perf_counter, wall_clock=time.time, tell=tell, save=save)
+    run = accept.run(choices, key, cluster, clock=time.perf_counter, wall_clock=time.time, say=say, save=save)
     try:
         asyncio.run(run)
     except KeyboardInterrupt:
-        tell("Interrupted." if made else "Interrupted before anything was measured; nothing is written.")
+        say("Interrupted." if made else "Interrupted before anything was measured; nothing is written.")
         raise typer.Exit(_INTERRUPTED) from None
     finally:
         if made:
             print(preflight.page(made.checks))
-            print(f"Written: {', '.join(str(it) for it in report.files(out))}. Read them before you give them away.")
+            print(f"Written: {', '.join(str(it) for it in report.files(out))}. Read them before you share them.")
     if made and any(it.answer is Answer.NO for it in made.checks):
         raise typer.Exit(1)
 
@@ -288,7 +292,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _subject(text: str, gpu: str) -> Subject:
-    """`NAME` or `NAME=PROFILE`; only with a profile is anything computed beside what is measured."""
+    """`NAME` or `NAME=PROFILE`; with a profile, computed figures stand beside the measured ones."""
     from serving.operate.findings import Subject
 
     name, _, profile = text.partition("=")

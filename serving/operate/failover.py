@@ -1,4 +1,4 @@
-"""Failover: what streams see when an engine's pod goes, drained or at once. The one part of an acceptance that disturbs."""
+"""Failover: what happens to streams when an engine's pod is drained or killed. The only disruptive part of an acceptance."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from contextlib import asynccontextmanager, suppress
 from serving.operate import measure
 from serving.operate.cluster import Cluster
 from serving.operate.findings import Disruption, watched
-from serving.operate.measure import Bounds, Outcome, Target
+from serving.operate.measure import Bounds, MeasuredCall, Target
 from serving.operate.objects import Pod, Unknown
 from serving.operate.status import COMPONENT, INSTANCE
 
 #: Kind of disruption → the grace its pod gets: as the chart says, or none, as when a node dies.
 KINDS: Mapping[str, int | None] = {"drain": None, "kill": 0}
-#: Clients that call meanwhile: enough that some stream is open whenever a pod goes, few enough to be no load.
+#: Clients that call meanwhile: enough that some stream is open when the pod goes, few enough not to be a load.
 CLIENTS = 8
 
 
 async def disrupt(
     target: Target, model: str, cluster: Cluster, release: str, kind: str, bounds: Bounds
 ) -> Disruption | Unknown:
-    """Take one engine's pod away under streams and watch them, until the fleet is whole again or the bounds end."""
+    """Delete one engine's pod while streams run, and watch them until the fleet is complete again or time is up."""
     engines = await asyncio.to_thread(_engines, cluster, release)
     if isinstance(engines, Unknown):
         return engines
@@ -48,7 +48,7 @@ def _engines(cluster: Cluster, release: str) -> list[Pod] | Unknown:
 
 
 class _Crowd:
-    """Clients that call again and again, until the end of a `with`; what they were answering then they hear out."""
+    """Clients that call in a loop until the end of a `with`; the calls in flight then run to their end."""
 
     def __init__(self, target: Target, model: str, bounds: Bounds) -> None:
         self._target = target
@@ -56,7 +56,7 @@ class _Crowd:
         self._bounds = bounds
         self._is_over = False
         self._warm = asyncio.Event()
-        self.outcomes: list[Outcome] = []
+        self.outcomes: list[MeasuredCall] = []
 
     @asynccontextmanager
     async def calling(self) -> AsyncIterator[None]:
@@ -69,7 +69,7 @@ class _Crowd:
                 self._is_over = True
 
     async def warm(self) -> None:
-        """Until there were as many answers as clients, so that what follows is no cold start; at most one rung long."""
+        """Wait for as many answers as clients, so that no cold start follows; at most one step long."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._bounds.seconds_per_step):
                 await self._warm.wait()
@@ -82,14 +82,14 @@ class _Crowd:
             if len(self.outcomes) >= CLIENTS:
                 self._warm.set()
             if outcome.error:
-                # A refusal comes at once: without a pause a broken fleet would be stormed.
+                # A refusal comes at once: without a pause, clients would flood a broken fleet.
                 await asyncio.sleep(measure.PAUSE_S)
 
 
 async def _until_whole(
     cluster: Cluster, release: str, before: Sequence[Pod], clock: Callable[[], float], within_s: float
 ) -> float | None:
-    """When as many engines are ready as before, one of them new; None when that does not come."""
+    """When as many engines are ready as before, one of them new; None when that does not happen in time."""
     names, deadline = {it.name for it in before}, clock() + within_s
     while clock() < deadline:
         found = await asyncio.to_thread(_engines, cluster, release)

@@ -1,4 +1,4 @@
-"""Findings: what an acceptance can find, and how each is judged. Pure functions over what `accept` measured."""
+"""Findings: what an acceptance measures, and how each result is judged. Pure functions."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import msgspec
 from serving.catalog import Model, Profile
 from serving.operate import exposition
 from serving.operate.checks import Answer, Check, no, yes
-from serving.operate.measure import Greedy, Outcome, Step
+from serving.operate.measure import Greedy, MeasuredCall, Step
 
-#: Changes when a key of the report changes its meaning.
+#: Changes when a key of the report changes in meaning.
 SCHEMA = "gpt-oss-serving/acceptance/1"
-#: Two tokens closer than this are a tie that either engine may win: ranks add up in another order (tests/long/test_parallel).
+#: Two tokens closer than this are a tie: engines sum over ranks in different orders (tests/long/test_parallel).
 TIE_LOGPROB = 0.125
-#: How far the measured KV cache may stay below the computed one: the workspace is an estimate.
+#: How far the measured KV cache may fall below the computed one, whose workspace is an estimate.
 KV_TOLERANCE = 0.10
 
 
 class Subject(msgspec.Struct, frozen=True):
-    """A model under test, and how it is spread where its operator said so."""
+    """A model under test, with its profile where the operator named one."""
 
     name: str
     model: Model | None = None
@@ -42,7 +42,7 @@ class Place(msgspec.Struct, frozen=True):
 
     kubernetes: str = "unknown"
     machines: tuple[Machine, ...] = ()
-    #: Names and digests or tags, without anybody's registry.
+    #: Names and digests or tags, without registries.
     images: tuple[str, ...] = ()
     client: str = ""
     serving: str = ""
@@ -77,13 +77,13 @@ class Ladder(msgspec.Struct, frozen=True):
 
 
 class Disruption(msgspec.Struct, frozen=True):
-    """What streams saw of an engine's pod that went."""
+    """What happened to streams when an engine's pod was deleted."""
 
     kind: str
     engines_ready: int
     open_then: int
     failed: Mapping[str, int]
-    #: Calls that began after the pod went, and those of them that failed.
+    #: Calls that began after the deletion, and how many of them failed.
     later_calls: int
     later_failed: int
     #: Seconds until as many engines were ready again; None: not within the bounds.
@@ -91,7 +91,7 @@ class Disruption(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What its owner may give away. Every figure is measured here unless its key says `computed`."""
+    """The report, fit to be shared. Every figure is measured here unless its key says `computed`."""
 
     schema: str
     label: str
@@ -102,7 +102,7 @@ class Report(msgspec.Struct, frozen=True):
     kv: tuple[Kv, ...]
     ladders: tuple[Ladder, ...]
     disruptions: tuple[Disruption, ...]
-    #: Names of the checks whose steps were not run to their end; what they measured until then is here all the same.
+    #: Names of the checks whose steps did not finish; what they measured until then is included.
     not_run: tuple[str, ...] = ()
 
 
@@ -118,21 +118,21 @@ def equality_title(first: str, second: str) -> str:
 
 
 def compare(first: Greedy, second: Greedy) -> str:
-    """Up to where two greedy answers agree; where they part, whether it was a tie by the first one's own figures."""
+    """Where two greedy answers first differ, and whether that was a tie by the first answer's own log probabilities."""
     if first.error or second.error:
         return first.error or second.error
     if first.text == second.text and first.tokens == second.tokens:
         return "equal"
-    places = [at for at, pair in enumerate(zip(first.tokens, second.tokens, strict=False)) if pair[0] != pair[1]]
-    if not places:
+    pairs = zip(first.tokens, second.tokens, strict=False)
+    position = next((index for index, (one, other) in enumerate(pairs) if one != other), None)
+    if position is None:
         return "differs in length"
-    at = places[0]
-    likeliest = first.likeliest[at] if at < len(first.likeliest) else {}
-    left, right = likeliest.get(first.tokens[at]), likeliest.get(second.tokens[at])
+    likeliest = first.likeliest[position] if position < len(first.likeliest) else {}
+    left, right = likeliest.get(first.tokens[position]), likeliest.get(second.tokens[position])
     if left is None or right is None:
-        return f"differs at {at}"
+        return f"differs at {position}"
     gap = abs(left - right)
-    return f"{'tie' if gap < TIE_LOGPROB else 'differs'} at {at} ({gap:.2f})"
+    return f"{'tie' if gap < TIE_LOGPROB else 'differs'} at {position} ({gap:.2f})"
 
 
 def check_equality(found: Equality) -> Check:
@@ -205,8 +205,10 @@ def disruption_title(kind: str) -> str:
     return f"An engine that {'leaves' if kind == 'drain' else 'dies'}"
 
 
-def watched(kind: str, engines: int, outcomes: Sequence[Outcome], gone_at: float, whole_at: float | None) -> Disruption:
-    """What the calls around `gone_at` say; those that were over before count for nothing."""
+def watched(
+    kind: str, engines: int, outcomes: Sequence[MeasuredCall], gone_at: float, whole_at: float | None
+) -> Disruption:
+    """Sum up the calls around `gone_at`; calls that had ended before do not count."""
     then = [it for it in outcomes if it.started_at <= gone_at < it.ended_at]
     later = [it for it in outcomes if it.started_at > gone_at]
     return Disruption(
@@ -221,7 +223,7 @@ def watched(kind: str, engines: int, outcomes: Sequence[Outcome], gone_at: float
 
 
 def check_disruption(found: Disruption) -> Check:
-    """Promised: a drained engine fails nobody; a killed one fails only its own streams, each with an error event."""
+    """The promise: draining an engine fails no call; killing one fails only its own streams, each with an error event."""
     name = disruption_title(found.kind)
     failed = counted(found.failed) or "none"
     says = f"{found.open_then} streams were open and {failed} failed; of {found.later_calls} later calls {found.later_failed}"
@@ -232,7 +234,7 @@ def check_disruption(found: Disruption) -> Check:
     if found.whole_again_s is None:
         return no(name, says, "serving status")
     if found.engines_ready == 1 and (found.later_failed or found.failed):
-        # Nobody was left to take the calls: they may wait, and wait too long.
+        # No engine was left to take the calls: they wait, perhaps too long.
         return Check(name, Answer.UNKNOWN, f"{says} It was the only one: try with two.", "serving status")
     is_silent_cut = any("in the stream" not in error for error in found.failed)
     if found.later_failed or (found.kind == "drain" and found.failed) or is_silent_cut:

@@ -1,4 +1,4 @@
-"""Kubeconfig: which context is meant, and are the files it needs there? Read before the Kubernetes client reads them.
+"""Kubeconfig: choose the context, and check that its files exist, before the Kubernetes client reads them.
 
 The client's own errors cannot be shown: some quote a user's whole entry, token and all.
 """
@@ -63,7 +63,7 @@ class _File(msgspec.Struct, frozen=True, rename="kebab"):
 
 
 class Chosen(msgspec.Struct, frozen=True):
-    """A context, and the files as the client takes them."""
+    """A context, and the files in the client's form."""
 
     files: str
     context: str
@@ -71,7 +71,7 @@ class Chosen(msgspec.Struct, frozen=True):
 
 
 def choose(kubeconfig: Path | None, context: str | None, environ: Mapping[str, str]) -> Chosen:
-    """The context that is meant. Of several files the first to say something wins. Raises Refusal when none can work."""
+    """The chosen context. Of several files, the first to set a value wins. Raises Refusal when none can work."""
     files = str(kubeconfig) if kubeconfig else environ.get("KUBECONFIG") or DEFAULT
     found = [os.path.expanduser(it) for it in files.split(os.pathsep) if it]
     read = {Path(it): _read(Path(it)) for it in found if os.path.exists(it)}
@@ -94,7 +94,7 @@ def _read(path: Path) -> _File:
     try:
         return msgspec.convert(read_mapping(path, "kubeconfig"), type=_File)
     except msgspec.ValidationError as error:
-        # It names places and kinds, never what is written there.
+        # The sentence names places and types, never the file's content.
         raise Refusal(f"The kubeconfig file {path} is not one: {error}.") from None
 
 

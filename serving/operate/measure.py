@@ -1,4 +1,4 @@
-"""Measure: calls to an API from outside, as a client makes them, and what their timing says. Closed loops of streams."""
+"""Measure: calls to an API as a client makes them, and their latencies. Closed loops of streams."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import Any
 import aiohttp
 import msgspec
 
-#: What load prompts are made of: about a token each, and no two prompts share a beginning, so no cache helps.
+#: Words of load prompts: about a token each. No two prompts share a prefix, so the prefix cache does not help.
 WORDS = ("time", "house", "water", "light", "stone", "green", "river", "table", "paper", "music", "north", "glass")
-#: Seconds a call may take: the gateway's own limit ends it before.
+#: Seconds that a call may take; the gateway's own limit ends it earlier.
 CALL_TIMEOUT_S = 600.0
 #: Seconds a client waits after a call that failed.
 PAUSE_S = 0.2
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """How long and how hard it is tried."""
+    """How long and how hard to measure."""
 
     concurrencies: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     seconds_per_step: float = 60.0
     prompt_words: int = 512
     output_tokens: int = 128
-    #: Seconds until a disrupted fleet must be whole again: a cold load of the largest checkpoint.
+    #: Seconds within which a disrupted fleet must be complete again: a cold start with the largest checkpoint.
     recovery_s: float = 1800.0
 
 
@@ -42,16 +42,16 @@ class Target(msgspec.Struct, frozen=True):
         return f"{self.base_url.rstrip('/').removesuffix('/v1')}/v1{path}"
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class MeasuredCall(msgspec.Struct, frozen=True):
     """One streamed call."""
 
     started_at: float
     ended_at: float
-    #: When each event that carried text came.
+    #: When each event with text arrived.
     events_at: tuple[float, ...] = ()
     prompt_tokens: int = 0
     output_tokens: int = 0
-    #: What went wrong, in a word of ours or the API's code; empty for a whole answer.
+    #: What went wrong: a word of ours, or the API's code; empty for a complete answer.
     error: str = ""
 
     @property
@@ -100,8 +100,8 @@ def prompt(words: int, chance: random.Random) -> str:
     return " ".join(chance.choices(WORDS, k=words))
 
 
-async def stream(target: Target, model: str, text: str, output_tokens: int) -> Outcome:
-    """One chat, streamed to its end; whatever happens comes back as its outcome."""
+async def stream(target: Target, model: str, text: str, output_tokens: int) -> MeasuredCall:
+    """One chat, streamed to its end; a failure is in the result and not raised."""
     body = {
         "model": model,
         "messages": [{"role": "user", "content": text}],
@@ -122,18 +122,18 @@ async def stream(target: Target, model: str, text: str, output_tokens: int) -> O
                     await seen.read(response, target.clock)
     except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError) as error:
         seen.error = seen.error or type(error).__name__
-    return Outcome(
+    return MeasuredCall(
         began,
         target.clock(),
         tuple(seen.events_at),
         seen.usage.prompt_tokens,
         seen.usage.completion_tokens,
-        seen.error or ("" if seen.is_done else "cut without a word"),
+        seen.error or ("" if seen.is_done else "cut without an error event"),
     )
 
 
 class _Seen:
-    """What has come of a stream so far."""
+    """What has been received of a stream so far."""
 
     def __init__(self) -> None:
         self.events_at: list[float] = []
@@ -195,7 +195,7 @@ class Step(msgspec.Struct, frozen=True):
         return sum(self.errors.values()) / self.calls if self.calls else 1.0
 
 
-def step(concurrency: int, outcomes: Sequence[Outcome]) -> Step:
+def step(concurrency: int, outcomes: Sequence[MeasuredCall]) -> Step:
     """What the outcomes of one rung say together."""
     whole = [it for it in outcomes if not it.error and it.events_at]
     span = max((it.ended_at for it in outcomes), default=0.0) - min((it.started_at for it in outcomes), default=0.0)
@@ -223,22 +223,22 @@ def percentiles(values: Sequence[float]) -> Percentiles | None:
 
 async def closed_loop(
     target: Target, model: str, concurrency: int, words: int, output_tokens: int, seconds: float
-) -> list[Outcome]:
-    """So many clients, each with its next call when one has ended, for so long; each one's first call warms up only."""
+) -> list[MeasuredCall]:
+    """A number of clients, each starting its next call when one ends, for `seconds`; each one's first call is warm-up."""
     until = target.clock() + seconds
     clients = (_client(target, model, words, output_tokens, until) for _ in range(concurrency))
     per_client = await asyncio.gather(*clients)
     return [outcome for outcomes in per_client for outcome in outcomes[1:]]
 
 
-async def _client(target: Target, model: str, words: int, output_tokens: int, until: float) -> list[Outcome]:
-    """Two calls at least: one that warms up and one that counts."""
+async def _client(target: Target, model: str, words: int, output_tokens: int, until: float) -> list[MeasuredCall]:
+    """At least two calls: one to warm up and one that counts."""
     chance = random.Random()  # noqa: S311 -- Prompts must differ, no more.
-    outcomes: list[Outcome] = []
+    outcomes: list[MeasuredCall] = []
     while target.clock() < until or len(outcomes) < 2:
         outcomes.append(await stream(target, model, prompt(words, chance), output_tokens))
         if outcomes[-1].error:
-            # A refusal comes at once: without a pause a broken installation would be stormed.
+            # A refusal comes at once: without a pause, clients would flood a broken installation.
             await asyncio.sleep(PAUSE_S)
     return outcomes
 

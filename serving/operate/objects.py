@@ -1,7 +1,7 @@
 """Objects: what these tools read of Kubernetes' and KubeRay's objects, as the API server writes them.
 
-Only the fields that something here looks at; others are ignored, so that a newer server can talk. Go writes `null` for an
-empty list, hence the unions.
+Only the fields that something here looks at; others are ignored, so that a newer server can talk. Go writes `null` for
+an empty list, hence the unions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ GPU_RESOURCE = "nvidia.com/gpu"
 
 
 class Unknown(msgspec.Struct, frozen=True):
-    """Something could not be read: why, and the command that settles it for whoever may."""
+    """Something could not be read: why, and the command that settles it for a user with the rights."""
 
     reason: str
     command: str
@@ -83,7 +83,7 @@ class Node(_Named, frozen=True):
 
     @property
     def driver(self) -> str:
-        """The version of NVIDIA's driver, empty where no label tells it; GPU feature discovery renamed them in 0.15."""
+        """The version of NVIDIA's driver, empty without its labels; GPU feature discovery renamed them in 0.15."""
         full = self.label("nvidia.com/cuda.driver-version.full") or self.label("nvidia.com/cuda.driver-version.major")
         parts = [self.label(f"nvidia.com/cuda.driver.{part}") for part in ("major", "minor", "rev")]
         return full or ".".join(it for it in parts if it)
@@ -257,7 +257,7 @@ class EndpointSlice(_Named, frozen=True):
 
     @property
     def is_ready(self) -> bool:
-        """Does anybody stand behind it? Kubernetes' own reading of an unset condition is yes."""
+        """Is any endpoint ready? Kubernetes reads an unset condition as yes."""
         return any(it.conditions.ready is not False for it in self.endpoints or ())
 
 

@@ -1,7 +1,7 @@
-"""Permissions: the least that each command needs, as data: what the chart grants, what the documents print, what tests hold.
+"""Permissions: least privilege for each command, as data: the chart grants it, the documents print it, tests enforce it.
 
-Reviews of one's own access, the server's version and its list of API groups need nothing: Kubernetes gives them to whoever
-has signed in (`system:basic-user`, `system:discovery`).
+Reviews of one's own access, the server's version and its list of API groups need nothing: Kubernetes grants them to
+every user who has signed in (`system:basic-user`, `system:discovery`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 
 
 class Scope(StrEnum):
-    """Where a rule holds."""
+    """Where a rule applies."""
 
     CLUSTER = "cluster"
     #: The installation's namespace.
@@ -23,7 +23,7 @@ class Scope(StrEnum):
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """One thing a command does, and what becomes unknown without it."""
+    """One permission of a command, and what is unknown without it."""
 
     resource: str
     verbs: tuple[str, ...]
@@ -34,12 +34,12 @@ class Rule(msgspec.Struct, frozen=True):
     names: tuple[str, ...] = ()
 
 
-#: The definition whose fields preflight looks at; that others are there is in the list of API groups.
+#: The definition whose fields preflight checks; for others, the list of API groups suffices.
 DEFINITIONS = ("rayservices.ray.io",)
 
 
 def preflight(namespace: str, secrets: Iterable[str] = ()) -> tuple[Rule, ...]:
-    """What `serving preflight` reads; `secrets` are those that the values name, and only their metadata is asked for."""
+    """What `serving preflight` reads; `secrets` are those that the values name, of which only the metadata is read."""
     rules = (
         Rule("nodes", ("list",), Scope.CLUSTER, "GPUs, drivers, taints"),
         Rule("pods", ("list",), Scope.CLUSTER, "GPUs that others hold"),
@@ -62,7 +62,7 @@ def preflight(namespace: str, secrets: Iterable[str] = ()) -> tuple[Rule, ...]:
     return (*rules, Rule("secrets", ("get",), Scope.RELEASE, "whether those the values name exist", names=named))
 
 
-#: What `serving preflight --probe` needs besides: it makes one claim and one pod, and takes both away.
+#: What `serving preflight --probe` needs in addition: it creates and deletes one claim and one pod.
 PROBE = (
     Rule("pods", ("create", "get", "delete"), Scope.RELEASE, "the probe's pod"),
     Rule("persistentvolumeclaims", ("create", "get", "delete"), Scope.RELEASE, "the probe's claim"),
@@ -88,7 +88,7 @@ def status(services: Iterable[str]) -> tuple[Rule, ...]:
     )
 
 
-#: What `serving accept --namespace` reads besides asking the API like any client; without --namespace it needs nothing.
+#: What `serving accept --namespace` reads, besides calling the API as a client; without --namespace it needs nothing.
 ACCEPT = (
     Rule("pods", ("list",), Scope.RELEASE, "images, engines and where they run"),
     Rule("nodes", ("list",), Scope.CLUSTER, "kinds of GPU and drivers for the report"),
@@ -98,7 +98,7 @@ DISRUPT = (Rule("pods", ("delete",), Scope.RELEASE, "one engine's pod, twice"),)
 
 
 def manifests(name: str, rules: Iterable[Rule], namespace: str, subject: dict[str, str]) -> list[dict[str, Any]]:
-    """Roles and bindings that give `subject` exactly `rules`; a ClusterRole only where one is needed."""
+    """Roles and bindings that grant `subject` exactly `rules`; a ClusterRole only where one is needed."""
     objects: list[dict[str, Any]] = []
     for scope, place in ((Scope.CLUSTER, None), (Scope.RELEASE, namespace), (Scope.KUBE_SYSTEM, "kube-system")):
         of_scope = [_policy(rule) for rule in rules if rule.scope is scope]

@@ -1,4 +1,4 @@
-"""Plan's words: the arithmetic for a person, the same as JSON, and a values file that the chart takes."""
+"""Plan, as text: the arithmetic for a person, the same as JSON, and a values file for the chart."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import yaml
 from serving.catalog import GPUS
 from serving.operate.plan import FILL, ITL_ERROR, TTFT_ERROR, Load, Option, Plan
 
-#: What the arithmetic leaves out, said with every plan.
+#: What the arithmetic leaves out; printed with every plan.
 ASSUMPTIONS = (
-    "Computed from data sheets and two cited measurements (serving/budget/knee.py: within 5 % of both); nobody has measured"
-    " these engines on these GPUs.",
+    "Computed from data sheets and two cited measurements (serving/budget/knee.py: within 5 % of both); these engines"
+    " have not been measured on these GPUs.",
     f"The ranges take prompts off by {TTFT_ERROR:.0%} and steps by {ITL_ERROR:.0%}, the mean errors of the same model against"
     " vLLM on a CPU (serving/decisions/scaling.md): not a confidence interval.",
-    "What tensor ranks tell each other is not computed: profiles of more ranks look faster here than they are.",
-    "Calls arrive at random and spread evenly over engines; bursts within a minute are not in it.",
+    "Communication between tensor ranks is not computed: profiles of more ranks look faster here than they are.",
+    "Calls arrive at random and spread evenly over engines; bursts within a minute are not included.",
     "The directory counts whole prompts: with a prefix share, a fleet that follows its load asks for more than this.",
 )
 
@@ -56,22 +56,22 @@ def _row(it: Option) -> str:
 
 
 def _arithmetic(plan: Plan) -> list[str]:
-    traffic, of, at = plan.traffic, plan.engine, plan.chosen.load
-    if at is None:
+    traffic, engine, load = plan.traffic, plan.engine, plan.chosen.load
+    if load is None:
         return []
     prompt = traffic.prompt_tokens * (1 - traffic.prefix_share)
-    step_s = of.base_step_s + of.per_request_s * at.running / of.data
+    step_s = engine.base_step_s + engine.per_request_s * load.running / engine.data
     return [
         "Each engine in the busiest minute (computed):",
-        f"  calls      {traffic.peak_per_s:.3g} / {plan.replicas} = {at.requests_per_s:.3g} a second",
-        f"  prompts    {at.requests_per_s:.3g} × {prompt:,.0f} tokens / {of.prefill_tokens_per_s:,.0f} a second ="
-        f" {at.prefill_share:.0%} of its time",
-        f"  a step     {of.base_step_s * 1e3:.1f} ms + {of.per_request_s * 1e3:.3f} ms × {at.running / of.data:.0f} running ="
+        f"  calls      {traffic.peak_per_s:.3g} / {plan.replicas} = {load.requests_per_s:.3g} a second",
+        f"  prompts    {load.requests_per_s:.3g} × {prompt:,.0f} tokens / {engine.prefill_tokens_per_s:,.0f} a second ="
+        f" {load.prefill_share:.0%} of its time",
+        f"  a step     {engine.base_step_s * 1e3:.1f} ms + {engine.per_request_s * 1e3:.3f} ms × {load.running / engine.data:.0f} running ="
         f" {step_s * 1e3:.1f} ms",
-        f"  ITL        {step_s * 1e3:.1f} ms / (1 − {at.prefill_share:.2f}) = {at.itl_s * 1e3:.1f} ms; beside a whole chunk of a"
-        f" prompt {at.longest_gap_s * 1e3:.0f} ms",
-        f"  TTFT       {at.ttft_s:.2f} s on average, {at.ttft_p95_s:.2f} s for 95 of 100",
-        f"  running    {at.running:.0f} of {of.running_max:.0f} at its knee; KV cache {at.kv_share:.0%} full; at most {FILL:.0%}"
+        f"  ITL        {step_s * 1e3:.1f} ms / (1 − {load.prefill_share:.2f}) = {load.itl_s * 1e3:.1f} ms; beside a whole chunk of a"
+        f" prompt {load.longest_gap_s * 1e3:.0f} ms",
+        f"  TTFT       {load.ttft_s:.2f} s on average, {load.ttft_p95_s:.2f} s for 95 of 100",
+        f"  running    {load.running:.0f} of {engine.running_max:.0f} at its knee; KV cache {load.kv_share:.0%} full; at most {FILL:.0%}"
         " of its work is filled",
     ]
 
@@ -111,7 +111,7 @@ def values(plan: Plan) -> str:
     return head + yaml.safe_dump(content, sort_keys=False)
 
 
-def _size(chosen: Option, at: Load | None) -> str:
-    found = "" if at is None else f", {at.itl_s * 1e3:.1f} ms between tokens"
+def _size(chosen: Option, load: Load | None) -> str:
+    found = "" if load is None else f", {load.itl_s * 1e3:.1f} ms between tokens"
     engines = "engine" if chosen.replicas == 1 else "engines"
     return f"{chosen.replicas} {engines} of {chosen.gpus_per_engine} {chosen.gpu}{found}."

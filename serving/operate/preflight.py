@@ -1,6 +1,6 @@
 """Preflight: would an installation with these values run here? Everything is read first, then judged; nothing is changed.
 
-`--probe` alone makes something: one claim and one pod that mounts it and resolves a name, both taken away again.
+Only `--probe` creates anything: one claim, and one pod that mounts it and resolves a name; both are deleted again.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def gather(cluster: Cluster, wanted: Wanted) -> Facts:
 
 
 def judge(facts: Facts, wanted: Wanted, namespace: str) -> list[Check]:
-    """Every check, in the order in which things are mended."""
+    """Every check, in the order in which to fix things."""
     return [
         checks.kubernetes_version(facts.version),
         checks.rayservice(facts.rayservice),
@@ -76,12 +76,12 @@ def judge(facts: Facts, wanted: Wanted, namespace: str) -> list[Check]:
 
 
 def is_fit(found: Sequence[Check]) -> bool:
-    """Nothing says no; an unknown stops nobody."""
+    """Does no check say no? An unknown does not block an installation."""
     return not any(it.answer is Answer.NO for it in found)
 
 
 def page(found: Sequence[Check]) -> str:
-    """For a person: what stands in the way is said in full, with the command that settles it."""
+    """The report for a person: each problem in full, with the command that settles it."""
     width = max(len(it.name) for it in found)
     lines: list[str] = []
     for check in found:

@@ -1,7 +1,7 @@
-"""Probe: the one part of preflight that makes something. A claim, and a pod that mounts it, writes to it and resolves a name.
+"""Probe: the only part of preflight that creates anything. A claim, and a pod that mounts it, writes to it and resolves a name.
 
-It settles what no list shows: whether the image can be pulled, the volume bound, the name resolved, and the pod admitted.
-Whatever happens, both are deleted again.
+It settles what no list shows: whether the image can be pulled, the volume bound, the name resolved, and the pod
+admitted. Whatever happens, both are deleted again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from serving.operate.values import Claim
 
 NAME = "Probe"
 POLL_S = 1.0
-#: What the pod does; its exit code says which part failed.
+#: The pod's program; its exit code says which part failed.
 _PROGRAM = (
     "import socket, sys\n"
     "try: open('/probe/written', 'w').close()\n"
@@ -39,7 +39,7 @@ def run(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Check:
-    """Make the two, wait for the pod's end, take both away; what could not be taken away is said."""
+    """Create both, wait for the pod to end, delete both; the answer names what could not be deleted."""
     name, left = f"serving-probe-{secrets.token_hex(3)}", list[Unknown]()
     with _made(cluster, "persistentvolumeclaims", claim_body(name, claim), left) as refused:
         if refused:
@@ -55,7 +55,7 @@ def run(
 
 @contextmanager
 def _made(cluster: Cluster, resource: str, body: dict[str, Any], left: list[Unknown]) -> Iterator[Unknown | None]:
-    """There while inside. A request whose answer was lost may have made it too, so it is deleted in any case."""
+    """An object that exists inside the `with`. It is deleted even if its creation failed: only the answer may have been lost."""
     refused: Unknown | None = None
     try:
         refused = cluster.create(resource, body)
@@ -111,7 +111,7 @@ def claim_body(name: str, claim: Claim) -> dict[str, Any]:
 
 
 def pod_body(name: str, image: str) -> dict[str, Any]:
-    """As Pod Security "restricted" wants it; small, and without the API server's credentials."""
+    """The pod: conforms to Pod Security "restricted", small, and without credentials for the API server."""
     security = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
     container = {
         "name": "probe",

@@ -1,4 +1,4 @@
-"""Report: an acceptance as JSON for machines and as one page of HTML for people; neither loads anything from anywhere."""
+"""Report: an acceptance as JSON for machines and as one page of HTML for people; neither loads external resources."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ $disruptions
 
 
 def as_json(report: Report) -> bytes:
-    """Without the commands that settle an unknown: they name pods and namespaces."""
+    """The report without the commands that settle an unknown, which name pods and namespaces."""
     checks = tuple(msgspec.structs.replace(it, command="") for it in report.checks)
     return msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(report, checks=checks))) + b"\n"
 
 
 def as_html(report: Report) -> str:
-    """One page; everything that came from outside is escaped."""
+    """The report as one HTML page; all external text is escaped."""
     return _PAGE.substitute(
         made_at=escape(report.made_at),
         serving=escape(report.place.serving),
@@ -77,7 +77,7 @@ def as_html(report: Report) -> str:
 
 
 def prepare(folder: Path) -> None:
-    """Make the folder. Raises Refusal, before anything is measured, when it takes no report or holds one already."""
+    """Create the folder. Raises Refusal, before anything is measured, when it is not writable or holds a report already."""
     for file in files(folder):
         if os.path.lexists(file):
             raise Refusal(f"There is a report already, {file}: name another folder with --out, or move it away.")
@@ -90,7 +90,7 @@ def prepare(folder: Path) -> None:
 
 
 def write(report: Report, folder: Path) -> None:
-    """Both files, each whole whenever it is read; raises Refusal when the folder cannot be written to."""
+    """Write both files, each atomically; raises Refusal when the folder cannot be written to."""
     try:
         for file, content in zip(files(folder), (as_json(report), as_html(report).encode()), strict=True):
             _replace(file, content)

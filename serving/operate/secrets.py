@@ -1,4 +1,4 @@
-"""Secrets: what an installation needs and nobody has given, made once by a Job; the chart renders no secret.
+"""Secrets: those that an installation needs and the operator has not given, created once by a Job; the chart renders no secret.
 
 Spoken in plain HTTP with the pod's own service account, which may create secrets and do nothing else with them: the
 gateway's image has no Kubernetes client (126 MB).
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from serving.errors import Refusal
 
-#: Where Kubernetes puts a pod's own credentials.
+#: Folder of a pod's own credentials.
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 #: Seconds the API server may take.
 _TIMEOUT_S = 30.0
@@ -24,7 +24,7 @@ _TIMEOUT_S = 30.0
 def ensure(
     host: str, port: int, namespace: str, name: str, values: Mapping[str, bytes], account: Path = SERVICE_ACCOUNT
 ) -> bool:
-    """Create a Secret with `values`, or leave the one of that name as it is; whether it was created.
+    """Create a Secret with `values`, or leave an existing one as it is; returns whether it was created.
 
     Raises Refusal when the API server cannot be reached or does not allow it.
     """

@@ -1,6 +1,6 @@
-"""Status: one installation on one screen, from Kubernetes' objects and the gateway's own word, read through the API server.
+"""Status: one installation on one screen, from Kubernetes' objects and the gateway's answers, read through the API server.
 
-What may not be read is said to be unknown, with the command that settles it; nothing is guessed.
+What cannot be read is reported as unknown, with the command that settles it; nothing is guessed.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ OURS = "app.kubernetes.io/part-of=gpt-oss-serving"
 INSTANCE, COMPONENT, CELL = "app.kubernetes.io/instance", "app.kubernetes.io/component", "gpt-oss-serving/cell"
 #: Newest first.
 ERRORS_MAX = 12
-#: Reasons a container waits for that are no trouble.
+#: Waiting reasons of a container that are normal.
 _PATIENT = frozenset({"ContainerCreating", "PodInitializing"})
-#: A model's application in a cell is called so.
+#: Prefix of a model's Serve application.
 MODEL_PREFIX = "model-"
 
 
@@ -45,14 +45,14 @@ class Facts(msgspec.Struct, frozen=True):
 
 
 class ModelStatus(msgspec.Struct, frozen=True):
-    """A model as a gateway sees it; None where nobody said."""
+    """A model as a gateway sees it; None where unknown."""
 
     name: str
     #: Its best state.
     state: str
     wanted: int | None = None
     replicas: Mapping[str, int] = {}
-    #: Calls that wait for a replica.
+    #: Calls in the waiting room.
     waiting: int | None = None
 
     @property
@@ -64,18 +64,18 @@ class CellStatus(msgspec.Struct, frozen=True):
     """A Ray cluster."""
 
     name: str
-    #: One word of KubeRay's, or ours.
+    #: KubeRay's word or ours.
     state: str
     applications: Mapping[str, str]
     paused: bool
     head: str
-    #: Engine pods ready of those there are, and the GPUs they hold.
+    #: Engine pods: ready, and in all; below, the GPUs that they hold.
     engine_pods: tuple[int, int]
     gpus: int
 
 
 class Trouble(msgspec.Struct, frozen=True):
-    """Something that went wrong, as Kubernetes tells it."""
+    """Something that went wrong, as Kubernetes reports it."""
 
     at: str
     where: str
@@ -95,13 +95,13 @@ class Status(msgspec.Struct, frozen=True):
     gpus_held: int | None
     gpus_total: int | None
     troubles: tuple[Trouble, ...]
-    #: What an operator should know although nothing is broken.
+    #: What an operator should know though nothing is broken.
     notes: tuple[str, ...]
     unknowns: tuple[Unknown, ...]
 
 
 def release_in(cluster: Cluster) -> str:
-    """The one installation of a namespace. Raises Refusal when there is none, several, or nobody may look."""
+    """The one installation of a namespace. Raises Refusal when there is none, several, or no right to list pods."""
     cluster.version()
     found = cluster.pods(OURS)
     if isinstance(found, Unknown):
@@ -152,7 +152,7 @@ def proxied(services: Sequence[Service], ports: Sequence[str] = ("http", "https"
 
 
 def judge(facts: Facts) -> Status:
-    """The screen's content, from what was read alone."""
+    """The screen's content; pure."""
     pods = [] if isinstance(facts.pods, Unknown) else facts.pods
     cells = [] if isinstance(facts.ray_services, Unknown) else facts.ray_services
     gateways = [it for it in pods if it.label(COMPONENT) == "gateway"]
@@ -215,7 +215,7 @@ def _samples(metrics: bytes | Unknown) -> tuple[list[Sample], Unknown | None]:
     try:
         return list(exposition.samples(metrics.decode())), None
     except ValueError:
-        return [], Unknown("what answers on the metrics port writes no metrics", "kubectl get services")
+        return [], Unknown("the metrics port does not answer with metrics", "kubectl get services")
 
 
 class _Health(msgspec.Struct, frozen=True):
@@ -228,11 +228,11 @@ def _states(health: bytes | Unknown) -> tuple[dict[str, str], Unknown | None]:
     try:
         return msgspec.json.decode(health, type=_Health).models, None
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return {}, Unknown("what answers on the gateway's port is no gateway", "kubectl get services")
+        return {}, Unknown("the gateway's port does not answer like a gateway", "kubectl get services")
 
 
 def _models(found: Sequence[Sample], states: Mapping[str, str]) -> Iterator[ModelStatus]:
-    """Every model that any of the two knows; metrics are those of whichever gateway answered."""
+    """Every model in either source; the metrics are those of the gateway that happened to answer."""
     wanted = exposition.by_label(list(found), "serving_gateway_wanted_replicas", "model")
     waiting = exposition.by_label(list(found), "serving_gateway_waiting_requests", "model")
     replicas: dict[str, dict[str, int]] = {}
@@ -375,7 +375,7 @@ def _joined(reason: str, message: str | None) -> str:
 
 
 def page(status: Status, now: float | None = None) -> str:
-    """For a person, in one screen."""
+    """The screen as text."""
     lines = [
         _head(status, now),
         f"gateways   {status.gateways}{_restarts(status)}{_open(status)}",

@@ -42,7 +42,7 @@ class Traffic(msgspec.Struct, frozen=True):
 
 
 class _Call(msgspec.Struct, frozen=True):
-    at: float
+    arrived_at: float
     prompt_tokens: int
     output_tokens: int
     #: Prompt tokens in blocks that an earlier call had at the same place.
@@ -62,10 +62,10 @@ def read_trace(path: Path) -> Traffic:
             f"The trace {path} is neither Azure's CSV (TIMESTAMP, ContextTokens, GeneratedTokens) nor Mooncake's JSON lines"
             f" (timestamp, input_length, output_length): {type(error).__name__}."
         ) from None
-    calls.sort(key=lambda it: it.at)
-    if len(calls) < 2 or calls[-1].at <= calls[0].at:
+    calls.sort(key=lambda it: it.arrived_at)
+    if len(calls) < 2 or calls[-1].arrived_at <= calls[0].arrived_at:
         raise Refusal(f"The trace {path} has too few calls to say how often they come.")
-    span_s = calls[-1].at - calls[0].at
+    span_s = calls[-1].arrived_at - calls[0].arrived_at
     prompts = sum(it.prompt_tokens for it in calls)
     rate = len(calls) / span_s
     return Traffic(
@@ -79,15 +79,15 @@ def read_trace(path: Path) -> Traffic:
 
 
 def _busiest(calls: list[_Call]) -> int:
-    windows = Counter(int((it.at - calls[0].at) // PEAK_WINDOW_S) for it in calls)
+    windows = Counter(int((it.arrived_at - calls[0].arrived_at) // PEAK_WINDOW_S) for it in calls)
     return max(windows.values())
 
 
 def _azure(rows: Iterator[dict[str, Any]] | csv.DictReader[str]) -> Iterator[_Call]:
     for row in rows:
         # Python reads six digits of a fraction; the trace has seven.
-        at = datetime.fromisoformat(row["TIMESTAMP"][:26]).replace(tzinfo=UTC).timestamp()
-        yield _call(at, int(row["ContextTokens"]), int(row["GeneratedTokens"]))
+        arrived_at = datetime.fromisoformat(row["TIMESTAMP"][:26]).replace(tzinfo=UTC).timestamp()
+        yield _call(arrived_at, int(row["ContextTokens"]), int(row["GeneratedTokens"]))
 
 
 def _mooncake(rows: Iterator[dict[str, Any]]) -> Iterator[_Call]:
@@ -100,8 +100,8 @@ def _mooncake(rows: Iterator[dict[str, Any]]) -> Iterator[_Call]:
         yield _call(row["timestamp"] / 1000, prompt, int(row["output_length"]), shared)
 
 
-def _call(at: float, prompt_tokens: int, output_tokens: int, shared_tokens: int = 0) -> _Call:
+def _call(arrived_at: float, prompt_tokens: int, output_tokens: int, shared_tokens: int = 0) -> _Call:
     """Raises ValueError for what no call can be."""
-    if not (math.isfinite(at) and 1 <= prompt_tokens <= _TOKENS_MAX and 0 <= output_tokens <= _TOKENS_MAX):
+    if not (math.isfinite(arrived_at) and 1 <= prompt_tokens <= _TOKENS_MAX and 0 <= output_tokens <= _TOKENS_MAX):
         raise ValueError("a call of no length, or at no time")
-    return _Call(at, prompt_tokens, max(1, output_tokens), shared_tokens)
+    return _Call(arrived_at, prompt_tokens, max(1, output_tokens), shared_tokens)

@@ -1,6 +1,6 @@
-"""Values: what an installation with these values files will ask of a cluster. The chart reads the same files.
+"""Values: what an installation with these values files needs from a cluster. The chart reads the same files.
 
-Only what preflight checks is looked at; the chart's own schema refuses unknown keys.
+Only the keys that preflight checks are read; the chart's schema refuses unknown ones.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from serving.catalog import Model, Profile
 from serving.config import EngineSettings, ModelSettings, read_mapping
 from serving.errors import Refusal
 
-#: What the chart's own values say of the keys read here (a test compares), for whoever asks before he has a file.
+#: The chart's own values of the keys read here (a test compares), for commands that run without a values file.
 DEFAULTS: Mapping[str, Any] = {
     "gpu": "h100",
     "profile": "balanced",
@@ -51,7 +51,7 @@ class Claim(msgspec.Struct, frozen=True):
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """What an installation asks of a cluster."""
+    """What an installation needs from a cluster."""
 
     engine_pods: tuple[EnginePods, ...] = ()
     #: Why a model cannot be placed as the values ask, one sentence each.
@@ -66,14 +66,14 @@ class Wanted(msgspec.Struct, frozen=True):
     ingress: bool = False
     autoscaled_gateways: bool = False
     openshift_route: bool = False
-    #: The gateway's image, where the values say whose registry holds it.
+    #: The gateway's image, where the values name a registry.
     gateway_image: str = ""
     #: What Pod Security forbids on GPU pods, in the values' words; empty where nothing does.
     exemptions: tuple[str, ...] = ()
 
 
 def read(files: Sequence[Path]) -> Wanted:
-    """What these files ask for together, the last one winning, as helm merges them. Raises Refusal."""
+    """What these files ask for together, merged as helm does, the last one winning. Raises Refusal."""
     return wanted(merged(DEFAULTS, *(read_mapping(file, "values") for file in files)))
 
 
@@ -120,7 +120,7 @@ def _at(values: Mapping[str, Any], path: str) -> Any:
 
 
 def _group(values: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
-    """The mapping under these keys, one below the other; empty where nothing is. Raises Refusal for anything else."""
+    """The mapping under these nested keys; empty where there is none. Raises Refusal for anything else."""
     found = values
     for depth, key in enumerate(keys, start=1):
         found = found.get(key) or {}
@@ -183,7 +183,7 @@ def _checked(kind: TypeAdapter[Any], value: object, key: str) -> Any:
 
 
 def _secrets(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Secrets that must be there: those named, but for what cert-manager will make."""
+    """Secrets that must exist: those that the values name, except those that cert-manager will create."""
     for key, value in _leaves(values):
         parent, _, last = key.rpartition(".")
         is_named = last.endswith("ecretName") or key in ("secrets.plane", "secrets.keys", "images.pullSecrets")
@@ -201,7 +201,7 @@ def _claims(values: Mapping[str, Any]) -> Iterator[Claim]:
 
 
 def _gateway_image(values: Mapping[str, Any]) -> str:
-    """As the chart writes it: a digest wins, and without a tag it is this version's."""
+    """The image as the chart writes it: a digest wins over a tag, and the default tag is this version."""
     registry, image = _at(values, "images.registry"), _group(values, "images", "gateway")
     if not registry:
         return ""

@@ -109,17 +109,17 @@ def cut(folder: Path) -> None:
 UNSOUND: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "adapter_model.safetensors is not in"),
     "no description": (lambda folder: (folder / CONFIG).unlink(), "adapter_config.json is not in"),
-    "a link out of the folder": (linked_out, "leads out of it"),
-    "weights cut short": (cut, "broken or incomplete"),
+    "a link out of the folder": (linked_out, "links out of it"),
+    "weights cut short": (cut, "damaged or incomplete"),
     "a description that is no JSON": (lambda folder: (folder / CONFIG).write_text("{"), "no JSON object"),
-    "a huge description": (lambda folder: (folder / CONFIG).write_text(" " * 2**21 + "{}"), "of a sane size"),
+    "a huge description": (lambda folder: (folder / CONFIG).write_text(" " * 2**21 + "{}"), "or too large"),
     "another method": (described(peft_type="IA3"), "not a LoRA"),
     "too large a rank": (described(r=32), "rank is 32 and the engine has room for 16"),
     "too large a rank for some": (described(rank_pattern={"q_proj": 64}), "rank is 64"),
     "weights of a larger rank": (widened, "rank is 32"),
     "weights of another model": (
         lambda folder: peft.write(folder, 3, narrower_by=64),
-        "is 1472 wide and the model's is 1536",
+        "is 1472 wide and this model's is 1536",
     ),
     "weights of a whole model": (
         lambda folder: (folder.parent / "base" / "model.safetensors").rename(folder / WEIGHTS),
@@ -183,7 +183,7 @@ REFUSED: dict[str, tuple[str, dict[str, object], dict[str, object], str]] = {
     "a larger rank": (SMOLLM2, {"lora": {"max_rank": 128}}, {}, "`lora.max_rank` .* is 128 and the catalogue allows 64"),
     "more in memory": (SMOLLM2, {"lora": {"max_cpu_adapters": 99}}, {}, "`lora.max_cpu_adapters`"),
     "several front ends": (SMOLLM2, {"lora": {}}, {"api_servers": 2}, "one HTTP front end .*vLLM 0.32"),
-    "gpt-oss on a CPU": ("tiny-gpt-oss", {"lora": {}}, {}, "kill its engine on a CPU"),
+    "gpt-oss on a CPU": ("tiny-gpt-oss", {"lora": {}}, {}, "crash its engine on a CPU"),
     "an engine over nodes": (
         "gpt-oss-120b",
         {"profile": "dp8-ep", "lora": {"max_adapters": 1}},

@@ -24,9 +24,9 @@ def test_the_last_report_counts() -> None:
     """A replica is listed once, with its newest state and the age of its report."""
     clock = Clock()
     listing = Listing("cell", "one", clock)
-    listing.hear(report("a", ReplicaState.LOADING))
+    listing.record(report("a", ReplicaState.LOADING))
     clock.advance(1)
-    listing.hear(report("a"))
+    listing.record(report("a"))
     clock.advance(2)
     (listed,) = listing.answer().replicas
     assert listed.report.state is ReplicaState.READY and listed.heard_ago_s == 2
@@ -36,10 +36,10 @@ def test_a_silent_replica_expires() -> None:
     """A replica that died without a word disappears; one that still reports stays."""
     clock = Clock()
     listing = Listing("cell", "one", clock)
-    listing.hear(report("dead"))
+    listing.record(report("dead"))
     for _ in range(int(EXPIRY_S)):
         clock.advance(1)
-        listing.hear(report("alive"))
+        listing.record(report("alive"))
     assert [listed.report.replica_id for listed in listing.answer().replicas] == ["alive"]
 
 
@@ -49,15 +49,15 @@ def test_when_all_fall_silent_it_was_the_directory_that_was_away() -> None:
     listing = Listing("cell", "one", clock)
     for _ in range(10):
         clock.advance(1)
-        listing.hear(report("a"))
-        listing.hear(report("b"))
+        listing.record(report("a"))
+        listing.record(report("b"))
     clock.advance(13)
     after = listing.answer()
     assert not after.is_complete and len(after.replicas) == 2 and listing.wanted() is None
 
-    listing.hear(report("a"))
+    listing.record(report("a"))
     clock.advance(COMPLETE_AFTER_S - 1)
-    listing.hear(report("a"))
+    listing.record(report("a"))
     assert not listing.answer().is_complete
     clock.advance(1)
     alone = listing.answer()
@@ -68,7 +68,7 @@ def test_a_silence_that_lasts_is_believed() -> None:
     """A cell whose engines are all gone does not wait for them for ever."""
     clock = Clock()
     listing = Listing("cell", "one", clock)
-    listing.hear(report("a"))
+    listing.record(report("a"))
     clock.advance(SILENCE_MAX_S)
     assert listing.answer().is_complete and listing.answer().replicas == ()
 
@@ -79,7 +79,7 @@ def test_those_who_go_in_order_leave_no_silence() -> None:
     listing = Listing("cell", "one", clock)
     for _ in range(10):
         clock.advance(1)
-        listing.hear(report("a", ReplicaState.DRAINING))
+        listing.record(report("a", ReplicaState.DRAINING))
     clock.advance(SILENCE_S + 1)
     assert listing.answer().is_complete
     clock.advance(EXPIRY_S)
@@ -89,7 +89,7 @@ def test_those_who_go_in_order_leave_no_silence() -> None:
 def test_the_answer_survives_the_wire_and_newer_fields() -> None:
     """A gateway reads a directory of another version: what it does not know it ignores."""
     listing = Listing("cell", "one", Clock())
-    listing.hear(report("a"))
+    listing.record(report("a"))
     answer = listing.answer()
     document = msgspec.json.decode(msgspec.json.encode(answer))
     document["from_the_future"] = 1
@@ -100,10 +100,10 @@ def test_an_overloaded_engine_is_no_silence() -> None:
     """The only one that lives reports late, because its engine does not say how busy it is: the directory still decides."""
     clock = Clock()
     listing = Listing("cell", "one", clock)
-    listing.hear(report("dead"))
+    listing.record(report("dead"))
     for _ in range(4):
         clock.advance(7.5)
-        listing.hear(report("busy"))
+        listing.record(report("busy"))
     assert listing.wanted() is not None
     assert [it.report.replica_id for it in listing.answer().replicas] == ["busy"]
 
@@ -113,7 +113,7 @@ def test_after_a_silence_that_was_believed_everyone_is_awaited_again() -> None:
     clock = Clock()
     listing = Listing("cell", "one", clock)
     for replica_id in ("a", "b"):
-        listing.hear(report(replica_id))
+        listing.record(report(replica_id))
     clock.advance(SILENCE_MAX_S + 1)
-    listing.hear(report("a"))
+    listing.record(report("a"))
     assert not listing.answer().is_complete

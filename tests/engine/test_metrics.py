@@ -72,10 +72,10 @@ def test_a_start_is_counted_and_its_phases_are_timed() -> None:
     listing = Listing("a", "one", clock)
     for state, seconds in ((ReplicaState.STARTING, 3), (ReplicaState.LOADING, 40), (ReplicaState.WARMING, 7)):
         for _ in range(2):
-            listing.hear(report(state))
-            listing.hear(report(state, "a-second-node", rank=1))
+            listing.record(report(state))
+            listing.record(report(state, "a-second-node", rank=1))
         clock.advance(seconds)
-    listing.hear(report(ReplicaState.READY, load=EngineLoad(running_requests=5, kv_cache_used_ratio=0.5)))
+    listing.record(report(ReplicaState.READY, load=EngineLoad(running_requests=5, kv_cache_used_ratio=0.5)))
     text = listing.metrics()
     phase = "serving_engine_start_phase_seconds_sum"
     assert [value(text, phase, phase=it) for it in ("starting", "loading", "warming")] == [3, 40, 7]
@@ -90,9 +90,9 @@ def test_failures_are_counted_once_each() -> None:
     clock = Clock()
     listing = Listing("a", "one", clock)
     for replica_id in ("a", "b", "c"):
-        listing.hear(report(ReplicaState.LOADING, replica_id, node="n", devices=("0",)))
+        listing.record(report(ReplicaState.LOADING, replica_id, node="n", devices=("0",)))
         for _ in range(3):
-            listing.hear(report(ReplicaState.FAILED, replica_id, node="n", devices=("0",)))
+            listing.record(report(ReplicaState.FAILED, replica_id, node="n", devices=("0",)))
     text = listing.metrics()
     assert value(text, "serving_engine_failures_total", model="m") == 3 == value(text, "serving_engine_starts_total")
     assert value(text, "serving_engine_suspect_devices") == 1

@@ -45,7 +45,7 @@ def test_a_young_directory_wants_nothing_yet() -> None:
     assert it.wanted() is None
     assert it.answer().models == (ListedModel("m", 4096, default_output_tokens=512),)
     clock.advance(COMPLETE_AFTER_S)
-    it.hear_gateway(GatewayReport("g"))
+    it.record_gateway(GatewayReport("g"))
     assert it.wanted() == {"m": 1}
 
 
@@ -53,14 +53,14 @@ def test_a_call_that_waits_wakes_a_sleeping_model() -> None:
     """None while nobody asks; one as soon as a gateway holds a call; none again when it has been idle."""
     clock = Clock()
     it = listing(clock, plan(0, 2, sleep_after_s=30))
-    it.hear_gateway(GatewayReport("g"))
+    it.record_gateway(GatewayReport("g"))
     assert it.wanted() == {"m": 0} and it.answer().models[0].may_sleep
     clock.advance(1)
-    it.hear_gateway(GatewayReport("g", traffic={"m": WAITING}))
+    it.record_gateway(GatewayReport("g", traffic={"m": WAITING}))
     assert it.wanted() == {"m": 1}
     for _ in range(40):
-        it.hear(report("a"))
-        it.hear_gateway(GatewayReport("g"))
+        it.record(report("a"))
+        it.record_gateway(GatewayReport("g"))
         it.wanted()
         clock.advance(1)
     assert it.wanted() == {"m": 0}
@@ -78,8 +78,8 @@ def test_a_model_that_woke_is_not_wanted_twice() -> None:
         (ReplicaState.READY, Traffic()),
         (ReplicaState.READY, Traffic()),
     ):
-        it.hear(msgspec.structs.replace(report("a"), state=state))
-        it.hear_gateway(GatewayReport("g", traffic={"m": traffic}))
+        it.record(msgspec.structs.replace(report("a"), state=state))
+        it.record_gateway(GatewayReport("g", traffic={"m": traffic}))
         seen.append(it.wanted())
         clock.advance(1)
     assert seen == [{"m": 1}] * 4
@@ -92,7 +92,7 @@ def test_a_directory_that_restarts_before_any_gateway_has_spoken_keeps_the_fleet
     it.plan(Plans((plan(0, 9, sleep_after_s=30),)))
     clock.advance(COMPLETE_AFTER_S)
     for index in range(5):
-        it.hear(report(str(index)))
+        it.record(report(str(index)))
     assert it.wanted() == {"m": 5}
 
 
@@ -101,9 +101,9 @@ def test_what_comes_between_two_decisions_counts() -> None:
     clock = Clock()
     it = listing(clock, plan(0, 2, sleep_after_s=5))
     for _ in range(10):
-        it.hear(report("a"))
-        it.hear_gateway(GatewayReport("g", 0.5, {"m": Traffic(arrived_prompt_tokens=1.0)}))
-        it.hear_gateway(GatewayReport("g", 0.5))
+        it.record(report("a"))
+        it.record_gateway(GatewayReport("g", 0.5, {"m": Traffic(arrived_prompt_tokens=1.0)}))
+        it.record_gateway(GatewayReport("g", 0.5))
         last = it.wanted()
         clock.advance(1)
         assert last == {"m": 1}
@@ -112,8 +112,8 @@ def test_what_comes_between_two_decisions_counts() -> None:
 def test_arrivals_of_a_long_silence_are_no_surge() -> None:
     """What a gateway kept for a directory that was away counts as what came in just now."""
     told = [Arrivals(0.0), Arrivals(0.0)]
-    told[0].hear(GatewayReport("g", 60.0, {"m": Traffic(arrived_prompt_tokens=6000.0)}))
-    told[1].hear(GatewayReport("g", 2.0, {"m": Traffic(arrived_prompt_tokens=200.0)}))
+    told[0].record(GatewayReport("g", 60.0, {"m": Traffic(arrived_prompt_tokens=6000.0)}))
+    told[1].record(GatewayReport("g", 2.0, {"m": Traffic(arrived_prompt_tokens=200.0)}))
     rates = [it.demand([], 2.0)["m"].arrived_prompt_tokens_per_s for it in told]
     assert rates == [100.0, 100.0]
 
@@ -123,8 +123,8 @@ def test_another_knee_forgets_no_engine() -> None:
     clock = Clock()
     it = listing(clock, plan(1, 9))
     for index in range(6):
-        it.hear(report(str(index)))
-    it.hear_gateway(GatewayReport("g"))
+        it.record(report(str(index)))
+    it.record_gateway(GatewayReport("g"))
     assert it.wanted() == {"m": 6}
     it.plan(Plans((msgspec.structs.replace(plan(1, 9), knee=KNEE.model_copy(update={"startup_s": 5})),)))
     clock.advance(1)
@@ -135,9 +135,11 @@ def test_gateways_add_up() -> None:
     """Each sees its own part of the arrivals; together they need more engines than either."""
     clock = Clock()
     it = listing(clock, plan(1, 9))
-    it.hear(report("a"))
+    it.record(report("a"))
     for gateway in ("g", "h"):
-        it.hear_gateway(GatewayReport(gateway, traffic={"m": Traffic(arrived_prompt_tokens=1000.0 * COMPLETE_AFTER_S)}))
+        it.record_gateway(
+            GatewayReport(gateway, traffic={"m": Traffic(arrived_prompt_tokens=1000.0 * COMPLETE_AFTER_S)})
+        )
     assert it.wanted() == {"m": 3}
 
 
@@ -145,12 +147,12 @@ def test_without_gateways_nothing_changes() -> None:
     """Nobody to say what is asked for: the fleet stays as it was decided last."""
     clock = Clock()
     it = listing(clock, plan(1, 9))
-    it.hear(report("a"))
-    it.hear_gateway(GatewayReport("g", traffic={"m": Traffic(arrived_prompt_tokens=2000.0 * COMPLETE_AFTER_S)}))
+    it.record(report("a"))
+    it.record_gateway(GatewayReport("g", traffic={"m": Traffic(arrived_prompt_tokens=2000.0 * COMPLETE_AFTER_S)}))
     before = it.wanted()
     for _ in range(int(EXPIRY_S) + 100):
         clock.advance(1)
-        it.hear(report("a"))
+        it.record(report("a"))
     assert it.wanted() == before == {"m": 3}
 
 
@@ -158,9 +160,9 @@ def test_an_engine_over_two_nodes_counts_once() -> None:
     """Only the first member of an engine serves; the others' reports are not more engines."""
     clock = Clock()
     it = listing(clock, plan(1, 9))
-    it.hear(report("a", running_requests=8))
-    it.hear(report("b", running_requests=8, rank=1))
-    it.hear_gateway(GatewayReport("g"))
+    it.record(report("a", running_requests=8))
+    it.record(report("b", running_requests=8, rank=1))
+    it.record_gateway(GatewayReport("g"))
     assert it.wanted() == {"m": 2}
 
 
@@ -168,7 +170,7 @@ def test_new_bounds_take_effect_and_a_removed_model_is_gone() -> None:
     """Settings change while the directory runs."""
     clock = Clock()
     it = listing(clock, plan(1, 9))
-    it.hear_gateway(GatewayReport("g"))
+    it.record_gateway(GatewayReport("g"))
     assert it.wanted() == {"m": 1}
     it.plan(Plans((plan(2, 9),)))
     assert it.wanted() == {"m": 2}
@@ -191,9 +193,9 @@ def shared_pool(clock: Clock, nodes_may_grow: bool = False) -> Listing:
     small = msgspec.structs.replace(plan(1, 8), gpus_per_node=1)
     it = Listing("cell", "one", clock)
     it.plan(Plans((small, big), nodes_may_grow))
-    it.see([Node("n", 8, "H100")])
+    it.set_nodes([Node("n", 8, "H100")])
     clock.advance(COMPLETE_AFTER_S)
-    it.hear_gateway(GatewayReport("g", traffic={"m": Traffic(arrived_prompt_tokens=6000.0 * COMPLETE_AFTER_S)}))
+    it.record_gateway(GatewayReport("g", traffic={"m": Traffic(arrived_prompt_tokens=6000.0 * COMPLETE_AFTER_S)}))
     return it
 
 
@@ -218,7 +220,7 @@ def test_an_engine_that_finds_no_place_says_what_it_waits_for() -> None:
     def pass_s(seconds: int) -> None:
         for _ in range(seconds):
             for index in range(6):
-                it.hear(msgspec.structs.replace(report(str(index)), node="n", devices=(str(index),)))
+                it.record(msgspec.structs.replace(report(str(index)), node="n", devices=(str(index),)))
             it.wanted()
             clock.advance(1)
 

@@ -12,7 +12,7 @@ import pytest
 
 from loadtest import arrivals
 from loadtest.arrivals import BURST_HEIGHT, BURSTS_AT, NIGHT_RATIO, Rate
-from loadtest.scaling.traces import Call
+from loadtest.scaling.traces import TracedCall
 from serving.errors import Refusal
 
 HOUR_S = 3600.0
@@ -96,9 +96,9 @@ def test_traces_are_read_with_their_instants_and_tokens(tmp_path: Path) -> None:
     (tmp_path / "azure.csv").write_text(AZURE)
     (tmp_path / "mooncake.jsonl").write_text("".join(f"{json.dumps(it)}\n" for it in MOONCAKE))
     first, second = arrivals.read_trace(tmp_path / "azure.csv")
-    assert (first, second.prompt_tokens, second.output_tokens) == (Call(0.0, 374, 44), 396, 109)
+    assert (first, second.prompt_tokens, second.output_tokens) == (TracedCall(0.0, 374, 44), 396, 109)
     assert second.arrived_at == pytest.approx(4.314579, abs=1e-5)
-    assert arrivals.read_trace(tmp_path / "mooncake.jsonl") == [Call(0.0, 6955, 52), Call(3.0, 30, 5)]
+    assert arrivals.read_trace(tmp_path / "mooncake.jsonl") == [TracedCall(0.0, 6955, 52), TracedCall(3.0, 30, 5)]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_what_is_no_trace_is_refused(tmp_path: Path, name: str, text: str | None
 
 def test_a_replay_thins_and_hastens() -> None:
     """Every n-th call, its instant divided by the speed, from the first one's on and as far as the run reaches."""
-    calls = [Call(100.0 + at, at, 1) for at in range(0, 100, 10)]
+    calls = [TracedCall(100.0 + at, at, 1) for at in range(0, 100, 10)]
     replayed = arrivals.replay(calls, duration_s=30.0, every=2, speed=2.0)
     assert [(it.arrived_at, it.prompt_tokens) for it in replayed] == [(0.0, 0), (10.0, 20), (20.0, 40)]
     assert arrivals.replay([], 30.0) == []

@@ -10,12 +10,12 @@ import pytest
 
 from loadtest import figures
 from loadtest.figures import About, Figures, Window
-from loadtest.outcomes import Outcome, Slo, judge, packed
+from loadtest.outcomes import RequestOutcome, RequestSlo, judge, packed
 from loadtest.watch import sighting
 from loadtest.workload import Kind, Session
 from serving.gateway.observe.slo import Verdict
 
-SLO = Slo(ttft_s=2.0, tpot_s=0.1)
+SLO = RequestSlo(ttft_s=2.0, tpot_s=0.1)
 ABOUT = About(
     made_at="2026-01-01T00:00:00Z",
     shape="steady 1 sessions/s for 100 s",
@@ -38,15 +38,15 @@ def outcome(
     tokens: int = 5,
     failure_kind: str = "",
     kind: Kind = Kind.CHAT,
-) -> Outcome:
+) -> RequestOutcome:
     first_s = due_s + ttft_s
     pieces = [first_s + gap_s * n for n in range(tokens)]
-    return Outcome(
+    return RequestOutcome(
         number, 0, kind, due_s, due_s, pieces[-1], failure_kind, failure_kind, first_s, 7, tokens, packed(pieces)
     )
 
 
-def about_run(outcomes: list[Outcome], planned: int | None = None, steps: int = 10) -> Figures:
+def about_run(outcomes: list[RequestOutcome], planned: int | None = None, steps: int = 10) -> Figures:
     sessions = [Session(n, float(n), Kind.CHAT, 5, 5) for n in range(len(outcomes) if planned is None else planned)]
     return figures.figures(
         sessions, outcomes, SLO, span_s=100.0, steps=steps, share=0.9, sightings=[], locust=[], about=ABOUT
@@ -63,14 +63,14 @@ def about_run(outcomes: list[Outcome], planned: int | None = None, steps: int = 
         (outcome(gap_s=9.0, tokens=1), Verdict.MET),
     ],
 )
-def test_a_request_is_judged_by_both_promises(it: Outcome, verdict: Verdict) -> None:
+def test_a_request_is_judged_by_both_promises(it: RequestOutcome, verdict: Verdict) -> None:
     """The first token in time, and the others on average; a failure is never inside, however quick."""
     assert judge(it, SLO) is verdict
 
 
 def test_an_embedding_is_judged_by_its_whole_answer() -> None:
     """It has no first token: its latency is held against that promise."""
-    quick = Outcome(1, 0, Kind.EMBEDDING, 0.0, 0.0, 1.9)
+    quick = RequestOutcome(1, 0, Kind.EMBEDDING, 0.0, 0.0, 1.9)
     assert judge(quick, SLO) is Verdict.MET
     assert judge(msgspec.structs.replace(quick, ended_s=2.1), SLO) is Verdict.SLOW_FIRST_TOKEN
 
@@ -85,7 +85,7 @@ def test_goodput_counts_what_was_kept() -> None:
 
 def test_tpot_is_by_tokens_and_not_by_pieces() -> None:
     """Two pieces with nine tokens, 0.8 s apart: 0.1 s a token after the first."""
-    it = Outcome(1, 0, Kind.CHAT, 0.0, 0.0, 1.8, first_s=1.0, output_tokens=9, gaps=packed([1.0, 1.8]))
+    it = RequestOutcome(1, 0, Kind.CHAT, 0.0, 0.0, 1.8, first_s=1.0, output_tokens=9, gaps=packed([1.0, 1.8]))
     assert it.tpot_s == pytest.approx(0.1)
 
 
@@ -130,7 +130,8 @@ def test_latencies_are_of_whole_answers_only() -> None:
 def test_open_requests_are_counted_where_they_overlap() -> None:
     """Of three, two at once; one that ended when another began was not open with it."""
     them = [
-        Outcome(n, 0, Kind.CHAT, due_s, due_s, ended_s) for n, (due_s, ended_s) in enumerate([(0, 4), (2, 6), (6, 8)])
+        RequestOutcome(n, 0, Kind.CHAT, due_s, due_s, ended_s)
+        for n, (due_s, ended_s) in enumerate([(0, 4), (2, 6), (6, 8)])
     ]
     assert figures.most_open(them, 0.0, 10.0) == 2
     assert figures.most_open(them, 6.0, 10.0) == 1

@@ -11,7 +11,7 @@ import pytest
 from loadtest import report
 from loadtest.__main__ import main
 from loadtest.figures import Figures
-from loadtest.outcomes import Outcome
+from loadtest.outcomes import RequestOutcome
 from loadtest.watch import Sighting
 from tests.loadtest.running import ROOT
 from tests.loadtest.test_figures import about_run, outcome
@@ -22,7 +22,7 @@ EXAMPLE = ROOT / "loadtest" / "example"
 @pytest.fixture(scope="module")
 def run() -> Figures:
     """Load that rises to where a third is late and a few are refused, while a second replica comes."""
-    them: list[Outcome] = []
+    them: list[RequestOutcome] = []
     for step in range(1, 11):
         for n in range(step * 3):
             due_s = (step - 1) * 10 + n * 10 / (step * 3)

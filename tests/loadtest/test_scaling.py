@@ -15,34 +15,34 @@ from ray.serve import autoscaling_policy as ray_policy
 from loadtest import scaling
 from loadtest.scaling import oracle
 from loadtest.scaling.calibration import Measurement, Point, compare, fit, replay, report
-from loadtest.scaling.model import H100_TP2, STARTUP_S, ReplicaModel, Slo
+from loadtest.scaling.model import H100_TP2, STARTUP_S, ReplicaModel, SimulatedSlo
 from loadtest.scaling.policies import Hpa, Ours, ServeDefault, knee_of
 from loadtest.scaling.simulator import Fleet, Policy, Settings, run
-from loadtest.scaling.traces import Call, Shape, stretch
+from loadtest.scaling.traces import Shape, TracedCall, stretch
 from serving.catalog import find
 from serving.engine.autoscale import Bounds, Demand
 
 MODEL = H100_TP2.thinned(16)
-SETTINGS = Settings(MODEL, Slo(), STARTUP_S, max_replicas=30, initial_replicas=4)
+SETTINGS = Settings(MODEL, SimulatedSlo(), STARTUP_S, max_replicas=30, initial_replicas=4)
 MEASURED = Path(scaling.__file__).parent / "measured" / "smollm2-135m-instruct-2-cores.json"
-KNEE = knee_of(MODEL, STARTUP_S, Slo().ttft_s)
+KNEE = knee_of(MODEL, STARTUP_S, SimulatedSlo().ttft_s)
 
 
-def hour(seed: int = 1) -> list[Call]:
+def hour(seed: int = 1) -> list[TracedCall]:
     """An hour of chat calls like Azure's (means of 1,155 and 211 tokens), evenly spread."""
     chance = random.Random(seed)
     return [
-        Call(float(at), round(1 + chance.expovariate(1 / 1155)), round(1 + chance.expovariate(1 / 211)))
+        TracedCall(float(at), round(1 + chance.expovariate(1 / 1155)), round(1 + chance.expovariate(1 / 211)))
         for at in sorted(chance.uniform(0, 3600) for _ in range(19_000))
     ]
 
 
-def window(seed: int, hours: float = 3) -> list[Call]:
+def window(seed: int, hours: float = 3) -> list[TracedCall]:
     """The hours of a day from nine o'clock: the morning's rise and the bursts that fall into it."""
     begins_at, ends_at = 9 * 3600.0, (9 + hours) * 3600.0
     day = stretch(hour(), Shape(top_rate=8.5), seed)
     return [
-        Call(call.arrived_at - begins_at, call.prompt_tokens, call.output_tokens)
+        TracedCall(call.arrived_at - begins_at, call.prompt_tokens, call.output_tokens)
         for call in takewhile(lambda call: call.arrived_at < ends_at, day)
         if call.arrived_at >= begins_at
     ]
@@ -94,7 +94,7 @@ def test_the_oracle_skips_nothing_that_is_better() -> None:
 def test_a_call_alone_takes_its_own_time() -> None:
     """On an idle replica: prefill beside one step a chunk, then one step a token."""
     replica = Fleet(SETTINGS).replicas[0]
-    replica.take(Call(0.0, 1000, 100))
+    replica.take(TracedCall(0.0, 1000, 100))
     done = [one for tick in range(100) for one in replica.advance(tick * 0.5, (tick + 1) * 0.5)]
     chunks = math.ceil(1000 / MODEL.chunk_tokens)
     assert len(done) == 1
@@ -106,7 +106,7 @@ def test_prompts_that_share_a_step_share_its_end() -> None:
     """vLLM fills a step with prompts up to its limit, and all of them get their first token when it ends."""
     replica = Fleet(SETTINGS).replicas[0]
     for _ in range(3):
-        replica.take(Call(0.0, MODEL.chunk_tokens // 2, 10))
+        replica.take(TracedCall(0.0, MODEL.chunk_tokens // 2, 10))
     done = replica.advance(0.0, 60.0)
     step_s = MODEL.chunk_tokens / MODEL.prefill_tokens_per_s + MODEL.step_s(2)
     assert [one.ttft_s for one in done][:2] == [pytest.approx(step_s)] * 2
@@ -117,9 +117,9 @@ def test_a_call_waits_for_the_step_that_runs() -> None:
     """A prompt that comes while a step runs is computed in the next, and those who decode wait for it."""
     replica = Fleet(SETTINGS).replicas[0]
     step_s = MODEL.step_s(1)
-    replica.take(Call(0.0, 1, 100))
+    replica.take(TracedCall(0.0, 1, 100))
     replica.advance(0.0, 10.5 * step_s)
-    late = Call(10.6 * step_s, MODEL.chunk_tokens - 1, 1)
+    late = TracedCall(10.6 * step_s, MODEL.chunk_tokens - 1, 1)
     replica.take(late)
     first, second = sorted(replica.advance(10.5 * step_s, 60.0), key=lambda one: one.finished_at)
     prompt_s = (MODEL.chunk_tokens - 1) / MODEL.prefill_tokens_per_s + MODEL.step_s(2)
@@ -135,7 +135,7 @@ def test_a_replica_computes_no_more_than_it_can() -> None:
     taken = 0
     for tick in range(400):
         for _ in range(4):
-            replica.take(Call(tick * 0.5, 1000 + chance.randrange(1000), 1 + chance.randrange(400)))
+            replica.take(TracedCall(tick * 0.5, 1000 + chance.randrange(1000), 1 + chance.randrange(400)))
             taken += replica.queue[-1].prompt_tokens
         replica.advance(tick * 0.5, (tick + 1) * 0.5)
         assert len(replica.running) <= MODEL.max_running
@@ -147,7 +147,7 @@ def test_a_started_replica_takes_calls_after_its_start() -> None:
     """Replicas cost from the decision on, and serve one start-up later."""
     fleet = Fleet(beginning_with(initial_replicas=0))
     fleet.scale(1, now=0.0)
-    fleet.arrive(Call(STARTUP_S - 5, 100, 10))
+    fleet.arrive(TracedCall(STARTUP_S - 5, 100, 10))
     fleet.route(STARTUP_S - 1)
     assert len(fleet.waiting) == 1
     fleet.route(STARTUP_S)
@@ -155,7 +155,7 @@ def test_a_started_replica_takes_calls_after_its_start() -> None:
 
 
 def beginning_with(initial_replicas: int) -> Settings:
-    return Settings(MODEL, Slo(), STARTUP_S, max_replicas=30, initial_replicas=initial_replicas)
+    return Settings(MODEL, SimulatedSlo(), STARTUP_S, max_replicas=30, initial_replicas=initial_replicas)
 
 
 def test_a_day_repeats_itself_and_keeps_its_source() -> None:

@@ -11,7 +11,7 @@ import pytest
 from loadtest.answers import Answer, ToolCall, Usage
 from loadtest.conversations import TOOLS, Conversation, Voice
 from loadtest.planning import Wish, plan
-from loadtest.scaling.traces import Call
+from loadtest.scaling.traces import TracedCall
 from loadtest.workload import SIZES, Kind, Limits, Session, cut, read_mix, replayed, sessions
 from serving.errors import Refusal
 
@@ -46,7 +46,7 @@ def test_nobody_asks_for_more_than_the_model_takes(context: int) -> None:
     """Prompt and output stay under the context, a document's and a trace's too; what was cut is counted."""
     limits = Limits(context, context)
     assert all(it.prompt_tokens > 0 and it.prompt_tokens + it.output_tokens < context for it in drawn(limits=limits))
-    calls = [Call(0.0, 100_000, 50_000), Call(1.0, 20, 10)]
+    calls = [TracedCall(0.0, 100_000, 50_000), TracedCall(1.0, 20, 10)]
     made = replayed(calls, limits)
     assert all(it.prompt_tokens + it.output_tokens < context for it in made)
     assert (made[1].prompt_tokens, made[1].output_tokens) == (20, 10)

@@ -24,7 +24,7 @@ from serving.errors import Refusal
 from serving.operate import accept, findings, measure, permissions, report
 from serving.operate.checks import Answer
 from serving.operate.findings import Disruption, Equality, Report, Subject, check_disruption, compare, watched
-from serving.operate.measure import Bounds, Greedy, Outcome, Target, percentiles
+from serving.operate.measure import Bounds, Greedy, MeasuredCall, Target, percentiles
 from tests.gateway.world import World, running_gateway
 from tests.operate import fixtures
 from tests.operate.api_server import NAMESPACE, ApiServer, kubeconfig, serving_api
@@ -318,7 +318,7 @@ def test_kv_is_compared_with_the_budget(tmp_path: Path, share: float, answer: An
 
 
 def test_kv_without_metrics_is_unknown_and_says_how(tmp_path: Path) -> None:
-    """Engines answer nobody without the plane secret: the command that gets at them is told."""
+    """Engines require the plane secret for their metrics: the answer names the command that reads them."""
     found, check = accept.kv(Subject("m"), None)
     assert found is None and check.answer is Answer.UNKNOWN
     assert "port-forward" in check.command and "--engine-metrics" in check.command
@@ -331,11 +331,11 @@ def test_kv_without_metrics_is_unknown_and_says_how(tmp_path: Path) -> None:
 # --- Drain and failover -----------------------------------------------------------------------------------------------------
 
 
-def outcome(started_at: float, ended_at: float, error: str = "") -> Outcome:
-    return Outcome(started_at, ended_at, (started_at + 0.1,), 3, 4, error)
+def outcome(started_at: float, ended_at: float, error: str = "") -> MeasuredCall:
+    return MeasuredCall(started_at, ended_at, (started_at + 0.1,), 3, 4, error)
 
 
-EVENT, CUT = "engine_failed in the stream", "cut without a word"
+EVENT, CUT = "engine_failed in the stream", "cut without an error event"
 
 
 @pytest.mark.parametrize(
@@ -352,7 +352,7 @@ EVENT, CUT = "engine_failed in the stream", "cut without a word"
     ],
 )
 def test_what_is_promised_of_an_engine_that_goes(
-    kind: str, engines: int, outcomes: list[Outcome], whole_at: float | None, answer: Answer
+    kind: str, engines: int, outcomes: list[MeasuredCall], whole_at: float | None, answer: Answer
 ) -> None:
     """Drained, it fails nobody. Killed, its own streams end with an error event; later calls never fail. Calls that were
     over before count for nothing, and an only engine's loss proves nothing."""

@@ -24,11 +24,11 @@ from serving.operate.plan import (
     ITL_ERROR,
     TTFT_ERROR,
     Engine,
+    LatencyTarget,
     Plan,
-    Slo,
     broken,
-    engine,
-    load,
+    engine_under,
+    load_at,
     off_by,
     option,
     plan,
@@ -40,7 +40,7 @@ from serving.operate.values import read
 MODEL = catalog.MODELS["gpt-oss-120b"]
 BALANCED = MODEL.profile("balanced", "h100")
 CHAT = Traffic(40.0, 1500.0, 400.0, prefix_share=0.3)
-SLO = Slo(2.0, 0.05)
+SLO = LatencyTarget(2.0, 0.05)
 ARGUMENTS = [
     "plan",
     "--model",
@@ -55,12 +55,12 @@ ARGUMENTS = [
 
 
 def of(traffic: Traffic = CHAT) -> Engine:
-    return engine(MODEL, BALANCED, traffic)
+    return engine_under(MODEL, BALANCED, traffic)
 
 
 def test_little_and_the_step_agree() -> None:
     """Running requests are those that arrive while one is answered, and each step takes what the budget's roofline says."""
-    at = load(of(), CHAT, 4.0)
+    at = load_at(of(), CHAT, 4.0)
     assert at is not None
     assert at.running == pytest.approx(4.0 * 400 * at.itl_s)
     batch = at.running
@@ -73,28 +73,28 @@ def test_little_and_the_step_agree() -> None:
 def test_more_load_is_never_better() -> None:
     """Gap, first token and KV only grow with the rate, until the engine cannot keep up at all."""
     rates = [0.0, 1.0, 4.0, 8.0, 12.0, 16.0]
-    found = [load(of(), CHAT, rate) for rate in rates]
+    found = [load_at(of(), CHAT, rate) for rate in rates]
     served = [it for it in found if it]
     assert len(served) >= 4
     for earlier, later in pairwise(served):
         assert earlier.itl_s < later.itl_s and earlier.ttft_p95_s <= later.ttft_p95_s
-    assert load(of(), CHAT, 1000.0) is None
+    assert load_at(of(), CHAT, 1000.0) is None
 
 
 def test_engines_keep_the_promise_and_one_fewer_would_not() -> None:
     """The number is the smallest: what it names as its limit is what one engine fewer breaks."""
-    for slo in (SLO, Slo(2.0, 0.02), Slo(0.1, 0.05)):
+    for slo in (SLO, LatencyTarget(2.0, 0.02), LatencyTarget(0.1, 0.05)):
         count, limit = replicas(of(), CHAT, slo, CHAT.peak_per_s) or (0, "")
         assert count > 1
-        assert broken(of(), load(of(), CHAT, CHAT.peak_per_s / count), CHAT, slo) == ""
-        assert broken(of(), load(of(), CHAT, CHAT.peak_per_s / (count - 1)), CHAT, slo) == limit != ""
+        assert broken(of(), load_at(of(), CHAT, CHAT.peak_per_s / count), CHAT, slo) == ""
+        assert broken(of(), load_at(of(), CHAT, CHAT.peak_per_s / (count - 1)), CHAT, slo) == limit != ""
 
 
 @pytest.mark.parametrize(("prompt", "output"), [(200.0, 1000.0), (1500.0, 400.0), (8000.0, 50.0)])
 def test_no_engine_is_filled_further_than_the_autoscaler_does(prompt: float, output: float) -> None:
     """With promises that anything keeps, the work of an engine is still at most its share of the knee."""
     traffic = Traffic(100.0, prompt, output)
-    count, _ = replicas(of(traffic), traffic, Slo(1000.0, 10.0), 100.0) or (0, "")
+    count, _ = replicas(of(traffic), traffic, LatencyTarget(1000.0, 10.0), 100.0) or (0, "")
     knee = estimate(MODEL, BALANCED)
     work = 100.0 * (prompt / prefill_tokens_per_s(MODEL, BALANCED) + output / knee.decode_tokens_per_s)
     assert work / count <= FILL
@@ -111,7 +111,9 @@ def test_a_cached_prefix_saves_engines_and_a_peak_costs_them() -> None:
 
 def test_ranges_are_those_of_a_model_that_is_off() -> None:
     """An engine that is slower needs more of them, a faster one fewer: the range holds the number between."""
-    found = option(MODEL, MODEL.profile("throughput", "h100"), Traffic(80.0, 1500.0, 400.0, 0.3), Slo(2.0, 0.03))
+    found = option(
+        MODEL, MODEL.profile("throughput", "h100"), Traffic(80.0, 1500.0, 400.0, 0.3), LatencyTarget(2.0, 0.03)
+    )
     assert found.replicas_low is not None and found.replicas is not None and found.replicas_high is not None
     assert found.replicas_low <= found.replicas <= found.replicas_high
     assert found.replicas_low < found.replicas_high
@@ -142,8 +144,8 @@ def test_some_profiles_are_taken_by_choice_only(name: str) -> None:
 
 def test_a_promise_nobody_can_keep_names_the_nearest() -> None:
     """The refusal says which profile comes nearest, and with what."""
-    with pytest.raises(Refusal, match=r"No profile .* keeps .* 1 ms .* The nearest is \S+ on 8 h100: .* ms"):
-        plan(MODEL, CHAT, Slo(2.0, 0.001), "h100")
+    with pytest.raises(Refusal, match=r"No profile .* meets .* 1 ms .* The nearest is \S+ on 8 h100: .* ms"):
+        plan(MODEL, CHAT, LatencyTarget(2.0, 0.001), "h100")
     with pytest.raises(Refusal, match="exceed the context of 131,072"):
         plan(MODEL, Traffic(1.0, 131_000.0, 400.0), SLO, "h100")
     with pytest.raises(Refusal, match="balanced on h100"):
@@ -182,7 +184,7 @@ def page(made: Plan) -> str:
 def test_the_arithmetic_is_shown_and_labelled() -> None:
     """Every block of figures says that it is computed; nothing claims to be measured by us."""
     text = page(plan(MODEL, CHAT, SLO, "h100"))
-    for expected in ("(all computed)", "busiest minute (computed)", "To order (computed)", "nobody has measured"):
+    for expected in ("(all computed)", "busiest minute (computed)", "To order (computed)", "have not been measured"):
         assert expected in text
     assert "ms / (1 − " in text
 

@@ -115,8 +115,8 @@ def test_another_server_behind_the_service_is_no_gateway(api: ApiServer, serving
     api.proxied[METRICS, "/metrics"] = (200, b"\xff{}{}")
     seen = screen(serving)
     assert {
-        "what answers on the gateway's port is no gateway",
-        "what answers on the metrics port writes no metrics",
+        "the gateway's port does not answer like a gateway",
+        "the metrics port does not answer with metrics",
     } == {it["reason"] for it in seen["unknowns"]}
 
 

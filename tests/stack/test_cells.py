@@ -91,7 +91,7 @@ def test_no_request_fails_while_a_second_cell_comes_goes_and_errs(
     for reports in ((listed, dead), ()):
         cell = SecondCell(port)
         for report in reports:
-            cell.listing.hear(report)
+            cell.listing.record(report)
         until(partial(_was_asked, cell))
         answers += [ask() for _ in range(4)]
         cell.stop()

@@ -1,4 +1,4 @@
-"""Checkpoints: from a name in the catalogue to a folder that vLLM can load. Asked before an engine starts.
+"""Checkpoints: from a name in the catalogue to a folder that vLLM can load. Called before an engine starts.
 
 store           which folder, is it whole, who builds it → `ensure`, `verify`, `listing`
 manifest        file → sha256 and size, written last

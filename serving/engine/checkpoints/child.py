@@ -1,4 +1,4 @@
-"""Child: a recipe runs in its own process, so that torch, vLLM and their memory are gone when the checkpoint is there.
+"""Child: a recipe runs in its own process, so that torch, vLLM and their memory are released when the checkpoint is ready.
 
 The child writes one line a time to its standard output; the first letter says whether it is progress or a refusal.
 Everything libraries print goes to standard error.

@@ -1,4 +1,4 @@
-"""Manifest: what a finished checkpoint consists of, file by file. Written last, so a folder that has one is whole."""
+"""Manifest: the files of a finished checkpoint. Written last, so a folder that has one is complete."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write(folder: Path, model: str, recipe: str) -> None:
 
 
 def read(folder: Path) -> Manifest | None:
-    """The folder's manifest, or None where there is no whole checkpoint."""
+    """The folder's manifest, or None where there is no complete checkpoint."""
     try:
         return msgspec.json.decode((folder / NAME).read_bytes(), type=Manifest)
     except (FileNotFoundError, NotADirectoryError):
@@ -44,7 +44,7 @@ def read(folder: Path) -> Manifest | None:
 
 
 def verify(folder: Path) -> Manifest:
-    """Compare every file with the manifest; raises Refusal that names the first which differs."""
+    """Compare every file with the manifest; raises Refusal that names the first different one."""
     manifest = read(folder)
     if manifest is None:
         raise Refusal(f"There is no finished checkpoint in {folder}: fetch the model first.")
@@ -72,7 +72,7 @@ def compare(folder: Path, checksums: Mapping[str, str]) -> bool:
 
 
 def verify_once(folder: Path, stamps: Path, checksums: Mapping[str, str] = _NO_CHECKSUMS) -> bool:
-    """Compare a checkpoint unless these very files were compared before; False when there is nothing to compare with.
+    """Verify a checkpoint, unless these very files were verified before; False when there is nothing to compare with.
 
     `stamps` is a folder that outlives restarts: reading 60 GiB again costs a minute at each of them.
     """

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-#: Told one line at a time what is being done, how far it is and how long it took.
+#: Called with one line at a time: the current step, its progress, the time it took.
 Report = Callable[[str], None]
 
 
@@ -24,9 +24,9 @@ class Recipe:
     scratch_bytes: int = 0
     """Bytes needed while building, beyond the checkpoint itself."""
     identity: str = ""
-    """What else decides what is built: the address and revision of what is only fetched."""
+    """What else decides what is built: address and revision of a download."""
     resumes: bool = False
-    """Whether a build that was interrupted goes on with what it left."""
+    """Whether an interrupted build resumes from its files."""
 
     def hash(self) -> str:
         """Twelve hex digits over the sources' bytes and the packages' versions."""

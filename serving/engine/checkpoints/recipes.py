@@ -58,4 +58,4 @@ def recipe_of(model: Model) -> Recipe:
     try:
         return RECIPES[model.name]
     except KeyError:
-        raise Refusal(f"Nobody knows how to build {model.name}, which is said to be a {model.source}.") from None
+        raise Refusal(f"There is no recipe for {model.name}, which is said to be a {model.source}.") from None

@@ -1,4 +1,4 @@
-"""Remote: a checkpoint from a model hub or an object store. Run where weights are fetched, never where they are served.
+"""Remote: a checkpoint from a model hub or an object store. Runs where weights are fetched, never where they are served.
 
 Credentials come from the environment, as the two libraries know them: HF_TOKEN, HF_ENDPOINT; AWS_*, GOOGLE_*, AZURE_*.
 Only files at the top of a repository or prefix are taken: some keep the same weights twice more below it.
@@ -33,11 +33,11 @@ from serving.engine.checkpoints.recipe import Report
 from serving.errors import Refusal
 
 _MIB = 2**20
-#: Seconds between two words about how far a download is.
+#: Seconds between two progress lines of a download.
 _REPORT_EVERY_S = 15.0
 #: Bytes of an object that are held in memory at once.
 _CHUNK_BYTES = 16 * _MIB
-#: A file that is not complete yet.
+#: Suffix of an incomplete file.
 _PART = ".part"
 #: A repository's own pages and its weights in other formats.
 _IGNORED = ["*/*", "*.md", "*.png", "*.pdf", "*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx"]
@@ -45,7 +45,7 @@ _IGNORED = ["*/*", "*.md", "*.png", "*.pdf", "*.bin", "*.pt", "*.pth", "*.gguf",
 
 def fetch(source: HubSource | ObjectStoreSource, folder: Path, report: Report) -> None:
     """Put the files of `source` into `folder`; raises Refusal in one sentence that says what to do."""
-    with _told(folder, report):
+    with _progress_reported(folder, report):
         if isinstance(source, HubSource):
             _from_hub(source, folder)
         else:
@@ -67,7 +67,7 @@ def _from_hub(source: HubSource, folder: Path) -> None:
         reason = f"has no revision {source.revision}: correct it"
     except RepositoryNotFoundError:
         reason = "does not exist, or HF_TOKEN may not see it: correct the name or the token"
-    except (LocalEntryNotFoundError, HTTPError):  # it looks at its own cache when it reaches nobody
+    except (LocalEntryNotFoundError, HTTPError):  # without a connection it falls back to its own cache
         reason = "cannot be reached, or is in trouble: check the network, the proxy and HF_ENDPOINT"
     else:
         return
@@ -98,21 +98,21 @@ def _from_object_store(source: ObjectStoreSource, folder: Path) -> None:
 
 
 @contextmanager
-def _told(folder: Path, report: Report) -> Iterator[None]:
-    """Say now and then how much is there."""
+def _progress_reported(folder: Path, report: Report) -> Iterator[None]:
+    """Report every few seconds how much has arrived."""
     is_over = threading.Event()
 
-    def tell() -> None:
+    def repeat() -> None:
         while not is_over.wait(_REPORT_EVERY_S):
             report(f"{sum(path.stat().st_size for path in _files(folder)) // _MIB} MiB are here")
 
-    teller = threading.Thread(target=tell, daemon=True)
-    teller.start()
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
     try:
         yield
     finally:
         is_over.set()
-        teller.join()
+        thread.join()
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -121,7 +121,7 @@ def _files(folder: Path) -> Iterator[Path]:
             if path.is_file():
                 yield path
         except OSError:
-            continue  # it was moved to its place just now
+            continue  # it has just been renamed
 
 
 def main() -> int:

@@ -23,7 +23,7 @@ from serving.engine.checkpoints.recipes import RECIPES, recipe_of
 from serving.errors import Refusal
 
 _MIB = 2**20
-#: Left free for everything else on the same disk (ledger, logs).
+#: Bytes left free for everything else on the same disk (ledger, logs).
 _SPARE_BYTES = 64 * _MIB
 #: Folders of a build that are no part of the checkpoint: ours, and the hub client's notes on what it has fetched.
 _SCRATCHES = (SCRATCH, ".cache")
@@ -39,14 +39,14 @@ class Kept:
     model: Model
     folder: Path
     is_ready: bool
-    """A whole checkpoint of the present recipe is there."""
+    """Is there a complete checkpoint of the current recipe?"""
     size_bytes: int
     outdated: tuple[Path, ...]
     """Checkpoints of other recipes of this model: safe to delete when nothing serves them."""
 
 
 def folder_of(model: Model, home: Path, recipe: Recipe | None = None) -> Path:
-    """Where the checkpoint of `model` lies, or will lie; raises Refusal when nothing here can bring it."""
+    """The folder of `model`'s checkpoint, whether it exists yet or not; raises Refusal when it cannot be built or fetched here."""
     if isinstance(model.source, MountedSource):
         return Path(model.source.path)
     return home / "models" / f"{model.name}-{(recipe or recipe_of(model)).hash()}"
@@ -59,7 +59,7 @@ def ensure(
     recipe: Recipe | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Path:
-    """Return the folder of a whole, verified checkpoint of `model`, building it first when it is missing.
+    """Return the folder of a complete, verified checkpoint of `model`, building it first when it is missing.
 
     A mounted one is only looked at: an engine compares its files before their first load. Raises Refusal, in one
     sentence that says what to do, when the disk is full, a download fails or a file differs from its checksum.
@@ -101,7 +101,7 @@ def _compared(model: Model, folder: Path) -> Path:
 
 
 def listing(home: Path, models: Mapping[str, Model] = MODELS, recipes: Mapping[str, Recipe] = RECIPES) -> list[Kept]:
-    """Every model that is built here or mounted, and what of it is kept."""
+    """Every model that is built or mounted here, and which of its checkpoints are kept."""
     return [
         _found(model) if isinstance(model.source, MountedSource) else _kept(model, home, recipes.get(name))
         for name, model in sorted(models.items())
@@ -138,7 +138,7 @@ def _build(model: Model, recipe: Recipe, folder: Path, report: Report, clock: Ca
 
 @contextmanager
 def _unfinished(folder: Path, resumes: bool) -> Iterator[Path]:
-    """A folder beside `folder`, gone afterwards unless it was renamed, or what is in it shortens the next attempt."""
+    """A scratch folder beside `folder`, deleted afterwards unless it was renamed or lets the next attempt resume."""
     unfinished = _draft(folder)
     unfinished.mkdir(exist_ok=resumes)
     try:
@@ -153,7 +153,7 @@ def _draft(folder: Path) -> Path:
 
 
 def _remove_leftovers(model: Model, models: Path, but: Path | None) -> None:
-    """Only called with the model's lock held, so nobody is building there."""
+    """Only called with the model's lock held, so no other process is building there."""
     for leftover in models.glob(f".{model.name}-{_ANY_HASH}.unfinished"):
         if leftover != but:
             shutil.rmtree(leftover)
@@ -184,7 +184,7 @@ def _refusing_full_disk(model: Model) -> Iterator[None]:
 
 @contextmanager
 def _lock(model: Model, models: Path, report: Report) -> Iterator[None]:
-    """Held by one process at a time; the system releases it when its holder dies."""
+    """A lock for one process at a time; the kernel releases it when its holder dies."""
     models.mkdir(parents=True, exist_ok=True)
     with (models / f".{model.name}.lock").open("w") as lock:
         try:
