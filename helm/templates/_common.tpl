@@ -1,6 +1,6 @@
-{{/* What platform teams put on every object and beside it: commonLabels, commonAnnotations, extraObjects; and what of it is refused. */}}
+{{/* commonLabels, commonAnnotations, extraObjects and aliases of a dependency: what is rendered, and what is refused. */}}
 
-{{/* Sentences about all of these, one a line. */}}
+{{/* Refusals, one sentence per line. */}}
 {{- define "gpt-oss-serving.commonRefusals" -}}
 {{- include "gpt-oss-serving.labelRefusals" . }}
 {{- include "gpt-oss-serving.annotationRefusals" . }}
@@ -8,7 +8,7 @@
 {{- include "gpt-oss-serving.aliasRefusals" . }}
 {{- end -}}
 
-{{/* The chart's own labels select pods and tell `helm`, `serving status` and Prometheus whose an object is. */}}
+{{/* Selectors, `helm`, `serving status` and Prometheus rely on the chart's own labels. */}}
 {{- define "gpt-oss-serving.labelRefusals" }}
 {{- $own := include "gpt-oss-serving.chartLabels" (dict "root" . "component" "any") | fromYaml }}
 {{- $monitoring := .Values.monitoring }}
@@ -29,7 +29,7 @@
 {{- define "gpt-oss-serving.annotationRefusals" }}
 {{- range $key, $_ := .Values.commonAnnotations }}
 {{- if regexMatch "^(meta[.])?helm[.]sh/" $key }}
-commonAnnotations has {{ $key }}, by which Helm decides what to do with an object: on every object it would change installs, upgrades and uninstalls; leave it out.
+commonAnnotations has {{ $key }}, which Helm interprets itself: on every object it would change installs, upgrades and uninstalls; leave it out.
 {{- end }}
 {{- end }}
 {{- end }}
@@ -44,14 +44,14 @@ extraObjects[{{ $index }}] has no metadata.name: name the object.
 {{- end }}
 {{- end }}
 
-{{/* Copies of this chart in one release: their names and labels are told apart by the alias alone. */}}
+{{/* Only the alias distinguishes the names and labels of several copies in one release. */}}
 {{- define "gpt-oss-serving.aliasRefusals" }}
 {{- with include "gpt-oss-serving.alias" . }}
 {{- if $.Values.nameOverride }}
-nameOverride is given to a copy of the chart that its parent calls {{ . }}: the alias is its name, and keeps it apart from other copies; leave nameOverride empty.
+nameOverride is set in a dependency with the alias {{ . }}: the alias is its name and distinguishes it from other copies; leave nameOverride empty.
 {{- end }}
 {{- if regexMatch "-(metrics|cell-[^.]+)$" . }}
-The alias {{ . }} ends like the names of Services of a copy without that ending, which it would collide with: choose another alias.
+The alias {{ . }} could give two Services of this release one name, because it ends like a Service of this chart: choose another alias.
 {{- end }}
 {{- end }}
 {{- end }}

@@ -1,11 +1,11 @@
 {{/*
-Names, labels, images and security: what every object here is made with.
+Names, labels, images and security, shared by all templates.
 A template that needs more than the root context takes a dict; `root` is always `$`.
 */}}
 
 {{/*
-A name that is not longer than it may be. One that is cut ends in eight digits of the whole one's hash: two long names that
-begin alike must not become one. Takes name, most (characters).
+A name, cut to a length. A name that is cut ends in eight digits of the hash of the whole, so that two long names with the same
+beginning stay different. Takes name, most (characters).
 */}}
 {{- define "gpt-oss-serving.cut" -}}
 {{- $name := .name -}}
@@ -19,14 +19,14 @@ begin alike must not become one. Takes name, most (characters).
 {{- include "gpt-oss-serving.cut" (dict "name" (default .Chart.Name .Values.nameOverride) "most" 63) -}}
 {{- end -}}
 
-{{/* The alias under which a parent chart has this one among its dependencies, else nothing. Helm gives it as the chart's name. */}}
+{{/* The alias that a parent chart gives this dependency, else nothing. Helm puts it into the chart's name. */}}
 {{- define "gpt-oss-serving.alias" -}}
 {{- if ne .Chart.Name "gpt-oss-serving" -}}{{- .Chart.Name -}}{{- end -}}
 {{- end -}}
 
 {{/*
-At most 30 characters: KubeRay takes 47 for a RayService's name, which adds `-cell-` and up to 11 of the cell's name.
-The name of an aliased copy always ends in its alias: two copies in a release called like both must not become one.
+At most 30 characters: KubeRay allows 47 for a RayService's name, which adds `-cell-` and up to 11 of the cell's name.
+An aliased copy always has its alias in the name: a release's name may contain several aliases, and the copies must differ.
 */}}
 {{- define "gpt-oss-serving.fullname" -}}
 {{- $name := include "gpt-oss-serving.name" . -}}
@@ -40,7 +40,7 @@ The name of an aliased copy always ends in its alias: two copies in a release ca
 {{- printf "%s-cell-%s" (include "gpt-oss-serving.fullname" .root) .cell -}}
 {{- end -}}
 
-{{/* What selects the pods of a component. Takes root, component (gateway, head, directory, engine, job), and cell where there is one. */}}
+{{/* Labels that select the pods of a component. Takes root, component (gateway, head, directory, engine, job), and cell where there is one. */}}
 {{- define "gpt-oss-serving.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "gpt-oss-serving.name" .root | quote }}
 app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
@@ -81,7 +81,7 @@ labels (its own, a map) where there are such.
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{- end -}}
 
-{{/* The labels of a pod: those of an object but the chart's version, which would restart pods that did not change. */}}
+{{/* The labels of a pod: those of an object without the chart's version, which would restart unchanged pods. */}}
 {{- define "gpt-oss-serving.podLabels" -}}
 {{- include "gpt-oss-serving.over" (list .root.Values.commonLabels (include "gpt-oss-serving.podChartLabels" . | fromYaml)) -}}
 {{- end -}}
@@ -102,7 +102,7 @@ annotations:
 {{- end -}}
 {{- end -}}
 
-{{/* An image's reference. Takes root and image, an entry of `images` ({repository, tag, digest}); a digest wins. */}}
+{{/* An image's reference. Takes root and image, an entry of `images` ({repository, tag, digest}); a digest wins over a tag. */}}
 {{- define "gpt-oss-serving.image" -}}
 {{- $registry := .root.Values.images.registry | trimSuffix "/" -}}
 {{- $name := .image.repository -}}
@@ -123,7 +123,7 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
-{{/* A pod's security, as Pod Security "restricted" wants it. User 0 in the values leaves the choice to the platform. */}}
+{{/* A pod's security context, as Pod Security "restricted" requires. User 0 in the values lets the platform assign one. */}}
 {{- define "gpt-oss-serving.podSecurityContext" -}}
 runAsNonRoot: true
 {{- with .Values.security.runAsUser }}
@@ -133,14 +133,14 @@ runAsGroup: 0
 {{- end }}
 {{- with .Values.security.fsGroup }}
 fsGroup: {{ . | int64 }}
-# A model volume holds few but large files: changing their group at every start would be for nothing.
+# Without this, every start would change the group of every file on the volume.
 fsGroupChangePolicy: OnRootMismatch
 {{- end }}
 seccompProfile:
   type: RuntimeDefault
 {{- end -}}
 
-{{/* A container's security, as Pod Security "restricted" wants it, and a root that nothing writes to. */}}
+{{/* A container's security context, as Pod Security "restricted" requires, with a read-only root file system. */}}
 {{- define "gpt-oss-serving.containerSecurityContext" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
@@ -148,7 +148,7 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
-{{/* Environment of every container of ours: nothing is told to anybody, nothing is fetched, and Python buffers no line. */}}
+{{/* Environment of every container of ours: no telemetry, no downloads, and unbuffered output of Python. */}}
 {{- define "gpt-oss-serving.commonEnv" -}}
 - name: HF_HUB_OFFLINE
   value: "1"
@@ -162,7 +162,7 @@ capabilities:
   value: "1"
 {{- end -}}
 
-{{/* Secrets: given by name, or made once by the chart's Job under these names; never rendered. */}}
+{{/* Secrets: named in the values, or created once by the chart's Job under these names; never rendered. */}}
 {{- define "gpt-oss-serving.planeSecretName" -}}
 {{- .Values.secrets.plane | default (printf "%s-plane" (include "gpt-oss-serving.fullname" .)) -}}
 {{- end -}}
@@ -171,7 +171,7 @@ capabilities:
 {{- .Values.secrets.keys | default (printf "%s-keys" (include "gpt-oss-serving.fullname" .)) -}}
 {{- end -}}
 
-{{/* "true" when the planes speak TLS to each other, else nothing. */}}
+{{/* "true" when gateways and engines use TLS between them, else nothing. */}}
 {{- define "gpt-oss-serving.planeTlsEnabled" -}}
 {{- if or .Values.planeTls.secretName .Values.planeTls.certManager.issuer -}}true{{- end -}}
 {{- end -}}
@@ -194,7 +194,7 @@ key_file: /etc/serving/plane-tls/tls.key
   secret:
     secretName: {{ include "gpt-oss-serving.planeSecretName" . }}
     defaultMode: 0440
-    # The pepper and the first key are in another Secret, which engines never see.
+    # The pepper and the first key are in another Secret, which engine pods do not mount.
     items:
       - key: plane.secret
         path: plane.secret
@@ -206,7 +206,7 @@ key_file: /etc/serving/plane-tls/tls.key
 {{- end }}
 {{- end -}}
 
-{{/* Whole folders, not subPath: a rotated secret must reach running pods. */}}
+{{/* Whole folders, not subPath: Kubernetes updates only those in running pods when a secret is rotated. */}}
 {{- define "gpt-oss-serving.planeVolumeMounts" -}}
 - name: plane
   mountPath: /etc/serving/plane
@@ -222,7 +222,7 @@ key_file: /etc/serving/plane-tls/tls.key
 {{- if include "gpt-oss-serving.planeTlsEnabled" . -}}https{{- else -}}http{{- end -}}
 {{- end -}}
 
-{{/* Where the weights are: the source of a pod's volume, to be named and mounted at /var/lib/serving/models. */}}
+{{/* Source of the volume with the weights, which the caller names and mounts at /var/lib/serving/models. */}}
 {{- define "gpt-oss-serving.modelVolumeSource" -}}
 {{- if .Values.modelVolume.hostPath -}}
 hostPath:
@@ -235,8 +235,8 @@ persistentVolumeClaim:
 {{- end -}}
 
 {{/*
-A quantity as Kubernetes writes it: 1024Gi is 1Ti, 0.5 is 500m, the number 2 is "2". Who writes a RayService back, as KubeRay does,
-changes every other way to say it, and owns what it changed: Helm 4 then refuses the next upgrade. Takes a number or a string.
+A quantity in Kubernetes' canonical form: 1024Gi is 1Ti, 0.5 is 500m, the number 2 is "2". KubeRay writes RayServices back, which
+rewrites any other form and makes KubeRay the field's owner: Helm 4 then refuses the next upgrade. Takes a number or a string.
 */}}
 {{- define "gpt-oss-serving.quantity" -}}
 {{- $text := kindIs "string" . | ternary . (printf "%v" (ternary (int64 .) . (eq (float64 .) (floor .)))) -}}

@@ -1,6 +1,6 @@
 {{/*
-What cannot work: one sentence a line. A cell's own are in cell/_refusals.tpl, old names of values in _renamed.tpl.
-`helm install` prints all of them at once.
+What cannot work is refused here, one sentence per line; `helm install` prints all refusals at once. Others are in
+_common.tpl (commonLabels and the like), cell/_refusals.tpl and _renamed.tpl
 */}}
 {{- define "gpt-oss-serving.refusals" -}}
 {{- $gateway := .Values.gateway -}}
@@ -15,11 +15,11 @@ What cannot work: one sentence a line. A cell's own are in cell/_refusals.tpl, o
 images.registry is empty: name the registry that holds the images, e.g. registry.example.com/gpt-oss-serving.
 {{- end }}
 {{- if eq (include "gpt-oss-serving.weights" .) "[]" }}
-No cell serves a model: name at least one cell in cells, and at least one model in models.
+No cell serves a model: name at least one cell in cells and at least one model in models.
 {{- end }}
 {{- range $alias, $model := .Values.aliases }}
 {{- if has $alias $served }}
-aliases.{{ $alias }} has the name of a served model, which it would hide: call the alias something else.
+aliases.{{ $alias }} has the name of a served model and would hide it: give the alias another name.
 {{- else if not (has $model $served) }}
 aliases.{{ $alias }} is {{ $model }}, which no cell serves: name one of {{ join ", " $served }}, or add it to models.
 {{- end }}
@@ -30,13 +30,13 @@ tests.model is {{ . }}, which no cell serves: name one of {{ join ", " $served }
 {{- end }}
 {{- end }}
 {{- if not (or (include "gpt-oss-serving.planeTlsEnabled" .) .Values.acknowledgePlaintextBetweenPlanes) }}
-Prompts and answers would cross the network between gateways and engines unencrypted: give a certificate in planeTls, or accept it with acknowledgePlaintextBetweenPlanes: true.
+Prompts and answers would cross the network between gateways and engines unencrypted: name a certificate in planeTls, or accept this with acknowledgePlaintextBetweenPlanes: true.
 {{- end }}
 {{- if and (gt (int $gateway.replicas) 1) (not $isShared) }}
-gateway.replicas is {{ $gateway.replicas }} and there is no shared store: several gateways need PostgreSQL (store.postgresql.secretName), or gateway.replicas: 1.
+gateway.replicas is {{ $gateway.replicas }} and there is no shared store: set gateway.replicas to 1, or name PostgreSQL's Secret in store.postgresql.secretName.
 {{- end }}
 {{- if and $gateway.autoscaling.enabled (not $isShared) }}
-gateway.autoscaling is enabled and there is no shared store: SQLite serves exactly one gateway; name PostgreSQL's Secret in store.postgresql.secretName.
+gateway.autoscaling is enabled and there is no shared store: SQLite works with exactly one gateway; name PostgreSQL's Secret in store.postgresql.secretName.
 {{- end }}
 {{- if and $gateway.autoscaling.enabled (gt (int $gateway.autoscaling.minReplicas) (int $gateway.autoscaling.maxReplicas)) }}
 gateway.autoscaling.minReplicas is above maxReplicas.
@@ -44,54 +44,54 @@ gateway.autoscaling.minReplicas is above maxReplicas.
 {{- $needed := add $gateway.preStopSleepS (ceil $gateway.settings.drain_timeout_s) }}
 {{- with $gateway.terminationGracePeriodSeconds }}
 {{- if le (int64 .) $needed }}
-gateway.terminationGracePeriodSeconds is {{ . }}, and a stopping gateway may take {{ $needed }} s (preStopSleepS + drain_timeout_s): running answers would be cut; raise it, or set it to 0 to have it derived.
+gateway.terminationGracePeriodSeconds is {{ . }}, and a stopping gateway may take {{ $needed }} s (preStopSleepS + drain_timeout_s): running answers would be cut off; raise it, or set it to 0 to have the chart compute it.
 {{- end }}
 {{- end }}
 {{- if lt (float64 $gateway.settings.drain_timeout_s) 1.0 }}
-gateway.settings.drain_timeout_s is {{ $gateway.settings.drain_timeout_s }}: a stopping gateway would cut every running answer; give it a second at least, and request_total_s ({{ $gateway.timeouts.request_total_s }}) or more to cut none.
+gateway.settings.drain_timeout_s is {{ $gateway.settings.drain_timeout_s }}: a stopping gateway would cut off every running answer; set at least 1 s, or request_total_s ({{ $gateway.timeouts.request_total_s }}) or more to let all of them finish.
 {{- end }}
 {{- if gt (len $edges) 1 }}
-{{ join " and " $edges }} are enabled together: choose one way in.
+{{ join " and " $edges }} are enabled together: enable one of them.
 {{- end }}
 {{- range $name, $tls := dict "gateway.tls" $gateway.tls "gateway.ingress.tls" $gateway.ingress.tls "planeTls" .Values.planeTls }}
 {{- if and $tls.secretName $tls.certManager.issuer }}
-{{ $name }} names a Secret and a cert-manager issuer: give one of them.
+{{ $name }} names both a Secret and a cert-manager issuer: name only one.
 {{- end }}
 {{- end }}
 {{- if and $gateway.ingress.enabled (not $gateway.ingress.host) }}
 gateway.ingress.host is empty: name the host that clients use.
 {{- end }}
 {{- if and $gateway.httpRoute.enabled (not $gateway.httpRoute.parentRefs) }}
-gateway.httpRoute.parentRefs is empty: name the Gateway that the route belongs to.
+gateway.httpRoute.parentRefs is empty: name the Gateway that the route attaches to.
 {{- end }}
 {{- if and $gateway.httpRoute.enabled $hasTls }}
-gateway.httpRoute and gateway.tls are given together: an HTTPRoute speaks plain HTTP to what is behind it; let its Gateway end TLS.
+gateway.httpRoute and gateway.tls are given together: an HTTPRoute speaks plain HTTP to its backend; remove gateway.tls and terminate TLS at the Gateway.
 {{- end }}
 {{- if $gateway.route.enabled }}
 {{- if not .Values.openshift }}
 gateway.route is enabled and openshift is not: Routes are OpenShift's; use gateway.ingress or gateway.httpRoute.
 {{- end }}
 {{- if and (eq $gateway.route.termination "edge") $hasTls }}
-gateway.route.termination is edge and gateway.tls is given: the router would speak plain HTTP to a gateway that wants TLS; use reencrypt or passthrough.
+gateway.route.termination is edge and gateway.tls is given: the router would speak plain HTTP to a gateway that expects TLS; use reencrypt or passthrough.
 {{- end }}
 {{- if and (ne $gateway.route.termination "edge") (not $hasTls) }}
-gateway.route.termination is {{ $gateway.route.termination }} and the gateway has no certificate: give one in gateway.tls, or use edge.
+gateway.route.termination is {{ $gateway.route.termination }} and the gateway has no certificate: name one in gateway.tls, or use edge.
 {{- end }}
 {{- end }}
 {{- if and .Values.openshift (or .Values.security.runAsUser .Values.security.fsGroup) }}
-openshift is set and so is a user or group id: OpenShift gives each namespace a range of its own; set security.runAsUser and security.fsGroup to 0.
+openshift is set and so is a user or group id: OpenShift assigns ids from each namespace's own range; set security.runAsUser and security.fsGroup to 0.
 {{- end }}
 {{- if and .Values.networkPolicy.enabled $isShared (not .Values.networkPolicy.postgresql.peers) }}
-networkPolicy.postgresql.peers is empty: gateways could not reach the database; say where it is, or set networkPolicy.enabled to false.
+networkPolicy.postgresql.peers is empty: gateways could not reach the database; list its peers, or set networkPolicy.enabled to false.
 {{- end }}
 {{- $tracing := or .Values.gateway.settings.traces_endpoint (.Values.engine.settings | default dict).traces_endpoint }}
 {{- if and .Values.networkPolicy.enabled $tracing (not .Values.networkPolicy.traces.peers) }}
-networkPolicy.traces.peers is empty: nobody could reach the collector of traces; say where it is, or set networkPolicy.enabled to false.
+networkPolicy.traces.peers is empty: no pod could reach the trace collector; list its peers, or set networkPolicy.enabled to false.
 {{- end }}
 {{- if and .Values.networkPolicy.enabled (include "gpt-oss-serving.makesSecrets" .) (not .Values.networkPolicy.apiServer.cidrs) }}
-networkPolicy.apiServer.cidrs is empty: the Job that makes the Secrets could not reach the API server; say where it is, or make them yourself and name them in secrets.
+networkPolicy.apiServer.cidrs is empty: the Job that creates the Secrets could not reach the API server; list its CIDRs, or create the Secrets yourself and name them in secrets.
 {{- end }}
 {{- if and .Values.modelVolume.hostPath (ne .Values.weights.job "none") }}
-modelVolume.hostPath is given and weights.job is {{ .Values.weights.job }}: a Job runs on one node and would fill or verify that one alone; set weights.job to none.
+modelVolume.hostPath is given and weights.job is {{ .Values.weights.job }}: a Job runs on one node and would fill or verify only that node; set weights.job to none.
 {{- end }}
 {{- end -}}

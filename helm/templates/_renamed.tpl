@@ -1,7 +1,6 @@
 {{/*
-Values that have another name since a release: one sentence a line for those that are given under the old one. The table
-is files/renamed.yaml (old: new, dots between keys); the schema lets old names through to here, so that the answer is the
-new name and not "additional properties".
+Renamed values: one sentence per line for each that is given under its old name. The table is files/renamed.yaml (old: new, dots
+between keys). The schema accepts old names, so that the refusal here can give the new name instead of "additional properties".
 */}}
 {{- define "gpt-oss-serving.renamed" -}}
 {{- range $old, $new := .Files.Get "files/renamed.yaml" | fromYaml }}

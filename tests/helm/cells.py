@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -73,7 +74,7 @@ class Cell(NamedTuple):
     @property
     def serve(self) -> Object:
         """What Serve is told."""
-        return yaml.safe_load(self.spec["serveConfigV2"])  # type: ignore[no-any-return]
+        return yaml.load(self.spec["serveConfigV2"], Loader=yaml.CSafeLoader)  # type: ignore[no-any-return]
 
     @property
     def applications(self) -> dict[str, Object]:
@@ -101,8 +102,8 @@ class Cell(NamedTuple):
 
 def cells(values: Object, *value_files: Path) -> dict[str, Cell]:
     """All cells of the release, by name."""
-    objects, whole = render(values, *value_files), _read(CHART / "values.yaml")
-    for given in (*map(_read, value_files), GIVEN, values):
+    objects, whole = render(values, *value_files), read(CHART / "values.yaml")
+    for given in (*map(read, value_files), GIVEN, values):
         whole = _over(whole, given)
     found: dict[str, Cell] = {}
     for it in objects:
@@ -123,8 +124,14 @@ def environment(template: Object) -> dict[str, str | None]:
     return {it["name"]: it.get("value") for it in container(template)["env"]}
 
 
-def _read(path: Path) -> Object:
-    return yaml.safe_load(path.read_text()) or {}
+def read(path: Path) -> Object:
+    """A values file; each caller gets a copy of its own."""
+    return copy.deepcopy(_parsed(path))
+
+
+@cache
+def _parsed(path: Path) -> Object:
+    return yaml.load(path.read_text(), Loader=yaml.CSafeLoader) or {}
 
 
 def _over(base: Object, values: Object) -> Object:

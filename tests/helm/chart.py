@@ -6,12 +6,12 @@ import json
 import subprocess
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import yaml
 
 from tests.helm.cells import CHART, Object, helm_binary
+from tests.helm.cells import read as read
 
 EVERY_KEY = CHART / "ci" / "every-key-values.yaml"
 #: Values files that ship, by name.
@@ -26,10 +26,16 @@ CLUSTER_SCOPED = {
 
 
 def helm(*arguments: str, values: Object | None = None) -> subprocess.CompletedProcess[str]:
-    """One run of helm, with these values on its standard input."""
+    """A run of helm, with these values on its standard input. Cached: a chart must not change between two equal runs."""
+    return _helm(arguments, None if values is None else json.dumps(values))
+
+
+@cache
+def _helm(arguments: tuple[str, ...], values: str | None) -> subprocess.CompletedProcess[str]:
     given = [] if values is None else ["--values", "-"]
-    text = None if values is None else json.dumps(values)
-    return subprocess.run([helm_binary(), *arguments, *given], input=text, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [helm_binary(), *arguments, *given], input=values, capture_output=True, text=True, check=False
+    )
 
 
 @cache
@@ -86,7 +92,3 @@ def leaves(values: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ..
         for key, value in values.items():
             yield (*path, key)
             yield from leaves(value, (*path, key))
-
-
-def read(path: Path) -> Object:
-    return yaml.safe_load(path.read_text()) or {}

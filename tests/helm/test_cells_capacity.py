@@ -88,7 +88,7 @@ def test_notes_carry_numbers_of_pods_into_the_running_cluster(two: dict[str, Cel
 
 
 def test_notes_give_the_commands_of_a_pause() -> None:
-    """Whoever pauses a cell is told how to wait for it."""
+    """For a paused cell, the notes have the command that waits for its pods."""
     said = _notes("--set", "cells.a.paused=true")
 
     assert "wait --for=delete pod -l gpt-oss-serving/cell=a,app.kubernetes.io/instance=test" in said

@@ -71,15 +71,15 @@ REFUSED: dict[str, tuple[Object, str]] = {
     ),
     "CPUs and GPUs in one cell": (
         {"models": [{"name": "gpt-oss-20b"}, {"name": "smollm2-135m-instruct", "profile": "cpu"}]},
-        "smollm2-135m-instruct on CPUs and gpt-oss-20b on GPUs: their engines are two images",
+        "smollm2-135m-instruct on CPUs and gpt-oss-20b on GPUs: they need two engine images",
     ),
     "CPU engines in the image for GPUs": (
         {"models": [{"name": "smollm2-135m-instruct", "profile": "cpu"}]},
-        "Cell a has smollm2-135m-instruct on CPUs and `images.engine.repository` is engine-gpu, vLLM's build for GPUs: name the one for CPUs, engine-cpu.",
+        "Cell a has smollm2-135m-instruct on CPUs and `images.engine.repository` is engine-gpu, vLLM's GPU build: use the CPU build, engine-cpu.",
     ),
     "GPU engines in the image for CPUs": (
         {"cells": {"a": {}, "b": {"images": {"engine": {"repository": "team/engine-cpu"}}}}},
-        "Cell b has gpt-oss-120b on GPUs and `images.engine.repository` is team/engine-cpu, vLLM's build for CPUs: name the one for GPUs, engine-gpu.",
+        "Cell b has gpt-oss-120b on GPUs and `images.engine.repository` is team/engine-cpu, vLLM's CPU build: use the GPU build, engine-gpu.",
     ),
     "fewer pods than the minimum needs": (
         _model(min_replicas=3, max_replicas=3) | {"groups": {"h100x2": {"pods": 2}}},
@@ -93,11 +93,11 @@ REFUSED: dict[str, tuple[Object, str]] = {
         {"groups": {"h100x16": {"pods": 1}}},
         "`groups.h100x16` asks for pods of 16 GPUs and a node has 8",
     ),
-    "a group that is no shape": ({"groups": {"large": {"pods": 1}}}, "`groups.large` is no shape"),
-    "no pod for a CPU engine": (CPU_DEMO | {"groups": {"cpu": {"pods": 0}}}, "Cell a has no pods of cpu"),
+    "a group that is not a shape": ({"groups": {"large": {"pods": 1}}}, "`groups.large` is not a shape"),
+    "no pod for a CPU engine": (CPU_DEMO | {"groups": {"cpu": {"pods": 0}}}, "Cell a has no pods in group cpu"),
     "a drain longer than the grace": (
         {"engine": {"settings": {"drain_timeout_s": 630}}},
-        "`engine.settings.drain_timeout_s` is 630 and pods are killed after 720 seconds: streams would be cut. Drain in 629 at most",
+        "`engine.settings.drain_timeout_s` is 630 and pods are killed after 720 seconds: streams would be cut off. Set it to 629 or less",
     ),
     "a start longer than pods wait": (
         {"engine": {"settings": {"load_mib_per_s": 10}}},
@@ -113,15 +113,15 @@ REFUSED: dict[str, tuple[Object, str]] = {
     ),
     "a node's folder without the exemption": (
         {"modelVolume": {"hostPath": "/mnt/models"}, "weights": {"job": "none"}},
-        "say so with `engine.podSecurityExemptions: [hostPath]`",
+        "set `engine.podSecurityExemptions: [hostPath]`",
     ),
     "a claim and a node's folder": (
         {"modelVolume": {"hostPath": "/mnt/models", "existingClaim": "models"}, "weights": {"job": "none"}},
-        "`modelVolume` names a claim and a node's folder",
+        "`modelVolume` names both a claim and a node's folder",
     ),
     "RDMA without the exemption": (
         {"engine": {"rdma": {"enabled": True}}},
-        "say so with `engine.podSecurityExemptions: [IPC_LOCK]`",
+        "set `engine.podSecurityExemptions: [IPC_LOCK]`",
     ),
     "a name too long": (
         {"cells": {"a-very-long-name-of-a-cell-in-some-datacenter": {}}},
@@ -154,7 +154,7 @@ def test_an_image_of_another_name_may_be_either_build() -> None:
 
 
 def test_all_sentences_come_at_once() -> None:
-    """Whoever has made two mistakes is told both."""
+    """Two mistakes are answered with both sentences."""
     said = refusal({"models": [{"name": "gpt-5"}, {"name": "gpt-oss-120b", "tensor": 3}]})
 
     assert "There is no model called 'gpt-5'" in said

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.helm.cells import Object, Refused, refusal, render
+from tests.helm.cells import CHART, Object, Refused, refusal, render
 from tests.helm.chart import EXAMPLES, helm, named, pods
 from tests.helm.test_refusals import sentences
 
@@ -18,7 +18,7 @@ COMMON: Object = {"commonLabels": LABELS, "commonAnnotations": ANNOTATIONS}
 
 @pytest.mark.parametrize("name", ["production", "openshift"])
 def test_every_object_and_every_pod_has_the_common_labels(name: str) -> None:
-    """On every object, hooks and tests too, and on every pod, whoever creates it."""
+    """On every object, hooks and tests too, and on every pod, those that KubeRay creates included."""
     objects = render(COMMON, EXAMPLES[name])
 
     assert [it["metadata"]["name"] for it in objects if not it["metadata"]["labels"].items() >= LABELS.items()] == []
@@ -102,7 +102,7 @@ CLASHES: dict[str, tuple[Object, str]] = {
     ),
     "a hook of everything": (
         {"commonAnnotations": {"helm.sh/hook": "pre-install"}},
-        "commonAnnotations has helm.sh/hook, by which Helm decides what to do with an object: on every object it would change installs, upgrades and uninstalls; leave it out.",
+        "commonAnnotations has helm.sh/hook, which Helm interprets itself: on every object it would change installs, upgrades and uninstalls; leave it out.",
     ),
     "an object without a name": (
         {"extraObjects": [{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {}}]},
@@ -141,7 +141,7 @@ def test_disabled_it_renders_nothing() -> None:
     """`enabled: false` leaves no object, extra ones included, asks for no value, and the notes say so."""
     extra = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x"}}
     whole: Object = {"enabled": False, "extraObjects": [extra]}
-    bare = helm("install", "test", "helm", "--dry-run=client", values=whole)
+    bare = helm("install", "test", str(CHART), "--dry-run=client", values=whole)
 
     assert render(whole, EXAMPLES["production"]) == render(whole, EXAMPLES["openshift"]) == []
     assert bare.returncode == 0 and "kind:" not in bare.stdout

@@ -100,8 +100,8 @@ def test_an_alias_that_cannot_keep_copies_apart_is_refused(parent: Parent) -> No
         "template", "x", str(chart), values={"east-metrics": off, "west": GIVEN | {"nameOverride": "llm"}}
     ).stderr
 
-    assert "* The alias east-metrics ends like the names of Services of a copy without that ending" in ends
-    assert "* nameOverride is given to a copy of the chart that its parent calls west" in overridden
+    assert "* The alias east-metrics could give two Services of this release one name" in ends
+    assert "* nameOverride is set in a dependency with the alias west" in overridden
 
 
 def _rendered(chart: Path, values: Object, release: str = "test") -> list[Object]:

@@ -299,7 +299,7 @@ def test_idle_connections_outlive_common_load_balancers() -> None:
 def test_no_service_becomes_a_setting() -> None:
     """Kubernetes writes every Service into the environment, and SERVING_… is refused by the settings: links are off."""
     result = helm("template", "serving", str(CHART), "--values", str(FILES["cpu-demo"]))
-    found = list(pods([it for it in yaml.safe_load_all(result.stdout) if it]))
+    found = list(pods([it for it in yaml.load_all(result.stdout, Loader=yaml.CSafeLoader) if it]))
 
     assert found and all(pod.spec["enableServiceLinks"] is False for pod in found)
 

@@ -1,4 +1,4 @@
-"""NOTES: a checklist whose commands are real, and which says what an installation is not."""
+"""NOTES: a checklist whose commands exist, and a list of the installation's known gaps."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def notes(values: Object) -> str:
 
 
 def test_the_checklist() -> None:
-    """Wait, key, question, test, tenants, backup: numbered and in this order, with names that exist."""
+    """Wait, key, request, test, tenants, backup: numbered and in this order, with names that exist."""
     said, objects = notes({}), render({})
 
     assert re.findall(r"^(\d)\. (\w+)", said, re.M) == [
-        ("1", "Wait"), ("2", "Get"), ("3", "Ask"), ("4", "Have"), ("5", "Make"), ("6", "Back"),
+        ("1", "Wait"), ("2", "Get"), ("3", "Send"), ("4", "Run"), ("5", "Create"), ("6", "Back"),
     ]  # fmt: skip
     for kind, name in re.findall(r"(deployment|service)/(\S+)", said):
         assert named(objects, kind.title(), name)
@@ -33,7 +33,7 @@ def test_the_checklist() -> None:
 
 
 def test_every_serving_command_exists() -> None:
-    """What the notes tell an operator to type is a command of this package."""
+    """Every `serving` command in the notes is a command of this package."""
     for line in re.findall(r"serving (?:--settings \S+ |status|tenants|keys|backup)[^\n']*", notes({})):
         words = [word for word in line.split()[1:] if not word.startswith(("-", "/"))]
         command = [word for word in words if word.islower()]
@@ -49,7 +49,7 @@ NOT_SO: dict[str, tuple[Object, str]] = {
     ),
     "other ingress": (
         {"gateway": {"ingress": {"enabled": True, "host": "x", "controller": "other"}}},
-        "Not set: the ingress controller's buffering and time-outs",
+        "Not set: the ingress controller's buffering and timeouts",
     ),
     "sqlite": ({}, "Not redundant: one gateway on SQLite"),
     "one gateway": (
@@ -61,15 +61,15 @@ NOT_SO: dict[str, tuple[Object, str]] = {
     ),
     "short drain": (
         {"gateway": {"settings": {"drain_timeout_s": 30}}},
-        "Not waited for: answers that take longer than 30 s",
+        "Cut off: answers that take longer than 30 s",
     ),
     "short drain of engines": (
         {"engine": {"settings": {"drain_timeout_s": 60}}},
-        "Not waited for: answers that take longer than 60 s when an engine leaves",
+        "Cut off: answers that take longer than 60 s when an engine is drained",
     ),
-    "open network": ({"networkPolicy": {"enabled": False}}, "Not closed: the network"),
-    "no alert": ({}, "Not watched"),
-    "no redis": ({}, "Not restartable: Ray's heads"),
+    "open network": ({"networkPolicy": {"enabled": False}}, "Not isolated: the network"),
+    "no alert": ({}, "Not monitored"),
+    "no redis": ({}, "Not fault tolerant: Ray's heads"),
 }
 
 

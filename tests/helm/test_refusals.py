@@ -14,15 +14,15 @@ ISSUER: Object = {"issuer": "company"}
 REFUSED: dict[str, tuple[Object, str]] = {
     "several gateways on SQLite": (
         {"gateway": {"replicas": 2}},
-        "gateway.replicas is 2 and there is no shared store: several gateways need PostgreSQL (store.postgresql.secretName), or gateway.replicas: 1.",
+        "gateway.replicas is 2 and there is no shared store: set gateway.replicas to 1, or name PostgreSQL's Secret in store.postgresql.secretName.",
     ),
     "autoscaling on SQLite": (
         {"gateway": {"autoscaling": {"enabled": True}}},
-        "gateway.autoscaling is enabled and there is no shared store: SQLite serves exactly one gateway; name PostgreSQL's Secret in store.postgresql.secretName.",
+        "gateway.autoscaling is enabled and there is no shared store: SQLite works with exactly one gateway; name PostgreSQL's Secret in store.postgresql.secretName.",
     ),
     "no model": (
         {"models": []},
-        "No cell serves a model: name at least one cell in cells, and at least one model in models.",
+        "No cell serves a model: name at least one cell in cells and at least one model in models.",
     ),
     "autoscaling upside down": (
         {
@@ -42,7 +42,7 @@ REFUSED: dict[str, tuple[Object, str]] = {
     ),
     "an alias before a model": (
         {"models": [{"name": "gpt-oss-120b"}, {"name": "gpt-oss-20b"}], "aliases": {"gpt-oss-20b": "gpt-oss-120b"}},
-        "aliases.gpt-oss-20b has the name of a served model, which it would hide: call the alias something else.",
+        "aliases.gpt-oss-20b has the name of a served model and would hide it: give the alias another name.",
     ),
     "a test of nobody": (
         {"tests": {"model": "gpt-oss-20b"}},
@@ -50,11 +50,11 @@ REFUSED: dict[str, tuple[Object, str]] = {
     ),
     "no time to drain": (
         {"gateway": {"settings": {"drain_timeout_s": 0}}},
-        "gateway.settings.drain_timeout_s is 0: a stopping gateway would cut every running answer; give it a second at least, and request_total_s (590) or more to cut none.",
+        "gateway.settings.drain_timeout_s is 0: a stopping gateway would cut off every running answer; set at least 1 s, or request_total_s (590) or more to let all of them finish.",
     ),
     "drain longer than grace": (
         {"gateway": {"terminationGracePeriodSeconds": 600}},
-        "gateway.terminationGracePeriodSeconds is 600, and a stopping gateway may take 605 s (preStopSleepS + drain_timeout_s): running answers would be cut; raise it, or set it to 0 to have it derived.",
+        "gateway.terminationGracePeriodSeconds is 600, and a stopping gateway may take 605 s (preStopSleepS + drain_timeout_s): running answers would be cut off; raise it, or set it to 0 to have the chart compute it.",
     ),
     "Ingress and Route": (
         {
@@ -62,7 +62,7 @@ REFUSED: dict[str, tuple[Object, str]] = {
             "security": {"runAsUser": 0, "fsGroup": 0},
             "gateway": {"ingress": {"enabled": True, "host": "x"}, "route": {"enabled": True}},
         },
-        "gateway.ingress and gateway.route are enabled together: choose one way in.",
+        "gateway.ingress and gateway.route are enabled together: enable one of them.",
     ),
     "Ingress and HTTPRoute": (
         {
@@ -71,19 +71,19 @@ REFUSED: dict[str, tuple[Object, str]] = {
                 "httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]},
             }
         },
-        "gateway.httpRoute and gateway.ingress are enabled together: choose one way in.",
+        "gateway.httpRoute and gateway.ingress are enabled together: enable one of them.",
     ),
     "gateway's certificate twice": (
         {"gateway": {"tls": {"secretName": "x", "certManager": ISSUER}}},
-        "gateway.tls names a Secret and a cert-manager issuer: give one of them.",
+        "gateway.tls names both a Secret and a cert-manager issuer: name only one.",
     ),
     "Ingress' certificate twice": (
         {"gateway": {"ingress": {"enabled": True, "host": "x", "tls": {"secretName": "x", "certManager": ISSUER}}}},
-        "gateway.ingress.tls names a Secret and a cert-manager issuer: give one of them.",
+        "gateway.ingress.tls names both a Secret and a cert-manager issuer: name only one.",
     ),
     "planes' certificate twice": (
         {"planeTls": {"secretName": "x", "certManager": ISSUER}},
-        "planeTls names a Secret and a cert-manager issuer: give one of them.",
+        "planeTls names both a Secret and a cert-manager issuer: name only one.",
     ),
     "no host": (
         {"gateway": {"ingress": {"enabled": True}}},
@@ -91,7 +91,7 @@ REFUSED: dict[str, tuple[Object, str]] = {
     ),
     "no parent": (
         {"gateway": {"httpRoute": {"enabled": True}}},
-        "gateway.httpRoute.parentRefs is empty: name the Gateway that the route belongs to.",
+        "gateway.httpRoute.parentRefs is empty: name the Gateway that the route attaches to.",
     ),
     "HTTPRoute to a gateway with TLS": (
         {
@@ -100,7 +100,7 @@ REFUSED: dict[str, tuple[Object, str]] = {
                 "tls": {"secretName": "x"},
             }
         },
-        "gateway.httpRoute and gateway.tls are given together: an HTTPRoute speaks plain HTTP to what is behind it; let its Gateway end TLS.",
+        "gateway.httpRoute and gateway.tls are given together: an HTTPRoute speaks plain HTTP to its backend; remove gateway.tls and terminate TLS at the Gateway.",
     ),
     "Route elsewhere": (
         {"gateway": {"route": {"enabled": True}}},
@@ -112,7 +112,7 @@ REFUSED: dict[str, tuple[Object, str]] = {
             "security": {"runAsUser": 0, "fsGroup": 0},
             "gateway": {"route": {"enabled": True}, "tls": {"secretName": "x"}},
         },
-        "gateway.route.termination is edge and gateway.tls is given: the router would speak plain HTTP to a gateway that wants TLS; use reencrypt or passthrough.",
+        "gateway.route.termination is edge and gateway.tls is given: the router would speak plain HTTP to a gateway that expects TLS; use reencrypt or passthrough.",
     ),
     "passthrough without TLS": (
         {
@@ -120,27 +120,27 @@ REFUSED: dict[str, tuple[Object, str]] = {
             "security": {"runAsUser": 0, "fsGroup": 0},
             "gateway": {"route": {"enabled": True, "termination": "passthrough"}},
         },
-        "gateway.route.termination is passthrough and the gateway has no certificate: give one in gateway.tls, or use edge.",
+        "gateway.route.termination is passthrough and the gateway has no certificate: name one in gateway.tls, or use edge.",
     ),
     "a fixed user on OpenShift": (
         {"openshift": True},
-        "openshift is set and so is a user or group id: OpenShift gives each namespace a range of its own; set security.runAsUser and security.fsGroup to 0.",
+        "openshift is set and so is a user or group id: OpenShift assigns ids from each namespace's own range; set security.runAsUser and security.fsGroup to 0.",
     ),
     "an unreachable database": (
         {"store": POSTGRESQL},
-        "networkPolicy.postgresql.peers is empty: gateways could not reach the database; say where it is, or set networkPolicy.enabled to false.",
+        "networkPolicy.postgresql.peers is empty: gateways could not reach the database; list its peers, or set networkPolicy.enabled to false.",
     ),
     "an unreachable collector": (
         {"engine": {"settings": {"traces_endpoint": "http://collector:4318/v1/traces"}}},
-        "networkPolicy.traces.peers is empty: nobody could reach the collector of traces; say where it is, or set networkPolicy.enabled to false.",
+        "networkPolicy.traces.peers is empty: no pod could reach the trace collector; list its peers, or set networkPolicy.enabled to false.",
     ),
     "an unreachable API server": (
         {"networkPolicy": {"apiServer": {"cidrs": []}}},
-        "networkPolicy.apiServer.cidrs is empty: the Job that makes the Secrets could not reach the API server; say where it is, or make them yourself and name them in secrets.",
+        "networkPolicy.apiServer.cidrs is empty: the Job that creates the Secrets could not reach the API server; list its CIDRs, or create the Secrets yourself and name them in secrets.",
     ),
     "fetching onto one node of many": (
         {"modelVolume": {"hostPath": "/models"}, "engine": {"podSecurityExemptions": ["hostPath"]}},
-        "modelVolume.hostPath is given and weights.job is fetch: a Job runs on one node and would fill or verify that one alone; set weights.job to none.",
+        "modelVolume.hostPath is given and weights.job is fetch: a Job runs on one node and would fill or verify only that node; set weights.job to none.",
     ),
 }
 
@@ -159,7 +159,7 @@ def test_a_bare_install_says_what_it_needs() -> None:
 
     assert sentences(bare.stderr) == [
         "images.registry is empty: name the registry that holds the images, e.g. registry.example.com/gpt-oss-serving.",
-        "Prompts and answers would cross the network between gateways and engines unencrypted: give a certificate in planeTls, or accept it with acknowledgePlaintextBetweenPlanes: true.",
+        "Prompts and answers would cross the network between gateways and engines unencrypted: name a certificate in planeTls, or accept this with acknowledgePlaintextBetweenPlanes: true.",
     ]
 
 

@@ -177,7 +177,7 @@ def _names(release: str, *arguments: str) -> set[tuple[str, str]]:
     """Kind and name of every object of a release."""
     result = helm("template", release, str(CHART), "--values", str(EXAMPLES["dgx-2"]), *arguments)
     assert not result.returncode, result.stderr
-    return {(it["kind"], it["metadata"]["name"]) for it in yaml.safe_load_all(result.stdout) if it}
+    return {(it["kind"], it["metadata"]["name"]) for it in yaml.load_all(result.stdout, Loader=yaml.CSafeLoader) if it}
 
 
 def test_the_chart_carries_the_packages_version() -> None:

@@ -38,7 +38,7 @@ def test_the_page_is_in_step() -> None:
 
 @pytest.mark.parametrize("value", [it for it in VALUES if not it.is_group], ids=lambda it: ".".join(it.path))
 def test_every_value_has_a_comment(value: chart_schema.Value) -> None:
-    """Whoever reads a value finds above it what it means."""
+    """The comment above each value says what it means."""
     assert value.comment.endswith((".", ":")), value.path
     assert len(value.comment) > 10
 

@@ -65,7 +65,7 @@ def stream() -> None:
 
 
 def wrong_key() -> None:
-    """No answer for a key that nobody made, nor without one."""
+    """No answer for a key that was never issued, nor without one."""
     for headers in ({"Authorization": f"Bearer {NOBODYS_KEY}"}, {}):
         try:
             _reached("/v1/models", headers).close()

@@ -1,6 +1,6 @@
-{{/* The Ray cluster of a cell but its pods: versions, Ray's token, fault tolerance, the autoscaler. */}}
+{{/* The Ray cluster of a cell without its pods: version, Ray's token, fault tolerance, the autoscaler. */}}
 
-{{/* "true" when Ray may ask for more pods, else nothing. */}}
+{{/* "true" when Ray's autoscaler may add pods, else nothing. */}}
 {{- define "gpt-oss-serving.nodesMayGrow" -}}
 {{- if (include "gpt-oss-serving.engineSettings" . | fromJson).nodes_may_grow -}}true{{- end -}}
 {{- end -}}
@@ -9,7 +9,7 @@
 {{- include "gpt-oss-serving.fullname" . }}-cell
 {{- end -}}
 
-{{/* Ray's own ports ask for a token: several of its servers listen on every interface, and one runs whatever it is sent. */}}
+{{/* Ray's own ports require a token: several of its servers listen on every interface, and one runs any code it is sent. */}}
 {{- define "gpt-oss-serving.authOptions" -}}
 mode: token
 {{- with .Values.ray.authSecretName }}
@@ -37,7 +37,8 @@ gcsFaultToleranceOptions:
 {{- end -}}
 
 {{/*
-Version 2, because only it knows Ray labels. It alone gets a token of the API server, mounted here and not in Ray's container.
+Version 2, because only it supports Ray labels. Only the autoscaler gets a token of the API server, mounted here and not in Ray's
+container.
 */}}
 {{- define "gpt-oss-serving.autoscaler" -}}
 enableInTreeAutoscaling: true
@@ -60,7 +61,7 @@ autoscalerOptions:
     - {name: kubernetes, mountPath: /var/run/secrets/kubernetes.io/serviceaccount, readOnly: true}
 {{- end -}}
 
-{{/* What an automounted token would be. */}}
+{{/* The same volume that an automounted token would be. */}}
 {{- define "gpt-oss-serving.autoscalerTokenVolume" -}}
 - name: kubernetes
   projected:

@@ -1,4 +1,4 @@
-{{/* The worker group of the directory: small pods that no engine takes down with it. Takes root, cell, values. */}}
+{{/* The worker group of the directory: small pods that no engine's failure takes down. Takes root, cell, values. */}}
 {{- define "gpt-oss-serving.directoryGroup" -}}
 {{- $root := .root -}}
 {{- $leaving := include "gpt-oss-serving.leaving" $root | fromJson -}}
@@ -13,7 +13,7 @@ labels:
   {{- include "gpt-oss-serving.directoryLabels" . | nindent 2 }}
 rayStartParams:
   {{- include "gpt-oss-serving.rayStartParams" . | nindent 2 }}
-  # Nothing that asks for a core: an engine on the CPU must not land here.
+  # No cores to schedule on: a CPU engine must not be placed here.
   num-cpus: "0"
 template:
   {{- include "gpt-oss-serving.rayPodMetadata" (dict "root" $root "component" "directory" "cell" .cell "image" .values.images.head) | nindent 2 }}
@@ -48,12 +48,12 @@ template:
       {{- include "gpt-oss-serving.rayVolumes" (dict "root" $root "shmMib" $shm) | nindent 6 }}
 {{- end -}}
 
-{{/* Ray labels of nodes that may hold the directory; Serve's configuration asks for the same. */}}
+{{/* Ray labels of nodes that may run the directory; Serve's configuration requires the same. */}}
 {{- define "gpt-oss-serving.directoryLabels" -}}
 gpt-oss-serving/role: directory
 {{- end -}}
 
-{{/* One pod a node, as far as there are nodes. Takes root, component, cell. */}}
+{{/* One pod per node, as far as there are nodes. Takes root, component, cell. */}}
 {{- define "gpt-oss-serving.spread" -}}
 maxSkew: 1
 topologyKey: kubernetes.io/hostname

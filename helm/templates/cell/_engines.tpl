@@ -48,7 +48,8 @@ runtimeClassName: {{ . }}
 {{- include "gpt-oss-serving.gpuNodes" . }}
 {{- end }}
 {{- if not (include "gpt-oss-serving.nodesMayGrow" $root) }}
-# A node that is lost takes as few engines as may be. Where nodes grow, pods pack instead, so that empty ones can go.
+# Spread, so that the loss of a node takes as few engines as possible. Where nodes grow, pods pack instead, so that empty nodes
+# can be removed.
 topologySpreadConstraints:
   - {{- include "gpt-oss-serving.spread" (dict "root" $root "component" "engine" "cell" .cell) | nindent 4 }}
 {{- end }}
@@ -64,7 +65,7 @@ containers:
     {{- with include "gpt-oss-serving.rayProbes" (dict "upS" (include "gpt-oss-serving.coldStartLimitS" . | int)) | trim }}
     {{- . | nindent 4 }}
     {{- end }}
-    # Serve drains this node's replicas: gateways hear of it, streams finish, engines end.
+    # Graceful shutdown: Serve drains this node's replicas, gateways stop routing to them, streams finish, engines exit.
     lifecycle:
       preStop:
         exec:
@@ -88,7 +89,7 @@ volumes:
 {{- include "gpt-oss-serving.reconnectEnv" .root }}
 - name: HF_HOME
   value: /var/lib/serving/cache/huggingface
-# The address an engine gives others; on a pod with several networks vLLM would choose.
+# The address an engine advertises; on a pod with several networks vLLM would pick one itself.
 - name: VLLM_HOST_IP
   valueFrom:
     fieldRef:
@@ -131,7 +132,7 @@ limits:
 {{- end -}}
 {{- end -}}
 
-{{/* Nodes that have the right GPUs, by the label of NVIDIA's feature discovery. */}}
+{{/* Affinity to nodes with the right GPUs, by the label of NVIDIA's GPU feature discovery. */}}
 {{- define "gpt-oss-serving.gpuNodes" -}}
 {{- $engine := .root.Values.engine -}}
 {{- with index $engine.gpuProducts .group.gpu }}
@@ -155,7 +156,7 @@ affinity:
 {{- toYaml $context -}}
 {{- end -}}
 
-{{/* Pods that Pod Security "restricted" would refuse say why. */}}
+{{/* Pods that Pod Security "restricted" would refuse carry the reason. */}}
 {{- define "gpt-oss-serving.exemptions" -}}
 {{- $used := list -}}
 {{- if .root.Values.modelVolume.hostPath -}}{{- $used = append $used "hostPath" -}}{{- end -}}

@@ -1,4 +1,4 @@
-{{/* The head of a cell: GCS, dashboard, Serve's controller; no replica ever (num-cpus 0, no label). Takes root, cell, values. */}}
+{{/* The head of a cell: GCS, dashboard, Serve's controller; never a replica (num-cpus 0, no label). Takes root, cell, values. */}}
 {{- define "gpt-oss-serving.headGroup" -}}
 {{- $root := .root -}}
 {{- $leaving := include "gpt-oss-serving.leaving" $root | fromJson -}}
@@ -28,8 +28,8 @@ template:
           {{- include "gpt-oss-serving.rayContainerPorts" . | nindent 10 }}
         env:
           {{- include "gpt-oss-serving.rayEnv" (dict "root" $root "rayDrainS" 5) | nindent 10 }}
-          # Serve's controller reads both: fill one node before the next, so that a large engine finds a whole one; and never
-          # give a model up because its engines failed to start.
+          # For Serve's controller: fill one node before the next, so that a large engine finds a whole node; and keep retrying
+          # a model whose engines failed to start.
           - name: RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY
             value: "1"
           - name: RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT
@@ -60,8 +60,8 @@ template:
 {{- end -}}
 
 {{/*
-Heads and directories leave last. When a whole Ray cluster is taken away Kubernetes stops all its pods at once; without Serve's
-controller and the directory no engine would be told to drain, nor any gateway. Takes gpt-oss-serving.leaving.
+Heads and directories stop last. When a whole Ray cluster is deleted, Kubernetes stops all its pods at once; without Serve's
+controller and the directory, neither engines nor gateways would learn that they must drain. Takes gpt-oss-serving.leaving.
 */}}
 {{- define "gpt-oss-serving.lastToLeave" -}}
 lifecycle:

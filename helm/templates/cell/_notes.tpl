@@ -1,12 +1,12 @@
-{{/* What NOTES says of the cells: what they lack, as items of a list, and then what they are. */}}
+{{/* The part of NOTES about cells: known gaps, as list items, and then each cell. */}}
 {{- define "gpt-oss-serving.cellNotes" -}}
 {{- $root := . -}}
 {{- if not .Values.ray.gcsFaultTolerance.redisAddress }}
-* Not restartable: Ray's heads. On its own a head that restarts stops every engine of its cell, and its node cannot be drained
-  before the cell is paused. To change it: a Redis for ray.gcsFaultTolerance.
+* Not fault tolerant: Ray's heads. Without a Redis, a head that restarts stops every engine of its cell, and its node cannot be
+  drained until the cell is paused. To change it: ray.gcsFaultTolerance.
 {{- end }}
 {{- if not .Values.cacheVolume.existingClaim }}
-* Not kept: compiled kernels. Every new engine pod makes them anew. To change it: cacheVolume.existingClaim.
+* Not kept: compiled kernels. Every new engine pod compiles them again. To keep them: cacheVolume.existingClaim.
 {{- end }}
 
 Cells:
@@ -26,12 +26,12 @@ Cells:
 {{- define "gpt-oss-serving.cellState" }}
 {{- $running := printf "gpt-oss-serving/cell=%s,app.kubernetes.io/instance=%s" .cell .root.Release.Name }}
 {{- if .values.paused }}
-* {{ .cell }} is paused: its pods leave as their streams finish. They are gone when this returns:
+* {{ .cell }} is paused: its pods stop as their streams finish. This returns when all of them have stopped:
     kubectl -n {{ .root.Release.Namespace }} wait --for=delete pod -l {{ $running }} --timeout=20m
 {{- else if .values.hold }}
-* {{ .cell }} is held: a change of its pods waits until it was paused (cells.{{ .cell }}.paused: true, then false).
+* {{ .cell }} is held: a change of its pods takes effect when the cell is paused and resumed (cells.{{ .cell }}.paused: true, then false).
 {{- else }}
-* {{ .cell }}: a change of its pods builds a second Ray cluster beside the first. Without GPUs for both: cells.{{ .cell }}.hold: true.
+* {{ .cell }}: a change of its pods builds a second Ray cluster beside the first. If there are no GPUs for both, set cells.{{ .cell }}.hold: true.
 {{- end }}
 {{- end }}
 
@@ -44,8 +44,8 @@ Cells:
 {{- end }}
 
 {{/*
-KubeRay 1.7 carries numbers of pods into a Ray cluster only when it builds one (its issue 4568). The patch tells the one that
-runs; it refuses where that has other groups, and leaves to Ray's autoscaler what is the autoscaler's. Takes root, cell.
+KubeRay 1.7 applies numbers of pods only to a Ray cluster that it builds (its issue 4568). The patch applies them to the running
+one. It fails where that has other groups, and leaves `replicas` to Ray's autoscaler where that runs. Takes root, cell.
 */}}
 {{- define "gpt-oss-serving.podsNote" }}
 {{- $namespace := .root.Release.Namespace }}
@@ -63,7 +63,7 @@ runs; it refuses where that has other groups, and leaves to Ray's autoscaler wha
 {{- end }}
 {{- end }}
 {{- with $patch }}
-  After a change of these numbers tell the Ray cluster that runs:
+  After a change of these numbers, patch the running Ray cluster:
     kubectl -n {{ $namespace }} patch --type=json -p '{{ . | toJson }}' \
       $(kubectl -n {{ $namespace }} get raycluster -l ray.io/originated-from-cr-name={{ include "gpt-oss-serving.cellName" $ }} -o name)
 {{- end }}

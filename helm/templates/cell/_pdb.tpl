@@ -7,7 +7,7 @@ metadata:
   {{- include "gpt-oss-serving.metadata" . | nindent 2 }}
 spec:
   minAvailable: {{ .keep }}
-  # A pod that never became ready serves nobody.
+  # A pod that never became ready serves no requests.
   unhealthyPodEvictionPolicy: AlwaysAllow
   selector:
     matchLabels:

@@ -1,10 +1,10 @@
 {{/*
-Pods of a Ray cluster, as KubeRay's templates take them. KubeRay adds `ray start` with `rayStartParams`, an init container that
+Pods of a Ray cluster, as KubeRay's pod templates. KubeRay adds `ray start` with `rayStartParams`, an init container that
 waits for the head with this container's environment, volumes and security, and its own labels.
 */}}
 
 {{/*
-Labels of a Ray pod. Its version is its image's: the chart's own would build a new Ray cluster when only gateways change.
+Labels of a Ray pod. The version is the image's: the chart's own would build a new Ray cluster when only gateways change.
 Takes root, component, cell, image, annotations.
 */}}
 {{- define "gpt-oss-serving.rayPodMetadata" -}}
@@ -22,12 +22,12 @@ metadata:
 {{- define "gpt-oss-serving.rayPodSpec" -}}
 serviceAccountName: {{ include "gpt-oss-serving.cellServiceAccount" .root }}
 automountServiceAccountToken: false
-# A Service called `ray` or `vllm` in the namespace would otherwise become RAY_… and VLLM_… variables.
+# A Service named `ray` or `vllm` in the namespace would otherwise add RAY_… and VLLM_… variables.
 enableServiceLinks: false
 terminationGracePeriodSeconds: {{ .grace }}
 securityContext:
   {{- include "gpt-oss-serving.podSecurityContext" .root | nindent 2 }}
-  # Ports that vLLM, NCCL and Gloo take where none is said: a range of their own, which NetworkPolicies name.
+  # Ephemeral ports, which vLLM, NCCL and Gloo use where none is configured: a separate range, which NetworkPolicies name.
   sysctls:
     - name: net.ipv4.ip_local_port_range
       value: "20000 29999"
@@ -37,15 +37,16 @@ securityContext:
 {{/* Environment of every Ray pod. Takes root, rayDrainS. */}}
 {{- define "gpt-oss-serving.rayEnv" -}}
 {{- include "gpt-oss-serving.commonEnv" .root }}
-# Whoever runs this has any user id and no home.
+# The container may run as any user id, without a home folder.
 - name: HOME
   value: /tmp
 - name: USER
   value: serving
-# Seconds from SIGTERM that Ray lets Serve drain this node, should the preStop hook not have done it.
+# Seconds after SIGTERM that Ray lets Serve drain this node, if the preStop hook has not drained it.
 - name: RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
   value: {{ .rayDrainS | quote }}
-# It kills the smallest worker for the memory of the largest, an engine's page cache included; Kubernetes decides instead.
+# Off: Ray's memory monitor counts an engine's page cache, and kills the smallest worker for the memory of the largest. Kubernetes
+# handles memory pressure instead.
 - name: RAY_memory_monitor_refresh_ms
   value: "0"
 - name: AUTOSCALER_METRIC_PORT
@@ -61,8 +62,9 @@ securityContext:
 {{- end -}}
 
 {{/*
-Probes ask the raylet's agent. KubeRay's own ask Serve's proxy too, which a node without a replica does not have, so that it
-never became ready (KubeRay issue 4994). How engines are is the directory's to say. Takes upS: seconds it may take to come up.
+Probes call the raylet's agent. KubeRay's own probes call Serve's proxy too, which a node without a replica does not run, so
+such a node never became ready (KubeRay issue 4994). Engines' health is the directory's business. Takes upS: seconds a cold start
+may take.
 */}}
 {{- define "gpt-oss-serving.rayProbes" -}}
 {{- with .upS }}
@@ -77,7 +79,7 @@ readinessProbe:
   periodSeconds: 5
   timeoutSeconds: 5
   failureThreshold: 10
-# Ten minutes: a restart of this container kills its engines, so it is the last resort.
+# Ten minutes: a liveness restart kills the container's engines, so it is the last resort.
 livenessProbe:
   httpGet: {path: /api/healthz, port: 52365}
   initialDelaySeconds: 30
@@ -86,7 +88,7 @@ livenessProbe:
   failureThreshold: 60
 {{- end -}}
 
-{{/* What every Ray pod writes to, and the planes' secrets. Takes root, shmMib. */}}
+{{/* Writable volumes of every Ray pod, and the planes' secrets. Takes root, shmMib. */}}
 {{- define "gpt-oss-serving.rayVolumes" -}}
 - name: tmp
   emptyDir: {sizeLimit: 20Gi}

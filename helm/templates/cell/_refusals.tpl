@@ -1,4 +1,4 @@
-{{/* What a cell cannot be: one sentence a line. What a model cannot be stands in _problems.tpl. */}}
+{{/* Refusals of cells, one sentence per line. Those of models are in _problems.tpl. */}}
 {{- define "gpt-oss-serving.cellRefusals" -}}
 {{- $root := . -}}
 {{- include "gpt-oss-serving.leavingRefusals" . }}
@@ -22,27 +22,27 @@
 {{- define "gpt-oss-serving.leavingRefusals" }}
 {{- $leaving := include "gpt-oss-serving.leaving" . | fromJson }}
 {{- if ge (int $leaving.serve) (sub (int $leaving.preStop) 15) }}
-`engine.settings.drain_timeout_s` is {{ $leaving.drain }} and pods are killed after {{ $leaving.grace }} seconds: streams would be cut. Drain in {{ sub $leaving.grace 91 }} at most, or raise `engine.terminationGracePeriodSeconds`, which builds new Ray clusters.
+`engine.settings.drain_timeout_s` is {{ $leaving.drain }} and pods are killed after {{ $leaving.grace }} seconds: streams would be cut off. Set it to {{ sub $leaving.grace 91 }} or less, or raise `engine.terminationGracePeriodSeconds`, which builds new Ray clusters.
 {{- end }}
 {{- end }}
 
 {{- define "gpt-oss-serving.exemptionRefusals" }}
 {{- $exempt := .Values.engine.podSecurityExemptions }}
 {{- if and .Values.modelVolume.hostPath (not (has "hostPath" $exempt)) }}
-`modelVolume.hostPath` is forbidden by Pod Security "restricted" and "baseline": have the namespace exempted and say so with `engine.podSecurityExemptions: [hostPath]`, or use a claim.
+`modelVolume.hostPath` is forbidden by Pod Security "restricted" and "baseline": exempt the namespace and set `engine.podSecurityExemptions: [hostPath]`, or use a claim.
 {{- end }}
 {{- if and .Values.modelVolume.hostPath .Values.modelVolume.existingClaim }}
-`modelVolume` names a claim and a node's folder: one of the two.
+`modelVolume` names both a claim and a node's folder: name only one.
 {{- end }}
 {{- if and .Values.engine.rdma.enabled (not (has "IPC_LOCK" $exempt)) }}
-`engine.rdma.enabled` needs the capability IPC_LOCK, which Pod Security "restricted" and "baseline" forbid: have the namespace exempted and say so with `engine.podSecurityExemptions: [IPC_LOCK]`.
+`engine.rdma.enabled` needs the capability IPC_LOCK, which Pod Security "restricted" and "baseline" forbid: exempt the namespace and set `engine.podSecurityExemptions: [IPC_LOCK]`.
 {{- end }}
 {{- end }}
 
 {{- define "gpt-oss-serving.faultToleranceRefusals" }}
 {{- with .Values.ray.gcsFaultTolerance }}
 {{- if and .redisAddress (not .passwordSecretName) }}
-`ray.gcsFaultTolerance.redisAddress` is given without `passwordSecretName`: whoever writes to that Redis commands the Ray clusters, so it must ask for a password.
+`ray.gcsFaultTolerance.redisAddress` is given without `passwordSecretName`: a client that can write to that Redis controls the Ray clusters, so it must require a password.
 {{- end }}
 {{- if and .passwordSecretName (not .redisAddress) }}
 `ray.gcsFaultTolerance.passwordSecretName` is given without `redisAddress`.
@@ -50,7 +50,7 @@
 {{- end }}
 {{- end }}
 
-{{/* Pods are given up after a limit that cannot change while they run; an engine may not be allowed to take longer. */}}
+{{/* The startup limit of a pod cannot change while it runs, so an engine's own limit must not be above it. */}}
 {{- define "gpt-oss-serving.startRefusals" }}
 {{- $root := . }}
 {{- $settings := include "gpt-oss-serving.engineSettings" . | fromJson }}
@@ -68,11 +68,11 @@ Engines of group {{ .name }} may take {{ $takes }} seconds to start (start_timeo
 {{- define "gpt-oss-serving.nameRefusals" }}
 {{- $name := include "gpt-oss-serving.cellName" . }}
 {{- if or (gt (len $name) 47) (not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name)) }}
-The RayService of cell {{ .cell }} would be called {{ $name }}: KubeRay takes lower-case letters, digits and dashes, 47 at most, and a letter first.
+The RayService of cell {{ .cell }} would be called {{ $name }}: KubeRay takes lower-case letters, digits and dashes, 47 at most, starting with a letter.
 {{- end }}
 {{- end }}
 
-{{/* Takes root, cell, models. An image that deploy/images did not name may be either build. */}}
+{{/* Takes root, cell, models. An image with another name than deploy/images gives may be either build. */}}
 {{- define "gpt-oss-serving.mixRefusals" }}
 {{- $onCpu := list }}{{- $onGpu := list }}{{- $names := list }}
 {{- range .models }}
@@ -81,13 +81,13 @@ The RayService of cell {{ .cell }} would be called {{ $name }}: KubeRay takes lo
 {{- range .entry.adapters | default list }}{{- $names = append $names .name }}{{- end }}
 {{- end }}
 {{- if and $onCpu $onGpu }}
-Cell {{ .cell }} has {{ join ", " $onCpu }} on CPUs and {{ join ", " $onGpu }} on GPUs: their engines are two images, and a cell has one. Give one of them a cell of its own.
+Cell {{ .cell }} has {{ join ", " $onCpu }} on CPUs and {{ join ", " $onGpu }} on GPUs: they need two engine images, and a cell has one. Move one of them to its own cell.
 {{- else }}
 {{- $image := (include "gpt-oss-serving.cellValues" . | fromJson).images.engine.repository }}
 {{- if and $onCpu (eq (base $image) "engine-gpu") }}
-Cell {{ .cell }} has {{ join ", " $onCpu }} on CPUs and `images.engine.repository` is {{ $image }}, vLLM's build for GPUs: name the one for CPUs, engine-cpu.
+Cell {{ .cell }} has {{ join ", " $onCpu }} on CPUs and `images.engine.repository` is {{ $image }}, vLLM's GPU build: use the CPU build, engine-cpu.
 {{- else if and $onGpu (eq (base $image) "engine-cpu") }}
-Cell {{ .cell }} has {{ join ", " $onGpu }} on GPUs and `images.engine.repository` is {{ $image }}, vLLM's build for CPUs: name the one for GPUs, engine-gpu.
+Cell {{ .cell }} has {{ join ", " $onGpu }} on GPUs and `images.engine.repository` is {{ $image }}, vLLM's CPU build: use the GPU build, engine-gpu.
 {{- end }}
 {{- end }}
 {{- if ne (len $names) (len (uniq $names)) }}
@@ -103,13 +103,13 @@ Cell {{ .cell }} names a model or an adapter twice: {{ $names | sortAlpha | join
 {{- $kinds := keys $catalog.gpus | sortAlpha | join "|" }}
 {{- range include "gpt-oss-serving.cellGroups" . | fromJsonArray }}
 {{- if not (regexMatch (printf "^(cpu|(%s)x[1-9][0-9]*)$" $kinds) .name) }}
-`groups.{{ .name }}` is no shape: write the kind of GPU ({{ $kinds | replace "|" ", " }}), an x and the GPUs of a pod, e.g. h100x2, or `cpu`.
+`groups.{{ .name }}` is not a shape: write the kind of GPU ({{ $kinds | replace "|" ", " }}), an x and the GPUs of a pod, e.g. h100x2, or `cpu`.
 {{- else if gt (int .podGpus) (int $settings.gpus_per_node) }}
 `groups.{{ .name }}` asks for pods of {{ .podGpus }} GPUs and a node has {{ $settings.gpus_per_node }} (`engine.settings.gpus_per_node`).
 {{- else if and (not .onCpu) (gt (int .needMin) (int .pods)) }}
-Cell {{ $cell }} has {{ .pods }} pods of {{ .name }} and its models' min_replicas need {{ .needMin }}: raise `groups.{{ .name }}.pods`, or lower them.
+Cell {{ $cell }} has {{ .pods }} pods of {{ .name }} and its models' min_replicas need {{ .needMin }}: raise `groups.{{ .name }}.pods`, or lower min_replicas.
 {{- else if and .onCpu (gt (int .needMax) 0) (eq (int .pods) 0) }}
-Cell {{ $cell }} has no pods of cpu and its models need one.
+Cell {{ $cell }} has no pods in group cpu and its models need one.
 {{- end }}
 {{- end }}
 {{- end }}

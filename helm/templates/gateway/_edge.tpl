@@ -1,4 +1,4 @@
-{{/* Annotations that switch an ingress controller's buffering off and set its time-outs. Takes the root. */}}
+{{/* Annotations that turn an ingress controller's response buffering off and set its timeouts. Takes the root. */}}
 {{- define "gpt-oss-serving.ingressAnnotations" -}}
 {{- $seconds := include "gpt-oss-serving.edgeTimeoutS" . -}}
 {{- $tls := include "gpt-oss-serving.gatewayTlsEnabled" . -}}
@@ -8,7 +8,7 @@ nginx.ingress.kubernetes.io/proxy-buffering: "off"
 nginx.ingress.kubernetes.io/proxy-request-buffering: "off"
 nginx.ingress.kubernetes.io/proxy-read-timeout: {{ $seconds | quote }}
 nginx.ingress.kubernetes.io/proxy-send-timeout: {{ $seconds | quote }}
-# The gateway bounds bodies itself (max_body_bytes), with an error in the API's shape.
+# The gateway limits bodies itself (max_body_bytes), with an error in the API's format.
 nginx.ingress.kubernetes.io/proxy-body-size: "0"
 {{- if $tls }}
 nginx.ingress.kubernetes.io/backend-protocol: HTTPS
@@ -22,7 +22,7 @@ nginx.org/client-max-body-size: "0"
 nginx.org/ssl-services: {{ include "gpt-oss-serving.fullname" . }}
 {{- end }}
 {{- else if eq $controller "haproxy" -}}
-# HAProxy does not buffer answers unless told to.
+# HAProxy does not buffer responses by default.
 haproxy.org/timeout-server: {{ printf "%ss" $seconds }}
 {{- if $tls }}
 haproxy.org/server-ssl: "true"
@@ -30,7 +30,7 @@ haproxy.org/server-ssl: "true"
 {{- end -}}
 {{- end -}}
 
-{{/* Whose tls.certManager stands in the values makes the Secret of the Ingress's host. */}}
+{{/* The Secret with the certificate of the Ingress's host: the one named, or the one cert-manager fills. */}}
 {{- define "gpt-oss-serving.ingressTlsSecretName" -}}
 {{- with .Values.gateway.ingress.tls -}}
 {{- if .secretName -}}

@@ -1,4 +1,4 @@
-{{/* settings.yaml of a gateway: what the values say, under the names of serving/config.py, and what only the chart knows. */}}
+{{/* settings.yaml of a gateway: the values' settings, with the names of serving/config.py, and those that the chart sets. */}}
 {{- define "gpt-oss-serving.settings" -}}
 home: /var/lib/serving
 log_format: json
@@ -37,7 +37,7 @@ gateway:
   {{- toYaml .Values.gateway.settings | nindent 2 }}
 {{- end -}}
 
-{{/* "true" when the gateway itself speaks TLS to clients, else nothing. */}}
+{{/* "true" when the gateway itself terminates clients' TLS, else nothing. */}}
 {{- define "gpt-oss-serving.gatewayTlsEnabled" -}}
 {{- if or .Values.gateway.tls.secretName .Values.gateway.tls.certManager.issuer -}}true{{- end -}}
 {{- end -}}
@@ -46,7 +46,7 @@ gateway:
 {{- .Values.gateway.tls.secretName | default (printf "%s-gateway-tls" (include "gpt-oss-serving.fullname" .)) -}}
 {{- end -}}
 
-{{/* http or https: how clients, probes and whatever stands before it speak to the gateway. */}}
+{{/* Scheme of the gateway's port, for clients, probes and proxies in front of it: http or https. */}}
 {{- define "gpt-oss-serving.gatewayScheme" -}}
 {{- if include "gpt-oss-serving.gatewayTlsEnabled" . -}}https{{- else -}}http{{- end -}}
 {{- end -}}
@@ -55,20 +55,20 @@ gateway:
 {{- if include "gpt-oss-serving.gatewayTlsEnabled" . -}}443{{- else -}}80{{- end -}}
 {{- end -}}
 
-{{/* Where pods of the cluster call the API. */}}
+{{/* URL of the API inside the cluster. */}}
 {{- define "gpt-oss-serving.gatewayUrl" -}}
 {{- printf "%s://%s" (include "gpt-oss-serving.gatewayScheme" .) (include "gpt-oss-serving.fullname" .) -}}
 {{- end -}}
 
-{{/* Seconds Kubernetes waits for a stopping gateway: longer than what it does then, by 15 s for ending and its last rows. */}}
+{{/* Seconds before Kubernetes kills a stopping gateway: its graceful shutdown, and 15 s for the last ledger rows and the exit. */}}
 {{- define "gpt-oss-serving.gatewayGraceS" -}}
 {{- $needed := add .Values.gateway.preStopSleepS (ceil .Values.gateway.settings.drain_timeout_s) 15 -}}
 {{- .Values.gateway.terminationGracePeriodSeconds | default $needed | int64 -}}
 {{- end -}}
 
 {{/*
-Seconds for what stands before the gateway: five more than a request may take, so that the gateway's own error comes
-first, and with the default of 590 still under the 600 that clients wait.
+Timeout in seconds of a proxy in front of the gateway: five more than a request may take, so that the client gets the gateway's
+own error, and with the default of 590 still below the 600 s of official clients.
 */}}
 {{- define "gpt-oss-serving.edgeTimeoutS" -}}
 {{- add (ceil .Values.gateway.timeouts.request_total_s) 5 -}}

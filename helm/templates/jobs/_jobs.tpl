@@ -1,22 +1,22 @@
-{{/* "true" when some Secret is neither given nor there: then a Job makes it. */}}
+{{/* "true" when the values leave a Secret unnamed, so that the Job must create it. */}}
 {{- define "gpt-oss-serving.makesSecrets" -}}
 {{- if not (and .Values.secrets.plane .Values.secrets.keys) -}}true{{- end -}}
 {{- end -}}
 
 {{/*
-Annotations of an object that an install or upgrade needs before anything else, and that goes when all such are done:
-nothing of it is left to uninstall. Takes a weight, lower ones first.
+Labels and annotations of a pre-install and pre-upgrade hook, which Helm deletes when all hooks have succeeded: nothing is left to
+uninstall. Takes root and weight; lower weights run first.
 */}}
-{{- define "gpt-oss-serving.beforehand" -}}
-helm.sh/hook: pre-install,pre-upgrade
-helm.sh/hook-weight: {{ . | quote }}
-helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- define "gpt-oss-serving.hookMetadata" -}}
+{{- $hook := dict "helm.sh/hook" "pre-install,pre-upgrade" "helm.sh/hook-delete-policy" "before-hook-creation,hook-succeeded" -}}
+{{- $_ := set $hook "helm.sh/hook-weight" (toString .weight) -}}
+{{- include "gpt-oss-serving.metadata" (dict "root" .root "component" "job" "annotations" $hook) -}}
 {{- end -}}
 
-{{/* What every Job's pod has in common. Takes root. */}}
+{{/* What the pods of all Jobs have in common. Takes root. */}}
 {{- define "gpt-oss-serving.jobPod" -}}
 restartPolicy: Never
-# A Service called serving-… would become variables named SERVING_…, and those are settings.
+# A Service named serving-… would add variables named SERVING_…, which would be read as settings.
 enableServiceLinks: false
 {{- include "gpt-oss-serving.imagePullSecrets" .root }}
 {{- with .root.Values.jobs.nodeSelector }}
@@ -31,7 +31,7 @@ securityContext:
   {{- include "gpt-oss-serving.podSecurityContext" .root | nindent 2 }}
 {{- end -}}
 
-{{/* A gateway image that runs for a moment. Takes root. */}}
+{{/* A short-lived container with the gateway's image. Takes root. */}}
 {{- define "gpt-oss-serving.jobContainer" -}}
 image: {{ include "gpt-oss-serving.image" (dict "root" .root "image" .root.Values.images.gateway) }}
 imagePullPolicy: {{ .root.Values.images.gateway.pullPolicy }}

@@ -1,6 +1,6 @@
 {{/*
-What is to be fetched, as a JSON list of image and model: each cell's models by its own image, because a checkpoint's folder is
-named after what the image says of it, and a cell may be a version ahead.
+What to fetch, as a JSON list of image and model. Each cell's models are fetched with the cell's own image, because the image
+determines the folder of a checkpoint, and a cell may be a version ahead.
 */}}
 {{- define "gpt-oss-serving.weights" -}}
 {{- $wanted := list -}}
@@ -11,7 +11,7 @@ named after what the image says of it, and a cell may be a version ahead.
 {{- $wanted | uniq | toJson -}}
 {{- end -}}
 
-{{/* Settings of the Jobs that look after weights: models that the catalogue lacks. */}}
+{{/* Settings of the Jobs that fetch weights: models that are not in the catalogue. */}}
 {{- define "gpt-oss-serving.weightsSettings" -}}
 home: /var/lib/serving
 {{- with .Values.ownModels }}
@@ -29,7 +29,7 @@ metadata:
     gpt-oss-serving/model: {{ .model }}
 spec:
   automountServiceAccountToken: false
-  # Of one attempt: the next one goes on where it stopped.
+  # Applies to one attempt: the next one resumes the download.
   activeDeadlineSeconds: {{ .root.Values.weights.activeDeadlineSeconds }}
   {{- include "gpt-oss-serving.jobPod" (dict "root" .root) | nindent 2 }}
   containers:
@@ -37,7 +37,7 @@ spec:
       image: {{ include "gpt-oss-serving.image" (dict "root" .root "image" .image) }}
       imagePullPolicy: {{ .image.pullPolicy }}
       command: [serving, --settings, /etc/serving/settings.yaml, models, {{ .root.Values.weights.job }}, {{ .model }}]
-      # The only pods that are online, and the only ones with a hub's token.
+      # The only pods with access to the internet, and the only ones with a token of the hub.
       env:
         - name: HF_HUB_OFFLINE
           value: {{ eq .root.Values.weights.job "verify" | ternary "1" "0" | quote }}

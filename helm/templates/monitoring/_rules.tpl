@@ -1,7 +1,7 @@
 {{/*
 files/rules.yaml for this release. Two releases do not alert for each other: gateways are selected by their Service,
-directories and engines by the name that Prometheus' operator gives a PodMonitor's job. A cell is told by its name, and by its place
-among the cells until a gateway has heard it.
+directories and engines by the job name that the Prometheus operator derives from a PodMonitor. A cell is identified by its name,
+and by its position among the cells until a gateway has reached it.
 */}}
 {{- define "gpt-oss-serving.rules" -}}
 {{- $full := include "gpt-oss-serving.fullname" . -}}

@@ -1,8 +1,7 @@
-{{/* What both planes behind the secret are scraped with. */}}
+{{/* How the endpoints behind the plane secret are scraped. */}}
 
 {{/*
-The plane secret, and TLS where the planes speak it. While the secret is being rotated the Secret holds two lines, and these
-scrapes fail.
+The plane secret, and TLS where the planes use it. During a rotation the Secret holds two lines, and these scrapes fail.
 */}}
 {{- define "gpt-oss-serving.planeScrape" -}}
 authorization:
@@ -22,8 +21,8 @@ tlsConfig:
 {{- end -}}
 
 {{/*
-How many engines a pod can hold at once, as a JSON list of {pods: "cell;group", engines}. Ray puts an engine wherever GPUs of its
-kind are free, so a pod holds as many as the cell's smallest engine of that kind goes into it; a CPU pod may hold all of them.
+How many engines a pod can hold at once, as a JSON list of {pods: "cell;group", engines}. Ray places an engine wherever GPUs of its
+kind are free, so a pod holds as many as fit of the cell's smallest engine of that kind; a CPU pod may hold all of them.
 */}}
 {{- define "gpt-oss-serving.enginesOfPods" -}}
 {{- $found := list -}}

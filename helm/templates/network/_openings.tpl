@@ -1,9 +1,9 @@
 {{/*
-Openings that several policies share. A port or range has one meaning: Ray head 6379 (GCS) and 8265 (dashboard), Serve's
+Rules that several policies share. A port or range has one meaning: Ray head 6379 (GCS) and 8265 (dashboard), Serve's
 proxy 8000, Ray's services of a node 6380–6389 and 52365, engines' HTTP 8100–8199, Ray's workers 11000–12999, and inside
 engines (vLLM, NCCL, Gloo) 20000–29999.
 */}}
-{{/* A rule without peers would be one for everybody: an empty list in the values must render none. */}}
+{{/* A rule without peers would allow every peer: an empty list in the values must render no rule. */}}
 {{- define "gpt-oss-serving.network.egressToDns" -}}
 {{- with .Values.networkPolicy.dns.peers -}}
 # Names.
