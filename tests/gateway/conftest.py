@@ -1,8 +1,8 @@
-"""The stores of the gateway's tests: what is said of the store is said of both databases."""
+"""What the gateway's tests stand on: a store in either database, and a gateway before one scripted engine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,8 @@ from serving.config import StoreSettings
 from serving.gateway.store.store import Store
 from tests.gateway.places import Place, PostgresPlace, SqlitePlace
 from tests.gateway.postgres import MIGRATED, Server, running
+from tests.gateway.world import World, running_gateway
+from tests.scripted_engine import ScriptedEngine
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +47,23 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
         return SqlitePlace(tmp_path)
     found: PostgresPlace = request.getfixturevalue("shared")
     return found
+
+
+@pytest.fixture
+def store(place: Place) -> Iterator[Store]:
+    """The same, open."""
+    with place.open() as store:
+        yield store
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[ScriptedEngine]:
+    async with ScriptedEngine() as scripted:
+        yield scripted
+
+
+@pytest.fixture
+async def world(engine: ScriptedEngine, tmp_path: Path) -> AsyncIterator[World]:
+    """A gateway before `engine`, which is ready."""
+    async with running_gateway(tmp_path, (engine.url,)) as running:
+        yield running

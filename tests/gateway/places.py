@@ -44,7 +44,7 @@ class SqlitePlace:
 
     @contextmanager
     def writers_wait(self) -> Iterator[None]:
-        """Another holds the database, and nobody can write."""
+        """Another connection holds the database, and no writer gets in."""
         raw = sqlite3.connect(self.home / "serving.db", isolation_level=None)
         raw.execute("begin immediate")
         yield
@@ -52,6 +52,7 @@ class SqlitePlace:
 
     @contextmanager
     def everyone_waits(self) -> Iterator[None]:
+        """Readers wait too."""
         raw = sqlite3.connect(self.home / "serving.db")
         # Leaving WAL and locking exclusively is the one way to make SQLite's readers wait.
         raw.executescript("pragma journal_mode=delete; begin exclusive")

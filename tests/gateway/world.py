@@ -105,8 +105,12 @@ class World:
         (row,) = self.rows()
         return row
 
-    async def is_ready(self) -> bool:
-        return (await self.ask("GET", "/health/models")).status == 200
+    async def until_ready(self) -> None:
+        """Wait until a model answers."""
+        deadline = time.monotonic() + 10
+        while (await self.ask("GET", "/health/models")).status != 200:
+            assert time.monotonic() < deadline, "no model became ready"
+            await asyncio.sleep(0.01)
 
 
 class _Lines(logging.Handler):
@@ -168,6 +172,8 @@ async def running_gateway(
         tenants = opened.enter_context(Tenants(store, keyring, key_cache_s=10, clock=time.time))
         ledger = opened.enter_context(Ledger(store, clock=time.time))
         bound = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+        # Connections inherit it: writes to a client that does not read wait after kilobytes instead of megabytes.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
         edges = Edges(secret=secret, tracing=tracing or Tracing(), clock=clock)
         app = assemble(settings, tenants, ledger, edges).gateway
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
@@ -181,16 +187,9 @@ async def running_gateway(
         async with _served(app, bound, write_clock) as world.connections, client:
             opened.enter_context(_logged(world.lines))
             if is_awaited:
-                await _until_ready(world)
+                await world.until_ready()
+                world.lines.clear()
             yield world
-
-
-async def _until_ready(world: World) -> None:
-    deadline = time.monotonic() + 10
-    while not await world.is_ready():
-        assert time.monotonic() < deadline, "no model became ready"
-        await asyncio.sleep(0.01)
-    world.lines.clear()
 
 
 @asynccontextmanager

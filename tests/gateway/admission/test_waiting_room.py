@@ -26,7 +26,7 @@ class Room:
 
 
 async def test_waiting_ends_when_a_replica_is_ready_in_order_of_arrival() -> None:
-    """Who waited first is woken first, and only for its own model."""
+    """The call that waited first is woken first, and only for its own model."""
     clock, woken = Clock(), []
     one = Room(clock)
 
@@ -44,15 +44,15 @@ async def test_waiting_ends_when_a_replica_is_ready_in_order_of_arrival() -> Non
 
 
 async def test_waiting_ends_at_its_deadline() -> None:
-    """Nobody waits for ever: past the deadline the client is told when to come back."""
+    """No call waits for ever: past the deadline the client learns when to retry."""
     clock = Clock()
     with pytest.raises(NoReplicaReady) as told:
         await Room(clock).room.until_ready("m", clock.now)
     assert told.value.retry_after_s
 
 
-async def test_who_waits_for_an_adapter_is_woken_by_a_replica_that_offers_it() -> None:
-    """A ready replica of its model without it wakes nobody."""
+async def test_a_call_for_an_adapter_is_woken_by_a_replica_that_offers_it() -> None:
+    """A ready replica of its model without the adapter wakes no such call."""
     clock = Clock()
     one = Room(clock)
     waiting = asyncio.create_task(one.room.until_ready("x", clock.now + 5))
@@ -67,7 +67,7 @@ async def test_who_waits_for_an_adapter_is_woken_by_a_replica_that_offers_it() -
 
 
 async def test_the_waiting_room_has_a_last_place() -> None:
-    """Whoever comes after a model's last place is taken is told to come back; nobody else is touched."""
+    """A call that comes after a model's last place is taken is refused with a time to retry; no other call is affected."""
     clock = Clock()
     demands = Demands(clock)
     one = Room(clock, demands, waiting_requests_max=1)

@@ -248,7 +248,7 @@ def test_a_backup_from_a_pipe_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_store_in_use_is_not_overwritten(place: Place, target: Place, tmp_path: Path) -> None:
-    """Whoever has a tenant of their own, a key of their own or a single row keeps everything."""
+    """A target with one tenant, one key or one row of its own keeps everything."""
     fill(place)
     run(place, "backup", str(tmp_path / "b"))
     with opened(settings_of(target)) as (store, keyring):
@@ -261,7 +261,7 @@ def test_a_store_in_use_is_not_overwritten(place: Place, target: Place, tmp_path
 
 
 def test_a_second_key_is_not_what_a_first_start_makes(place: Place, target: Place, tmp_path: Path) -> None:
-    """Whatever its name: somebody made it, and may be using it."""
+    """Whatever its name: it may be in use by another program."""
     fill(place)
     run(place, "backup", str(tmp_path / "b"))
     with opened(settings_of(target)) as (store, keyring):
@@ -314,7 +314,7 @@ def test_a_laptops_first_start_gives_way(tmp_path: Path) -> None:
         assert identify(target, (place.home / "admin.key").read_text().strip()) == "default"
 
 
-def test_a_pepper_that_is_somebody_elses_to_write_is_compared(place: Place, target: Place, tmp_path: Path) -> None:
+def test_a_pepper_in_a_given_file_is_compared_and_not_written(place: Place, target: Place, tmp_path: Path) -> None:
     """With a pepper_file of other content nothing is restored, unless the pepper is written where it is told."""
     key = fill(place)
     run(place, "backup", str(tmp_path / "b"))

@@ -13,7 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from serving.config import load
+from serving.config import Settings, load
 from serving.errors import Refusal
 from serving.gateway.cli import commands
 from serving.gateway.cli.opening import first_start
@@ -23,6 +23,7 @@ from serving.gateway.ledger.ledger import Ledger
 from serving.gateway.nouns import Caller, Outcome, Usage
 from tests.gateway.calls import open_call
 from tests.gateway.places import Place
+from tests.gateway.processes import at_once
 
 
 @pytest.fixture
@@ -38,6 +39,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """One machine with SQLite, where a first start makes its key."""
     monkeypatch.setenv("SERVING_HOME", str(tmp_path))
     return tmp_path
+
+
+def start(home: Path) -> str:
+    first_start(Settings(home=home))
+    return (home / "admin.key").read_text()
 
 
 def first_key() -> str:
@@ -206,15 +212,7 @@ def test_usage_keeps_exact_and_estimated_tokens_apart(here: Place) -> None:
 
 def test_the_first_key_is_the_same_for_every_start(home: Path) -> None:
     """Processes that start at once on an empty home share one tenant and one key, kept in admin.key (0600)."""
-    program = """
-from serving.config import load
-from serving.gateway.cli.opening import first_start
-first_start(load())
-print((load().home / "admin.key").read_text(), end="")
-"""
-    command = [sys.executable, "-c", program]
-    starts = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    (printed,) = {start.communicate(timeout=60)[0] for start in starts}
+    (printed,) = set(at_once(4, start, home))
 
     file = home / "admin.key"
     assert file.read_text() == printed
@@ -282,7 +280,7 @@ def test_usage_since_a_moment_that_is_none_is_refused(here: Place, since: str) -
 
 @pytest.mark.parametrize("command", [("create", "acme"), ("rotate", "ID")])
 def test_a_key_that_could_not_be_shown_is_not_made(here: Place, command: tuple[str, ...]) -> None:
-    """Nobody has it, so nobody would ever revoke it; a key that was to be rotated is as it was."""
+    """No one could use or revoke it; a key that was to be rotated stays as it was."""
     run("tenants", "create", "acme")
     first = str(id_of(run("keys", "create", "acme", "--quiet").strip()))
     arguments = [first if it == "ID" else it for it in command]

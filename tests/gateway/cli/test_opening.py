@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from serving.gateway.identity.keys import Keyring, mint
 from serving.gateway.identity.registry import Key, Registry
 from serving.gateway.identity.tenants import Tenants
 from tests.gateway.places import Place, PostgresPlace, SqlitePlace, settings_of
+from tests.gateway.processes import at_once
 
 
 def given(place: Place, **files: bytes | str) -> Settings:
@@ -51,7 +49,7 @@ def test_a_pepper_that_is_given_is_the_one_that_digests(place: Place) -> None:
 
 
 def test_another_pepper_is_refused_at_the_start(place: Place) -> None:
-    """Instead of 401 to everyone: the database knows which pepper its keys were digested with, before there is a key."""
+    """Instead of 401 to all clients: the database knows which pepper its keys were digested with, before there is a key."""
     with opened(given(place, pepper_file=secrets.token_bytes(32))):
         pass
 
@@ -100,7 +98,7 @@ def test_a_first_key_made_beforehand_opens(place: Place) -> None:
 
 
 def test_a_changed_file_adds_its_key_and_a_revoked_one_stays_revoked(place: Place) -> None:
-    """Every upgrade runs this again: it takes nobody's key away and revives none."""
+    """Every upgrade runs this again: it removes no key and reactivates none."""
     first, second = mint(), mint()
     migrate(given(place, pepper_file=bytes(32), first_key_file=first))
     settings = given(place, pepper_file=bytes(32), first_key_file=second)
@@ -147,13 +145,8 @@ def test_a_gateway_alone_registers_the_given_key_itself(place: Place) -> None:
 def test_first_starts_at_once_agree(unmigrated: PostgresPlace) -> None:
     """Jobs that start together on an empty database all succeed, and make each table, tenant, key and check once."""
     settings = given(unmigrated, pepper_file=secrets.token_bytes(32), first_key_file=mint())
-    environment = dict(os.environ) | unmigrated.environment()
-    environment |= {"SERVING_STORE__PEPPER_FILE": str(settings.store.pepper_file)}
-    environment |= {"SERVING_STORE__FIRST_KEY_FILE": str(settings.store.first_key_file)}
-    command = [sys.executable, "-m", "serving", "store", "migrate"]
-    jobs = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) for _ in range(3)]
-
-    assert [(job.communicate(timeout=60)[1], job.returncode) for job in jobs] == [(b"", 0)] * 3
+    (key,) = set(at_once(3, migrate, settings))
+    assert key is not None and key.tenant == "default"
     assert len(keys_of(settings)) == 1
     counts = "select (select count(*) from tenants), (select count(*) from meta where pepper_check is not null)"
     assert unmigrated.execute(counts) == [(1, 1)]

@@ -1,4 +1,4 @@
-"""What would hold an engine up for everyone is refused before it reaches one."""
+"""Constraints: a schema or pattern that would stall an engine for all of its clients is refused before it reaches one."""
 
 from typing import Any
 
@@ -54,7 +54,7 @@ def test_usual_patterns_pass(pattern: str) -> None:
     ],
 )
 def test_schemas_that_cannot_be_meant_are_refused(schema: dict[str, Any]) -> None:
-    """References that leave or loop, negative lengths, and sizes nobody needs."""
+    """References that leave or loop, negative lengths, and sizes that no real schema has."""
     with pytest.raises(InvalidRequest):
         require_cheap("response_format", of(schema))
 

@@ -15,7 +15,7 @@ import openai.types.responses.response_create_params as response_params
 import pytest
 
 from serving.errors import InvalidRequest
-from serving.gateway.dialects import DIALECTS, call, fields, reference
+from serving.gateway.dialects import DIALECTS, call, fields
 from serving.gateway.dialects.chat import CHAT
 from serving.gateway.dialects.completions import COMPLETIONS
 from serving.gateway.dialects.dialect import Dialect
@@ -50,13 +50,6 @@ def test_every_field_has_its_reason_or_bounds() -> None:
                 assert field.check is not None, (path, name)
             else:
                 assert field.note.endswith("."), (path, name)
-
-
-def test_the_table_renders_as_markdown() -> None:
-    """Every route and every field is a line of the page that the README shows."""
-    page = reference.markdown()
-    assert all(f"### `{path}`" in page for path in DIALECTS)
-    assert page.count("\n| `") == sum(len(dialect.fields) for dialect in DIALECTS.values())
 
 
 #: A value of every JSON kind, some of them hostile.

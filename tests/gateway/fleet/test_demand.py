@@ -1,4 +1,4 @@
-"""Demand: arrivals are told as what came since somebody listened last; who waits is told as long as he waits."""
+"""Demand: arrivals are reported since the last reading, waiting calls for as long as they wait."""
 
 import pytest
 
@@ -7,8 +7,8 @@ from serving.wire import Traffic
 from tests.clock import Clock
 
 
-def test_arrivals_are_told_since_the_last_reading() -> None:
-    """Each reader has his own last time, and whoever missed one misses nothing."""
+def test_arrivals_are_reported_since_the_last_reading() -> None:
+    """Each reader keeps its own last reading; one that skips a reading misses nothing."""
     clock = Clock()
     demands = Demands(clock)
     first = demands.read()
@@ -25,8 +25,8 @@ def test_arrivals_are_told_since_the_last_reading() -> None:
     assert (first.read_at, third.read_at) == (clock.now - 4, clock.now)
 
 
-def test_those_who_wait_are_told_while_they_wait() -> None:
-    """Their number, their prompts and the longest wait; nothing once they have gone."""
+def test_waiting_calls_are_reported_while_they_wait() -> None:
+    """Their number, their prompts and the longest wait; nothing once they have left."""
     clock = Clock()
     demands = Demands(clock)
     before = demands.read()
@@ -48,7 +48,7 @@ def test_a_call_that_leaves_by_an_error_no_longer_waits() -> None:
     assert demands.held_requests("m") == 0
 
 
-def test_cells_share_what_arrives_and_all_hear_of_those_who_wait() -> None:
+def test_cells_share_what_arrives_and_each_sees_all_that_wait() -> None:
     """Two cells get half of the work each, but either may wake the model."""
     whole = Traffic(1, 5.0, 101, 50.0, 20.0)
     assert shared(whole, 1) == whole

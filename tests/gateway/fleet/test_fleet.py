@@ -15,7 +15,7 @@ def fleet(clock: Clock) -> Fleet:
     return Fleet([], Demands(clock), clock, clock)
 
 
-def test_our_share_of_a_report_is_what_we_had_when_it_was_heard() -> None:
+def test_our_share_of_a_report_is_what_we_had_when_it_arrived() -> None:
     """Requests that begin after a report are added to it; those it already counted are not."""
     clock = Clock()
     one = fleet(clock)
@@ -29,7 +29,7 @@ def test_our_share_of_a_report_is_what_we_had_when_it_was_heard() -> None:
 
 
 def test_a_model_without_replicas_is_remembered_for_a_while() -> None:
-    """While its replicas restart a model is "not ready", not "unknown"; a model nobody ever listed is unknown."""
+    """While its replicas restart a model is "not ready", not "unknown"; a model that no source ever listed is unknown."""
     clock = Clock()
     one = fleet(clock)
     one.take(answer(report("1")), clock.now)
@@ -53,7 +53,7 @@ def test_an_adapter_is_unknown_as_soon_as_it_is_withdrawn() -> None:
 
 
 def test_a_model_that_sleeps_is_known() -> None:
-    """A cell lists a model without a replica: it is served, may be slow to wake, and how many are wanted is told."""
+    """A cell lists a model without a replica: it is served, may be slow to wake, and shows how many replicas are wanted."""
     clock = Clock()
     one = fleet(clock)
     asleep = ListedModel("m", context_tokens=4096, wanted=0, may_sleep=True)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from aiohttp import web
 
 from serving.gateway.fleet.demand import Demands
 from serving.gateway.fleet.fleet import CELL_MEMORY_S, Fleet
 from serving.gateway.fleet.polls import Polls
 from serving.secret import PlaneSecret
-from serving.wire import DirectoryAnswer, ListedModel
+from serving.wire import ListedModel
 from tests.clock import Clock
+from tests.gateway.fleet.directory import Directory
 from tests.gateway.fleet.reports import answer, report
 from tests.gateway.world import running_gateway, until
 from tests.scripted_engine import MODEL, ScriptedEngine
@@ -26,7 +26,7 @@ def polls(clock: Clock, demands: Demands | None = None) -> Polls:
 
 
 def test_a_directorys_warning_is_logged_when_it_begins_and_when_it_ends(caplog: pytest.LogCaptureFixture) -> None:
-    """Once each, whoever polls how often; another cell's silence, or a directory just restarted, ends nothing."""
+    """Once each, however often it is polled; another cell's silence, or a directory just restarted, ends nothing."""
     caplog.set_level("INFO", "serving.gateway.fleet.polls")
     one = polls(Clock())
     warning = msgspec.structs.replace(answer(), warnings=("GPU 3 of node n is suspect.",))
@@ -80,43 +80,15 @@ def test_a_cell_that_has_gone_leaves_its_share_to_the_others() -> None:
     assert one._traffic(told, demands.read())["m"].arrived_prompt_tokens == 100
 
 
-class Directory:
-    """A directory on a real port that says what it is told to, or nothing."""
-
-    def __init__(self) -> None:
-        self.says: DirectoryAnswer | bytes | None = None
-        self.authorizations: set[str | None] = set()
-        app = web.Application()
-        app.router.add_post("/directory", self.answer)
-        self._runner = web.AppRunner(app, access_log=None)
-
-    async def start(self) -> str:
-        """Listen; returns its base URL."""
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        return f"http://127.0.0.1:{self._runner.addresses[0][1]}"
-
-    async def stop(self) -> None:
-        await self._runner.cleanup()
-
-    async def answer(self, request: web.Request) -> web.Response:
-        self.authorizations.add(request.headers.get("Authorization"))
-        if self.says is None:
-            return web.Response(status=500)
-        return web.Response(body=self.says if isinstance(self.says, bytes) else msgspec.json.encode(self.says))
-
-
 async def test_an_adapter_is_a_model_to_clients(tmp_path: Path) -> None:
     """Its name, or an alias of it, reaches the engine as the model, and is what the ledger, the list and metrics say."""
     (tmp_path / "secret").write_text("s3cret\n")
-    directory = Directory()
-    base_url = await directory.start()
-    async with ScriptedEngine() as bare, ScriptedEngine() as offering:
+    async with Directory() as directory, ScriptedEngine() as bare, ScriptedEngine() as offering:
         one, two = report("r1", model=MODEL, url=bare.url), report("r2", model=MODEL, url=offering.url, adapters=("x",))
         directory.says = answer(one, two)
         secret = PlaneSecret(tmp_path / "secret")
         async with running_gateway(
-            tmp_path / "home", directories=(base_url,), secret=secret, aliases={"tuned": "x"}
+            tmp_path / "home", directories=(directory.url,), secret=secret, aliases={"tuned": "x"}
         ) as world:
             statuses = [(await world.chat(model=name)).status for name in ("x", "tuned", "x", "y")]
             cards = json.loads((await world.ask("GET", "/v1/models")).body)["data"]
@@ -125,11 +97,10 @@ async def test_an_adapter_is_a_model_to_clients(tmp_path: Path) -> None:
             metrics = (await world.ask("GET", "/metrics")).body.decode()
             models = [row["model"] for row in world.rows()]
             directory.says = answer(one, report("r2", model=MODEL, url=offering.url))
-            for _ in range(2):  # whoever asks again has taken the answer before in
+            for _ in range(2):  # a poll that comes again has taken in the answer before
                 directory.authorizations = set()
                 await until(lambda: directory.authorizations)
             gone = await world.chat(model="tuned")
-        await directory.stop()
     assert statuses == [200, 200, 200, 404] and models == ["x", "x", "x", ""] and bare.received == []
     assert {received.body["model"] for received in offering.received} == {"x"}
     assert {card["id"]: card["parent"] for card in cards} == {MODEL: None, "x": MODEL, "tuned": MODEL}
@@ -138,16 +109,34 @@ async def test_an_adapter_is_a_model_to_clients(tmp_path: Path) -> None:
     assert (gone.status, gone.error["code"]) == (404, "model_not_found")
 
 
+async def test_a_call_without_a_limit_reaches_the_engine_with_its_models_default(tmp_path: Path) -> None:
+    """As its cell lists it, for its adapters and aliases too; the client's own limit passes as it is; the list shows it."""
+    async with Directory() as directory, ScriptedEngine() as engine:
+        listed = ListedModel(MODEL, context_tokens=4096, default_output_tokens=64, adapters=("x",))
+        ready = report("r1", model=MODEL, url=engine.url, adapters=("x",))
+        directory.says = msgspec.structs.replace(answer(ready), models=(listed,))
+        async with running_gateway(tmp_path, directories=(directory.url,), aliases={"tuned": "x"}) as world:
+            statuses = [(await world.chat(**fields)).status for fields in ({}, {"model": "tuned"}, {"max_tokens": 5})]
+            responses = await world.post("/v1/responses", {"model": MODEL, "input": "Hello"})
+            completions = await world.post("/v1/completions", {"model": MODEL, "prompt": "Hello"})
+            cards = json.loads((await world.ask("GET", "/v1/models")).body)["data"]
+    assert [*statuses, responses.status, completions.status] == [200] * 5
+    limits = [
+        {name: body[name] for name in body if name.startswith("max_")} for body in (it.body for it in engine.received)
+    ]
+    default = {"max_completion_tokens": 64}
+    assert limits == [default, default, {"max_tokens": 5}, {"max_output_tokens": 64}, {}]
+    assert {card["id"]: card["default_output_tokens"] for card in cards} == {MODEL: 64, "x": 64, "tuned": 64}
+
+
 async def test_a_directory_restarted_empty_or_dead_or_mad_fails_no_request(tmp_path: Path) -> None:
     """The gateway shows the plane secret, learns its replicas, and keeps them through the directory's troubles."""
     secret_file = tmp_path / "secret"
     secret_file.write_text("s3cret\n")
-    directory = Directory()
-    base_url = await directory.start()
-    async with ScriptedEngine() as engine:
+    async with Directory() as directory, ScriptedEngine() as engine:
         directory.says = answer(report("r1", model=MODEL, url=engine.url))
         secret = PlaneSecret(secret_file)
-        async with running_gateway(tmp_path / "home", directories=(base_url,), secret=secret) as world:
+        async with running_gateway(tmp_path / "home", directories=(directory.url,), secret=secret) as world:
             statuses = [(await world.chat()).status]
             for trouble in (None, b"{", b'{"cell":"\xff"}', answer(is_complete=False)):
                 directory.says, directory.authorizations = trouble, set()

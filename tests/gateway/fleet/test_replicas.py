@@ -20,12 +20,12 @@ def merged(*answers: DirectoryAnswer) -> dict[str, Known]:
     return known
 
 
-def test_a_complete_answer_removes_who_is_missing() -> None:
-    """A directory that has heard everyone and does not list a replica says that it is gone."""
+def test_a_complete_answer_removes_what_is_missing() -> None:
+    """A complete answer that does not list a replica says that it is gone."""
     assert ids(merged(answer(report("1"), report("2")), answer(report("2")))) == {"2"}
 
 
-def test_an_incomplete_answer_removes_nobody() -> None:
+def test_an_incomplete_answer_removes_no_replica() -> None:
     """A directory that has just restarted empty leaves the fleet as it is, and may add to it."""
     known = merged(answer(report("1")), answer(is_complete=False), answer(report("3"), is_complete=False))
     assert ids(known) == {"1", "3"}
@@ -67,12 +67,12 @@ def test_an_adapter_is_withdrawn_when_a_ready_replica_says_so() -> None:
 
 
 def test_an_older_report_does_not_undo_a_newer_one() -> None:
-    """Whichever cell brings it, the report that was spoken last counts."""
+    """Whichever cell brings it, the latest report counts."""
     known = merged(answer(report("1", ReplicaState.DRAINING)), answer(report("1"), cell="b", heard_ago_s=30))
     assert ids(known) == set()
 
 
-def test_a_refused_connection_holds_until_the_replica_speaks_again() -> None:
+def test_a_refused_connection_holds_until_the_replica_reports_again() -> None:
     """A report from before the loss, however often it is repeated, does not bring a replica back; a later one does."""
     known = merged(answer(report("1"), heard_ago_s=0.1))
     lost_at = {"1": 100.5}

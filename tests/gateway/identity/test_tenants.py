@@ -1,21 +1,18 @@
-"""Keys and callers: who gets in, who does not, and what happens while the store cannot be asked."""
+"""Tenants: which keys open, which do not, and what happens during an outage of the store."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-import stat
-import subprocess
-import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection
 
-from serving.errors import Refusal, StoreUnavailable, Unauthenticated
+from serving.errors import StoreUnavailable, Unauthenticated
 from serving.gateway.identity import tenants as limits
 from serving.gateway.identity.keys import KEY_LENGTH, Keyring, id_of, mint
 from serving.gateway.identity.registry import Registry
@@ -61,8 +58,13 @@ class World:
 @pytest.fixture
 def world(place: Place) -> Iterator[World]:
     world = World(place)
-    with world.store, world.tenants:
-        yield world
+    with world.store:
+        with world.tenants:
+            yield world
+        # A look-up that hung may still hold a connection, which only an open store takes back.
+        for thread in threading.enumerate():
+            if thread.name.startswith("key-lookup"):
+                thread.join(30)
 
 
 def test_a_key_names_its_tenant(world: World) -> None:
@@ -71,14 +73,6 @@ def test_a_key_names_its_tenant(world: World) -> None:
 
     assert (caller.tenant, caller.key_id) == ("acme", id_of(world.key))
     assert world.key[-43:] not in repr(caller)
-
-
-def test_the_database_does_not_hold_the_key(world: World) -> None:
-    """Neither a key nor its secret part is anywhere in the home folder or among the keys."""
-    secret = world.key[-43:]
-
-    assert not [path for path in world.home.iterdir() if secret.encode() in path.read_bytes()]
-    assert secret not in repr(world.place.execute("select * from keys"))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +158,7 @@ def test_a_valid_key_survives_an_outage_for_the_grace_and_no_longer(world: World
 
 
 def test_an_unknown_key_during_an_outage_is_503_and_not_401(world: World) -> None:
-    """Nobody is called a stranger unless the store said so; the answer may be tried again."""
+    """Only the store can say that a key is unknown; until it answers, the client may retry."""
     world.place.take_away()
 
     with pytest.raises(StoreUnavailable) as caught:
@@ -214,7 +208,7 @@ def test_simultaneous_callers_share_one_look_up(world: World) -> None:
 
 
 def test_a_caller_who_leaves_does_not_fail_the_others(world: World) -> None:
-    """Cancelling one of those who wait for the same answer leaves the answer to the rest."""
+    """Cancelling one of the requests that wait for the same look-up leaves its answer to the others."""
 
     async def ask() -> Caller:
         leaver = asyncio.create_task(world.tenants.identify(world.key))
@@ -250,8 +244,7 @@ def test_guesses_do_not_push_valid_keys_out(world: World) -> None:
 
 
 def test_the_event_loop_turns_while_the_store_hangs(world: World) -> None:
-    """A look-up that blocks holds up its own caller, for LOOKUP_TIMEOUT_S, and nobody else."""
-    world.store.close()
+    """A look-up that blocks holds up its own caller, for LOOKUP_TIMEOUT_S, and no other request."""
 
     async def ask() -> int:
         caller = asyncio.create_task(world.tenants.identify(world.key))
@@ -266,41 +259,6 @@ def test_the_event_loop_turns_while_the_store_hangs(world: World) -> None:
     with world.place.everyone_waits():
         turns = asyncio.run(ask())
     assert turns > 10
-
-
-def test_the_pepper_is_made_once_however_many_ask(tmp_path: Path) -> None:
-    """Processes that start at once share one pepper of 32 bytes, readable by its owner alone."""
-    program = """
-import sys
-from pathlib import Path
-from serving.gateway.identity.keys import Keyring
-from serving.gateway.store.store import Store
-print(Keyring.open(Store.open(Path(sys.argv[1]))).digest('x').hex())
-"""
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    starts = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-
-    digests = {start.communicate(timeout=60)[0] for start in starts}
-    pepper = tmp_path / "pepper"
-    assert len(digests) == 1
-    assert (pepper.stat().st_size, stat.S_IMODE(pepper.stat().st_mode)) == (32, 0o600)
-
-
-def test_a_lost_pepper_is_refused_and_not_replaced(world: World) -> None:
-    """With a new pepper every key would silently stop working, so its loss is told instead."""
-    (world.home / "pepper").unlink()
-
-    with pytest.raises(Refusal, match="none of the 1 keys works without it"):
-        Keyring.open(world.store)
-
-
-def test_a_minted_key_is_well_formed_and_its_own() -> None:
-    """A key has 57 characters, shows its id, and never repeats."""
-    minted = {mint() for _ in range(1000)}
-
-    assert len(minted) == 1000
-    assert {len(key) for key in minted} == {KEY_LENGTH}
-    assert all(id_of(key) == key[3:13] for key in minted)
 
 
 def test_tenants_never_share_a_salt(place: Place) -> None:

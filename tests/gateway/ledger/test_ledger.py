@@ -7,23 +7,21 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from serving.config import StoreSettings
 from serving.errors import StoreUnavailable
 from serving.gateway.ledger.ledger import Ledger
-from serving.gateway.nouns import Caller, Outcome, Usage
+from serving.gateway.nouns import Outcome, Usage
 from serving.gateway.store.store import Store
 from tests.clock import Clock
-from tests.gateway.calls import CHAT_ROUTE, open_call
+from tests.gateway.calls import CALLER, CHAT_ROUTE, open_call, rows, settle
 from tests.gateway.places import Place, SqlitePlace
+from tests.gateway.processes import at_once
 from tests.waiting import until
-
-CALLER = Caller("t1", "acme", "k1")
-USAGE = Usage(5, 2)
 
 WRITER = """
 import sys, time
@@ -50,24 +48,9 @@ with Store.open(settings.home, settings.store) as store, Ledger(store, clock=tim
 """
 
 
-@pytest.fixture
-def store(place: Place) -> Iterator[Store]:
-    with place.open() as store:
-        yield store
-
-
-def rows(place: Place, columns: str = "request_id, outcome, status") -> list[tuple[object, ...]]:
-    return place.execute(f"select {columns} from ledger order by request_id")  # noqa: S608 Our own words.
-
-
 def start(place: Place, *arguments: str, **options: Any) -> subprocess.Popen[str]:
     environment = dict(os.environ) | place.environment()
     return subprocess.Popen([sys.executable, "-c", WRITER, *arguments], env=environment, text=True, **options)
-
-
-def settle(ledger: Ledger, request_id: str, usage: Usage = USAGE, caller: Caller = CALLER) -> None:
-    with open_call(ledger, request_id, caller=caller) as call:
-        call.usage, call.outcome, call.status = usage, Outcome.OK, 200
 
 
 def test_a_settled_call_is_one_complete_row(place: Place, store: Store) -> None:
@@ -95,7 +78,7 @@ def test_a_settled_call_is_one_complete_row(place: Place, store: Store) -> None:
 
 
 def test_a_call_that_fails_unforeseen_is_written_as_an_error(place: Place, store: Store) -> None:
-    """An entry that nobody settled says so: outcome error, status 500, no tokens."""
+    """A row that was never settled says so: outcome error, status 500, no tokens."""
     with (
         Ledger(store, clock=time.time) as ledger,
         pytest.raises(ZeroDivisionError),
@@ -156,11 +139,16 @@ def test_a_thousand_calls_at_once_are_all_there(place: Place, store: Store) -> N
     assert written == [(f"r{number:04}", "ok", number) for number in range(1000)]
 
 
+def write(home: Path, settings: StoreSettings, count: int) -> int:
+    with Store.open(home, settings) as store, Ledger(store, clock=time.time) as ledger:
+        for number in range(count):
+            settle(ledger, f"{os.getpid()}-{number}")
+    return count
+
+
 def test_processes_share_one_store(place: Place) -> None:
     """Two gateways on one store write side by side, from a start on an empty one."""
-    writers = [start(place, name, "400", "0") for name in ("one", "two")]
-
-    assert [writer.wait(60) for writer in writers] == [0, 0]
+    assert at_once(2, write, place.home, place.settings, 400) == [400, 400]
     assert len(rows(place)) == 800
     assert {row[1:] for row in rows(place)} == {(Outcome.OK, 200)}
 
@@ -194,20 +182,6 @@ def test_a_killed_gateway_leaves_rows_that_the_next_start_settles(tmp_path: Path
         ("live-open-0", "open", None, 1),
     ]
     assert {row[1] for row in settled[:3]} == {"ok"}
-
-
-def test_a_repeated_request_id_gets_a_row_of_its_own(place: Place, store: Store) -> None:
-    """A client that sends an id again neither hides its new call nor touches the other's row."""
-    with Ledger(store, clock=time.time) as first:
-        settle(first, "same", Usage(1, 1))
-        settle(first, "same", Usage(2, 2), Caller("t2", "other", "k2"))
-    with Ledger(store, clock=time.time) as second:
-        settle(second, "same", Usage(3, 3))
-
-    written = rows(place, "request_id, tenant_id, prompt_tokens")
-    assert ("same", "t1", 1) in written
-    assert {row[1:] for row in written} == {("t1", 1), ("t2", 2), ("t1", 3)}
-    assert all(str(row[0]).startswith("same~") for row in written if row != ("same", "t1", 1))
 
 
 def test_a_repeated_id_stays_apart_when_its_opening_was_written_first(place: Place, store: Store) -> None:
@@ -257,20 +231,6 @@ def test_a_close_without_database_spills_and_the_next_start_replays_once(place: 
         (store.home / "ledger-spill.jsonl").write_bytes(spilled)
 
 
-def test_a_line_that_a_dying_machine_cut_short_costs_that_line_alone(place: Place, store: Store) -> None:
-    """A torn line is left out, and what is spilled after it stays readable."""
-    spill = store.home / "ledger-spill.jsonl"
-    with Ledger(store, clock=time.time) as ledger:
-        spill.write_bytes(b'{"request_id": "torn", "outc')
-        place.take_away()
-        settle(ledger, "r1")
-    place.bring_back()
-
-    with Ledger(store, clock=time.time):
-        pass
-    assert rows(place) == [("r1", Outcome.OK, 200)]
-
-
 def test_a_long_outage_spills_what_ended_and_replays_it_afterwards(place: Place, store: Store) -> None:
     """Memory is bounded: past `spill_rows` ended calls go to the file, open ones stay, and all arrive in the end."""
     with Ledger(store, clock=time.time, spill_rows=10) as ledger:
@@ -315,18 +275,6 @@ def test_a_call_that_ends_after_close_is_still_written(place: Place, store: Stor
         call.outcome, call.status = Outcome.OK, 200
 
     assert rows(place) == [("late", Outcome.OK, 200)]
-
-
-@pytest.mark.parametrize("model", ["\ud800", "a\0b", "x" * 100_000])
-def test_hostile_text_does_not_stop_the_ledger(place: Place, store: Store, model: str) -> None:
-    """Whatever a client names, its row is written, in text any database takes."""
-    with (
-        Ledger(store, clock=time.time) as ledger,
-        open_call(ledger, "r1", caller=CALLER, model=model) as call,
-    ):
-        call.usage = Usage(-1, 2**80)
-
-    assert rows(place, "length(model) <= 255, prompt_tokens, completion_tokens") == [(True, 0, 2**53)]
 
 
 def test_a_call_costs_the_event_loop_microseconds(place: Place, store: Store) -> None:

@@ -1,4 +1,4 @@
-"""Heartbeats: what a dead gateway left open is closed by those that live, and nobody who lives is taken for dead."""
+"""Watch: rows that a dead gateway left open are closed by the live ones, and no live gateway is taken for dead."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DEAD_AFTER_S = BEAT_S * CHECKS_MAX
 
 
 class Gateway:
-    """A gateway's ledger, moved by hand: no thread runs, and the clock is everyone's."""
+    """A gateway's ledger, moved by hand: no thread runs, and all gateways share one clock."""
 
     def __init__(self, store: Store, clock: Clock, name: str) -> None:
         self.ledger = Ledger(store, clock=clock, gateway_id=f"{name}:1:1")
@@ -65,7 +65,7 @@ def pass_time(clock: Clock, seconds: float, *living: Gateway) -> None:
 def test_what_a_killed_gateway_left_open_is_closed_by_another_after_a_minute(
     place: Place, store: Store, clock: Clock
 ) -> None:
-    """No start is needed and no machine in common: whoever runs notices the silence, and not too soon."""
+    """No start is needed and no machine in common: any gateway that runs notices the silence, and not too soon."""
     killed, other = Gateway(store, clock, "pod-a"), Gateway(store, clock, "pod-b")
     killed.call("r1").__enter__()
 
@@ -97,8 +97,8 @@ def test_a_gateway_that_was_only_cut_off_writes_the_true_end(place: Place, store
     assert sorted(place.execute("select id from gateways")) == [("pod-a:1:1",), ("pod-b:1:1",)]
 
 
-def test_an_outage_of_the_database_kills_nobody(place: Place, store: Store, clock: Clock) -> None:
-    """After it every heartbeat is old; whoever comes back first does not close the others' calls."""
+def test_an_outage_of_the_database_kills_no_gateway(place: Place, store: Store, clock: Clock) -> None:
+    """After it every heartbeat is old; the first gateway to reconnect does not close the others' calls."""
     first, second = Gateway(store, clock, "pod-a"), Gateway(store, clock, "pod-b")
     with first.call("r1"), second.call("r2"):
         pass_time(clock, BEAT_S, second, first)
@@ -111,7 +111,7 @@ def test_an_outage_of_the_database_kills_nobody(place: Place, store: Store, cloc
         assert [row[1] for row in rows(place)] == ["open", "open"]
 
 
-def test_a_clock_that_is_set_back_silences_nobody(place: Place, store: Store, clock: Clock) -> None:
+def test_a_clock_that_is_set_back_silences_no_gateway(place: Place, store: Store, clock: Clock) -> None:
     """Heartbeats are compared with each other, never with a clock."""
     steady, moved = Gateway(store, Clock(), "pod-a"), Gateway(store, clock, "pod-b")
     with moved.call("r1"):
@@ -123,7 +123,9 @@ def test_a_clock_that_is_set_back_silences_nobody(place: Place, store: Store, cl
     assert [row[1] for row in rows(place)] == ["error"]
 
 
-def test_several_watchers_bury_once(place: Place, store: Store, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_several_watchers_close_rows_once(
+    place: Place, store: Store, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
     """All of them notice in the same moment; one closes the rows, none fails."""
     caplog.set_level(logging.WARNING)
     killed = Gateway(store, clock, "pod-a")
@@ -207,7 +209,7 @@ def test_one_host_name_is_not_one_machine(shared: PostgresPlace, clock: Clock) -
 
 
 def test_a_gateway_that_ends_in_good_order_takes_its_heartbeat_along(place: Place, store: Store) -> None:
-    """The table holds who runs, and does not grow with every pod."""
+    """The table holds the gateways that run, and does not grow with every pod."""
     with Ledger(store, clock=time.time):
         until(lambda: place.execute("select count(*) from gateways") == [(1,)])
     assert place.execute("select count(*) from gateways") == [(0,)]

@@ -33,6 +33,7 @@ def test_a_request_is_judged_by_its_slo(
     assert judge(SLO, outcome, duration_s=duration_s, ttft_s=ttft_s, completion_tokens=tokens) is verdict
 
 
-def test_a_models_own_slo_comes_before_everyones() -> None:
+def test_a_models_own_slo_comes_before_the_default() -> None:
+    """`model_slos` overrides `slo`, for its own model alone."""
     settings = GatewaySettings(slo=SLO, model_slos={"slow": Slo(ttft_s=60)})
     assert (settings.slo_of("slow").ttft_s, settings.slo_of("other").ttft_s) == (60, 1)

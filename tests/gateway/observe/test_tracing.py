@@ -27,7 +27,7 @@ LONGEST = ",".join(f"v{number}={'x' * 12}" for number in range(32))
 async def traced(
     home: Path, *traceparents: str | None, ratio: float = 1.0, fails: int = 0
 ) -> tuple[list[ReadableSpan], list[str]]:
-    """The spans of one call for each of these, and the contexts that the engine was told."""
+    """The spans of one call for each of these, and the contexts that the engine received."""
     exporter = InMemorySpanExporter()
     spans = SpanTracing(exporter, ratio)
     async with ScriptedEngine() as engine, running_gateway(home, (engine.url,), tracing=spans) as world:
@@ -106,7 +106,7 @@ async def test_the_clients_tracestate_reaches_the_engine(
     assert "no state" not in caplog.text
 
 
-async def test_a_tracestate_without_a_trace_is_nobodys(tmp_path: Path) -> None:
+async def test_a_tracestate_without_a_trace_is_dropped(tmp_path: Path) -> None:
     """W3C: it is not even read then."""
     spans = SpanTracing(InMemorySpanExporter(), 1.0)
     async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,), tracing=spans) as world:
@@ -132,12 +132,12 @@ async def test_a_tracestate_without_a_trace_is_nobodys(tmp_path: Path) -> None:
     ],
 )
 def test_a_log_line_names_the_clients_trace(said: str | None, trace_id: str) -> None:
-    """Without tracing of our own too; what is no context in W3C's shape is nobody's."""
+    """Without tracing of our own too; a header that is not in W3C's shape names no trace."""
     assert Tracing().begin(request(said)).trace_id == trace_id
 
 
 async def test_every_line_has_its_trace(tmp_path: Path) -> None:
-    """So that whoever reads a log finds the spans, and the other way round."""
+    """An operator finds the spans from the log, and the log from the spans."""
     async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
         await ask(world, SAMPLED)
         await until(lambda: world.lines)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.clock import Clock
 from tests.gateway.world import CHAT, QUICK, running_gateway, until
 from tests.scripted_engine import (
     DONE,
@@ -72,7 +73,7 @@ async def test_asked_usage_comes_in_the_last_chunk_only(tmp_path: Path) -> None:
     assert last["choices"] == [] and last["usage"]["completion_tokens"] == 2  # type: ignore[index]
 
 
-async def test_continuous_usage_is_left_to_who_asked_for_it(tmp_path: Path) -> None:
+async def test_continuous_usage_is_left_where_it_was_asked_for(tmp_path: Path) -> None:
     """With `continuous_usage_stats` the stream is the engine's, byte for byte."""
     options = {"include_usage": True, "continuous_usage_stats": True}
     async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
@@ -165,7 +166,7 @@ async def test_an_engine_that_is_gone_is_replaced_by_another(tmp_path: Path) -> 
 
 
 async def test_a_call_waits_for_a_replica_that_comes_back(tmp_path: Path) -> None:
-    """With no replica at all a call waits, and is served when one is heard ready again."""
+    """With no replica at all a call waits, and is served when one reports ready again."""
     async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
         await engine.stop()
         waiting = asyncio.create_task(world.chat())
@@ -176,8 +177,9 @@ async def test_a_call_waits_for_a_replica_that_comes_back(tmp_path: Path) -> Non
 
 
 async def test_no_replica_in_time_is_a_503_with_a_time_to_retry(tmp_path: Path) -> None:
-    """After `replica_wait_s` the client is told to come back, in headers its SDK reads."""
-    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
+    """After `replica_wait_s` the client gets a 503 with the retry headers that its SDK reads."""
+    brief = QUICK.model_copy(update={"replica_wait_s": 0.1})
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,), timeouts=brief) as world:
         await engine.stop()
         answer = await world.chat(**STREAMED)
         row = await world.row()
@@ -329,7 +331,7 @@ async def test_a_client_that_leaves_stops_the_engine_and_is_billed(
         while stream and b"there" not in await response.content.readline():
             pass
         response.close()
-        await until(lambda: engine.aborted == 1 and engine.running == 0, timeout_s=1.0)
+        await until(lambda: engine.aborted == 1 and engine.running == 0)
         row = await world.row()
     assert (row["outcome"], row["estimated_by"]) == ("client_disconnected", rule)
     assert expected is None or (row["prompt_tokens"], row["completion_tokens"]) == expected
@@ -337,8 +339,8 @@ async def test_a_client_that_leaves_stops_the_engine_and_is_billed(
 
 
 @pytest.mark.parametrize("ending", Ending)
-async def test_a_client_that_has_read_the_end_has_not_left(tmp_path: Path, ending: Ending) -> None:
-    """Official clients close the connection at [DONE]: the call is ok and exact, whatever the engine does after it."""
+async def test_a_client_that_closes_after_the_end_finished_normally(tmp_path: Path, ending: Ending) -> None:
+    """Official clients close the connection after `[DONE]`: the call is ok and exact, whatever the engine does next."""
     async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
         engine.say(Script(chat_stream(["Hi", " there"]), ending=ending))
         response = await world.client.post(
@@ -353,14 +355,15 @@ async def test_a_client_that_has_read_the_end_has_not_left(tmp_path: Path, endin
 
 async def test_a_client_that_leaves_a_whole_answer_is_billed_by_time(tmp_path: Path) -> None:
     """Without a stream nothing says how far the engine got: prompt by bytes, output by time, within the client's limit."""
-    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
+    clock = Clock()
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,), clock=clock) as world:
         engine.say(Script(ending=Ending.HANG, content_type="application/json"))
         asking = asyncio.create_task(world.chat(max_tokens=3))
         await until(lambda: engine.running == 1)
         # The engine's own time: the rule bills 20 tokens a second before anything was learned.
-        await asyncio.sleep(0.3)
+        clock.advance(60)
         asking.cancel()
-        await until(lambda: engine.aborted == 1, timeout_s=1.0)
+        await until(lambda: engine.aborted == 1)
         row = await world.row()
     assert row["estimated_by"] == "bytes_sent_time_elapsed" and row["completion_tokens"] == 3
 
@@ -380,7 +383,7 @@ async def test_several_choices_are_billed_together(tmp_path: Path) -> None:
 
 
 async def test_memory_stays_bounded_before_a_slow_client(tmp_path: Path) -> None:
-    """A client that does not read makes the engine wait: nothing piles up here."""
+    """Backpressure: a client that does not read makes the engine wait, and nothing piles up in the gateway."""
     text = "x" * 60_000
     chunk = chat_chunk({"content": text}, 7, 1)
     async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
@@ -388,7 +391,7 @@ async def test_memory_stays_bounded_before_a_slow_client(tmp_path: Path) -> None
         response = await world.client.post(
             world.url + "/v1/chat/completions", json=CHAT | STREAMED, headers=world.headers()
         )
-        await asyncio.sleep(0.5)  # Nobody reads: long enough for 24 MB to flow if something let them.
+        await until(lambda: world.write_waits % 2)
         is_held_back = engine.running == 1
         body = await response.read()
     assert is_held_back and body.count(text.encode()) == 400

@@ -8,18 +8,17 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import select
 
 from serving.errors import Refusal
 from serving.gateway.cli.opening import migrate
 from serving.gateway.identity.keys import Keyring
 from serving.gateway.identity.registry import Registry
-from serving.gateway.store import migrations, schema
+from serving.gateway.store import schema
 from serving.gateway.store.store import Store
 from serving.gateway.store.tables import ledger, metadata
 from tests.clock import Clock
-from tests.gateway.places import Place, PostgresPlace, SqlitePlace, settings_of
+from tests.gateway.places import PostgresPlace, SqlitePlace, settings_of
 
 #: What version 0.1 wrote, in its own words.
 VERSION_0_1 = """
@@ -61,27 +60,6 @@ def write_file(home: Path, sql: str) -> None:
     raw.close()
 
 
-def test_migrations_make_the_tables_that_the_code_knows(place: Place) -> None:
-    """In either database, alembic finds nothing to add, drop or change; and the newest step is the one asked for."""
-    with place.open() as store, store.begin() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
-        differences = compare_metadata(context, metadata)
-        revision = schema.revision_of(connection)
-
-    assert differences == []
-    steps = ScriptDirectory(str(Path(migrations.__file__).parent))
-    assert revision == schema.REVISION == int(steps.get_current_head() or 0)
-
-
-def test_open_rows_have_their_own_index(place: Place) -> None:
-    """Closing what the dead left must not read the whole ledger: alembic's comparison does not see the condition."""
-    place.open().close()
-    sources = ("select sql from sqlite_master", "select indexdef from pg_indexes")
-    (found,) = [row for row in place.execute(sources[isinstance(place, PostgresPlace)]) if "ledger_open" in str(row[0])]
-
-    assert "'open'" in str(found[0])
-
-
 def test_a_file_of_version_0_1_is_taken_over_whole(tmp_path: Path) -> None:
     """Every tenant, key and row of it is there afterwards, and it can do what a new one can."""
     write_file(tmp_path, VERSION_0_1 + SOME_ROWS)
@@ -109,7 +87,7 @@ def test_a_first_start_of_version_0_1_that_was_killed_is_finished(tmp_path: Path
 
 
 def test_a_migration_that_fails_changes_nothing_in_a_file(tmp_path: Path) -> None:
-    """All missing steps are one transaction: what stands in the way is told, and the file is as it was."""
+    """All missing steps are one transaction: the error names the obstacle, and the file is as it was."""
     write_file(tmp_path, VERSION_0_1 + SOME_ROWS + "CREATE TABLE gateways (strange INTEGER);")
 
     with pytest.raises(Refusal, match="table gateways already exists"):
@@ -134,32 +112,3 @@ def test_a_database_without_tables_is_refused_until_it_is_migrated(unmigrated: P
 
     migrate(settings_of(unmigrated))
     unmigrated.open().close()
-
-
-def test_an_older_schema_is_refused_until_it_is_migrated(shared: PostgresPlace) -> None:
-    """A gateway that came before its migration says what to do."""
-    shared.execute("update alembic_version set version_num = '0001'")
-
-    with pytest.raises(Refusal, match="run `serving store migrate` once"):
-        shared.open()
-
-
-def test_a_newer_revision_of_a_known_level_is_used_as_it_is(place: Place) -> None:
-    """A release can be taken back: its migrations stay, the version before works on, and its own Job changes nothing."""
-    place.open().close()
-    place.execute("update alembic_version set version_num = '0999'")
-
-    migrate(settings_of(place))
-    with place.open() as store:
-        assert Registry(store, Keyring.open(store), Clock()).create_tenant("acme").name == "acme"
-    assert place.execute("select version_num from alembic_version") == [("0999",)]
-
-
-def test_a_newer_level_is_refused(place: Place) -> None:
-    """An older version never touches a database whose meaning has changed, nor does its `store migrate`."""
-    place.open().close()
-    place.execute("update meta set schema_version = 2")
-
-    for refused in (place.open, lambda: migrate(settings_of(place))):
-        with pytest.raises(Refusal, match="has schema 2 and this version knows up to 1"):
-            refused()

@@ -14,26 +14,20 @@ from sqlalchemy import select
 from serving.config import StoreSettings
 from serving.errors import Refusal, StoreUnavailable
 from serving.gateway.ledger.ledger import Ledger
-from serving.gateway.nouns import Caller, Outcome, Usage
+from serving.gateway.nouns import Outcome, Usage
 from serving.gateway.store.store import Store
 from serving.gateway.store.tables import tenants
-from tests.gateway.calls import open_call
+from tests.gateway.calls import CALLER, open_call, settle
 from tests.gateway.places import PostgresPlace
 from tests.gateway.tls_front import tls_front, write_certificate
 from tests.waiting import until
 
-CALLER = Caller("t1", "acme", "k1")
 PASSWORD = "Zebra%2FQuagga"
 
 
 def open_at(home: Path, address: str) -> Store:
     (home / "url").write_text(address)
     return Store.open(home, StoreSettings(url_file=home / "url"))
-
-
-def settle(ledger: Ledger, request_id: str, usage: Usage) -> None:
-    with open_call(ledger, request_id, caller=CALLER) as call:
-        call.usage, call.outcome, call.status = usage, Outcome.OK, 200
 
 
 def shows_the_secret(text: str) -> bool:
@@ -161,7 +155,7 @@ def test_two_gateways_file_the_same_request_ids_side_by_side(shared: PostgresPla
 
 
 def test_connections_are_bounded(shared: PostgresPlace) -> None:
-    """Past `pool_size` a transaction waits, and gives up as in an outage: the server's connections are everyone's."""
+    """Past `pool_size` a transaction waits, and gives up as in an outage: gateways share the server's connections."""
     with (
         Store.open(shared.home, shared.settings.model_copy(update={"pool_size": 1})) as store,
         store.begin(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import stat
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ from serving.errors import Refusal, StoreUnavailable
 from serving.gateway.store.store import Store
 from serving.gateway.store.tables import metadata, tenants
 from tests.gateway.places import Place
+from tests.gateway.processes import at_once
 
 
 def test_a_second_open_finds_what_the_first_one_wrote(place: Place) -> None:
@@ -28,23 +28,14 @@ def test_a_second_open_finds_what_the_first_one_wrote(place: Place) -> None:
         assert connection.execute(select(tenants.c.name, tenants.c.created_at)).all() == [("acme", 1.5)]
 
 
-def test_every_file_is_its_owners_alone(tmp_path: Path) -> None:
-    """The database and the files SQLite adds while it is in use have mode 0600."""
-    home = tmp_path / "home"
-    with Store.open(home) as store, store.begin() as connection:
-        connection.execute(insert(tenants).values(id="t1", name="acme", created_at=1.0))
-        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in home.iterdir()}
-
-    assert {"serving.db", "serving.db-wal", "serving.db-shm"} <= modes.keys()
-    assert set(modes.values()) == {0o600}
+def create(home: Path) -> str:
+    with Store.open(home) as store:
+        return store.name
 
 
 def test_processes_that_create_at_once_all_succeed(tmp_path: Path) -> None:
     """However many processes start on an empty home together, each gets the same complete database."""
-    program = "import sys; from pathlib import Path; from serving.gateway.store.store import Store\nStore.open(Path(sys.argv[1]))"
-    starts = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path)]) for _ in range(6)]
-
-    assert [start.wait(60) for start in starts] == [0] * 6
+    assert at_once(6, create, tmp_path) == [str(tmp_path / "serving.db")] * 6
     with sqlite3.connect(tmp_path / "serving.db") as raw:
         assert raw.execute("select count(*), max(schema_version) from meta").fetchone() == (1, 1)
         assert raw.execute("pragma journal_mode").fetchone() == ("wal",)
@@ -56,14 +47,6 @@ def test_a_home_that_cannot_be_written_is_refused() -> None:
     """Where no folder can be made, the refusal names the folder."""
     with pytest.raises(Refusal, match="The folder /proc/nowhere cannot hold the database"):
         Store.open(Path("/proc/nowhere"))
-
-
-def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
-    """Something else under the database's name is left alone."""
-    (tmp_path / "serving.db").write_bytes(b"not a database at all " * 400)
-
-    with pytest.raises(Refusal, match="file is not a database"):
-        Store.open(tmp_path)
 
 
 def test_a_full_disk_is_refused_in_a_sentence(tmp_path: Path) -> None:
@@ -86,18 +69,6 @@ except Refusal as refusal:
 
     assert run.stderr == ""
     assert run.stdout.startswith(f"The database {tmp_path / 'serving.db'} cannot be used: ")
-
-
-def test_a_missing_file_is_an_outage_and_not_a_new_database(tmp_path: Path) -> None:
-    """A database that disappears while in use is reported, never silently replaced by an empty one."""
-    with Store.open(tmp_path) as store:
-        (tmp_path / "serving.db").rename(tmp_path / "elsewhere")
-
-        with pytest.raises(StoreUnavailable) as caught, store.begin() as connection:
-            connection.execute(select(tenants))
-
-    assert caught.value.reason == "unable to open database file"
-    assert not (tmp_path / "serving.db").exists()
 
 
 def test_what_a_client_is_told_of_an_outage_names_nothing_inner(place: Place) -> None:

@@ -1,0 +1,146 @@
+"""Inference: which keys open, what is refused before an engine is asked, and what an engine is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from tests.gateway.world import CHAT, QUICK, World, running_gateway, until
+from tests.scripted_engine import (
+    MODEL,
+    Ending,
+    Script,
+    ScriptedEngine,
+)
+
+JSON = {"Content-Type": "application/json"}
+
+
+async def test_the_engine_gets_what_the_gateway_owns(world: World, engine: ScriptedEngine) -> None:
+    """Aliases are resolved, the salt is the tenant's, nothing is stored, ignored fields stay here."""
+    await world.chat(model="gpt-4o", user="alice@example.org", store=True, temperature=0.5)
+    await world.post("/v1/responses", {"model": MODEL, "input": "Hi", "store": True})
+    chat, responses = (received.body for received in engine.received)
+    tenant_id = world.rows()[0]["tenant_id"]
+    assert chat["model"] == MODEL and chat["temperature"] == 0.5 and not {"user", "store"} & chat.keys()
+    assert chat["cache_salt"] == responses["cache_salt"] and re.fullmatch(r"[0-9a-f]{64}", str(chat["cache_salt"]))
+    assert str(tenant_id) not in str(chat["cache_salt"]) and responses["store"] is False
+
+
+async def test_strangers_are_turned_away_before_their_body_is_read(world: World) -> None:
+    """No key or a wrong one is 401 with WWW-Authenticate, in the dialect of the path, and leaves no ledger row."""
+    for headers in ({}, {"Authorization": "Bearer sk-wrong"}, {"x-api-key": "wrong"}, {"Authorization": "Basic x"}):
+        answer = await world.ask("POST", "/v1/chat/completions", b"{", headers | JSON)
+        assert answer.status == 401 and answer.headers["www-authenticate"] == "Bearer"
+        assert answer.error["code"] == "invalid_api_key" and answer.headers["x-should-retry"] == "false"
+    answer = await world.ask("POST", "/v1/messages", b"{", JSON)
+    assert answer.json["type"] == "error" and answer.error["type"] == "authentication_error"
+    assert world.rows() == []
+
+
+async def test_both_key_headers_open(world: World) -> None:
+    """OpenAI's and Anthropic's way to show a key both work on every route."""
+    for headers in ({"Authorization": f"Bearer {world.key}"}, {"x-api-key": world.key}):
+        assert (await world.ask("POST", "/v1/messages", CHAT | {"max_tokens": 1}, headers | JSON)).status == 200
+        assert (await world.ask("GET", "/v1/models", headers=headers)).status == 200
+
+
+async def test_a_body_over_the_limit_is_413(world: World, engine: ScriptedEngine) -> None:
+    """Announced or chunked, a body that is too large is refused and never held."""
+    announced = await world.post("/v1/chat/completions", b"x" * 1_000_000)
+
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(64):
+            yield b"x" * 16_384
+
+    sent = world.headers() | JSON
+    async with world.client.post(world.url + "/v1/chat/completions", data=endless(), headers=sent) as response:
+        chunked = response.status
+    assert announced.status == chunked == 413 and engine.received == []
+    assert announced.error["code"] == "request_too_large"
+
+
+async def test_a_body_that_does_not_arrive_is_408(tmp_path: Path, engine: ScriptedEngine) -> None:
+    """A client that announces a body and never sends it gets its place taken back, and a row that says so."""
+    timeouts = QUICK.model_copy(update={"request_body_s": 0.2})
+    async with running_gateway(tmp_path, (engine.url,), timeouts=timeouts) as world:
+        over = asyncio.Event()
+
+        async def trickle() -> AsyncIterator[bytes]:
+            yield b"{"
+            await over.wait()
+
+        sent = world.headers() | JSON
+        async with world.client.post(world.url + "/v1/chat/completions", data=trickle(), headers=sent) as response:
+            status, body = response.status, await response.json()
+        over.set()
+        row = await world.row()
+    assert (status, body["error"]["code"], row["status"], row["outcome"]) == (408, "request_timeout", 408, "rejected")
+    assert engine.received == []
+
+
+async def test_unknown_models_are_404(world: World) -> None:
+    """A model that no engine serves is the client's mistake, said in OpenAI's words."""
+    answer = await world.chat(model="gpt-99")
+    row = await world.row()
+    assert answer.status == 404 and answer.error["code"] == "model_not_found" and answer.error["param"] == "model"
+    assert (row["status"], row["outcome"], row["model"]) == (404, "rejected", "")
+
+
+async def test_a_model_of_an_engine_not_heard_yet_is_not_unknown(tmp_path: Path) -> None:
+    """Before every source has answered, a missing model means "not yet": 503 with Retry-After, not 404."""
+    engine = ScriptedEngine()
+    async with engine:
+        url = engine.url
+    brief = QUICK.model_copy(update={"replica_wait_s": 0.1})
+    async with running_gateway(tmp_path, (url,), is_awaited=False, timeouts=brief) as world:
+        answer = await world.chat()
+    assert answer.status == 503 and "retry-after" in answer.headers
+
+
+async def test_a_full_gateway_says_so(engine: ScriptedEngine, tmp_path: Path) -> None:
+    """Past `max_open_requests` a call is refused at once with a time to retry, and admitted when one ends."""
+    async with running_gateway(tmp_path, (engine.url,), max_open_requests=1) as world:
+        engine.say(Script(ending=Ending.HANG))
+        hanging = asyncio.create_task(world.chat())
+        await until(lambda: engine.running == 1)
+        full = await world.chat()
+        hanging.cancel()
+        await until(lambda: engine.aborted == 1)
+        after = await world.chat()
+    assert full.status == 503 and full.error["code"] == "overloaded" and full.headers["retry-after-ms"] == "1000"
+    assert after.status == 200
+
+
+async def test_a_body_at_fault_reaches_no_engine(world: World, engine: ScriptedEngine) -> None:
+    """A 400 that names the field, in the shape of the path's API, and a row that says so; no place is kept."""
+    bad = CHAT | {"max_tokens": 5, "temperature": 3}
+    answers = [await world.post(path, bad) for path in ("/v1/chat/completions", "/v1/messages")]
+    answers.append(await world.post("/v1/chat/completions", b"{"))
+    rows = world.rows()
+    assert [answer.status for answer in answers] == [400] * 3 and engine.received == []
+    assert answers[0].error["param"] == "temperature" and answers[1].json["type"] == "error"
+    assert [(row["status"], row["outcome"], row["replica_id"]) for row in rows] == [(400, "rejected", None)] * 3
+
+
+async def test_a_body_that_says_it_is_no_json_is_not_read(world: World) -> None:
+    """The type that a browser's form sends is refused, whatever stands in it."""
+    form = world.headers() | {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = await world.ask("POST", "/v1/chat/completions", CHAT, form)
+    assert answer.status == 400 and "must be JSON" in str(answer.error["message"])
+
+
+async def test_a_client_that_leaves_while_it_waits_is_not_billed(tmp_path: Path, engine: ScriptedEngine) -> None:
+    """No engine had its call: 499, no tokens, no replica; and its place is free."""
+    async with running_gateway(tmp_path, (engine.url,), max_open_requests=1) as world:
+        await engine.stop()
+        waiting = asyncio.create_task(world.chat())
+        await until(lambda: any(row["outcome"] == "open" for row in world.rows()))
+        waiting.cancel()
+        row = await world.row()
+        await engine.start()
+        await world.until_ready()
+        assert (await world.chat()).status == 200
+    assert (row["outcome"], row["status"], row["prompt_tokens"]) == ("client_disconnected", 499, 0)

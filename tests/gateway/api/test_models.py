@@ -1,0 +1,46 @@
+"""Models: every name that clients may ask for, as OpenAI's API lists it."""
+
+from __future__ import annotations
+
+import json
+
+from tests.gateway.world import World, until
+from tests.scripted_engine import (
+    MODEL,
+)
+
+
+async def test_models_are_listed_with_their_aliases(world: World) -> None:
+    """The list holds every name that works, and each can be looked up."""
+    listed = json.loads((await world.ask("GET", "/v1/models")).body)
+    assert [model["id"] for model in listed["data"]] == [MODEL, "gpt-4o"] and listed["object"] == "list"
+    one = (await world.ask("GET", f"/v1/models/{MODEL}")).json
+    assert one["object"] == "model" and one["max_model_len"] == 4096
+    assert (await world.ask("GET", "/v1/models/none")).error["code"] == "model_not_found"
+
+
+async def test_a_card_says_what_is_known_and_no_more(world: World) -> None:
+    """An engine without a directory names no default limit; a model is no adapter; an alias is itself."""
+    one = (await world.ask("GET", "/v1/models/gpt-4o")).json
+    assert (one["id"], one["default_output_tokens"], one["parent"], one["owned_by"]) == (
+        "gpt-4o",
+        None,
+        None,
+        "serving",
+    )
+
+
+async def test_a_name_with_slashes_is_looked_up_whole(world: World) -> None:
+    """As names on Hugging Face have them; the error repeats what was asked for, within bounds."""
+    answer = await world.ask("GET", "/v1/models/openai/gpt-oss-20b")
+    assert answer.status == 404 and "openai/gpt-oss-20b" in str(answer.error["message"])
+    assert len((await world.ask("GET", "/v1/models/" + "x" * 5000)).body) < 1000
+
+
+async def test_strangers_see_no_models(world: World) -> None:
+    """The list needs a key; the access line names the tenant that asked."""
+    for path in ("/v1/models", f"/v1/models/{MODEL}"):
+        assert (await world.ask("GET", path, headers={})).status == 401
+    await world.ask("GET", "/v1/models")
+    await until(lambda: len(world.lines) == 3)
+    assert [line["tenant"] for line in world.lines] == [None, None, "acme"]

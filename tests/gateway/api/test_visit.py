@@ -1,0 +1,31 @@
+"""Visit: one request on its way through, answered in JSON."""
+
+from __future__ import annotations
+
+import msgspec
+
+from serving.gateway.api.visit import Visit
+from serving.gateway.http.asgi import Request, Responder
+from serving.gateway.nouns import CallRecord
+from serving.gateway.observe.tracing import Trace
+from tests.gateway.asgi import Wire
+
+
+class Said(msgspec.Struct):
+    text: str
+
+
+async def test_an_answer_is_one_complete_json_document() -> None:
+    """With its length, its type and the request's id; nothing follows it."""
+    wire = Wire()
+    responder = Responder(wire.send, "req-00000001")
+    record = CallRecord(request_id="req-00000001", started_at=0.0)
+    visit = Visit(Request(wire.scope(), wire.receive), responder, record, Trace())
+    assert (visit.argument, visit.error_event) == ("", None)
+    await visit.answer(201, Said("é"))
+    assert (wire.status, wire.body, responder.is_complete) == (201, '{"text":"é"}'.encode(), True)
+    assert wire.headers == {
+        b"x-request-id": b"req-00000001",
+        b"content-type": b"application/json",
+        b"content-length": b"13",
+    }

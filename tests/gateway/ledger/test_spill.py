@@ -1,0 +1,70 @@
+"""Spill: rows outlive an outage in a file, each line by itself."""
+
+from __future__ import annotations
+
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from serving.gateway.ledger.ledger import Ledger
+from serving.gateway.ledger.rows import LedgerRow, closing_row
+from serving.gateway.ledger.spill import FILE_NAME, Spill
+from serving.gateway.nouns import Outcome
+from serving.gateway.store.store import Store
+from tests.gateway.calls import record, rows, settle
+from tests.gateway.places import Place
+
+
+def test_a_line_that_a_dying_machine_cut_short_costs_that_line_alone(place: Place, store: Store) -> None:
+    """A torn line is left out, and what is spilled after it stays readable."""
+    spill = store.home / "ledger-spill.jsonl"
+    with Ledger(store, clock=time.time) as ledger:
+        spill.write_bytes(b'{"request_id": "torn", "outc')
+        place.take_away()
+        settle(ledger, "r1")
+    place.bring_back()
+
+    with Ledger(store, clock=time.time):
+        pass
+    assert rows(place) == [("r1", Outcome.OK, 200)]
+
+
+def row(request_id: str) -> LedgerRow:
+    return closing_row(record(request_id=request_id), "gateway", 2.0)
+
+
+def drained(spill: Spill) -> list[LedgerRow]:
+    with spill.drained() as found:
+        return list(found)
+
+
+def test_rows_come_back_in_order_and_once(tmp_path: Path) -> None:
+    """Appended in several pieces; when they have been taken the file is gone."""
+    spill = Spill(tmp_path)
+    spill.append([row("1"), row("2")])
+    spill.append([row("3")])
+    assert stat.S_IMODE((tmp_path / FILE_NAME).stat().st_mode) == 0o600
+    assert drained(spill) == [row("1"), row("2"), row("3")]
+    assert drained(spill) == [] and not (tmp_path / FILE_NAME).exists()
+
+
+def test_a_file_whose_rows_were_not_taken_stays(tmp_path: Path) -> None:
+    """The database may fail again while it takes them."""
+    spill = Spill(tmp_path)
+    spill.append([row("1")])
+    with pytest.raises(ZeroDivisionError), spill.drained():
+        raise ZeroDivisionError
+    assert drained(spill) == [row("1")]
+
+
+def test_a_torn_line_is_reported_without_its_content(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By its number; the rows around it are read."""
+    spill = Spill(tmp_path)
+    spill.append([row("1")])
+    with (tmp_path / FILE_NAME).open("ab") as file:
+        file.write(b'\n{"request_id": "torn')
+    spill.append([row("2")])
+    assert drained(spill) == [row("1"), row("2")]
+    assert "line 3 of ledger-spill.jsonl is not a ledger row" in caplog.text and "torn" not in caplog.text

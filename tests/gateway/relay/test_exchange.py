@@ -1,0 +1,109 @@
+"""Exchange: how far an answer has got and what it has cost, put into the record once."""
+
+from __future__ import annotations
+
+import pytest
+
+from serving.gateway.admission.estimates import Rates
+from serving.gateway.dialects.chat import CHAT
+from serving.gateway.http.asgi import Responder
+from serving.gateway.nouns import CallRecord, Failure, Usage
+from serving.gateway.observe.tracing import Trace
+from serving.gateway.relay.events import KEEP_ALIVE
+from serving.gateway.relay.exchange import STREAM_HEADERS, Exchange
+from tests.clock import Clock
+from tests.gateway.asgi import Wire
+from tests.gateway.calls import call
+from tests.scripted_engine import chat_answer, chat_stream
+
+
+class One:
+    """An exchange, its clock, its client's end and its record."""
+
+    def __init__(self, *, is_streamed: bool) -> None:
+        self.clock, self.wire = Clock(), Wire()
+        self.record = CallRecord(request_id="r", started_at=self.clock.now, is_streamed=is_streamed)
+        self.rates = Rates()
+        responder = Responder(self.wire.send, "r")
+        one = call(CHAT, stream=is_streamed)
+        self.exchange = Exchange(one, responder, self.record, Trace(), self.clock)
+
+
+async def test_a_comment_is_no_content() -> None:
+    """It keeps a connection alive and starts the answer; the first byte is still to come, and bytes are not counted."""
+    one = One(is_streamed=True)
+    await one.exchange.keep_alive()
+    assert one.wire.status == 200 and one.wire.body == KEEP_ALIVE and not one.exchange.has_content
+    one.clock.advance(2)
+    await one.exchange.write(b"data: 1\n\n", STREAM_HEADERS)
+    one.exchange.settle()
+    assert len(one.wire.sent) == 3  # the answer began once
+    assert (one.record.first_byte_at, one.record.bytes_relayed, one.record.keep_alives) == (one.clock.now, 9, 1)
+
+
+async def test_gaps_count_between_pieces() -> None:
+    """Two gaps of three pieces, from when one was taken to when the next one came."""
+    one = One(is_streamed=True)
+    for gap_s in (5.0, 0.5, 0.25):
+        one.clock.advance(gap_s)
+        await one.exchange.write(b"x", STREAM_HEADERS)
+    one.exchange.settle()
+    assert one.record.inter_token is not None
+    assert (sum(one.record.inter_token.counts), one.record.inter_token.total_s) == (2, 0.75)
+
+
+async def test_a_whole_answer_has_no_gaps() -> None:
+    """Its pieces are the network's."""
+    one = One(is_streamed=False)
+    await one.exchange.write(b"{", [])
+    await one.exchange.write(b"}", [])
+    one.exchange.settle()
+    assert one.record.inter_token is None and one.record.bytes_relayed == 2
+
+
+async def test_an_attempt_that_gave_nothing_is_not_billed() -> None:
+    """What failed is counted by its kind; the engine after it is the one that counts."""
+    one = One(is_streamed=False)
+    one.exchange.begin("a", one.rates).scan(chat_answer("Hi"))
+    one.exchange.fail(Failure.ERRORED)
+    one.exchange.fail(Failure.BUSY)
+    assert one.record.retries == 2 and one.record.failures == {Failure.ERRORED: 1, Failure.BUSY: 1}
+    one.exchange.settle()
+    assert one.record.usage == Usage() and one.record.replica_id == "a"
+    meter = one.exchange.begin("b", one.rates)
+    meter.scan(chat_answer("Hi"))
+    meter.close()
+    one.exchange.settle()
+    assert one.record.usage == Usage(7, 2) and one.record.replica_id == "b"
+
+
+@pytest.mark.parametrize(("seconds", "tokens"), [(0.1, 2), (10.0, 200)])
+async def test_an_answer_that_was_cut_is_estimated_by_its_time(seconds: float, tokens: int) -> None:
+    """Taken when the exchange settles: 20 tokens a second until something was learned."""
+    one = One(is_streamed=False)
+    one.exchange.begin("a", one.rates)
+    one.clock.advance(seconds)
+    one.exchange.settle()
+    assert one.record.usage.completion_tokens == tokens
+    assert one.record.usage.estimated_by == "bytes_sent_time_elapsed"
+
+
+async def test_only_a_complete_answer_teaches() -> None:
+    """Its exact usage improves the estimates of later calls."""
+    one = One(is_streamed=True)
+    meter = one.exchange.begin("a", one.rates)
+    meter.scan(b"".join(chat_stream(["a"])[:2]))
+    one.exchange.learn()
+    assert one.rates == Rates()
+    meter.scan(b"".join(chat_stream(["a"])[2:]))
+    one.clock.advance(1)
+    one.exchange.learn()
+    assert one.rates != Rates()
+
+
+def test_before_an_engine_has_the_call_nothing_has_happened() -> None:
+    """An exchange that ends in the waiting room costs nothing."""
+    one = One(is_streamed=True)
+    one.exchange.learn()
+    one.exchange.settle()
+    assert (one.exchange.events_passed, one.record.usage, one.record.first_byte_at) == (0, Usage(), None)

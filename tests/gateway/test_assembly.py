@@ -1,0 +1,101 @@
+"""Assembly: settings become one application, and nothing happens before it runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serving.config import GatewaySettings
+from serving.gateway.assembly import Assembled, Edges, assemble
+from serving.gateway.dialects import DIALECTS
+from serving.gateway.http.asgi import Message
+from serving.gateway.identity.keys import Keyring
+from serving.gateway.identity.tenants import Tenants
+from serving.gateway.ledger.ledger import Ledger
+from serving.gateway.nouns import CallRecord
+from serving.gateway.store.store import Store
+from tests.clock import Clock
+from tests.exposition import value
+from tests.gateway.asgi import Wire
+
+#: No server has this port.
+NOWHERE = "http://127.0.0.1:1"
+
+
+class Parts:
+    """What is open before the application is made."""
+
+    def __init__(self, store: Store) -> None:
+        self.tenants = Tenants(store, Keyring.open(store), key_cache_s=10, clock=Clock())
+        self.ledger = Ledger(store, clock=Clock())
+        self.lines: list[CallRecord] = []
+
+    def assembled(self, settings: GatewaySettings, **edges: object) -> Assembled:
+        return assemble(settings, self.tenants, self.ledger, Edges(write_access=self.lines.append, **edges))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Iterator[Parts]:
+    with Store.open(tmp_path) as store:
+        parts = Parts(store)
+        with parts.tenants:
+            yield parts
+
+
+async def asked(app: object, path: str, method: str = "GET") -> Wire:
+    wire = Wire()
+    await app(wire.scope(method, path), wire.receive, wire.send)  # type: ignore[operator]
+    return wire
+
+
+async def test_every_dialect_is_a_route_and_so_are_models_health_and_metrics(parts: Parts) -> None:
+    """Each path answers with something other than 404; its record carries its route and whether it is billed."""
+    app = parts.assembled(GatewaySettings()).gateway
+    for path in (
+        *DIALECTS,
+        "/v1/models",
+        "/v1/models/m",
+        "/health/live",
+        "/health/ready",
+        "/health/models",
+        "/metrics",
+    ):
+        assert (await asked(app, path, "PUT")).status == 405
+    billed = {line.route.label for line in parts.lines if line.route.is_billed}
+    assert billed == {path for path, dialect in DIALECTS.items() if dialect.is_billed}
+    assert (await asked(app, "/nothing")).status == 404 and parts.lines[-1].route.label == "other"
+
+
+async def test_metrics_on_a_port_of_their_own_are_not_beside_the_api(parts: Parts) -> None:
+    """Clients that reach the API cannot read tenants' names there."""
+    assembled = parts.assembled(GatewaySettings(metrics_port=9090))
+    assert (await asked(assembled.gateway, "/metrics")).status == 404
+    assert (await asked(assembled.metrics_page, "/metrics")).status == 200
+
+
+async def test_sources_are_those_of_the_settings(parts: Parts) -> None:
+    """Directories and engines, none of them up before it has answered; certificates as `expiries` gives them."""
+    settings = GatewaySettings(directories=(NOWHERE, NOWHERE + "/b"), engines=(NOWHERE,))
+    page = (await asked(parts.assembled(settings, expiries=lambda: {"api": 5.0}).metrics_page, "/metrics")).body
+    for source in ("directory-0", "directory-1", "engine-0"):
+        assert f'serving_gateway_sources_up{{source="{source}"}} 0.0'.encode() in page
+    assert value(page, "serving_gateway_certificate_expiry_timestamp_seconds", certificate="api") == 5.0
+
+
+async def test_a_gateway_takes_requests_between_the_start_and_the_end_of_its_lifespan(parts: Parts) -> None:
+    """Before and after it says that it is stopping."""
+    app = parts.assembled(GatewaySettings(engines=(NOWHERE,))).gateway
+    assert (await asked(app, "/health/ready")).status == 503
+    messages: asyncio.Queue[Message] = asyncio.Queue()
+    sent: asyncio.Queue[Message] = asyncio.Queue()
+    messages.put_nowait({"type": "lifespan.startup"})
+    lives = asyncio.create_task(app({"type": "lifespan"}, messages.get, sent.put))
+    assert (await sent.get())["type"] == "lifespan.startup.complete"
+    assert (await asked(app, "/health/ready")).status == 200
+    messages.put_nowait({"type": "lifespan.shutdown"})
+    assert (await sent.get())["type"] == "lifespan.shutdown.complete"
+    await lives
+    assert (await asked(app, "/health/ready")).status == 503
