@@ -1,27 +1,18 @@
 """Whatever a gpt-oss emits, a client gets a well-formed answer: random weights write malformed Harmony nearly always."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.stack.conftest import RANDOM
 from tests.stack.http import bearer, call
-from tests.stack.running import Stack, running
+from tests.stack.running import Stack
 
 #: Requests of each kind; the seeds are fixed, so a failure can be repeated.
 ROUNDS = 12
 MARKERS = ("<|channel|>", "<|start|>", "<|end|>", "<|message|>", "<|call|>", "<|return|>", "<|constrain|>")
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 QUESTION = [{"role": "user", "content": "Go on."}]
-
-
-@pytest.fixture(scope="module")
-def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    home: Path = tmp_path_factory.mktemp("random")
-    with running(home, RANDOM) as it:
-        yield it
 
 
 def chat(seed: int, stream: bool) -> dict[str, object]:
