@@ -21,8 +21,9 @@ setup: ## build .venv from deploy/locks/cpu.txt
 serve: setup ## the whole stack on this machine: MODEL=smollm2-135m-instruct PORT=8080
 	@exec $(VENV)/serving up --model "$(MODEL)" --port "$(PORT)"
 
+# Most of a test is waiting, for an engine or a time-out: three workers keep two cores busy. tests/conftest.py shares out.
 test: setup ## what CI runs
-	@exec $(VENV)/python -m pytest -m "not long and not images and not cluster"
+	@exec $(VENV)/python -m pytest -n 3 -m "not long and not images and not cluster"
 
 test-long: setup ## everything slower: many engine starts
 	@exec $(VENV)/python -m pytest -m long

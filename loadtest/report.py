@@ -8,7 +8,6 @@ from pathlib import Path
 
 import msgspec
 
-from loadtest import charts
 from loadtest.figures import SCHEMA, Figures, Quantiles
 from serving.errors import Refusal
 from serving.gateway.observe.slo import Verdict
@@ -83,6 +82,8 @@ def promised(it: Figures) -> str:
 
 def html(it: Figures) -> str:
     """The whole page."""
+    from loadtest import charts  # matplotlib: a second that only a page is worth, not a worker or a refusal
+
     parts = [
         f"<h1>Load test: {escape(it.about.shape)}</h1>",
         f"<p>{escape(it.about.made_at)} · {escape(', '.join(it.about.models))} · {escape(it.about.target)}</p>",

@@ -90,7 +90,7 @@ def test_a_helper_between_fork_and_exec_is_nobodys_death(tmp_path: Path) -> None
 
     try:
         (worker,) = [it for it in processes.of_tree(forking.tree) if processes.role(it) == "Worker_TP0"][:1]
-        until(are_enough)
+        until(are_enough, 120)
         assert forking.process.poll() is None
     finally:
         processes.kill_all(lambda: processes.of_tree(forking.tree))
@@ -123,7 +123,8 @@ def test_a_tree_is_an_orphan_only_when_its_owner_is_gone(supervised: Supervised)
     gone = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     orphan = subprocess.Popen(["sleep", "3600"], env={processes.TREE_VARIABLE: gone})
     try:
-        assert psutil.Process(orphan.pid) in processes.orphans()
+        # An engine that starts meanwhile, in another of pytest's workers, sweeps it too.
+        assert psutil.Process(orphan.pid) in processes.orphans() or orphan.poll() == -signal.SIGKILL
     finally:
         orphan.kill()
         orphan.wait()

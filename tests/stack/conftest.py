@@ -1,4 +1,7 @@
-"""The stacks that tests share: each engine start costs most of a minute on two cores, so there are few."""
+"""The stack that tests share: each engine start costs most of a minute on two cores, so there are few.
+
+`tests/conftest.py` gives this folder to one worker and `gpt_oss/` to another; each stops its stacks when it leaves.
+"""
 
 from __future__ import annotations
 
@@ -19,26 +22,15 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The default model."""
     with running(tmp_path_factory.mktemp("smollm2"), SMOLLM2, SETTINGS) as it:
         yield it
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The gpt-oss-architecture model that knows a handful of conversations by heart."""
-    with running(tmp_path_factory.mktemp("tiny"), TINY) as it:
-        yield it
-
-
-@pytest.fixture(scope="session")
-def client(stack: Stack) -> openai.OpenAI:
+@pytest.fixture(scope="package")
+def client(stack: Stack) -> Iterator[openai.OpenAI]:
     """The official client, as a newcomer sets it up."""
-    return openai.OpenAI(base_url=f"{stack.url}/v1", api_key=stack.key, max_retries=0)
-
-
-@pytest.fixture(scope="session")
-def tiny_client(tiny: Stack) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{tiny.url}/v1", api_key=tiny.key, max_retries=0)
+    with openai.OpenAI(base_url=f"{stack.url}/v1", api_key=stack.key, max_retries=0) as it:
+        yield it

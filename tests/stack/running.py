@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import re
 import signal
 import socket
@@ -27,8 +29,10 @@ from serving.gateway.store.store import Store
 from serving.wire import DirectoryAnswer, Listed, ReplicaState
 from tests.waiting import until
 
-#: Checkpoints are built once and shared by every home of a test run.
 CACHE = Path(__file__).parents[2] / ".cache"
+#: Folders of a home that every home of a test run shares. Checkpoints are built once; and what vLLM found out of a model's
+#: class, which takes a process of its own and seconds of every first start, it finds out once.
+SHARED = {"models": CACHE / "models", "cache/vllm/modelinfos": CACHE / "modelinfos"}
 #: A laptop has no compiler: an engine that needs one dies in every test, and not only there.
 NO_COMPILER = {"CC": "/nonexistent/gcc", "CXX": "/nonexistent/g++"}
 #: Seconds a start may take, with a checkpoint still to be fetched or trained.
@@ -42,11 +46,11 @@ class Stack:
         self.home = home
         self.model = model
         self.port = free_port()
-        home.mkdir(parents=True, exist_ok=True)
-        models = CACHE / "models"
-        models.mkdir(parents=True, exist_ok=True)
-        if not (home / "models").exists():
-            (home / "models").symlink_to(models)
+        for place, shared in SHARED.items():
+            shared.mkdir(parents=True, exist_ok=True)
+            (home / place).parent.mkdir(parents=True, exist_ok=True)
+            if not (home / place).exists():
+                (home / place).symlink_to(shared)
         self.started_at = time.monotonic()
         with (home / "up.out").open("wb") as output, (home / "up.err").open("wb") as errors:
             self.process = subprocess.Popen(
@@ -216,8 +220,13 @@ def running(home: Path, model: str, environment: dict[str, str] | None = None) -
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port that no process listens on now.
+
+    It is below Linux's range for outgoing connections (32768 to 60999), so that none of a neighbouring test takes it
+    before the stack listens.
+    """
+    while True:
+        port = random.randrange(10_000, 32_768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

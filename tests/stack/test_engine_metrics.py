@@ -38,11 +38,6 @@ def test_a_running_engine_has_each(stack: Stack) -> None:
     require_metrics(stack)
 
 
-def test_so_has_a_gpt_oss_engine(tiny: Stack) -> None:
-    """Sliding windows and experts make no other metrics of them."""
-    require_metrics(tiny)
-
-
 def test_no_other_name_is_read() -> None:
     """A name that anything here reads is on one of the lists that are held against a running engine."""
     known = {*READ_METRICS, *(name for it in CATALOGUED for name in (it.name, *it.samples))}

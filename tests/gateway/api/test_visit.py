@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 
 from serving.gateway.api.visit import Visit
@@ -20,7 +22,7 @@ async def test_an_answer_is_one_complete_json_document() -> None:
     wire = Wire()
     responder = Responder(wire.send, "req-00000001")
     record = CallRecord(request_id="req-00000001", started_at=0.0)
-    visit = Visit(Request(wire.scope(), wire.receive), responder, record, Trace())
+    visit = Visit(Request(wire.scope(), wire.receive), responder, record, Trace(), time.monotonic)
     assert (visit.argument, visit.error_event) == ("", None)
     await visit.answer(201, Said("é"))
     assert (wire.status, wire.body, responder.is_complete) == (201, '{"text":"é"}'.encode(), True)

@@ -1,29 +1,19 @@
 """Whatever a gpt-oss emits, a client gets a well-formed answer: random weights write malformed Harmony nearly always."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.stack.conftest import RANDOM
+from tests.stack.gpt_oss.conftest import DEFAULT_OUTPUT_TOKENS as DEFAULT
 from tests.stack.http import bearer, call
-from tests.stack.running import Stack, running
+from tests.stack.running import Stack
 
 #: Requests of each kind; the seeds are fixed, so a failure can be repeated.
 ROUNDS = 12
-#: Output tokens of a call that sets no limit.
-DEFAULT = 24
 MARKERS = ("<|channel|>", "<|start|>", "<|end|>", "<|message|>", "<|call|>", "<|return|>", "<|constrain|>")
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 QUESTION = [{"role": "user", "content": "Go on."}]
-
-
-@pytest.fixture(scope="module")
-def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    home: Path = tmp_path_factory.mktemp("random")
-    with running(home, RANDOM, {"SERVING_MODELS": f"[{{name: {RANDOM}, default_output_tokens: {DEFAULT}}}]"}) as it:
-        yield it
 
 
 def chat(seed: int, stream: bool) -> dict[str, object]:
