@@ -29,9 +29,9 @@ def registry(store: Store, clock: Clock) -> Registry:
 def test_a_tenants_name_is_its_own(registry: Registry) -> None:
     """Two tenants never share one, whether it is given at first or later."""
     registry.create_tenant("other")
-    with pytest.raises(Refusal, match="called 'acme' already"):
+    with pytest.raises(Refusal, match="called 'acme' exists already"):
         registry.create_tenant("acme")
-    with pytest.raises(Refusal, match="called 'acme' already"):
+    with pytest.raises(Refusal, match="called 'acme' exists already"):
         registry.update_tenant("other", new_name="acme")
     assert sorted(tenant.name for tenant in registry.tenants()) == ["acme", "other"]
 
