@@ -15,10 +15,12 @@ from tests.stack.running import Stack, running
 SMOLLM2 = "smollm2-135m-instruct"
 TINY = "tiny-gpt-oss"
 RANDOM = "random-gpt-oss"
-#: Settings every test stack runs with: an alias, and a limit that a test can reach.
+#: Settings every test stack runs with: aliases, a limit that a test can reach, and an SLO that is kept on a machine that
+#: other tests keep busy.
 SETTINGS = {
     "SERVING_GATEWAY__ALIASES": '{"gpt-4o": "smollm2-135m-instruct", "claude-sonnet": "smollm2-135m-instruct"}',
     "SERVING_GATEWAY__MAX_BODY_BYTES": "1048576",
+    "SERVING_GATEWAY__SLO": '{"ttft_s": 60, "time_per_output_token_s": 5}',
 }
 
 
