@@ -46,8 +46,6 @@ def facts() -> dict[str, Any]:
 def model_facts(model: Model) -> dict[str, Any]:
     """What is decided on of one model; keys without a meaning for it are absent."""
     result: dict[str, Any] = {"disk_mib": model.disk_mib}
-    if model.default_output_tokens:
-        result["default_output_tokens"] = model.default_output_tokens
     if model.architecture is not None:
         result |= dict(_architecture(model))
     if model.lora is not None:

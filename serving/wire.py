@@ -85,8 +85,6 @@ class ReplicaReport(msgspec.Struct, frozen=True):
     task: Task = Task.GENERATE
     #: Longest prompt plus output, in tokens.
     context_tokens: int = 0
-    #: Output tokens of a call that sets no limit itself; 0: no cap but the context.
-    default_output_tokens: int = 0
     load: EngineLoad = EngineLoad()
     #: One sentence without internal details: why it is FAILED, or what its start waits for.
     reason: str | None = None

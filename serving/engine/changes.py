@@ -14,7 +14,8 @@ from serving import catalog
 from serving.config import EngineSettings, ModelSettings, Settings
 from serving.engine import command
 from serving.engine.command import EngineSpec
-from serving.engine.specs import LiveSettings, deployment_of
+from serving.engine.scaling import ModelPlan
+from serving.engine.specs import deployment_of
 
 
 def described(before: Settings, after: Settings) -> list[str]:
@@ -34,10 +35,12 @@ def described(before: Settings, after: Settings) -> list[str]:
 
 
 def _change(old: ModelSettings, before: Settings, new: ModelSettings, after: Settings) -> str:
-    (old_spec, old_live), (new_spec, new_live) = _started(old, before), _started(new, after)
+    (old_spec, old_plan), (new_spec, new_plan) = _started(old, before), _started(new, after)
     bounds = _differing(old, new, ("min_replicas", "max_replicas"))
     fleet = _differing(old, new, ("priority", "sleep_after_s", "knee", "adapters"))
-    fleet += _differing(old_live, new_live, ("default_output_tokens",))
+    if (tokens := old_plan.default_output_tokens) != new_plan.default_output_tokens:
+        # Resolved: the settings' own, or the catalogue's.
+        fleet.append(f"default_output_tokens {tokens} -> {new_plan.default_output_tokens}")
     if command.version(old_spec) != command.version(new_spec):
         named = _differing(before, after, ("home",)) + _differing(old, new, ("profile", "gpu"))
         # Every path under the home changes with it; naming the home is enough.
@@ -62,9 +65,9 @@ def _engines(wanted: ModelSettings) -> str:
     return f"{count} engine{'' if count == '1' else 's'}"
 
 
-def _started(wanted: ModelSettings, settings: Settings) -> tuple[EngineSpec, LiveSettings]:
-    """What production would start, and what replicas get live; the name of the checkpoint's source stands for its folder."""
+def _started(wanted: ModelSettings, settings: Settings) -> tuple[EngineSpec, ModelPlan]:
+    """What production would start, and the directory's plan; the name of the checkpoint's source stands for its folder."""
     model = catalog.find(wanted.name, settings.own_models)
     source = Path(" ".join(str(value) for value in model.source.model_dump().values()))
     deployment = deployment_of(model, wanted, settings, source)
-    return deployment.spec, deployment.live
+    return deployment.spec, deployment.plan

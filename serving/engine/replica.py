@@ -45,7 +45,6 @@ class Replica:
     async def __init__(self, spec: EngineSpec, directory_app: str) -> None:  # type: ignore[misc]  # Serve awaits it
         self._spec = _at_its_node(spec)
         self._adapters: tuple[AdapterSettings, ...] = ()
-        self._default_output_tokens = 0
         self._id = f"{spec.model}-{uuid.uuid4().hex[:8]}"
         self._directory_app = directory_app
         self._directory: DeploymentHandle | None = None
@@ -117,7 +116,6 @@ class Replica:
     def _adopt(self, live: LiveSettings) -> None:
         self._spec = msgspec.structs.replace(self._spec, settings=live.over(self._spec.settings))
         self._adapters = live.adapters
-        self._default_output_tokens = live.default_output_tokens
 
     async def _stock(self, engine: Engine) -> None:
         """Bring the engine's shelf in step with the settings; an adapter that cannot be loaded is logged and skipped."""
@@ -182,7 +180,6 @@ class Replica:
             state=self._state,
             task=self._spec.task,
             context_tokens=self._spec.context_tokens,
-            default_output_tokens=self._default_output_tokens,
             load=self._load,
             reason=self._reason,
             progress=self._engine.progress() if self._engine and self._state is ReplicaState.LOADING else None,

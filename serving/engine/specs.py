@@ -44,14 +44,11 @@ class LiveSettings(BaseModel):
     engine: EngineSettings
     """Only LIVE_OF_ENGINE of it counts."""
     adapters: tuple[AdapterSettings, ...] = ()
-    default_output_tokens: int = 0
-    """Output tokens of a call that sets no limit itself; 0: no cap but the context."""
 
     @classmethod
-    def of(cls, model: Model, wanted: ModelSettings, engine: EngineSettings) -> Self:
-        """What replicas of `model` run with, as the settings want it."""
-        default_output_tokens = scaling.default_output_tokens(model, wanted)
-        return cls(engine=engine, adapters=wanted.adapters, default_output_tokens=default_output_tokens)
+    def of(cls, wanted: ModelSettings, engine: EngineSettings) -> Self:
+        """What replicas of a model run with, as the settings want it."""
+        return cls(engine=engine, adapters=wanted.adapters)
 
     def over(self, settings: EngineSettings) -> EngineSettings:
         """The settings that an engine was started with, with the live ones replaced."""
@@ -80,7 +77,7 @@ class CellSettings(BaseModel):
         """What replicas of one model start with besides their engine's spec; None for a model that is not served."""
         found = next((wanted for wanted in self.models if wanted.name == model), None)
         try:
-            return LiveSettings.of(catalog.find(model, self.own_models), found, self.engine) if found else None
+            return LiveSettings.of(found, self.engine) if found else None
         except Refusal:
             return None
 
@@ -102,7 +99,7 @@ def _plans(settings: Settings) -> Iterator[ModelPlan]:
 def deployment_of(model: Model, wanted: ModelSettings, settings: Settings, checkpoint: Path) -> Deployment:
     """What `settings` make of `model`; starts and downloads nothing. Raises Refusal when it cannot work."""
     spec = engine_spec(model, wanted, checkpoint, settings, settings.secret_file)
-    return Deployment(wanted, spec, model_plan(model, wanted, spec), LiveSettings.of(model, wanted, settings.engine))
+    return Deployment(wanted, spec, model_plan(model, wanted, spec), LiveSettings.of(wanted, settings.engine))
 
 
 def model_plan(model: Model, wanted: ModelSettings, spec: EngineSpec) -> ModelPlan:

@@ -63,8 +63,6 @@ def test_directory_and_replicas_are_told_the_same(one: Cell) -> None:
             update={it: getattr(arguments.engine, it) for it in specs.CELLS_OF_ENGINE}
         )
         assert live.adapters == entry.adapters
-        there = wanted.live(entry.name)
-        assert there and live.default_output_tokens == there.default_output_tokens
 
 
 def test_arguments_hold_what_an_engine_is_started_with_and_no_more(one: Cell) -> None:
@@ -158,7 +156,7 @@ def test_live_values_restart_nothing(change: Object) -> None:
 
 
 def test_an_own_models_default_output_tokens_restart_nothing() -> None:
-    """They reach replicas live, and no argument, though they stand in the description of the model."""
+    """They reach the directory live, and no argument, though they stand in the description of the model."""
     own = {
         "name": "mine",
         "summary": "A model of ours.",
@@ -173,8 +171,11 @@ def test_an_own_models_default_output_tokens_restart_nothing() -> None:
     before = cell(values | {"ownModels": [own]})
     after = cell(values | {"ownModels": [own | {"default_output_tokens": 512}]})
 
-    live = [it.applications["model-mine"]["deployments"][0]["user_config"] for it in (before, after)]
-    assert [it["default_output_tokens"] for it in live] == [0, 512]
+    told = [
+        CellSettings.model_validate(it.applications["directory"]["deployments"][0]["user_config"]).plans()
+        for it in (before, after)
+    ]
+    assert [plans.models[0].default_output_tokens for plans in told] == [0, 512]
     assert before.applications["model-mine"]["args"] == after.applications["model-mine"]["args"]
 
 

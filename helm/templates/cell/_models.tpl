@@ -15,7 +15,7 @@ From a model's entry in the values to the shape of its engine: what serving/cata
 
 {{/* The same of an entry of `ownModels`. */}}
 {{- define "gpt-oss-serving.ownFacts" -}}
-{{- $facts := pick . "disk_mib" "default_output_tokens" "lora" -}}
+{{- $facts := pick . "disk_mib" "lora" -}}
 {{- with .cpu_knee -}}{{- $_ := set $facts "cpu_scales" true -}}{{- end -}}
 {{- with .architecture -}}
 {{- $_ := set $facts "experts" (not (empty .experts)) -}}
@@ -100,9 +100,6 @@ One model as its cell serves it, as JSON. Takes root, entry.
 {{- $_ := set $model "requests8k" (int ($profile.requests_8k | default 0)) -}}
 {{- $_ := set $model "batchLimit" (int ($profile.batch_limit | default 0)) -}}
 {{- $_ := set $model "diskMib" (int ($facts.disk_mib | default 0)) -}}
-{{- $cap := $facts.default_output_tokens | default 0 -}}
-{{- if not (kindIs "invalid" $entry.default_output_tokens) -}}{{- $cap = $entry.default_output_tokens -}}{{- end -}}
-{{- $_ := set $model "defaultOutputTokens" (int $cap) -}}
 {{- $_ := set $model "adapterGib" (include "gpt-oss-serving.adapterGib" $model | float64) -}}
 {{- if not $problem -}}{{- $problem = include "gpt-oss-serving.modelProblem" $model -}}{{- end -}}
 {{- set $model "problem" $problem | toJson -}}

@@ -91,7 +91,6 @@ applications:
           {{- toYaml (include "gpt-oss-serving.liveEngine" .root | fromJson) | nindent 10 }}
         adapters:
           {{- toYaml (.model.entry.adapters | default list) | nindent 10 }}
-        default_output_tokens: {{ .model.defaultOutputTokens }}
 {{- end -}}
 
 {{/*

@@ -87,10 +87,9 @@ class Fleet:
         for replica in self._known.values():
             report = replica.report
             self._take_names(report.model, report.adapters, asked_at)
-            self._take_limit((report.model, *report.adapters), report.default_output_tokens, report.context_tokens)
         for listed in answer.models:
             self._take_names(listed.name, listed.adapters, asked_at)
-            self._take_limit((listed.name, *listed.adapters), listed.default_output_tokens, listed.context_tokens)
+            self._take_limit(listed)
         for observer in self._observers:
             observer()
 
@@ -101,10 +100,10 @@ class Fleet:
             self._first_seen_s.setdefault(name, int(self._wall_clock()))
             self._last_listed_at[name] = listed_at
 
-    def _take_limit(self, served: Sequence[str], tokens: int, context_tokens: int) -> None:
+    def _take_limit(self, listed: ListedModel) -> None:
         # An engine refuses a limit above its context.
-        limit = min(tokens, context_tokens) if context_tokens else tokens
-        self._default_output_tokens |= dict.fromkeys(served, limit)
+        tokens = min(listed.default_output_tokens, listed.context_tokens)
+        self._default_output_tokens |= dict.fromkeys((listed.name, *listed.adapters), tokens)
 
     def listed(self, cell: str) -> dict[str, ListedModel]:
         """What a cell said last time that it serves."""
