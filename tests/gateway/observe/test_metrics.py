@@ -100,7 +100,8 @@ async def test_what_goes_wrong_is_counted_by_its_reason(tmp_path: Path, engine: 
 async def test_calls_that_no_engine_takes_are_refused_and_counted(tmp_path: Path, engine: ScriptedEngine) -> None:
     """An engine that refuses connections is lost and no longer ready; a call that then waits in vain is refused by the wait."""
     brief = Timeouts(**QUICK.model_dump() | {"replica_wait_s": 0.2})
-    async with running_gateway(tmp_path, (engine.url,), timeouts=brief) as world:
+    # The call must find the refused connection before a poll does.
+    async with running_gateway(tmp_path, (engine.url,), timeouts=brief, poll_interval_s=2.0) as world:
         await engine.stop()
         answer = await world.chat()
         text = await text_of(world)
