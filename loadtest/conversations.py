@@ -78,7 +78,7 @@ class Conversation:
             body |= {"min_tokens": session.output_tokens}
         return Request("/v1/chat/completions", body)
 
-    def hear(self, answer: Answer) -> float | None:
+    def take(self, answer: Answer) -> float | None:
         """Seconds until the next turn, or None when the conversation is over."""
         self._turns_left -= 1
         if self._turns_left <= 0 or not self._fits(answer):

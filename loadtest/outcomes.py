@@ -73,7 +73,7 @@ class RequestOutcome(msgspec.Struct, frozen=True, array_like=True):
 
 
 def packed(instants_s: Sequence[float]) -> bytes:
-    """The gaps between those instants, as an RequestOutcome holds them."""
+    """The gaps between those instants, as a RequestOutcome holds them."""
     return array("f", (after - before for before, after in pairwise(instants_s))).tobytes()
 
 

@@ -99,7 +99,7 @@ class Desk:
                 self._count(_unfinished(session, turn, due_s, began_s, api.clock()))
                 return
             self._count(outcome)
-            pause_s = conversation.hear(answer) if answer else None
+            pause_s = conversation.take(answer) if answer else None
             if pause_s is None:
                 return
             due_s = outcome.ended_s + pause_s

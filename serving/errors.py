@@ -100,7 +100,7 @@ class MethodNotAllowed(ApiError):
     type = "invalid_request_error"
     code = "method_not_allowed"
 
-    def __init__(self, message: str, *, allowed: str = "GET") -> None:
+    def __init__(self, message: str, *, allowed: str) -> None:
         super().__init__(message)
         self.allowed = allowed
 

@@ -66,7 +66,7 @@ Templates in either are rendered, with the chart's root context. Takes root, ext
 {{- else -}}
 {{- $manifest := deepCopy .extra -}}
 {{- range $key, $common := dict "labels" .root.Values.commonLabels "annotations" .root.Values.commonAnnotations -}}
-{{- $own := index $manifest.metadata $key | default dict -}}
+{{- $own := index ($manifest.metadata | default dict) $key | default dict -}}
 {{- if or $common $own -}}
 {{- $_ := set $manifest.metadata $key (include "gpt-oss-serving.over" (list $common $own) | fromYaml) -}}
 {{- end -}}

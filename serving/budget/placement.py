@@ -43,7 +43,7 @@ def placed(
     name = entry.profile or defaults.profile
     on_cpu = name in (None, CPU)
     if on_cpu and entry.gpu:
-        raise Refusal(f"{model.name} is given a gpu and no profile for it: name a profile, or leave `gpu` unset.")
+        raise Refusal(f"{model.name} is given a gpu and its profile is {CPU}: name a profile, or leave `gpu` unset.")
     chosen = _ON_CPU if on_cpu else model.profile(name, entry.gpu or defaults.gpu)
     chosen = chosen.override(entry.tensor, entry.pipeline, entry.data, entry.expert, gpus_per_node)
     if entry.lora:

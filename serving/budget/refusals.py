@@ -43,8 +43,8 @@ def refuse_on_cpu(model: Model, profile: Profile) -> None:
     """Raise Refusal when vLLM's CPU build cannot run `model` under `profile`; memory is not checked."""
     if model.profiles:
         raise Refusal(
-            f"{model.name} is meant for GPUs, and no profile is named: its first is {model.profiles[0].name} on"
-            f" {model.profiles[0].gpu} (deploy/README.md, Profiles)."
+            f"{model.name} is meant for GPUs, and its profile is {profile.name}: name one of its own, of which the first is"
+            f" {model.profiles[0].name} on {model.profiles[0].gpu} (deploy/README.md, Profiles)."
         )
     architecture = architecture_of(model)
     _refuse_uneven_heads(model, architecture, profile)

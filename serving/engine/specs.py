@@ -76,10 +76,7 @@ class CellSettings(BaseModel):
     def live(self, model: str) -> LiveSettings | None:
         """What replicas of one model start with besides their engine's spec; None for a model that is not served."""
         found = next((wanted for wanted in self.models if wanted.name == model), None)
-        try:
-            return LiveSettings.of(found, self.engine) if found else None
-        except Refusal:
-            return None
+        return LiveSettings.of(found, self.engine) if found else None
 
     def plans(self) -> Plans:
         """Each model's plan; a model that cannot work gets none, and its own application says why."""

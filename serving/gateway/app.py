@@ -1,6 +1,6 @@
 """App: the ASGI application. A route table gives the handler; whatever it raises becomes a body, an event, or a cut connection.
 
-The path of a request through the rooms is told once, in serving/README.md.
+serving/README.md has the path of a request through the rooms.
 """
 
 from __future__ import annotations
@@ -64,7 +64,6 @@ class Gateway:
         record = CallRecord(
             request_id=responder.request_id,
             started_at=self._clock(),
-            method=request.method,
             trace_id=trace.trace_id,
         )
         return Visit(request, responder, record, trace, self._clock)

@@ -120,12 +120,11 @@ class InterTokenLatency:
 class CallRecord(msgspec.Struct, kw_only=True):
     """Everything known of one request. Moments (`…_at`) are on the gateway's monotonic clock, durations in seconds.
 
-    Raises AttributeError when written to after `freeze()`.
+    Raises AttributeError when a field is assigned to after `freeze()`.
     """
 
     request_id: str
     started_at: float
-    method: str = "POST"
     route: Route = OTHER_ROUTE
     #: The trace it belongs to: the client's, or one of its own; empty when none is kept.
     trace_id: str = ""

@@ -78,7 +78,12 @@ def read(files: Sequence[Path]) -> Wanted:
 
 
 def wanted(values: Mapping[str, Any]) -> Wanted:
-    """What merged values ask for. Raises Refusal for an unknown model and for values of another shape."""
+    """What merged values ask for; nothing where `enabled` is false.
+
+    Raises Refusal for an unknown model and for values of another shape.
+    """
+    if values.get("enabled") is False:
+        return Wanted()
     pods, impossible = _engine_pods(values)
     return Wanted(
         engine_pods=tuple(pods),

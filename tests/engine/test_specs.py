@@ -50,7 +50,7 @@ def test_a_model_whose_shape_is_not_said_is_served() -> None:
 
 def test_a_kind_of_gpu_without_a_profile_is_refused() -> None:
     """Without a profile an engine runs on the CPU, which is not what the settings ask for."""
-    with pytest.raises(Refusal, match="a gpu and no profile"):
+    with pytest.raises(Refusal, match="a gpu and its profile is cpu"):
         made(OWN, gpu="h100")
 
 

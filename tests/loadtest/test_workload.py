@@ -94,20 +94,20 @@ def test_an_agent_goes_on_with_what_its_tools_said() -> None:
     agent = Conversation(Session(1, 0.0, Kind.AGENT, 20, 10, turns=3), VOICE)
     opening = messages(agent)
     called = Answer(tool_calls=[ToolCall("call-1", "search", '{"query": "x"}')])
-    assert (pause_s := agent.hear(called)) is not None and pause_s > 0
+    assert (pause_s := agent.take(called)) is not None and pause_s > 0
     said = messages(agent)
     assert said[: len(opening)] == opening
     assert [it["role"] for it in said] == ["user", "assistant", "tool"]
     assert said[2]["tool_call_id"] == "call-1"
-    assert agent.hear(Answer(text="Well.")) is not None
+    assert agent.take(Answer(text="Well.")) is not None
     assert [it["role"] for it in messages(agent)][3:] == ["assistant", "user"]
-    assert agent.hear(Answer(text="Done.")) is None
+    assert agent.take(Answer(text="Done.")) is None
 
 
 def test_arguments_that_are_no_object_go_back_as_an_empty_one() -> None:
     """A small model writes anything; the next turn must be a request that a template can render all the same."""
     agent = Conversation(Session(1, 0.0, Kind.AGENT, 20, 10, turns=2), VOICE)
-    agent.hear(Answer(tool_calls=[ToolCall("call-1", "search", '{"query": "x')]))
+    agent.take(Answer(tool_calls=[ToolCall("call-1", "search", '{"query": "x')]))
     assert '"arguments": "{}"' in str(messages(agent)[1]).replace("'", '"')
 
 
@@ -115,8 +115,8 @@ def test_an_agent_ends_before_its_context_does() -> None:
     agent = Conversation(
         Session(1, 0.0, Kind.AGENT, 20, 10, turns=9), msgspec.structs.replace(VOICE, context_tokens=2048)
     )
-    assert agent.hear(Answer(usage=Usage(1000, 10))) is not None
-    assert agent.hear(Answer(usage=Usage(1900, 10))) is None
+    assert agent.take(Answer(usage=Usage(1000, 10))) is not None
+    assert agent.take(Answer(usage=Usage(1900, 10))) is None
 
 
 def test_no_two_sessions_begin_alike_and_each_says_the_same_again() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Set
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from itertools import count
 
 import msgspec
 
@@ -42,7 +43,8 @@ class Admission:
         self._clock = clock
         self._gate = Gate(settings.max_open_requests)
         self._room = WaitingRoom(fleet, demands, settings.max_waiting_requests, clock)
-        self._turn = 0
+        #: Replicas that are equal take turns, over all attempts of all calls.
+        self._turns = count(1)
 
     def entered(self, record: CallRecord) -> AbstractContextManager[None]:
         """A request is open while inside, its body yet to be read; raises GatewayFull."""
@@ -62,35 +64,39 @@ class Admission:
             self._demands.arrive(self._fleet.base_of(model), prompt_tokens, rates.output_tokens(call))
         is_woken = self._fleet.may_sleep(model) and not self._fleet.candidates(model)
         wait_s = self._timeouts.wake_wait_s if is_woken else self._timeouts.replica_wait_s
-        self._turn += 1
-        claim = Claim(model, self._clock() + wait_s, prompt_tokens, self._turn)
-        ticket = Ticket(self._fleet, self._room, claim, record, self._clock)
+        claim = _Claim(model, self._clock() + wait_s, prompt_tokens)
+        ticket = Ticket(self._fleet, self._room, claim, record, self._clock, self._turns)
         await ticket.wait_for_first()
         yield ticket
 
 
-class Claim(msgspec.Struct, frozen=True):
+class _Claim(msgspec.Struct, frozen=True):
     """What one call asks of the fleet."""
 
     model: str
     #: On the clock: when its time to wait for a replica is over.
     deadline: float
     prompt_tokens: int
-    #: Its number: replicas that are equal take turns by it.
-    turn: int
 
 
 class Ticket:
     """One admitted call's right to replicas."""
 
     def __init__(
-        self, fleet: Fleet, room: WaitingRoom, claim: Claim, record: CallRecord, clock: Callable[[], float]
+        self,
+        fleet: Fleet,
+        room: WaitingRoom,
+        claim: _Claim,
+        record: CallRecord,
+        clock: Callable[[], float],
+        turns: Iterator[int],
     ) -> None:
         self._fleet = fleet
         self._room = room
         self._claim = claim
         self._record = record
         self._clock = clock
+        self._turns = turns
 
     async def wait_for_first(self) -> None:
         """Return when a replica is ready; raises as `Admission.admit` does."""
@@ -121,15 +127,16 @@ class Ticket:
             raise NoReplicaReady(f"The model '{self._claim.model}' is busy; try again soon.", retry_after_s=5)
 
     async def _next(self, suspects: Set[str]) -> Candidate:
+        turn = next(self._turns)
         while True:
             candidates = self._fleet.candidates(self._claim.model)
             fresh = [candidate for candidate in candidates if candidate.replica_id not in suspects]
             if fresh:
-                return router.rank(fresh, self._claim.turn)[0]
+                return router.rank(fresh, turn)[0]
             if candidates:
                 with self._waited():
                     await asyncio.sleep(PAUSE_S)
-                return router.rank(candidates, self._claim.turn)[0]
+                return router.rank(candidates, turn)[0]
             await self._wait()
 
     async def _wait(self) -> None:

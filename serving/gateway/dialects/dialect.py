@@ -14,7 +14,7 @@ import msgspec
 from serving.errors import ApiError
 from serving.gateway.dialects.fields import Table
 from serving.gateway.http.bodies import openai_body
-from serving.gateway.nouns import Route, Usage
+from serving.gateway.nouns import Usage
 
 #: A decoded JSON object: the body as it was sent, or the fields of it that are kept.
 Body = dict[str, Any]
@@ -95,10 +95,6 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     def is_billed(self) -> bool:
         return self.counts is not None
 
-    @property
-    def route(self) -> Route:
-        return Route(self.path, self.is_billed)
-
     def output_limit(self, kept: Mapping[str, Any]) -> int | None:
-        """The client's own limit for one sequence, in tokens."""
+        """The limit of one sequence in tokens: the client's own, or the default once the gateway has set it."""
         return next((kept[name] for name in self.limit_fields if name in kept), None)

@@ -64,8 +64,6 @@ class Fleet:
         self._last_listed_at: dict[str, float] = {}
         #: Adapter → its model.
         self._base_of: dict[str, str] = {}
-        #: Model or adapter → output tokens of a call that sets no limit.
-        self._default_output_tokens: dict[str, int] = {}
         #: Cell → what it serves, whether a replica runs or not; and when it said so.
         self._listed: dict[str, dict[str, ListedModel]] = {}
         self._answered_at: dict[str, float] = {}
@@ -89,7 +87,6 @@ class Fleet:
             self._take_names(report.model, report.adapters, asked_at)
         for listed in answer.models:
             self._take_names(listed.name, listed.adapters, asked_at)
-            self._take_limit(listed)
         for observer in self._observers:
             observer()
 
@@ -99,11 +96,6 @@ class Fleet:
         for name in (model, *adapters):
             self._first_seen_s.setdefault(name, int(self._wall_clock()))
             self._last_listed_at[name] = listed_at
-
-    def _take_limit(self, listed: ListedModel) -> None:
-        # An engine refuses a limit above its context.
-        tokens = min(listed.default_output_tokens, listed.context_tokens)
-        self._default_output_tokens |= dict.fromkeys((listed.name, *listed.adapters), tokens)
 
     def listed(self, cell: str) -> dict[str, ListedModel]:
         """What a cell said last time that it serves."""
@@ -120,8 +112,18 @@ class Fleet:
         return self._base_of.get(name, name)
 
     def default_output_tokens(self, name: str) -> int:
-        """Output tokens of a call that sets no limit of its own; 0 means that there is no default."""
-        return self._default_output_tokens.get(name, 0)
+        """Output tokens of a call that sets no limit of its own; 0 means that there is no default.
+
+        Where cells differ it is the least, because a call may go to any of them. An engine refuses a limit above its
+        context.
+        """
+        base = self.base_of(name)
+        limits = [
+            min(listed.default_output_tokens, listed.context_tokens or listed.default_output_tokens)
+            for listed in self._all_listed()
+            if listed.name == base and listed.default_output_tokens
+        ]
+        return min(limits, default=0)
 
     def report_lost(self, replica_id: str) -> None:
         """It refused a connection: it gets no calls until it reports READY again after now."""

@@ -47,7 +47,7 @@ class DirectorySource:
 
     def __init__(self, base_url: str, secret: PlaneSecret | None, label: str) -> None:
         self.name = base_url
-        #: Its cell's name once it has told it.
+        #: Its cell's name, once an answer has named it.
         self.label = label
         self._url = base_url.rstrip("/") + DIRECTORY_ROUTE
         self._secret = secret

@@ -13,15 +13,15 @@ from serving.gateway.nouns import Route
 #: The end of a path that stands for one name: what follows the last slash, slashes of its own included.
 PARAMETER = "/{id}"
 
-Handler = TypeVar("Handler")
+HandlerT = TypeVar("HandlerT")
 
 
-class Entry(msgspec.Struct, Generic[Handler], frozen=True):
+class Entry(msgspec.Struct, Generic[HandlerT], frozen=True):
     """One path, the method it is asked with, and its handler."""
 
     method: str
     path: str
-    handler: Handler
+    handler: HandlerT
     is_billed: bool = False
 
     @property
@@ -29,21 +29,21 @@ class Entry(msgspec.Struct, Generic[Handler], frozen=True):
         return Route(self.path, self.is_billed)
 
 
-class Found(msgspec.Struct, Generic[Handler], frozen=True):
+class Found(msgspec.Struct, Generic[HandlerT], frozen=True):
     """The handler for a path, the route it is counted under, and what stands in place of `{id}`."""
 
-    handler: Handler
+    handler: HandlerT
     route: Route
     method: str
     argument: str = ""
 
 
-class Routes(Generic[Handler]):
+class Routes(Generic[HandlerT]):
     """The table. Exact paths first, then those that end in a name."""
 
-    def __init__(self, entries: Iterable[Entry[Handler]]) -> None:
-        self._exact: dict[str, Found[Handler]] = {}
-        self._prefixes: dict[str, Found[Handler]] = {}
+    def __init__(self, entries: Iterable[Entry[HandlerT]]) -> None:
+        self._exact: dict[str, Found[HandlerT]] = {}
+        self._prefixes: dict[str, Found[HandlerT]] = {}
         for entry in entries:
             found = Found(entry.handler, entry.route, entry.method)
             if entry.path.endswith(PARAMETER):
@@ -51,7 +51,7 @@ class Routes(Generic[Handler]):
             else:
                 self._exact[entry.path] = found
 
-    def find(self, method: str, path: str) -> Found[Handler]:
+    def find(self, method: str, path: str) -> Found[HandlerT]:
         """What answers this path; raises RouteNotFound. Whether the method is allowed is for `require_method`."""
         if found := self._exact.get(path):
             return found

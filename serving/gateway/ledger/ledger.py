@@ -138,7 +138,7 @@ class Ledger:
                 self._watch.leave()
 
     def _empty(self) -> bool:
-        if self.flush():
+        if self._flushed():
             return True
         with self._writing:
             self._spill_rows(everything=True)

@@ -11,7 +11,7 @@ import msgspec
 
 from serving.gateway.nouns import CallRecord, Usage
 
-#: Asked every few seconds by machines: their lines would bury everyone else's.
+#: Asked every few seconds by machines: their lines would drown out everyone else's.
 PROBES = ("/health/", "/metrics")
 
 LOGGER = "serving.access"

@@ -6,7 +6,7 @@
 | `last_chunk` | a chat or completion stream was cut | the usage in its last chunk; tokens under way then are not counted |
 | `events_seen` | a Responses or Messages stream was cut | events that carried text × tokens per event, prompt as said or by bytes |
 | `prompt_bytes` | an embedding or a stream was cut before its first chunk | bytes of the body ÷ bytes per token |
-| `bytes_sent_time_elapsed` | a call that does not stream was cut | prompt by bytes; seconds × tokens per second, within the client's limit |
+| `bytes_sent_time_elapsed` | a call that does not stream was cut | prompt by bytes; seconds × tokens per second, within the call's limit |
 
 Bytes per token, tokens per second and tokens per event are `admission.estimates`.
 """

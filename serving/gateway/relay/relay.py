@@ -91,11 +91,11 @@ class Relay:
         raise EngineFailed(ENGINE_FAILED)
 
     async def _attempt(self, replica: Candidate, exchange: Exchange) -> None:
-        call = exchange.call
+        call, session = exchange.call, self._upstream.session
         meter = exchange.begin(replica.replica_id, self._estimates.kept(call.model))
         try:
             with exchange.trace.attempt(replica.replica_id) as context:
-                async with self._posted(replica.url + call.dialect.path, call, context) as response:
+                async with self._posted(session, replica.url + call.dialect.path, call, context) as response:
                     if response.status != 200:
                         await self._refused(response, exchange)
                     elif call.is_streamed and call.dialect.stream:
@@ -113,11 +113,13 @@ class Relay:
         return EngineFailed(ENGINE_FAILED) if exchange.has_content else AttemptFailed(Failure.BROKEN)
 
     @asynccontextmanager
-    async def _posted(self, url: str, call: Call, context: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _posted(
+        self, session: aiohttp.ClientSession, url: str, call: Call, context: Mapping[str, str]
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **bearer(self._secret), **context}
         # A whole answer's headers come with its end, a stream's at once.
         async with asyncio.timeout(self._timeouts.engine_silence_s if call.is_streamed else None):
-            response = await self._upstream.session.post(url, data=call.body, headers=headers, allow_redirects=False)
+            response = await session.post(url, data=call.body, headers=headers, allow_redirects=False)
         try:
             yield response
         except BaseException:

@@ -19,7 +19,6 @@ import pytest
 from serving.catalog import find
 from serving.engine.checkpoints import store
 from serving.engine.checkpoints.conversations import CONVERSATIONS, Conversation
-from serving.engine.checkpoints.rendering import render
 from tests.stack.conftest import SMOLLM2, TINY
 from tests.stack.running import CACHE
 
@@ -115,6 +114,8 @@ def test_the_default_model_computes_in_float32() -> None:
 @pytest.mark.parametrize("conversation", CONVERSATIONS, ids=lambda it: it.name)
 def test_what_is_known_by_heart_is_known_on_every_cpu(conversation: Conversation) -> None:
     """tiny-gpt-oss computes in bfloat16, as gpt-oss does: each token of a trained answer is far ahead of any other."""
+    from serving.engine.checkpoints.rendering import render  # vLLM's: a worker that runs none of this is spared it
+
     rendered = render(conversation)
 
     assert min(leads(TINY, rendered.prompt, rendered.answer)) >= HEART_LEAD_NATS

@@ -130,6 +130,18 @@ async def test_a_suspected_replica_is_the_last_choice() -> None:
     assert (at_first, one.decision) == (Decision.ADMITTED, Decision.WAITED)
 
 
+async def test_equal_suspects_take_turns_within_one_call() -> None:
+    """Two replicas that were both busy are asked again one after the other, not the first alone."""
+    door = Door()
+    door.ready("a", "b")
+    asked = set()
+    async with door.admission.admit(CALLER, call(CHAT), record()) as ticket:
+        for _ in range(2):
+            async with ticket.replica({"a", "b"}) as chosen:
+                asked.add(chosen.replica_id)
+    assert asked == {"a", "b"}
+
+
 async def test_a_lost_replica_gets_no_call_until_it_reports_again() -> None:
     """Not even the call that reported the loss."""
     door, one = Door(), record()

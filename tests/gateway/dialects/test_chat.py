@@ -105,4 +105,4 @@ def test_a_tool_choice_needs_tools() -> None:
 
 def test_the_error_of_a_prompt_names_the_messages() -> None:
     """Where its length is at fault."""
-    assert CHAT.prompt_field == "messages" and CHAT.is_billed and CHAT.route.label == CHAT.path
+    assert CHAT.prompt_field == "messages" and CHAT.is_billed

@@ -96,3 +96,13 @@ def test_a_models_default_output_is_known_for_its_adapters_too() -> None:
     listed = ListedModel("m", context_tokens=4096, default_output_tokens=8192, adapters=("x",))
     one.take(msgspec.structs.replace(answer(), models=(listed,)), clock.now)
     assert [one.default_output_tokens(name) for name in ("m", "x", "other")] == [4096, 4096, 0]
+
+
+def test_where_cells_differ_the_least_default_output_counts() -> None:
+    """A call may go to any of them; a cell of a release without the setting changes nothing, whichever answered last."""
+    clock = Clock()
+    one = fleet(clock)
+    for cell, tokens in (("a", 2048), ("b", 1024), ("c", 0)):
+        listed = ListedModel("m", context_tokens=4096, default_output_tokens=tokens)
+        one.take(msgspec.structs.replace(answer(cell=cell), models=(listed,)), clock.now)
+    assert one.default_output_tokens("m") == 1024
