@@ -12,7 +12,7 @@ from serving.config import GatewaySettings
 from serving.gateway.assembly import Assembled, Edges, assemble
 from serving.gateway.dialects import DIALECTS
 from serving.gateway.http.asgi import Message
-from serving.gateway.identity.keys import Keyring
+from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.tenants import Tenants
 from serving.gateway.ledger.ledger import Ledger
 from serving.gateway.nouns import CallRecord

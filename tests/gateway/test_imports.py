@@ -26,3 +26,10 @@ def test_every_module_imports_without_ray_torch_and_vllm() -> None:
     run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert "serving.gateway.server" in run.stdout
+
+
+def test_commands_start_without_what_only_some_need() -> None:
+    """`serving models list` imports no database library and no HTTP server: they would more than double its CPU time."""
+    code = "import sys, serving.cli; print(sorted({'sqlalchemy', 'psycopg', 'uvicorn', 'ray'} & sys.modules.keys()))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

@@ -18,7 +18,7 @@ from sqlalchemy import select
 from serving.config import GatewaySettings, Slo, Timeouts
 from serving.gateway.assembly import Edges, assemble
 from serving.gateway.http.protocol import BoundedHeaders
-from serving.gateway.identity.keys import Keyring
+from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.registry import Registry
 from serving.gateway.identity.tenants import Tenants
 from serving.gateway.ledger.ledger import Ledger

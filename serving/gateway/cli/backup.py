@@ -24,7 +24,8 @@ from sqlalchemy import Connection, LargeBinary, RowMapping, delete, func, insert
 from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, StatementError
 
 from serving.errors import Refusal
-from serving.gateway.identity.keys import PEPPER_BYTES, PEPPER_NAME, Keyring
+from serving.gateway.identity.keyring import PEPPER_NAME, Keyring
+from serving.gateway.identity.keys import PEPPER_BYTES
 from serving.gateway.identity.registry import FIRST_KEY_NAME, FIRST_TENANT
 from serving.gateway.store import schema
 from serving.gateway.store.store import Store, write_private

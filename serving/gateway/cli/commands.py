@@ -1,6 +1,7 @@
 """Commands: `serving tenants`, `keys`, `usage`, `store migrate`, `backup` and `restore`.
 
-They work on the database itself, whether or not a gateway runs.
+They work on the database itself, whether or not a gateway runs. Importing this needs no database: SQLAlchemy and psycopg
+take most of a second of CPU to import, and most commands of `serving` need neither.
 """
 
 from __future__ import annotations
@@ -11,20 +12,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 
 from serving.config import Settings, load
 from serving.errors import Refusal
-from serving.gateway.cli import backup as backups
-from serving.gateway.cli import opening
-from serving.gateway.cli.opening import opened, opened_store
 from serving.gateway.identity.keys import id_of
-from serving.gateway.identity.registry import Key, Registry, Tenant
-from serving.gateway.ledger.usage import By, CallRow, Sum, totals
-from serving.gateway.ledger.usage import calls as newest_calls
+from serving.gateway.ledger.grouping import By
+
+if TYPE_CHECKING:
+    from serving.gateway.identity.registry import Key, Registry, Tenant
+    from serving.gateway.ledger.usage import CallRow, Sum
 
 SECONDS_PER_DAY = 86_400.0
 SECONDS_PER_HOUR = 3_600.0
@@ -141,6 +141,9 @@ def usage(
     if calls:
         _show_calls(_settings(context), tenant, since_s, calls, as_json)
         return
+    from serving.gateway.cli.opening import opened_store
+    from serving.gateway.ledger.usage import totals
+
     with opened_store(_settings(context)) as store:
         sums = totals(store, by, tenant=tenant, since=since_s)
     if as_json:
@@ -154,6 +157,8 @@ def usage(
 @store.command("migrate")
 def migrate_store(context: typer.Context) -> None:
     """Bring the database to this version's tables, and register the key of store.first_key_file; safe to repeat."""
+    from serving.gateway.cli import opening
+
     first = opening.migrate(_settings(context))
     typer.echo("The database has this version's tables.")
     if first is not None:
@@ -164,6 +169,9 @@ def backup(
     context: typer.Context, file: Annotated[Path, typer.Argument(help="Where to write; an older backup is replaced.")]
 ) -> None:
     """Write tenants, keys, pepper and ledger to one file, even while gateways run. Keep it as secret as the pepper."""
+    from serving.gateway.cli import backup as backups
+    from serving.gateway.cli.opening import opened
+
     with opened(_settings(context)) as (database, keyring):
         counts = backups.write(database, keyring, file, time.time)
     typer.echo(f"{file} holds {_counted(counts)}.")
@@ -178,8 +186,11 @@ def restore(
     ] = None,
 ) -> None:
     """Fill a new store from a backup; restart its gateways afterwards."""
+    from serving.gateway.cli import backup as backups
+    from serving.gateway.cli import opening
+
     settings = _settings(context)
-    with opened_store(settings) as database:
+    with opening.opened_store(settings) as database:
         counts = backups.restore(database, file, pepper_file=settings.store.pepper_file, pepper_out=pepper_out)
     typer.echo(f"Restored {_counted(counts)}.")
     if pepper_out is not None:
@@ -189,8 +200,11 @@ def restore(
 
 
 def _show_calls(settings: Settings, tenant: str | None, since_s: float | None, limit: int, as_json: bool) -> None:
+    from serving.gateway.cli.opening import opened_store
+    from serving.gateway.ledger import usage
+
     with opened_store(settings) as store:
-        newest = newest_calls(store, tenant=tenant, since=since_s, limit=limit)
+        newest = usage.calls(store, tenant=tenant, since=since_s, limit=limit)
     if as_json:
         _print_json(newest)
     else:
@@ -200,6 +214,9 @@ def _show_calls(settings: Settings, tenant: str | None, since_s: float | None, l
 
 @contextmanager
 def _registry(settings: Settings) -> Iterator[Registry]:
+    from serving.gateway.cli.opening import opened
+    from serving.gateway.identity.registry import Registry
+
     with opened(settings) as (store, keyring):
         yield Registry(store, keyring, time.time)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from serving.config import Settings
 from serving.errors import Refusal, StoreUnavailable
-from serving.gateway.identity.keys import Keyring
+from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.registry import Key, Registry
 from serving.gateway.store.store import Store
 

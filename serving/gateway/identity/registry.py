@@ -12,7 +12,8 @@ from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from serving.errors import Refusal
-from serving.gateway.identity.keys import Keyring, id_of, mint
+from serving.gateway.identity.keyring import Keyring
+from serving.gateway.identity.keys import id_of, mint
 from serving.gateway.store.store import Store, locked, write_private
 from serving.gateway.store.tables import keys, tenants
 

@@ -17,7 +17,8 @@ import msgspec
 from sqlalchemy import select
 
 from serving.errors import StoreUnavailable, Unauthenticated
-from serving.gateway.identity.keys import Keyring, id_of
+from serving.gateway.identity.keyring import Keyring
+from serving.gateway.identity.keys import id_of
 from serving.gateway.nouns import Caller
 from serving.gateway.store.store import Store
 from serving.gateway.store.tables import keys

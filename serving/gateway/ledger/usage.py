@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 import msgspec
 from sqlalchemy import ColumnElement, func, select
 
+from serving.gateway.ledger.grouping import By
 from serving.gateway.ledger.rows import OPEN
 from serving.gateway.store.store import Store
 from serving.gateway.store.tables import ledger, tenants
-
-
-class By(StrEnum):
-    """What a sum is taken over."""
-
-    TENANT = "tenant"
-    MODEL = "model"
-    KEY = "key"
-    ROUTE = "route"
-    DAY = "day"
 
 
 class Tokens(msgspec.Struct, frozen=True):

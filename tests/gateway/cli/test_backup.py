@@ -25,7 +25,8 @@ from serving.errors import Refusal, StoreUnavailable
 from serving.gateway.cli import backup as backups
 from serving.gateway.cli import commands
 from serving.gateway.cli.opening import first_start, migrate, opened
-from serving.gateway.identity.keys import Keyring, mint
+from serving.gateway.identity.keyring import Keyring
+from serving.gateway.identity.keys import mint
 from serving.gateway.identity.registry import Registry
 from serving.gateway.identity.tenants import Tenants
 from serving.gateway.nouns import Caller

@@ -17,7 +17,8 @@ from serving.config import Settings, load
 from serving.errors import Refusal
 from serving.gateway.cli import commands
 from serving.gateway.cli.opening import first_start
-from serving.gateway.identity.keys import Keyring, id_of
+from serving.gateway.identity.keyring import Keyring
+from serving.gateway.identity.keys import id_of
 from serving.gateway.identity.registry import Registry
 from serving.gateway.ledger.ledger import Ledger
 from serving.gateway.nouns import Caller, Outcome, Usage

@@ -12,7 +12,8 @@ import pytest
 from serving.config import Settings
 from serving.errors import Refusal
 from serving.gateway.cli.opening import first_start, migrate, opened
-from serving.gateway.identity.keys import Keyring, mint
+from serving.gateway.identity.keyring import Keyring
+from serving.gateway.identity.keys import mint
 from serving.gateway.identity.registry import Key, Registry
 from serving.gateway.identity.tenants import Tenants
 from tests.gateway.places import Place, PostgresPlace, SqlitePlace, settings_of

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from serving.errors import Refusal
-from serving.gateway.identity.keys import Keyring, id_of, mint
+from serving.gateway.identity.keyring import Keyring
+from serving.gateway.identity.keys import id_of, mint
 from serving.gateway.identity.registry import Registry
 from serving.gateway.store.store import Store
 from tests.clock import Clock

@@ -14,7 +14,8 @@ from sqlalchemy import Connection
 
 from serving.errors import StoreUnavailable, Unauthenticated
 from serving.gateway.identity import tenants as limits
-from serving.gateway.identity.keys import KEY_LENGTH, Keyring, id_of, mint
+from serving.gateway.identity.keyring import Keyring
+from serving.gateway.identity.keys import KEY_LENGTH, id_of, mint
 from serving.gateway.identity.registry import Registry
 from serving.gateway.identity.tenants import Tenants
 from serving.gateway.nouns import Caller

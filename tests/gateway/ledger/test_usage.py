@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from serving.gateway.identity.keys import Keyring
+from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.registry import Registry
+from serving.gateway.ledger.grouping import By
 from serving.gateway.ledger.ledger import Ledger
-from serving.gateway.ledger.usage import By, Tokens, calls, totals
+from serving.gateway.ledger.usage import Tokens, calls, totals
 from serving.gateway.nouns import Caller, Usage
 from serving.gateway.store.store import Store
 from tests.clock import Clock

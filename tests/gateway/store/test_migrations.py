@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from serving.errors import Refusal
 from serving.gateway.cli.opening import migrate
-from serving.gateway.identity.keys import Keyring
+from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.registry import Registry
 from serving.gateway.store import schema
 from serving.gateway.store.store import Store

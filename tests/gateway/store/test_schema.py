@@ -6,7 +6,7 @@ import pytest
 
 from serving.errors import Refusal
 from serving.gateway.cli.opening import migrate
-from serving.gateway.identity.keys import Keyring
+from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.registry import Registry
 from serving.gateway.store import schema
 from tests.clock import Clock
