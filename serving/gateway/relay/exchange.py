@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from serving.gateway.admission.estimates import Rates
 from serving.gateway.dialects.call import Call
+from serving.gateway.dialects.dialect import ChunkStream
 from serving.gateway.http.asgi import Header
 from serving.gateway.nouns import CallRecord, Failure, InterTokenLatency, Usage
 from serving.gateway.observe.tracing import Trace
@@ -28,6 +29,8 @@ class Exchange:
         self.call = call
         self.sink = sink
         self.trace = trace
+        #: Chunks carry usage that the gateway asked for and the client did not.
+        self.strips_usage = isinstance(call.dialect.stream, ChunkStream) and not call.wants_continuous_usage
         self._record = record
         self._clock = clock
         self._first_byte_at: float | None = None

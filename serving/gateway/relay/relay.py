@@ -17,7 +17,7 @@ from serving.errors import EngineFailed, EngineTimedOut
 from serving.gateway.admission.admission import Ticket
 from serving.gateway.admission.estimates import Estimates
 from serving.gateway.dialects.call import Call
-from serving.gateway.dialects.dialect import ChunkStream, Stream
+from serving.gateway.dialects.dialect import Stream
 from serving.gateway.fleet.router import Candidate
 from serving.gateway.fleet.sources import bearer
 from serving.gateway.http.asgi import Header
@@ -178,9 +178,8 @@ class Relay:
 
     async def _pass_on(self, block: bytes, exchange: Exchange, meter: Meter) -> None:
         meter.scan(block)
-        call = exchange.call
-        if isinstance(call.dialect.stream, ChunkStream) and not call.wants_continuous_usage:
-            block = events.without_usage(block, keeps_final=call.wants_usage)
+        if exchange.strips_usage:
+            block = events.without_usage(block, keeps_final=exchange.call.wants_usage)
         if block:
             await exchange.write(block, STREAM_HEADERS)
 
