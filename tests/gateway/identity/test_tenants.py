@@ -223,25 +223,25 @@ def test_a_caller_who_leaves_does_not_fail_the_others(world: World) -> None:
 
 def test_guesses_do_not_push_valid_keys_out(world: World) -> None:
     """Unknown keys are remembered apart: after a flood of them the valid one still survives an outage."""
-    world.tenants = Tenants(
+    with Tenants(
         world.store,
         world.keyring,
         key_cache_s=KEY_CACHE_S,
         clock=world.clock,
         valid_keys_max=1,
         unknown_keys_max=20,
-    )
-    world.identify(world.key)
+    ) as world.tenants:
+        world.identify(world.key)
 
-    async def flood() -> None:
-        for _ in range(60):
-            with pytest.raises(Unauthenticated):
-                await world.tenants.identify(mint())
+        async def flood() -> None:
+            for _ in range(60):
+                with pytest.raises(Unauthenticated):
+                    await world.tenants.identify(mint())
 
-    asyncio.run(flood())
-    world.place.take_away()
-    world.clock.advance(KEY_CACHE_S)
-    assert world.identify(world.key).tenant == "acme"
+        asyncio.run(flood())
+        world.place.take_away()
+        world.clock.advance(KEY_CACHE_S)
+        assert world.identify(world.key).tenant == "acme"
 
 
 def test_the_event_loop_turns_while_the_store_hangs(world: World) -> None:
