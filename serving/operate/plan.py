@@ -29,7 +29,7 @@ from serving.operate.traffic import Traffic
 #: test compares). The rest is headroom for what arrives within one start-up.
 FILL = 0.79
 #: How far the model of a replica was off on points it was not fitted to: means of absolute errors against vLLM on a CPU
-#: (SCL-6; loadtest/scaling/measured). Nobody has measured it on these GPUs.
+#: (SCL-6; loadtest/scaling/measured). Not measured on these GPUs.
 TTFT_ERROR = 0.09
 ITL_ERROR = 0.20
 #: Quantile of the queueing time: 95 % of the calls wait no longer.
