@@ -223,10 +223,10 @@ def free_port() -> int:
     """A TCP port that no process listens on now.
 
     It is below Linux's range for outgoing connections (32768 to 60999), so that none of a neighbouring test takes it
-    before the stack listens.
+    before the stack listens, and above the ports of Ray's workers (10002 to 19999): Ray refuses to start with one of those.
     """
     while True:
-        port = random.randrange(10_000, 32_768)
+        port = random.randrange(20_000, 32_768)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
