@@ -103,8 +103,8 @@ class Replica:
         return engine
 
     async def reconfigure(self, plain: dict[str, Any]) -> None:
-        """Called by Serve after the start, and when settings change that restart no engine: adapters, default output
-        tokens, heartbeat, drain.
+        """Called by Serve after the start, and when settings change that restart no engine: adapters, heartbeat,
+        drain.
 
         Without it Serve would keep the old ones even for later starts: equal version, equal deployment (seen with
         2.60).
