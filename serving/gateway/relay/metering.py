@@ -14,6 +14,7 @@ Bytes per token, tokens per second and tokens per event are `admission.estimates
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 
 import msgspec
 
@@ -45,7 +46,7 @@ def _last_usage(data: bytes, counts: type[Counts] | None) -> Usage | None:
         return None
 
 
-class Meter:
+class Meter(ABC):
     """One answer's tokens. `scan` sees its bytes; `usage` may be asked at any time."""
 
     def __init__(self, call: Call, rates: Rates) -> None:
@@ -63,18 +64,20 @@ class Meter:
         """All typed events, the next one's sequence number."""
         return 0
 
+    @abstractmethod
     def scan(self, block: bytes) -> None:
-        raise NotImplementedError
+        """More of the answer has passed: whole events of a stream, any bytes of a whole answer."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 A stream says in its bytes that it is over; only a whole answer overrides this.
         """The answer is complete."""
 
     def usage(self, seconds: float) -> Usage:
         """Exact when finished, else estimated; `seconds` since the engine got the call."""
         return self._exact or self._estimate(seconds)
 
+    @abstractmethod
     def _estimate(self, seconds: float) -> Usage:
-        raise NotImplementedError
+        """What it came to so far, with the rule that says so."""
 
     def learn(self, seconds: float) -> None:
         """Let an exact usage improve later estimates."""
