@@ -223,3 +223,16 @@ def every_cell() -> Iterator[tuple[str, Cell]]:
         yield from ((f"{title}: {name}", it) for name, it in cells(values).items())
     for path in value_files():
         yield from ((f"{path.name}: {name}", it) for name, it in cells({}, path).items())
+
+
+#: A model of the values' own, without facts of its architecture.
+OWN_MODEL: Object = {
+    "name": "mine",
+    "summary": "A model of ours.",
+    "source": {"kind": "mounted", "path": "/models/mine"},
+    "context_tokens": 8192,
+    "download_mib": 0,
+    "disk_mib": 20_480,
+    "license": "proprietary",
+    "profiles": [{"name": "balanced", "gpu": "h100", "reason": "It fits.", "source": "computed"}],
+}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import chart_catalog
-from tests.helm.cells import cell, refusal
+from tests.helm.cells import OWN_MODEL, cell, refusal
 
 
 def test_the_file_is_in_step() -> None:
@@ -13,14 +13,7 @@ def test_the_file_is_in_step() -> None:
 
 def test_an_own_model_is_judged_by_its_own_facts() -> None:
     """A model of the values' carries heads, experts and profiles itself; its ranks are refused by them."""
-    own = {
-        "name": "mine",
-        "summary": "A model of ours.",
-        "source": {"kind": "mounted", "path": "/models/mine"},
-        "context_tokens": 8192,
-        "download_mib": 0,
-        "disk_mib": 20_480,
-        "license": "proprietary",
+    own = OWN_MODEL | {
         "architecture": {
             "name": "LlamaForCausalLM",
             "parameters": 1e10,
@@ -30,7 +23,7 @@ def test_an_own_model_is_judged_by_its_own_facts() -> None:
             "attention": {"heads": 12, "kv_heads": 4, "head_dim": 128, "full_layers": 32},
             "source": "its config.json",
         },
-        "profiles": [{"name": "balanced", "gpu": "h100", "reason": "It fits.", "source": "computed", "tensor": 4}],
+        "profiles": [OWN_MODEL["profiles"][0] | {"tensor": 4}],
     }
     values = {"ownModels": [own], "models": [{"name": "mine"}]}
 

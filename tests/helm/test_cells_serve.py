@@ -12,7 +12,7 @@ from serving.engine.app import SERVE_ENVIRONMENT
 from serving.engine.cluster import DirectoryArguments, ModelArguments
 from serving.engine.deployments import DRAIN_MARGIN_S
 from serving.engine.specs import CellSettings, LiveSettings
-from tests.helm.cells import SCENARIOS, Cell, Object, cell, cells, environment, every_cell
+from tests.helm.cells import OWN_MODEL, SCENARIOS, Cell, Object, cell, cells, environment, every_cell
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -157,19 +157,9 @@ def test_live_values_restart_nothing(change: Object) -> None:
 
 def test_an_own_models_default_output_tokens_restart_nothing() -> None:
     """They reach the directory live, and no argument, though they stand in the description of the model."""
-    own = {
-        "name": "mine",
-        "summary": "A model of ours.",
-        "source": {"kind": "mounted", "path": "/models/mine"},
-        "context_tokens": 8192,
-        "download_mib": 0,
-        "disk_mib": 20_480,
-        "license": "proprietary",
-        "profiles": [{"name": "balanced", "gpu": "h100", "reason": "It fits.", "source": "computed"}],
-    }
     values = {"models": [{"name": "mine"}]}
-    before = cell(values | {"ownModels": [own]})
-    after = cell(values | {"ownModels": [own | {"default_output_tokens": 512}]})
+    before = cell(values | {"ownModels": [OWN_MODEL]})
+    after = cell(values | {"ownModels": [OWN_MODEL | {"default_output_tokens": 512}]})
 
     told = [
         CellSettings.model_validate(it.applications["directory"]["deployments"][0]["user_config"]).plans()
