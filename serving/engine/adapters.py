@@ -13,8 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,84 +23,97 @@ from safetensors import SafetensorError, safe_open
 
 from serving.catalog import LoraLimits
 from serving.config import AdapterSettings
+from serving.engine import fit
+from serving.engine.fit import Base
 from serving.errors import Refusal
 
 CONFIG = "adapter_config.json"
 #: The only weights file that is accepted: vLLM would also unpickle `adapter_model.bin`.
 WEIGHTS = "adapter_model.safetensors"
-#: PEFT's prefix of module names.
-_PREFIX = "base_model.model."
 #: Bytes of an adapter's description at most; PEFT writes about one KiB.
 _CONFIG_BYTES_MAX = 1024 * 1024
+#: How a safetensors header names the elements of quantised weights that hold several values each.
+_PACKED_DTYPES = frozenset({"U8", "I32"})
 #: The resolver compares this with its own checkpoint; no checkpoint has this name.
 _WITHDRAWN = "withdrawn"
 
 
 def examine_all(adapters: Iterable[AdapterSettings], limits: LoraLimits, checkpoint: Path) -> None:
-    """Raise Refusal unless all of them can be loaded; for adapters whose files are here before the engine starts."""
-    base = base_shapes(checkpoint)
+    """Raise Refusal unless all of them can be loaded; for adapters whose files are here before the engine starts.
+
+    A checkpoint that is still to be fetched has nothing to compare their tensors with.
+    """
+    base = base_of(checkpoint) if checkpoint.is_dir() else None
     for adapter in adapters:
         examine(adapter, limits, base)
 
 
-def examine(adapter: AdapterSettings, limits: LoraLimits, base: Mapping[str, list[int]]) -> dict[str, Any]:
-    """The adapter's description, after checking that its files are sound and fit a model of these shapes; raises Refusal."""
+def examine(adapter: AdapterSettings, limits: LoraLimits, base: Base | None) -> dict[str, Any]:
+    """The adapter's description, after checking that its files are sound and each tensor fits `base`; raises Refusal."""
     config = _config(adapter)
     if config.get("peft_type") != "LORA":
         raise _refusal(adapter, f"{CONFIG} describes {config.get('peft_type')!r} and not a LoRA")
-    patterns = config.get("rank_pattern") or {}
-    ranks = [config.get("r"), *(patterns.values() if isinstance(patterns, dict) else [patterns])]
-    if not all(isinstance(rank, int) and rank > 0 for rank in ranks):
+    rank = _largest_rank(config)
+    if rank is None:
         raise _refusal(adapter, f"{CONFIG} names no rank")
-    try:
-        factors = _shapes(_file(adapter, WEIGHTS))
-    except (SafetensorError, OSError):
-        raise _refusal(adapter, f"{WEIGHTS} is damaged or incomplete") from None
-    rank = max(*ranks, _require_fit(adapter, factors, base))
     if rank > limits.max_rank:
         raise _refusal(adapter, f"its rank is {rank} and the engine has room for {limits.max_rank} (`lora.max_rank`)")
+    if why := fit.unsupported(config):
+        raise _refusal(adapter, why)
+    try:
+        tensors = _shapes(_file(adapter, WEIGHTS))
+    except (SafetensorError, OSError):
+        raise _refusal(adapter, f"{WEIGHTS} is damaged or incomplete") from None
+    if base and (why := fit.misfit(config, tensors, base)):
+        raise _refusal(adapter, why)
     return config
 
 
-def base_shapes(checkpoint: Path) -> dict[str, list[int]]:
-    """The shape of each tensor of a checkpoint, by name, from its files' headers; raises Refusal."""
+def _largest_rank(config: dict[str, Any]) -> int | None:
+    """The largest rank that a description gives any module; None where it is no sound description of ranks."""
+    patterns = config.get("rank_pattern") or {}
+    if not isinstance(patterns, dict) or not all(map(_is_pattern, patterns)):
+        return None
+    ranks = [config.get("r"), *patterns.values()]
+    return max(ranks) if all(type(rank) is int and rank > 0 for rank in ranks) else None
+
+
+def _is_pattern(text: str) -> bool:
     try:
-        shapes = [_shapes(path) for path in sorted(checkpoint.glob("*.safetensors"))]
+        re.compile(text)
+    except (re.error, RecursionError):
+        return False
+    return True
+
+
+def base_of(checkpoint: Path) -> Base:
+    """What a checkpoint's headers say about the model that adapters are added to; raises Refusal."""
+    shapes, packed = dict[str, list[int]](), set[str]()
+    try:
+        for path in sorted(checkpoint.glob("*.safetensors")):
+            with safe_open(path, framework="numpy") as tensors:
+                slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 It is no mapping.
+            shapes |= {name: it.get_shape() for name, it in slices.items()}
+            packed |= {name for name, it in slices.items() if it.get_dtype() in _PACKED_DTYPES}
     except (SafetensorError, OSError):
         raise Refusal(
             f"A file of the checkpoint in {checkpoint} is damaged, so no adapter can be compared with it."
         ) from None
-    return {name: shape for one in shapes for name, shape in one.items()}
+    if not shapes:
+        raise Refusal(f"There is no safetensors file in {checkpoint}, so no adapter can be compared with it.")
+    return Base(shapes, _architecture(checkpoint), frozenset(packed))
+
+
+def _architecture(checkpoint: Path) -> str:
+    try:
+        return str(json.loads((checkpoint / "config.json").read_bytes())["architectures"][0])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
 
 
 def _shapes(path: Path) -> dict[str, list[int]]:
     with safe_open(path, framework="numpy") as tensors:
         return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 It is no mapping.
-
-
-def _require_fit(adapter: AdapterSettings, factors: Mapping[str, list[int]], base: Mapping[str, list[int]]) -> int:
-    """The largest rank of the factors, after checking that their widths match the weights they are added to.
-
-    vLLM does not check: it adds narrower ones as far as they reach, and answers nonsense (observed with 0.32). Weights
-    that the checkpoint stores in another form, such as quantised experts, cannot be checked here.
-    """
-    rank = 0
-    for name, shape in factors.items():
-        module, is_factor, part = name.removeprefix(_PREFIX).partition(".lora_")
-        weight = base.get(f"{module}.weight", [])
-        if not is_factor or len(shape) != 2 or len(weight) != 2:
-            continue
-        width_out, width_in = weight
-        is_first = part.startswith("A")
-        given, wanted = (shape[1], width_in) if is_first else (shape[0], width_out)
-        if given != wanted:
-            raise _refusal(
-                adapter, f"it was trained on another model: its {module} is {given} wide and this model's is {wanted}"
-            )
-        rank = max(rank, shape[0] if is_first else shape[1])
-    if not any(".lora_A." in name for name in factors):
-        raise _refusal(adapter, f"{WEIGHTS} holds no LoRA weights")
-    return rank
 
 
 def _config(adapter: AdapterSettings) -> dict[str, Any]:
@@ -135,7 +149,7 @@ class Shelf:
         self._checkpoint = checkpoint
         self._limits = limits
         self._offered: dict[str, AdapterSettings] = {}
-        self._base: dict[str, list[int]] | None = None
+        self._base: Base | None = None
         #: Name → digest of the files that the engine may have loaded under it, now or earlier.
         self._digests: dict[str, str] = {}
 
@@ -164,7 +178,7 @@ class Shelf:
         try:
             for name in (CONFIG, WEIGHTS):
                 shutil.copyfile(_file(adapter, name), Path(draft.path) / name)
-            config = examine(draft, self._limits, self._base_shapes())
+            config = examine(draft, self._limits, self._base_model())
             digest = _digest(Path(draft.path))
             if self._digests.get(adapter.name, digest) != digest:
                 raise _refusal(
@@ -177,9 +191,9 @@ class Shelf:
             shutil.rmtree(draft.path, ignore_errors=True)
         self._offered[adapter.name], self._digests[adapter.name] = adapter, digest
 
-    def _base_shapes(self) -> dict[str, list[int]]:
+    def _base_model(self) -> Base:
         if self._base is None:
-            self._base = base_shapes(Path(self._checkpoint))
+            self._base = base_of(Path(self._checkpoint))
         return self._base
 
     def _put(self, draft: AdapterSettings, place: Path, config: dict[str, Any]) -> None:

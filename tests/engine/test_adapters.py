@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from serving import catalog
 from serving.catalog import LoraLimits
 from serving.config import AdapterSettings, ModelSettings, Settings
 from serving.engine import specs
-from serving.engine.adapters import CONFIG, WEIGHTS, Shelf, examine
+from serving.engine.adapters import CONFIG, WEIGHTS, Shelf, base_of, examine, examine_all
 from serving.engine.command import EngineSpec
 from serving.engine.command import environment as environment_of
 from serving.errors import Refusal
@@ -23,12 +24,18 @@ from tests import peft
 
 LIMITS = LoraLimits(max_adapters=1, max_rank=16, max_cpu_adapters=1)
 SMOLLM2 = "smollm2-135m-instruct"
+#: Layers of the base model here, and of its adapters.
+LAYERS = 2
+
+
+def written(folder: Path, seed: int, **shape: int) -> AdapterSettings:
+    return peft.write(folder, seed, layers=LAYERS, **shape)
 
 
 @pytest.fixture
 def shelf(tmp_path: Path) -> Shelf:
     (tmp_path / "shelf").mkdir()
-    peft.write_base(tmp_path / "base")
+    peft.write_base(tmp_path / "base", LAYERS)
     return Shelf(tmp_path / "shelf", str(tmp_path / "base"), LIMITS)
 
 
@@ -42,7 +49,7 @@ def found(folder: Path, name: str) -> bool:
 
 def test_vllms_resolver_finds_what_is_offered_and_only_that(shelf: Shelf, tmp_path: Path) -> None:
     """On the shelf a name is found; off it, never put there, or leading out of it, it is not."""
-    first, second = (peft.write(tmp_path / name, seed) for seed, name in enumerate(("first", "second")))
+    first, second = (written(tmp_path / name, seed) for seed, name in enumerate(("first", "second")))
     shelf.offer(first)
     shelf.offer(second)
     offered = shelf.names
@@ -55,7 +62,7 @@ def test_vllms_resolver_finds_what_is_offered_and_only_that(shelf: Shelf, tmp_pa
 
 def test_what_was_offered_stays_readable(shelf: Shelf, tmp_path: Path) -> None:
     """vLLM reads an evicted adapter again and dies without it: neither a withdrawal nor the source's end takes it away."""
-    adapter = peft.write(tmp_path / "one", 1)
+    adapter = written(tmp_path / "one", 1)
     weights = (tmp_path / "one" / WEIGHTS).read_bytes()
     shelf.offer(adapter)
     for name in (CONFIG, WEIGHTS):
@@ -67,12 +74,12 @@ def test_what_was_offered_stays_readable(shelf: Shelf, tmp_path: Path) -> None:
 
 def test_a_withdrawn_adapter_may_come_back_as_it_was(shelf: Shelf, tmp_path: Path) -> None:
     """The same files under the same name are the same adapter; other files are not, for the engine remembers the old."""
-    adapter = peft.write(tmp_path / "one", 1)
+    adapter = written(tmp_path / "one", 1)
     shelf.offer(adapter)
     shelf.withdraw(())
     shelf.offer(adapter)
     assert found(tmp_path / "shelf", "one")
-    peft.write(tmp_path / "one", 2)
+    written(tmp_path / "one", 2)
     shelf.withdraw(())
     with pytest.raises(Refusal, match=r"'one' .* give it a new name"):
         shelf.offer(adapter)
@@ -90,6 +97,11 @@ def described(**changes: object) -> Callable[[Path], None]:
     return change
 
 
+def renamed(part: str, by: str) -> Callable[[Path], None]:
+    """Another name for each tensor that has this in its own."""
+    return lambda folder: peft.rename(folder, lambda name: name.replace(part, by))
+
+
 def linked_out(folder: Path) -> None:
     (folder / WEIGHTS).rename(folder.parent / "elsewhere.safetensors")
     (folder / WEIGHTS).symlink_to(folder.parent / "elsewhere.safetensors")
@@ -98,7 +110,7 @@ def linked_out(folder: Path) -> None:
 def widened(folder: Path) -> None:
     """Weights of a larger rank than the description's."""
     description = (folder / CONFIG).read_text()
-    peft.write(folder, 3, rank=32)
+    written(folder, 3, rank=32)
     (folder / CONFIG).write_text(description)
 
 
@@ -118,14 +130,28 @@ UNSOUND: dict[str, tuple[Callable[[Path], object], str]] = {
     "too large a rank for some": (described(rank_pattern={"q_proj": 64}), "rank is 64"),
     "weights of a larger rank": (widened, "rank is 32"),
     "weights of another model": (
-        lambda folder: peft.write(folder, 3, narrower_by=64),
+        lambda folder: written(folder, 3, narrower_by=64),
         "is 1472 wide and this model's is 1536",
     ),
     "weights of a whole model": (
-        lambda folder: (folder.parent / "base" / "model.safetensors").rename(folder / WEIGHTS),
+        lambda folder: shutil.copy(folder.parent / "base" / "model.safetensors", folder / WEIGHTS),
         "no LoRA weights",
     ),
     "no rank": (described(r=None), "names no rank"),
+    "a pattern that is none": (described(rank_pattern={"(": 8}), "names no rank"),
+    "what vLLM does not implement": (described(use_dora=True), "asks for DoRA"),
+    "layers that the model lacks": (
+        renamed("layers.1.", "layers.100."),
+        r"base_model.model.model.layers.100.mlp.down_proj.lora_A.weight fits no module of this model",
+    ),
+    "the names of another wrapper": (
+        renamed(".model.layers.", ".language_model.model.layers."),
+        r"language_model.model.layers.0.mlp.down_proj.lora_A.weight fits no module",
+    ),
+    "the names of another architecture": (
+        renamed(".model.layers.", ".transformer.layers."),
+        r"transformer.layers.0.mlp.down_proj.lora_A.weight fits no module",
+    ),
 }
 
 
@@ -134,7 +160,7 @@ def test_an_unsound_adapter_is_refused_and_leaves_nothing(
     shelf: Shelf, tmp_path: Path, spoil: Callable[[Path], object], said: str
 ) -> None:
     """One sentence that names the adapter; the shelf stays as it was, and the next adapter is taken."""
-    good, bad = peft.write(tmp_path / "good", 1), peft.write(tmp_path / "bad", 2)
+    good, bad = written(tmp_path / "good", 1), written(tmp_path / "bad", 2)
     spoil(tmp_path / "bad")
     with pytest.raises(Refusal, match=f"'bad' cannot be loaded: .*{said}"):
         shelf.offer(bad)
@@ -142,13 +168,28 @@ def test_an_unsound_adapter_is_refused_and_leaves_nothing(
     assert shelf.names == ("good",) and [path.name for path in (tmp_path / "shelf").iterdir()] == ["good"]
 
 
+def test_before_an_engine_starts_the_first_unsound_adapter_is_refused(tmp_path: Path) -> None:
+    """All of a model's adapters are compared with its checkpoint, and one that holds no tensors says so."""
+    peft.write_base(tmp_path / "base", LAYERS)
+    good, bad = written(tmp_path / "good", 1), written(tmp_path / "bad", 2)
+    examine_all([good, bad], LIMITS, tmp_path / "base")
+    examine_all([good, bad], LIMITS, tmp_path / "still to be fetched")
+    renamed("layers.0.", "layers.99.")(tmp_path / "bad")
+    with pytest.raises(Refusal, match=r"'bad' cannot be loaded: its tensor \S+layers.99\S+ fits no module"):
+        examine_all([good, bad], LIMITS, tmp_path / "base")
+    (tmp_path / "base" / "model.safetensors").unlink()
+    with pytest.raises(Refusal, match="no safetensors file"):
+        examine_all([good], LIMITS, tmp_path / "base")
+
+
 def test_a_link_inside_the_folder_is_followed(tmp_path: Path) -> None:
     """Mounted volumes publish their files through links to a dated folder beside them."""
-    adapter = peft.write(tmp_path / "one", 1)
+    adapter = written(tmp_path / "one", 1)
     (tmp_path / "one" / "..today").mkdir()
     (tmp_path / "one" / WEIGHTS).rename(tmp_path / "one" / "..today" / WEIGHTS)
     (tmp_path / "one" / WEIGHTS).symlink_to(Path("..today") / WEIGHTS)
-    assert examine(adapter, LIMITS, {})["r"] == 8
+    peft.write_base(tmp_path / "base", LAYERS)
+    assert examine(adapter, LIMITS, base_of(tmp_path / "base"))["r"] == 8
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "/a", "a b", "a\n", "-a", "x" * 97])
