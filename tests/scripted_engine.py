@@ -40,6 +40,8 @@ class Script:
     status: int = 200
     ending: Ending = Ending.END
     content_type: str = STREAM
+    #: More headers; with a Content-Length the answer is not sent in chunks.
+    headers: dict[str, str] = field(default_factory=dict)
     #: Cut the connection instead of answering at all.
     dies_first: bool = False
     #: Take the call and never answer, not even with headers.
@@ -139,7 +141,9 @@ class ScriptedEngine:
             return web.Response()
         if script.is_mute:
             await asyncio.Event().wait()
-        response = web.StreamResponse(status=script.status, headers={"Content-Type": script.content_type})
+        response = web.StreamResponse(
+            status=script.status, headers={"Content-Type": script.content_type, **script.headers}
+        )
         await response.prepare(request)
         if script.gate:
             await script.gate.wait()
@@ -221,6 +225,13 @@ def chat_answer(text: str, prompt: int = 7, completion: int = 2) -> bytes:
         "kv_transfer_params": None,
     }
     return compact(answer).encode()
+
+
+def completion_answer(text: str, prompt: int = 7, completion: int = 2) -> bytes:
+    """A whole unstreamed completion."""
+    choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": "stop", "stop_reason": None}
+    answer = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": MODEL, "choices": [choice]}
+    return compact(answer | {"usage": usage(prompt, completion) | {"prompt_tokens_details": None}}).encode()
 
 
 def completion_stream(texts: Sequence[tuple[int, str]], prompt: int = 5) -> list[bytes]:
@@ -313,5 +324,5 @@ def unscripted(path: str, body: dict[str, object]) -> Script:
         return Script(messages_stream(["Hi", "!"])) if is_streamed else answering(compact(message).encode())
     if path == "/v1/completions":
         chunks = completion_stream([(0, "Hi"), (0, "!")], prompt=7)
-        return Script([*chunks, chat_final(7, 2), DONE]) if is_streamed else answering(chat_answer("Hi!"))
+        return Script([*chunks, chat_final(7, 2), DONE]) if is_streamed else answering(completion_answer("Hi!"))
     return Script(chat_stream(["Hi", "!"])) if is_streamed else answering(chat_answer("Hi!"))

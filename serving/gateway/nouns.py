@@ -86,6 +86,8 @@ class Failure(StrEnum):
     BROKEN = "broken"
     #: The engine answered that it failed.
     ERRORED = "errored"
+    #: The engine answered 200 with something that is no answer of the route.
+    MALFORMED = "malformed"
     #: The engine cannot take the call now.
     BUSY = "busy"
 

@@ -55,7 +55,8 @@ class Inference:
                 async with asyncio.timeout(self._settings.timeouts.request_total_s):
                     await self._relayed(await self._read(dialect, caller, visit), caller, visit)
             except TimeoutError:
-                raise self._out_of_time(visit) from None
+                if not visit.responder.is_complete:
+                    raise self._out_of_time(visit) from None
 
     async def _read(self, dialect: Dialect, caller: Caller, visit: Visit) -> Call:
         require_json(visit.request)

@@ -14,6 +14,7 @@ from serving.gateway.dialects.checks import typed
 from serving.gateway.dialects.dialect import Body, Dialect
 from serving.gateway.dialects.fields import Table, honoured, ignored, refused
 from serving.gateway.dialects.openai import ChatCounts
+from serving.gateway.dialects.shapes import ChatAnswer
 from serving.gateway.dialects.tables import (
     CHAT_TOOLS,
     DEFAULT_LIMIT,
@@ -143,6 +144,7 @@ def _check(body: Body, kept: Body) -> None:
 CHAT = Dialect(
     path="/v1/chat/completions",
     fields=FIELDS,
+    answer=ChatAnswer,
     counts=ChatCounts,
     stream=openai.CHUNKS,
     check=_check,

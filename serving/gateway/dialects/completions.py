@@ -13,6 +13,7 @@ from serving.gateway.dialects.dialect import Body, Dialect
 from serving.gateway.dialects.fields import Table, honoured, ignored, refused
 from serving.gateway.dialects.openai import ChatCounts
 from serving.gateway.dialects.prompts import count_prompts, prompt
+from serving.gateway.dialects.shapes import CompletionAnswer
 from serving.gateway.dialects.tables import FLAG, GENERATION_OPERATORS, MODEL, SAMPLING
 
 FIELDS: Table = {
@@ -44,6 +45,7 @@ def _check(body: Body, kept: Body) -> None:
 COMPLETIONS = Dialect(
     path="/v1/completions",
     fields=FIELDS,
+    answer=CompletionAnswer,
     counts=ChatCounts,
     stream=openai.CHUNKS,
     check=_check,

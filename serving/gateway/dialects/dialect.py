@@ -6,6 +6,7 @@ carries an error. Everything else asks the call's dialect instead of comparing p
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -31,6 +32,8 @@ class Counts(Protocol):
 class Stream(msgspec.Struct, frozen=True, kw_only=True):
     """How an API streams."""
 
+    #: What the first event of each of its streams looks like; a stream that begins otherwise is none.
+    opening: re.Pattern[bytes]
     #: What a complete stream ends with; one that stops before has failed.
     endings: tuple[bytes, ...]
     #: The bytes that end a stream which failed: (error, request id, events sent so far) → an event that a client raises on.
@@ -70,6 +73,8 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     path: str
     #: Every request field, and what happens to it.
     fields: Table
+    #: The least that a whole answer holds.
+    answer: type[msgspec.Struct]
     #: How answers say what they cost; None where the engine computes no tokens that are billed.
     counts: type[Counts] | None
     #: None where answers never stream.

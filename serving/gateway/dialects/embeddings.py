@@ -13,6 +13,7 @@ from serving.gateway.dialects.dialect import Body, Dialect
 from serving.gateway.dialects.fields import Table, honoured, ignored, refused
 from serving.gateway.dialects.openai import ChatCounts
 from serving.gateway.dialects.prompts import count_prompts, prompt
+from serving.gateway.dialects.shapes import EmbeddingsAnswer
 from serving.gateway.dialects.tables import FLAG, MODEL, NOT_SENT_FOR_PRIVACY, OPERATOR, OPERATORS, SAMPLING, TEMPLATE
 
 FIELDS: Table = {
@@ -45,6 +46,7 @@ def _check(body: Body, kept: Body) -> None:
 EMBEDDINGS = Dialect(
     path="/v1/embeddings",
     fields=FIELDS,
+    answer=EmbeddingsAnswer,
     counts=ChatCounts,
     check=_check,
     prompt_field="input",

@@ -12,6 +12,7 @@ from serving.gateway.dialects import checks
 from serving.gateway.dialects.checks import typed
 from serving.gateway.dialects.dialect import Body, Dialect, EventStream
 from serving.gateway.dialects.fields import Table, honoured, ignored, refused
+from serving.gateway.dialects.shapes import FIRST_MESSAGES_EVENT, CountAnswer, MessagesAnswer
 from serving.gateway.dialects.tables import (
     FLAG,
     MODEL,
@@ -187,8 +188,10 @@ def _error_event(error: ApiError, request_id: str, events_sent: int) -> bytes:
 MESSAGES = Dialect(
     path="/v1/messages",
     fields=FIELDS,
+    answer=MessagesAnswer,
     counts=MessagesCounts,
     stream=EventStream(
+        opening=FIRST_MESSAGES_EVENT,
         endings=(b"event: message_stop\n",),
         last_events=(b"event: message_delta\n",),
         text_event=b"event: content_block_delta\n",
@@ -202,6 +205,7 @@ MESSAGES = Dialect(
 COUNT_TOKENS = Dialect(
     path="/v1/messages/count_tokens",
     fields=SHARED_FIELDS,
+    answer=CountAnswer,
     counts=None,
     takes_cache_salt=False,
     error_body=anthropic_body,

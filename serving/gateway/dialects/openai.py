@@ -6,6 +6,7 @@ import msgspec
 
 from serving.errors import ApiError, InvalidRequest
 from serving.gateway.dialects.dialect import Body, ChunkStream
+from serving.gateway.dialects.shapes import FIRST_CHUNK
 from serving.gateway.http.bodies import openai_body
 from serving.gateway.nouns import Usage
 
@@ -46,4 +47,4 @@ def _error_event(error: ApiError, request_id: str, events_sent: int) -> bytes:
     return b"data: " + openai_body(error, request_id) + b"\n\n" + DONE
 
 
-CHUNKS = ChunkStream(endings=(DONE,), error_event=_error_event)
+CHUNKS = ChunkStream(opening=FIRST_CHUNK, endings=(DONE,), error_event=_error_event)

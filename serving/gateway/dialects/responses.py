@@ -13,6 +13,7 @@ from serving.gateway.dialects.checks import typed
 from serving.gateway.dialects.dialect import Body, Dialect, EventStream
 from serving.gateway.dialects.fields import Table, honoured, ignored, refused
 from serving.gateway.dialects.openai import Details
+from serving.gateway.dialects.shapes import FIRST_RESPONSES_EVENT, ResponsesAnswer
 from serving.gateway.dialects.tables import (
     DEFAULT_LIMIT,
     FLAG,
@@ -264,9 +265,14 @@ _LAST_EVENTS = (b"event: response.completed\n", b"event: response.incomplete\n",
 RESPONSES = Dialect(
     path="/v1/responses",
     fields=FIELDS,
+    answer=ResponsesAnswer,
     counts=ResponsesCounts,
     stream=EventStream(
-        endings=_LAST_EVENTS, last_events=_LAST_EVENTS, text_event=b".delta\ndata: ", error_event=_error_event
+        opening=FIRST_RESPONSES_EVENT,
+        endings=_LAST_EVENTS,
+        last_events=_LAST_EVENTS,
+        text_event=b".delta\ndata: ",
+        error_event=_error_event,
     ),
     check=_check,
     complete=_complete,

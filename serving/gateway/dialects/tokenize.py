@@ -7,6 +7,7 @@ from serving.gateway.dialects.chat import chat_messages
 from serving.gateway.dialects.checks import typed
 from serving.gateway.dialects.dialect import Body, Dialect
 from serving.gateway.dialects.fields import Table, honoured
+from serving.gateway.dialects.shapes import TokenizeAnswer
 from serving.gateway.dialects.tables import CHAT_TOOLS, FLAG, MODEL, OPERATORS, SAMPLING, TEMPLATE
 
 FIELDS: Table = {
@@ -27,4 +28,6 @@ def _check(body: Body, kept: Body) -> None:
         raise InvalidRequest("Give either 'prompt' or 'messages'.", param="prompt")
 
 
-TOKENIZE = Dialect(path="/tokenize", fields=FIELDS, counts=None, check=_check, takes_cache_salt=False)
+TOKENIZE = Dialect(
+    path="/tokenize", fields=FIELDS, answer=TokenizeAnswer, counts=None, check=_check, takes_cache_salt=False
+)

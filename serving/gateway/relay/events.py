@@ -9,6 +9,7 @@ pattern with a bare quote or a newline can only match structure. Layouts: vLLM 0
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 #: Bytes of one unfinished event that are held back. The largest regular ones echo a request (8 MiB by default).
 EVENT_BYTES_MAX = 16 * 1024 * 1024
@@ -18,6 +19,7 @@ KEEP_ALIVE = b": keep-alive\n\n"
 _BORDER = b"\n\n"
 #: The usage object with what it nests (details, and modalities inside those): numbers and nulls, no strings with braces.
 _USAGE = re.compile(rb',"usage":\{[^{}]*(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}[^{}]*)*\}')
+_COMMENTS = re.compile(rb"\A(?:(?::|retry:)[^\n]*\n|\n)+")
 _NO_CHOICES = b'"choices":[]'
 _FINAL_CHUNK = re.compile(rb'data: \{[^\n]*"choices":\[\],"usage":[^\n]*\n\n')
 
@@ -65,6 +67,21 @@ def without_usage(block: bytes, *, keeps_final: bool) -> bytes:
         position = final.end()
     parts.append(_USAGE.sub(b"", block[position:]))
     return b"".join(parts)
+
+
+def without_comments(block: bytes) -> bytes:
+    """Whole events without the comments, blank lines and `retry:` fields before the first one."""
+    return _COMMENTS.sub(b"", block, count=1)
+
+
+def find_end(block: bytes, endings: Sequence[bytes]) -> int | None:
+    """Where a stream is over among whole events: behind the first event that is one of its endings. None while it is not."""
+    for ending in endings:
+        start = block.find(ending)
+        if start >= 0:
+            border = block.find(_BORDER, start)
+            return len(block) if border < 0 else border + len(_BORDER)
+    return None
 
 
 def find_error(block: bytes) -> tuple[bytes, bytes] | None:

@@ -1,6 +1,8 @@
 """Relay: one call to one engine and its bytes back, untouched but for usage that the client did not ask for.
 
 Until the first byte of an answer went out, a replica that fails is replaced; after it, the stream ends in an error event.
+A status of 200 alone is no answer: a stream must begin, and a whole answer must be, as its route says (`dialects/shapes`).
+Whole answers are held until they are complete (`held`); a larger one goes out once it is past the bound.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from serving.config import Timeouts
 from serving.errors import EngineFailed, EngineTimedOut
 from serving.gateway.admission.admission import Ticket
 from serving.gateway.admission.estimates import Estimates
+from serving.gateway.dialects import shapes
 from serving.gateway.dialects.call import Call
 from serving.gateway.dialects.dialect import Stream
 from serving.gateway.fleet.router import Candidate
@@ -25,6 +28,7 @@ from serving.gateway.http.upstream import Upstream
 from serving.gateway.nouns import Failure
 from serving.gateway.relay import events, translation
 from serving.gateway.relay.exchange import STREAM_HEADERS, Exchange
+from serving.gateway.relay.held import Room
 from serving.gateway.relay.metering import Meter
 from serving.gateway.relay.translation import ENGINE_FAILED, Blame
 from serving.secret import PlaneSecret
@@ -33,8 +37,13 @@ from serving.secret import PlaneSecret
 FAILURES_MAX = 3
 #: Bytes of an engine's error body that are read.
 ERROR_BYTES_MAX = 64 * 1024
-#: Seconds in which an engine closes an answer whose end it has sent.
+#: Seconds in which an engine closes an answer whose end it has sent; its connection is then used again.
 REST_S = 1.0
+
+#: Bytes of a whole answer that are written at once.
+PIECE_BYTES = 64 * 1024
+
+_JSON: list[Header] = [(b"content-type", b"application/json")]
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +72,7 @@ class Relay:
         self._timeouts = timeouts
         self._secret = secret
         self._clock = clock
+        self._room = Room()
 
     async def relay(self, exchange: Exchange, ticket: Ticket) -> None:
         """Answer an admitted call. Raises ApiError; the sink knows how far the answer had got."""
@@ -85,7 +95,7 @@ class Relay:
             if _is_lost(replica.replica_id, failure, seen):
                 ticket.report_lost(replica.replica_id)
             seen.add((replica.replica_id, failure))
-            failures += failure in (Failure.BROKEN, Failure.ERRORED)
+            failures += failure in (Failure.BROKEN, Failure.ERRORED, Failure.MALFORMED)
             if failure is Failure.BUSY:
                 ticket.require_time()
         raise EngineFailed(ENGINE_FAILED)
@@ -141,42 +151,34 @@ class Relay:
 
     async def _stream(self, content: aiohttp.StreamReader, stream: Stream, exchange: Exchange, meter: Meter) -> None:
         splitter = events.Splitter()
-        has_ended = False
-        while data := await self._read(content, exchange):
-            block = splitter.feed(data)
-            if not block:
-                continue
+        while block := await self._next_events(content, splitter, exchange):
             failed = events.find_error(block)
+            whole = block if failed is None else failed[0]
+            end = events.find_end(whole, stream.endings)
+            if end is not None:
+                # Clients close the connection when they have read it, which is no leaving.
+                exchange.sink.is_whole = True
+                await self._pass_on(whole[:end], stream, exchange, meter)
+                exchange.learn()
+                await exchange.sink.finish()
+                return await self._drop_rest(content)
+            await self._pass_on(whole, stream, exchange, meter)
             if failed is not None:
-                await self._pass_on(failed[0], exchange, meter)
                 self._raise_in_stream(failed[1], exchange)
-            has_ended = any(ending in block for ending in stream.endings)
-            # Clients close the connection when they have read it, which is no leaving.
-            exchange.sink.is_whole = has_ended
-            await self._pass_on(block, exchange, meter)
-            if has_ended:
-                await self._pass_rest(content, splitter, exchange, meter)
-                break
-        if not has_ended:
-            raise self._broken(exchange)
-        exchange.learn()
-        await exchange.sink.finish()
+        raise self._broken(exchange)
 
-    async def _pass_rest(
-        self, content: aiohttp.StreamReader, splitter: events.Splitter, exchange: Exchange, meter: Meter
-    ) -> None:
-        """What follows the end, such as a last [DONE]: it comes at once, or is not missed."""
-        while data := await self._rest(content):
-            if block := splitter.feed(data):
-                await self._pass_on(block, exchange, meter)
-
-    async def _rest(self, content: aiohttp.StreamReader) -> bytes:
+    async def _drop_rest(self, content: aiohttp.StreamReader) -> None:
+        """What follows the end is not part of the answer; an engine that goes on is cut off."""
         with suppress(aiohttp.ClientError, TimeoutError):
             async with asyncio.timeout(REST_S):
-                return await content.readany()
-        return b""
+                while await content.readany():
+                    pass
 
-    async def _pass_on(self, block: bytes, exchange: Exchange, meter: Meter) -> None:
+    async def _pass_on(self, block: bytes, stream: Stream, exchange: Exchange, meter: Meter) -> None:
+        if not exchange.has_content:
+            block = events.without_comments(block)
+            if block and not stream.opening.match(block):
+                raise AttemptFailed(Failure.MALFORMED)
         meter.scan(block)
         if exchange.strips_usage:
             block = events.without_usage(block, keeps_final=exchange.call.wants_usage)
@@ -191,33 +193,65 @@ class Relay:
             exchange.forget()
         raise error
 
-    async def _read(self, content: aiohttp.StreamReader, exchange: Exchange) -> bytes:
-        """The next bytes, b"" at the end; while none come the client gets keep-alives."""
-        if data := content.read_nowait():
-            return data
-        silent_since = self._clock()
+    async def _next_events(self, content: aiohttp.StreamReader, splitter: events.Splitter, exchange: Exchange) -> bytes:
+        """The next whole events, b"" at the end; while none are whole the client gets keep-alives."""
+        silent_since = alive_at = self._clock()
         while True:
-            try:
-                async with asyncio.timeout(self._timeouts.keep_alive_s):
-                    return await content.readany()
-            except TimeoutError:
-                if self._clock() - silent_since >= self._timeouts.engine_silence_s:
-                    raise _silent() from None
+            data = content.read_nowait() or await self._read(content, alive_at)
+            if data == b"":
+                return b""
+            if data is not None and (block := splitter.feed(data)):
+                return block
+            now = self._clock()
+            if now - silent_since >= self._timeouts.engine_silence_s:
+                raise _silent()
+            if data is None or now - alive_at >= self._timeouts.keep_alive_s:
                 await exchange.keep_alive()
+                alive_at = self._clock()
+
+    async def _read(self, content: aiohttp.StreamReader, alive_at: float) -> bytes | None:
+        """The next bytes, b"" at the end, None when it is time for a keep-alive."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(alive_at + self._timeouts.keep_alive_s - self._clock()):
+                return await content.readany()
+        return None
 
     async def _whole(self, response: aiohttp.ClientResponse, exchange: Exchange, meter: Meter) -> None:
-        length = response.headers.get("Content-Length")
-        headers: list[Header] = [(b"content-type", b"application/json")]
-        if length is not None:
+        with self._room.answer() as held:
+            if await held.fill(response.content.iter_any()):
+                await self._pass_whole(bytes(held.body), exchange, meter)
+            else:
+                await self._pass_large(bytes(held.body), response, exchange, meter)
+        await exchange.sink.finish()
+
+    async def _pass_whole(self, body: bytes, exchange: Exchange, meter: Meter) -> None:
+        if not shapes.is_answer(body, exchange.call.dialect.answer):
+            raise AttemptFailed(Failure.MALFORMED)
+        meter.scan(body)
+        meter.close()
+        exchange.learn()
+        headers = [*_JSON, (b"content-length", b"%d" % len(body))]
+        # In pieces: what a client has not read waits here, where all such bytes are counted together.
+        for start in range(0, len(body), PIECE_BYTES):
+            await exchange.write(body[start : start + PIECE_BYTES], headers)
+
+    async def _pass_large(
+        self, beginning: bytes, response: aiohttp.ClientResponse, exchange: Exchange, meter: Meter
+    ) -> None:
+        """An answer for which there is no room: it goes on as it comes, and breaks off where its engine does."""
+        if not shapes.may_be_answer(beginning):
+            raise AttemptFailed(Failure.MALFORMED)
+        headers = list(_JSON)
+        # An engine's length counts the bytes before they were decoded.
+        if (length := response.headers.get("Content-Length")) and "Content-Encoding" not in response.headers:
             headers.append((b"content-length", length.encode("ascii")))
+        meter.scan(beginning)
+        await exchange.write(beginning, headers)
         async for data in response.content.iter_any():
             meter.scan(data)
             await exchange.write(data, headers)
-        if not exchange.has_content:
-            raise AttemptFailed(Failure.BROKEN)
         meter.close()
         exchange.learn()
-        await exchange.sink.finish()
 
 
 def _silent() -> EngineTimedOut:

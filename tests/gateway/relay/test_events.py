@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 
-from serving.gateway.relay.events import Splitter, find_error, without_usage
+from serving.gateway.relay.events import Splitter, find_end, find_error, without_comments, without_usage
 from tests.scripted_engine import DONE, chat_chunk, chat_final, chat_stream, completion_stream, error_body
 
 #: Text that looks like structure when it is read as bytes.
@@ -93,3 +93,19 @@ def test_errors_are_found_and_texts_about_errors_are_not() -> None:
     ):
         found = find_error(before + error + DONE)
         assert found is not None and found[0] == before and json.loads(found[1])["error"]["message"] == "x"
+
+
+def test_the_end_is_behind_the_first_ending() -> None:
+    """What an engine sends behind it is not part of the stream; a text that spells an ending is none."""
+    before = chat_chunk({"content": "data: [DONE]\n\n"}, 7, 1)
+    assert find_end(before, (DONE,)) is None
+    assert find_end(before + DONE + b"data: junk\n\n" + DONE, (DONE,)) == len(before + DONE)
+    completed = b'event: response.completed\ndata: {"response":{}}\n\n'
+    endings = (b"event: response.failed\n", b"event: response.completed\n")
+    assert find_end(before + completed + DONE, endings) == len(before + completed)
+
+
+def test_only_comments_before_the_first_event_go() -> None:
+    """They are a proxy's or an engine's own; what stands after an event stays as it is."""
+    assert without_comments(b": ping\n\nretry: 100\n\n: again\n\n" + DONE + b": later\n\n") == DONE + b": later\n\n"
+    assert without_comments(b": ping\n\n") == b"" and without_comments(DONE) == DONE

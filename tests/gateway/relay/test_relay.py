@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from pathlib import Path
 
 import pytest
 
+from serving.gateway.relay.held import ANSWER_BYTES_MAX
 from tests.clock import Clock
 from tests.gateway.world import CHAT, QUICK, running_gateway, until
 from tests.scripted_engine import (
@@ -16,6 +18,7 @@ from tests.scripted_engine import (
     Ending,
     Script,
     ScriptedEngine,
+    chat_answer,
     chat_chunk,
     chat_stream,
     completion_stream,
@@ -242,14 +245,124 @@ async def test_a_client_error_as_first_event_is_a_plain_400(tmp_path: Path) -> N
     assert (row["outcome"], row["prompt_tokens"]) == ("rejected", 0)
 
 
-async def test_a_whole_answer_that_breaks_off_is_cut(tmp_path: Path) -> None:
-    """Half a JSON document must look broken to the client, not complete."""
+#: What is no answer of any route, whatever status it comes with.
+NO_ANSWERS = {
+    "html": b"<html><body>502 at http://10.0.0.7:8001/opt/vllm</body></html>",
+    "error": error_body(500, "died at /opt/vllm/engine.py", "InternalServerError"),
+    "done": DONE,
+    "garbage": b"\x00\xff\xfe",
+    "list": b"[]",
+    "other object": b'{"object":"list","models":[]}',
+    "empty": b"",
+    "no sequence": b'{"choices":[],"output":null,"content":{},"data":[]}',
+}
+
+
+@pytest.mark.parametrize("said", NO_ANSWERS.values(), ids=NO_ANSWERS)
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("path", ROUTES)
+async def test_a_status_of_200_alone_is_no_answer(tmp_path: Path, path: str, is_streamed: bool, said: bytes) -> None:
+    """What has not the route's shape is a failed attempt: another follows unseen, and nothing of it gets out."""
     async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
-        engine.say(Script([b'{"id":"chatcmpl-1",'], content_type="application/json", ending=Ending.DIE))
+        engine.say(Script([said] if said else []))
+        answer = await world.post(path, ROUTES[path] | {"stream": is_streamed})
+        row = await world.row()
+    assert answer.status == 200 and len(engine.received) == 2
+    assert b"Hi" in answer.body or json.loads(answer.body)["usage"]
+    assert b"/opt" not in answer.body and not answer.body.startswith(DONE)
+    assert (row["outcome"], row["completion_tokens"], row["estimated_by"]) == ("ok", 2, None)
+
+
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "streamed"])
+async def test_an_engine_that_never_answers_in_the_routes_shape_is_a_502(tmp_path: Path, is_streamed: bool) -> None:
+    """After three attempts the client gets our words and pays nothing; what the engine said stays inside."""
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
+        engine.say(*[Script([NO_ANSWERS["html"] + b"\n\n"])] * 3)
+        answer = await world.chat(stream=is_streamed)
+        row = await world.row()
+    assert answer.status == 502 and answer.error["code"] == "engine_failed" and b"html" not in answer.body
+    assert (row["outcome"], row["prompt_tokens"], row["completion_tokens"]) == ("error", 0, 0)
+    assert world.lines[-1]["retries"] == 3
+
+
+async def test_a_first_event_in_another_shape_behind_comments_is_no_answer(tmp_path: Path) -> None:
+    """A proxy's comments before it make it no better, and are not passed on either."""
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
+        engine.say(Script([b": proxy at 10.0.0.7\n\n", b"data: <html>\n\n"]))
+        answer = await world.chat(**STREAMED)
+    assert b"Hi" in answer.body and b"html" not in answer.body and b"10.0.0.7" not in answer.body
+
+
+@pytest.mark.parametrize("length", [1, 20, len(chat_answer("Hi")) - 1])
+@pytest.mark.parametrize("is_chunked", [False, True], ids=["length", "chunks"])
+async def test_a_whole_answer_cut_in_the_middle_is_asked_for_again(
+    tmp_path: Path, length: int, is_chunked: bool
+) -> None:
+    """A whole answer is held until it is complete: wherever its engine dies, another can answer unseen."""
+    whole = chat_answer("Hi")
+    headers = {} if is_chunked else {"Content-Length": str(len(whole))}
+    cut = Script([whole[:length]], content_type="application/json", ending=Ending.DIE, headers=headers)
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
+        engine.say(cut)
+        answer = await world.chat()
+        row = await world.row()
+    assert answer.status == 200 and b"Hi!" in answer.body and (row["outcome"], row["completion_tokens"]) == ("ok", 2)
+
+
+async def test_an_answer_past_the_bound_goes_on_as_it_comes(tmp_path: Path) -> None:
+    """What is too large to be held passes whole, and looks broken, not complete, when its engine dies."""
+    large = chat_answer("x" * 2 * ANSWER_BYTES_MAX)
+    head = large[: ANSWER_BYTES_MAX + 1]
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
+        engine.say(Script([large]), Script([head], ending=Ending.DIE), Script([b"<" * len(head)]))
+        answer = await world.chat()
         with pytest.raises(Exception, match=r"payload|disconnect|transfer"):
             await world.chat()
+        retried = await world.chat()
+        await until(lambda: all(row["outcome"] != "open" for row in world.rows()))
+        rows = world.rows()
+    assert answer.body == large and b"Hi!" in retried.body
+    assert [(row["outcome"], row["estimated_by"] is None) for row in rows] == [
+        ("ok", True),
+        ("error", False),
+        ("ok", True),
+    ]
+
+
+async def test_a_compressed_answer_arrives_whole(tmp_path: Path) -> None:
+    """An engine, or a proxy before it, that compresses unasked: the length is that of what the client gets."""
+    small, large = chat_answer("Hi"), chat_answer("x" * 2 * ANSWER_BYTES_MAX)
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
+        for said in (small, large):
+            packed = gzip.compress(said)
+            length = {"Content-Encoding": "gzip", "Content-Length": str(len(packed))}
+            engine.say(Script([packed], content_type="application/json", headers=length))
+        answers = [await world.chat(), await world.chat()]
+    assert [answer.body for answer in answers] == [small, large]
+    assert "content-encoding" not in answers[0].headers and answers[0].headers["content-length"] == str(len(small))
+
+
+async def test_what_follows_the_end_is_no_part_of_the_answer(tmp_path: Path) -> None:
+    """An engine that goes on after the end is cut off; the answer is complete, its row ok and exact."""
+    junk = b'data: {"junk":1}\n\n'
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
+        chat = chat_stream(["Hi"])
+        engine.say(Script([*chat[:-1], DONE + junk, *[junk] * 10_000], pace_s=0.01))
+        answer = await world.chat(**STREAMED)
+        await until(lambda: engine.aborted == 1)
         row = await world.row()
-    assert row["outcome"] == "error"
+    assert answer.body.endswith(DONE) and b"junk" not in answer.body and answer.body.count(DONE) == 1
+    assert (row["outcome"], row["completion_tokens"], row["estimated_by"]) == ("ok", 1, None)
+
+
+async def test_bytes_without_a_border_are_bridged_too(tmp_path: Path) -> None:
+    """An event that comes in drops keeps no connection alive: the client gets comments until it is whole."""
+    first, *rest = chat_stream(["Hi"])
+    pieces = [first[at : at + 8] for at in range(0, len(first), 8)]
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
+        engine.say(Script([*pieces, *rest], pace_s=0.02))
+        answer = await world.chat(**STREAMED)
+    assert answer.body.startswith(b": keep-alive\n\n") and b"Hi" in answer.body and answer.body.endswith(DONE)
 
 
 async def test_silence_is_bridged_by_comments(tmp_path: Path) -> None:
