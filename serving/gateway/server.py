@@ -118,7 +118,7 @@ def _assembled(settings: Settings, shown: Loaded | None, trusted: Loaded | None)
         # First in, last out: a collector that is away holds its spans up, and must not hold up the ledger.
         spans = opened.enter_context(contextlib.closing(_tracing(settings.gateway)))
         store, keyring = opened.enter_context(opening.opened(settings))
-        tenants = Tenants(store, keyring, key_cache_s=settings.gateway.key_cache_s, clock=time.time)
+        tenants = Tenants(store, keyring, key_cache_s=settings.gateway.key_cache_s)
         opened.enter_context(tenants)
         ledger = opened.enter_context(Ledger(store, clock=time.time))
         edges = Edges(

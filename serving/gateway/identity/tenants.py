@@ -1,6 +1,7 @@
 """Tenants: whose call is this? Asked once per request, before anything is decided; a `Caller` is the only way on.
 
 Answers are cached and outlive an outage of the database. A look-up runs in a thread, once for all requests that need it.
+Two clocks: ages are on the monotonic one, which nobody sets; only a key's own end is a date, on the wall clock.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import math
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -47,18 +50,20 @@ class _Answer(msgspec.Struct, frozen=True):
     """What the store said of one digest, and when. No caller: unknown, revoked, expired or disabled."""
 
     caller: Caller | None
+    #: On the monotonic clock.
     asked_at: float
+    #: Seconds since the epoch.
     key_expires_at: float | None = None
 
     def is_fresh(self, now: float, lifetime_s: float) -> bool:
         return now - self.asked_at < lifetime_s
 
-    def admits(self, now: float) -> bool:
-        return self.caller is not None and (self.key_expires_at is None or now < self.key_expires_at)
+    def admits(self, epoch_s: float) -> bool:
+        return self.caller is not None and (self.key_expires_at is None or epoch_s < self.key_expires_at)
 
 
 class Tenants:
-    """Identifies callers by their keys. `with Tenants(store, keyring, key_cache_s=10, clock=time.time) as tenants: …`"""
+    """Identifies callers by their keys. `with Tenants(store, keyring, key_cache_s=10) as tenants: …`"""
 
     def __init__(
         self,
@@ -66,7 +71,8 @@ class Tenants:
         keyring: Keyring,
         *,
         key_cache_s: float,
-        clock: Callable[[], float],
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
         valid_keys_max: int = VALID_KEYS_MAX,
         unknown_keys_max: int = UNKNOWN_KEYS_MAX,
     ) -> None:
@@ -75,12 +81,13 @@ class Tenants:
         self._salt_key = keyring.digest(_SALT_PURPOSE)
         self._key_cache_s = key_cache_s
         self._clock = clock
+        self._wall_clock = wall_clock
         self._valid_keys_max = valid_keys_max
         self._unknown_keys_max = unknown_keys_max
         self._valid: OrderedDict[bytes, _Answer] = OrderedDict()
         self._unknown: OrderedDict[bytes, _Answer] = OrderedDict()
         self._lookups: dict[bytes, asyncio.Task[_Answer | None]] = {}
-        self._ask_again_at = 0.0
+        self._ask_again_at = -math.inf
         self._threads = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="key-lookup")
 
     def __enter__(self) -> Self:
@@ -107,7 +114,7 @@ class Tenants:
             answer = await self._ask(digest) or self._remembered_as_valid(digest)
         if answer is None:
             raise StoreUnavailable("no answer about a key that is not remembered")
-        if answer.caller is None or not answer.admits(self._clock()):
+        if answer.caller is None or not answer.admits(self._wall_clock()):
             raise _unauthenticated()
         return answer.caller
 

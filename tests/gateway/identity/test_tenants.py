@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -45,10 +44,13 @@ class World:
         self.place = place
         self.home = place.home
         self.clock = Clock()
+        self.wall_clock = Clock()
         self.store = place.open()
         self.keyring = Keyring.open(self.store)
-        self.registry = Registry(self.store, self.keyring, self.clock)
-        self.tenants = Tenants(self.store, self.keyring, key_cache_s=KEY_CACHE_S, clock=self.clock)
+        self.registry = Registry(self.store, self.keyring, self.wall_clock)
+        self.tenants = Tenants(
+            self.store, self.keyring, key_cache_s=KEY_CACHE_S, clock=self.clock, wall_clock=self.wall_clock
+        )
         self.registry.create_tenant("acme")
         self.key = self.registry.create_key("acme", name="laptop")
 
@@ -130,9 +132,53 @@ def test_a_cached_key_ends_at_its_expiry_to_the_moment(world: World) -> None:
     key = world.registry.create_key("acme", lifetime_s=5.0)
     world.identify(key)
 
-    world.clock.advance(5.0)
+    world.wall_clock.advance(5.0)
     with pytest.raises(Unauthenticated):
         world.identify(key)
+
+
+@pytest.mark.parametrize("moved_s", [-3600.0, 3600.0])
+def test_a_clock_that_is_set_does_not_lengthen_a_revoked_keys_life(world: World, moved_s: float) -> None:
+    """An hour back or forward, by hand or by NTP: revocation takes as long as ever, by the clock that nobody sets."""
+    world.identify(world.key)
+    world.registry.revoke_key(world.key[3:13])
+    world.wall_clock.advance(moved_s)
+
+    world.clock.advance(KEY_CACHE_S)
+    with pytest.raises(Unauthenticated):
+        world.identify(world.key)
+
+
+@pytest.mark.parametrize("moved_s", [-3600.0, 3600.0])
+def test_a_clock_that_is_set_does_not_lengthen_an_outage(world: World, moved_s: float) -> None:
+    """After a failure the store is asked again in STORE_RETRY_S, and the outage's grace is as long as it was."""
+    world.identify(world.key)
+    world.place.take_away()
+    world.clock.advance(KEY_CACHE_S)
+    world.identify(world.key)
+    world.wall_clock.advance(moved_s)
+    world.clock.advance(limits.OUTAGE_GRACE_S - KEY_CACHE_S - 1)
+    assert world.identify(world.key).tenant == "acme"
+    world.place.bring_back()
+
+    fresh = world.registry.create_key("acme")
+    world.clock.advance(limits.STORE_RETRY_S)
+    assert world.identify(fresh).tenant == "acme"
+
+
+@pytest.mark.parametrize(("moved_s", "is_let_in"), [(-3600.0, True), (3600.0, False)])
+def test_a_keys_own_end_is_a_date(world: World, moved_s: float, is_let_in: bool) -> None:
+    """It is compared with the wall clock, cached or not."""
+    key = world.registry.create_key("acme", lifetime_s=60.0)
+    world.identify(key)
+    world.wall_clock.advance(moved_s)
+    for _ in range(2):
+        if is_let_in:
+            assert world.identify(key).tenant == "acme"
+        else:
+            with pytest.raises(Unauthenticated):
+                world.identify(key)
+        world.clock.advance(KEY_CACHE_S)
 
 
 def test_a_disabled_tenant_is_out_and_an_enabled_one_is_back(world: World) -> None:
@@ -265,7 +311,7 @@ def test_the_event_loop_turns_while_the_store_hangs(world: World) -> None:
 def test_tenants_never_share_a_salt(place: Place) -> None:
     """Two tenants' salts differ, one tenant's never changes, both fit the engine's rule, and none follows from an id."""
     with place.open() as store:
-        tenants = [Tenants(store, Keyring(pepper), key_cache_s=1, clock=time.time) for pepper in (b"p" * 32, b"q" * 32)]
+        tenants = [Tenants(store, Keyring(pepper), key_cache_s=1, clock=Clock()) for pepper in (b"p" * 32, b"q" * 32)]
         salts = [tenants[0].cache_salt(Caller(tenant, "acme", "k")) for tenant in ("a", "b", "a")]
         assert salts[0] == salts[2] != salts[1] and all(re.fullmatch(r"[0-9a-f]{64}", salt) for salt in salts)
         assert tenants[1].cache_salt(Caller("a", "acme", "k")) != salts[0]
