@@ -22,12 +22,20 @@ class ClientLeft(Exception):
     """The client closed the connection before it had its answer."""
 
 
+class Right(StrEnum):
+    """What a key may do that others may not: operators grant it (`serving keys create --allow`)."""
+
+    #: Generate past the end of an answer (`ignore_eos`, `min_tokens`), as load tests do.
+    IGNORE_EOS = "ignore_eos"
+
+
 class Caller(msgspec.Struct, frozen=True):
     """Who is calling: the tenant that pays and the key that was presented (its id, never the key)."""
 
     tenant_id: str
     tenant: str
     key_id: str
+    rights: frozenset[Right] = frozenset()
 
 
 class Usage(msgspec.Struct, frozen=True):

@@ -21,6 +21,7 @@ from serving.config import Settings, load
 from serving.errors import Refusal
 from serving.gateway.identity.keys import id_of
 from serving.gateway.ledger.grouping import By
+from serving.gateway.nouns import Right
 
 if TYPE_CHECKING:
     from serving.gateway.identity.registry import Key, Registry, Tenant
@@ -30,6 +31,8 @@ SECONDS_PER_DAY = 86_400.0
 SECONDS_PER_HOUR = 3_600.0
 #: Calls that `serving usage --calls` holds in memory at once.
 CALLS_MAX = 100_000
+#: Keys that one command makes, in one transaction: 10,000 take two seconds of CPU.
+KEYS_MAX = 10_000
 
 tenants = typer.Typer(help="The teams that use the API and pay for it.", no_args_is_help=True)
 keys = typer.Typer(help="API keys of tenants.", no_args_is_help=True)
@@ -78,12 +81,24 @@ def create_key(
     tenant: str,
     name: Annotated[str, typer.Option(help="What the key is for.")] = "",
     expires_days: Annotated[float | None, typer.Option("--expires-days", min=0.0, help="Days it works.")] = None,
-    is_quiet: Annotated[bool, typer.Option("--quiet", help="Print the key alone.")] = False,
+    count: Annotated[int, typer.Option(min=1, max=KEYS_MAX, help="How many keys, all of them or none.")] = 1,
+    allow: Annotated[
+        list[Right] | None,
+        typer.Option(help="A right that other keys lack; `ignore_eos`: generate past an answer's end, for load tests."),
+    ] = None,
+    is_quiet: Annotated[bool, typer.Option("--quiet", help="Print the keys alone, one a line.")] = False,
 ) -> None:
     """Make a key for a tenant and print it, this once."""
     lifetime_s = None if expires_days is None else expires_days * SECONDS_PER_DAY
     with _registry(_settings(context)) as registry:
-        registry.create_key(tenant, name=name, lifetime_s=lifetime_s, show=lambda key: _print_key(key, is_quiet))
+        registry.create_keys(
+            tenant,
+            count,
+            name=name,
+            lifetime_s=lifetime_s,
+            allowed=allow or (),
+            show=lambda key: _print_key(key, is_quiet),
+        )
 
 
 @keys.command("list")
@@ -96,7 +111,7 @@ def list_keys(
     if as_json:
         _print_json(found)
     else:
-        header = ("ID", "TENANT", "NAME", "CREATED", "EXPIRES", "STATE")
+        header = ("ID", "TENANT", "NAME", "ALLOWED", "CREATED", "EXPIRES", "STATE")
         _print_table(header, [_key_cells(key, time.time()) for key in found])
 
 
@@ -258,7 +273,8 @@ def _tenant_cells(tenant: Tenant) -> tuple[str, ...]:
 
 
 def _key_cells(key: Key, now: float) -> tuple[str, ...]:
-    return (key.id, key.tenant, key.name or "-", _date(key.created_at), _date(key.expires_at), key.state(now))
+    allowed = ",".join(key.rights) or "-"
+    return (key.id, key.tenant, key.name or "-", allowed, _date(key.created_at), _date(key.expires_at), key.state(now))
 
 
 def _sum_cells(total: Sum) -> tuple[str, ...]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, Row, Update, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from serving.errors import Refusal
+from serving.errors import Refusal, StoreUnavailable
+from serving.gateway.identity import rights
 from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.keys import id_of, mint
+from serving.gateway.nouns import Right
 from serving.gateway.store.store import Store, locked, write_private
 from serving.gateway.store.tables import keys, tenants
 
@@ -24,6 +27,8 @@ FIRST_KEY_FILE = "admin.key"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 #: Characters of a key's name.
 _KEY_NAME_MAX = 64
+#: Keys named in one statement; SQLite takes 32,766 variables.
+_IDS_MAX = 1000
 #: Seconds a key may be given to live, and an old one beside the new: a hundred years, so that every date has four digits.
 _LIFETIME_MAX_S = 36_500 * 86_400.0
 
@@ -46,12 +51,24 @@ class Key(msgspec.Struct, frozen=True):
     created_at: float
     expires_at: float | None
     revoked_at: float | None
+    #: What it may do that others may not.
+    rights: tuple[Right, ...] = ()
 
     def state(self, now: float) -> str:
         """`active`, `expired` or `revoked`."""
         if self.revoked_at is not None:
             return "revoked"
         return "expired" if self.expires_at is not None and self.expires_at <= now else "active"
+
+
+class _Columns(msgspec.Struct, frozen=True):
+    """What keys made together have in common, as the table has it."""
+
+    tenant_id: str
+    name: str
+    created_at: float
+    expires_at: float | None = None
+    rights: str | None = None
 
 
 def _discard(_: str) -> None:
@@ -100,22 +117,44 @@ class Registry:
         return after
 
     def create_key(
-        self, tenant: str, *, name: str = "", lifetime_s: float | None = None, show: Callable[[str], None] = _discard
+        self,
+        tenant: str,
+        *,
+        name: str = "",
+        lifetime_s: float | None = None,
+        allowed: Collection[Right] = (),
+        show: Callable[[str], None] = _discard,
     ) -> str:
-        """A new key for `tenant`, which is never seen again but in this return value and by `show`.
+        """A new key for `tenant`; see `create_keys`."""
+        (key,) = self.create_keys(tenant, 1, name=name, lifetime_s=lifetime_s, allowed=allowed, show=show)
+        return key
 
-        That is called before the key is kept: where it raises, nothing has happened.
+    def create_keys(
+        self,
+        tenant: str,
+        count: int,
+        *,
+        name: str = "",
+        lifetime_s: float | None = None,
+        allowed: Collection[Right] = (),
+        show: Callable[[str], None] = _discard,
+    ) -> list[str]:
+        """New keys for `tenant`, which are never seen again but in this return value and by `show`.
+
+        All of them are kept or none, and each is shown once they are: a key that is seen works. Where `show` raises, that
+        key and those it was not called for are taken back.
         """
         if len(name) > _KEY_NAME_MAX or not name.isprintable():
             raise Refusal(f"A key's name has at most {_KEY_NAME_MAX} printable characters.")
         if lifetime_s is not None:
             _refuse_long(lifetime_s)
-        now, key = self._clock(), mint()
+        now, made = self._clock(), [mint() for _ in range(count)]
+        expires_at = None if lifetime_s is None else now + lifetime_s
         with self._store.begin() as connection:
             owner = _tenant_called(connection, tenant)
-            self._insert_key(connection, key, owner.id, name, now, None if lifetime_s is None else now + lifetime_s)
-            show(key)
-        return key
+            self._insert_keys(connection, made, _Columns(owner.id, name, now, expires_at, rights.written(allowed)))
+        self._show(made, show)
+        return made
 
     def keys(self, tenant: str | None = None) -> list[Key]:
         """Every key, or those of one tenant, oldest first."""
@@ -123,12 +162,12 @@ class Registry:
             query = _KEYS.order_by(tenants.c.name, keys.c.created_at, keys.c.id)
             if tenant is not None:
                 query = query.where(tenants.c.id == _tenant_called(connection, tenant).id)
-            return [msgspec.convert(row, Key, from_attributes=True) for row in connection.execute(query)]
+            return [_key(row) for row in connection.execute(query)]
 
     def rotate_key(self, key_id: str, *, grace_s: float = 0.0, show: Callable[[str], None] = _discard) -> str:
-        """A new key like `key_id`, which itself expires after the grace. A key made with a lifetime passes it on.
+        """A new key like `key_id`, which itself expires after the grace. A key passes its lifetime and its rights on.
 
-        `show` as for a new one: where it raises, the old key stays as it was.
+        `show` as for a new one: where it raises, the old key is as it was.
         """
         _refuse_long(grace_s)
         now, key = self._clock(), mint()
@@ -140,9 +179,10 @@ class Registry:
             if old.expires_at is not None:
                 expires_at = now + old.expires_at - old.created_at
                 old_expires_at = min(old.expires_at, old_expires_at)
-            self._insert_key(connection, key, tenant_id, old.name, now, expires_at)
-            connection.execute(update(keys).where(keys.c.id == key_id).values(expires_at=old_expires_at))
-            show(key)
+            columns = _Columns(tenant_id, old.name, now, expires_at, rights.written(old.rights))
+            self._insert_keys(connection, [key], columns)
+            connection.execute(_ending(key_id, old_expires_at))
+        self._show([key], show, _ending(key_id, old.expires_at))
         return key
 
     def revoke_key(self, key_id: str) -> None:
@@ -196,22 +236,40 @@ class Registry:
         with self._store.alone() as connection:
             digest = connection.scalar(select(keys.c.digest).where(keys.c.id == id_of(key)))
             if digest is None:
-                self._insert_key(connection, key, _first_tenant(connection, now), FIRST_KEY_NAME, now, None)
+                self._insert_keys(connection, [key], _Columns(_first_tenant(connection, now), FIRST_KEY_NAME, now))
             elif digest != self._keyring.digest(key):
                 raise Refusal(f"The key in {path} is not the one that the database has under its id: delete that file.")
 
-    def _insert_key(
-        self, connection: Connection, key: str, tenant_id: str, name: str, now: float, expires_at: float | None
-    ) -> None:
-        values = {
-            "id": id_of(key),
-            "tenant_id": tenant_id,
-            "name": name,
-            "digest": self._keyring.digest(key),
-            "created_at": now,
-            "expires_at": expires_at,
-        }
-        connection.execute(insert(keys), [values])
+    def _insert_keys(self, connection: Connection, made: Iterable[str], columns: _Columns) -> None:
+        same = msgspec.structs.asdict(columns)
+        values = [{"id": id_of(key), "digest": self._keyring.digest(key), **same} for key in made]
+        connection.execute(insert(keys), values)
+
+    def _show(self, made: Sequence[str], show: Callable[[str], None], also: Update | None = None) -> None:
+        """Show keys that are kept; what could not be shown is taken back, and `also` is done then."""
+        shown = 0
+        try:
+            for key in made:
+                show(key)
+                shown += 1
+        except BaseException:
+            self._take_back(made[shown:], also)
+            raise
+
+    def _take_back(self, unseen: Sequence[str], also: Update | None) -> None:
+        ids = [str(id_of(key)) for key in unseen]
+        try:
+            with self._store.begin() as connection:
+                for first in range(0, len(ids), _IDS_MAX):
+                    connection.execute(delete(keys).where(keys.c.id.in_(ids[first : first + _IDS_MAX])))
+                if also is not None:
+                    connection.execute(also)
+        except StoreUnavailable as error:
+            named = ", ".join(ids[:10]) + (" …" if len(ids) > 10 else "")
+            raise Refusal(
+                f"{len(ids)} keys were made and could not be shown, and the database cannot take them back "
+                f"({error.reason}): revoke {named} with `serving keys revoke`."
+            ) from None
 
 
 _KEYS = select(
@@ -221,6 +279,7 @@ _KEYS = select(
     keys.c.created_at,
     keys.c.expires_at,
     keys.c.revoked_at,
+    keys.c.rights,
     keys.c.tenant_id,
 ).join_from(keys, tenants)
 
@@ -260,7 +319,16 @@ def _key_with_id(connection: Connection, key_id: str) -> tuple[Key, str]:
     row = connection.execute(_KEYS.where(keys.c.id == key_id)).one_or_none()
     if row is None:
         raise Refusal(f"There is no key '{key_id}'; `serving keys list` shows those there are.")
-    return msgspec.convert(row, Key, from_attributes=True), row.tenant_id
+    return _key(row), row.tenant_id
+
+
+def _key(row: Row[*tuple[Any, ...]]) -> Key:
+    words = tuple(sorted(rights.read(row.rights)))
+    return Key(row.id, row.tenant, row.name, row.created_at, row.expires_at, row.revoked_at, words)
+
+
+def _ending(key_id: str, expires_at: float | None) -> Update:
+    return update(keys).where(keys.c.id == key_id).values(expires_at=expires_at)
 
 
 def _unusable(path: Path, error: OSError | UnicodeDecodeError) -> Refusal:

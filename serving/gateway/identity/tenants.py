@@ -20,6 +20,7 @@ import msgspec
 from sqlalchemy import select
 
 from serving.errors import StoreUnavailable, Unauthenticated
+from serving.gateway.identity import rights
 from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.keys import id_of
 from serving.gateway.nouns import Caller
@@ -172,7 +173,8 @@ class Tenants:
         is_known = hmac.compare_digest(row.digest if row else bytes(len(digest)), digest)
         if row is None or not is_known or row.revoked_at is not None or row.disabled_at is not None:
             return _Answer(None, asked_at)
-        return _Answer(Caller(row.tenant_id, row.name, row.id), asked_at, row.expires_at)
+        caller = Caller(row.tenant_id, row.name, row.id, rights.read(row.rights))
+        return _Answer(caller, asked_at, row.expires_at)
 
 
 _LOOKUP = select(
@@ -181,6 +183,7 @@ _LOOKUP = select(
     keys.c.revoked_at,
     keys.c.expires_at,
     keys.c.tenant_id,
+    keys.c.rights,
     tenants_table.c.name,
     tenants_table.c.disabled_at,
 ).join_from(keys, tenants_table)

@@ -65,6 +65,8 @@ keys = Table(
     Column("created_at", Moment, nullable=False),
     Column("revoked_at", Moment),
     Column("expires_at", Moment),
+    # Words with commas between them; empty: what every key may do.
+    Column("rights", String(255)),
 )
 
 # No foreign keys: a bill outlives its key, and no row may be refused.

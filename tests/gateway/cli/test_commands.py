@@ -122,6 +122,16 @@ def test_quiet_prints_the_key_alone_and_lists_never_show_it(here: Place) -> None
         assert key[-43:] not in listing
 
 
+def test_many_keys_are_printed_one_a_line(here: Place) -> None:
+    """`serving keys create acme --count 3 --quiet > keys`, and all of them are listed with what they are allowed."""
+    run("tenants", "create", "acme")
+    made = run("keys", "create", "acme", "--count", "3", "--allow", "ignore_eos", "--quiet").splitlines()
+    listed = json.loads(run("keys", "list", "--json"))
+    assert {id_of(key) for key in made} == {key["id"] for key in listed} and len(made) == 3
+    assert [key["rights"] for key in listed] == [["ignore_eos"]] * 3
+    assert [line.split()[3] for line in run("keys", "list").splitlines()] == ["ALLOWED", *["ignore_eos"] * 3]
+
+
 def test_a_key_can_have_an_end(here: Place) -> None:
     """--expires-days counts from now."""
     run("tenants", "create", "acme")

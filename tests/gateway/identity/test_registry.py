@@ -10,8 +10,10 @@ from serving.errors import Refusal
 from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.keys import id_of, mint
 from serving.gateway.identity.registry import Registry
+from serving.gateway.nouns import Right
 from serving.gateway.store.store import Store
 from tests.clock import Clock
+from tests.gateway.places import Place
 
 
 @pytest.fixture
@@ -75,15 +77,76 @@ def test_a_rotated_key_keeps_its_name_tenant_and_lifetime(registry: Registry, cl
     assert (found[new[3:13]].name, found[new[3:13]].expires_at) == ("ci", clock.now + 100)
 
 
-def test_a_key_that_was_not_shown_is_not_made(registry: Registry) -> None:
-    """Where `show` raises, nothing was written."""
+def test_a_key_is_shown_once_it_is_kept(registry: Registry) -> None:
+    """A key that is seen is one that works, whatever becomes of the database a moment later."""
+    kept: list[bool] = []
+    key = registry.create_key(
+        "acme", show=lambda key: kept.append(id_of(key) in {it.id for it in registry.keys("acme")})
+    )
+    registry.rotate_key(
+        str(id_of(key)), show=lambda key: kept.append(id_of(key) in {it.id for it in registry.keys("acme")})
+    )
+    assert kept == [True, True]
+
+
+@pytest.mark.parametrize("shown", [0, 2])
+def test_keys_that_were_not_shown_are_taken_back(registry: Registry, shown: int) -> None:
+    """Those that were seen stay; the others are nobody's, and are gone."""
+    seen: list[str] = []
+
+    def show(key: str) -> None:
+        if len(seen) == shown:
+            raise OSError
+        seen.append(key)
+
+    with pytest.raises(OSError):  # noqa: PT011 Its own, whatever it says.
+        registry.create_keys("acme", 5, show=show)
+    assert {key.id for key in registry.keys("acme")} == {id_of(key) for key in seen}
+
+
+def test_a_rotation_that_was_not_shown_leaves_the_old_key_as_it_was(registry: Registry) -> None:
+    """With the end that it had."""
+    old = registry.create_key("acme", lifetime_s=100.0)
+    (before,) = registry.keys()
 
     def fail(_: str) -> None:
         raise OSError
 
     with pytest.raises(OSError):  # noqa: PT011 Its own, whatever it says.
-        registry.create_key("acme", show=fail)
-    assert registry.keys() == []
+        registry.rotate_key(str(id_of(old)), show=fail)
+    assert registry.keys() == [before]
+
+
+def test_keys_that_cannot_be_taken_back_are_named(registry: Registry, place: Place) -> None:
+    """The operator revokes them: they exist, and were never seen."""
+
+    def fail(_: str) -> None:
+        place.take_away()
+        raise OSError
+
+    with pytest.raises(Refusal, match=r"2 keys were made .* revoke \w{10}, \w{10} with `serving keys revoke`"):
+        registry.create_keys("acme", 2, show=fail)
+
+
+def test_many_keys_are_made_at_once_or_not_at_all(registry: Registry) -> None:
+    """With one name, end and tenant, each of its own id and secret."""
+    made = registry.create_keys("acme", 300, name="class", lifetime_s=60.0)
+    found = registry.keys("acme")
+    assert len(set(made)) == 300 and {key.id for key in found} == {id_of(key) for key in made}
+    assert {(key.name, key.expires_at) for key in found} == {("class", found[0].created_at + 60)}
+    with pytest.raises(Refusal, match="There is no tenant"):
+        registry.create_keys("nobody", 300)
+    assert len(registry.keys()) == 300
+
+
+def test_a_rotated_key_keeps_its_rights(registry: Registry) -> None:
+    """They are listed; a key made without any has none."""
+    plain = registry.create_key("acme", name="plain")
+    loud = registry.create_key("acme", name="load", allowed=[Right.IGNORE_EOS])
+    for key in (plain, loud):
+        registry.rotate_key(str(id_of(key)))
+    listed = [(key.name, key.rights) for key in registry.keys("acme")]
+    assert sorted(listed) == [("load", ("ignore_eos",))] * 2 + [("plain", ())] * 2
 
 
 def test_the_first_keys_file_decides(registry: Registry, store: Store) -> None:

@@ -17,7 +17,7 @@ from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.keys import KEY_LENGTH, id_of, mint
 from serving.gateway.identity.registry import Registry
 from serving.gateway.identity.tenants import Tenants
-from serving.gateway.nouns import Caller
+from serving.gateway.nouns import Caller, Right
 from serving.gateway.store.store import Store
 from tests.clock import Clock
 from tests.gateway.places import Place
@@ -76,6 +76,13 @@ def test_a_key_names_its_tenant(world: World) -> None:
 
     assert (caller.tenant, caller.key_id) == ("acme", id_of(world.key))
     assert world.key[-43:] not in repr(caller)
+
+
+def test_a_caller_has_the_rights_of_its_key(world: World) -> None:
+    """And no other key's of the same tenant."""
+    loud = world.registry.create_key("acme", allowed=[Right.IGNORE_EOS])
+    assert world.identify(loud).rights == {Right.IGNORE_EOS}
+    assert world.identify(world.key).rights == frozenset()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from serving.gateway.store import schema
 from serving.gateway.store.store import Store
 from serving.gateway.store.tables import ledger, metadata
 from tests.clock import Clock
-from tests.gateway.places import PostgresPlace, SqlitePlace, settings_of
+from tests.gateway.places import Place, PostgresPlace, SqlitePlace, settings_of
 
 #: What version 0.1 wrote, in its own words.
 VERSION_0_1 = """
@@ -112,3 +112,17 @@ def test_a_database_without_tables_is_refused_until_it_is_migrated(unmigrated: P
 
     migrate(settings_of(unmigrated))
     unmigrated.open().close()
+
+
+def test_a_release_that_knows_no_rights_works_on(place: Place) -> None:
+    """Its statements name the columns of step 2: the keys that it makes have no rights, and it reads the others."""
+    place.open().close()
+    place.execute("insert into tenants (id, name, created_at) values ('t1', 'acme', '2026-11-22 12:00:00')")
+    digest = "x'00ff'" if isinstance(place, SqlitePlace) else r"'\x00ff'"
+    place.execute(
+        "insert into keys (id, tenant_id, name, digest, created_at, revoked_at, expires_at) "  # noqa: S608 Our own words.
+        f"values ('abcdefghij', 't1', 'ci', {digest}, '2026-11-22 12:00:00', null, null)"
+    )
+    with place.open() as store:
+        (key,) = Registry(store, Keyring(bytes(32)), Clock()).keys("acme")
+    assert (key.id, key.rights) == ("abcdefghij", ())

@@ -1,0 +1,17 @@
+"""Rights: how the store spells what a key may do that others may not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from serving.gateway.nouns import Right
+
+
+def written(rights: Iterable[Right]) -> str | None:
+    """As the database has them: words with commas between them; None for none."""
+    return ",".join(sorted(set(rights))) or None
+
+
+def read(words: str | None) -> frozenset[Right]:
+    """The rights of which this version knows; a newer one may have granted others."""
+    return frozenset(right for right in Right if right in (words or "").split(","))
