@@ -92,9 +92,12 @@ class GatewaySettings(_Group):
     port: Port = 8080
     """TCP port of the public API."""
     metrics_port: Port | None = None
-    """TCP port of `/metrics` alone. Unset, it shares the API's port (for laptops), and every client can read tenants' names and use."""
+    """TCP port of `/metrics`, and of `/health/models` without a key. Unset, both are on the API's port (for laptops), and every client can read tenants' names and use."""
     tls: Certificate | None = None
     """Serve the API over TLS; unset if a proxy in front does."""
+    cors_origins: tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")], ...] = ()
+    """Origins of web pages that may call the API from a browser, as the browser spells them (`https://chat.example.com`), or `*`
+    for every page; empty, browsers are not served. A page that holds a key shows it to its user."""
     directories: tuple[str, ...] = ()
     """Base URLs of the cells' directories to poll."""
     engines: tuple[str, ...] = ()

@@ -281,7 +281,8 @@ def _gateway_log(settings: Settings) -> Path:
 
 def _wait_for_models(settings: Settings, gateway: subprocess.Popen[bytes], count: int, started: float) -> None:
     """Return when every model answers; raises Refusal when a model or the gateway fails."""
-    url = f"http://{settings.gateway.host}:{settings.gateway.port}/health/models"
+    port = settings.gateway.metrics_port or settings.gateway.port
+    url = f"http://{settings.gateway.host}:{port}/health/models"
     reported, reported_at = "", started
     while True:
         if gateway.poll() is not None:

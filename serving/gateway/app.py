@@ -16,6 +16,7 @@ from serving.gateway.api.visit import Handler, Visit
 from serving.gateway.dialects import error_body
 from serving.gateway.http.asgi import Receive, Request, Responder, Scope, Send
 from serving.gateway.http.bodies import error_headers
+from serving.gateway.http.cors import Cors
 from serving.gateway.http.routing import Routes, require_method
 from serving.gateway.http.upstream import stopping
 from serving.gateway.nouns import CallRecord, ClientLeft
@@ -38,12 +39,14 @@ class Gateway:
         tracing: Tracing,
         running: Callable[[], AbstractAsyncContextManager[None]],
         clock: Callable[[], float],
+        cors: Cors,
     ) -> None:
         self._routes = routes
         self._recorder = recorder
         self._tracing = tracing
         self._running = running
         self._clock = clock
+        self._cors = cors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -59,7 +62,7 @@ class Gateway:
         await send({"type": "lifespan.shutdown.complete"})
 
     def _received(self, request: Request, send: Send) -> Visit:
-        responder = Responder(send, request.request_id(), request.flow)
+        responder = Responder(send, request.request_id(), request.flow, self._cors.headers(request))
         trace = self._tracing.begin(request)
         record = CallRecord(
             request_id=responder.request_id,
@@ -92,6 +95,10 @@ class Gateway:
             self._recorder.settle(visit.record, visit.responder, visit.trace, error)
 
     async def _dispatch(self, visit: Visit) -> None:
+        if (allowed := self._cors.preflight(visit.request)) is not None:
+            await visit.responder.start(204, allowed)
+            await visit.responder.finish()
+            return
         found = self._routes.find(visit.request.method, visit.request.path)
         visit.record.route, visit.argument = found.route, found.argument
         require_method(visit.request.method, found.method)

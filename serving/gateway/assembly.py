@@ -28,6 +28,7 @@ from serving.gateway.fleet.fleet import Fleet
 from serving.gateway.fleet.names import Names
 from serving.gateway.fleet.polls import Polls
 from serving.gateway.fleet.sources import DirectorySource, EngineSource, Source
+from serving.gateway.http.cors import Cors
 from serving.gateway.http.routing import Entry, Routes
 from serving.gateway.http.upstream import Upstream
 from serving.gateway.identity.tenants import Tenants
@@ -79,7 +80,8 @@ def assemble(settings: GatewaySettings, tenants: Tenants, ledger: Ledger, edges:
     upstream = Upstream(settings.timeouts.engine_connect_s, edges.tls)
     estimates = Estimates()
     metrics = Metrics(partial(_snapshot, fleet, polls, ledger, edges.expiries), settings.slo_of)
-    page = MetricsPage(metrics)
+    health = Health(fleet, upstream, tenants)
+    page = MetricsPage(metrics, health.of_models)
     inference = Inference(
         settings,
         tenants,
@@ -91,12 +93,13 @@ def assemble(settings: GatewaySettings, tenants: Tenants, ledger: Ledger, edges:
     entries = [
         *_inference_routes(inference),
         *_model_routes(Models(tenants, names)),
-        *_health_routes(Health(fleet, upstream)),
+        *_health_routes(health, is_public=settings.metrics_port is None),
     ]
     if settings.metrics_port is None:
         entries.append(Entry("GET", metrics_page.PATH, page.show))
     recorder = Recorder(ledger, metrics, edges.write_access, fleet.lists, clock)
-    gateway = Gateway(Routes(entries), recorder, edges.tracing, partial(_running, upstream, polls), clock)
+    cors = Cors(settings.cors_origins)
+    gateway = Gateway(Routes(entries), recorder, edges.tracing, partial(_running, upstream, polls), clock, cors)
     return Assembled(gateway, page)
 
 
@@ -117,10 +120,12 @@ def _model_routes(models: Models) -> Iterator[Entry[Handler]]:
     yield Entry("GET", "/v1/models/{id}", models.show)
 
 
-def _health_routes(health: Health) -> Iterator[Entry[Handler]]:
+def _health_routes(health: Health, *, is_public: bool) -> Iterator[Entry[Handler]]:
+    yield Entry("GET", "/", health.live)
+    yield Entry("GET", "/health", health.ready)
     yield Entry("GET", "/health/live", health.live)
     yield Entry("GET", "/health/ready", health.ready)
-    yield Entry("GET", "/health/models", health.models)
+    yield Entry("GET", metrics_page.MODELS_PATH, health.models if is_public else health.models_for_callers)
 
 
 def _snapshot(fleet: Fleet, polls: Polls, ledger: Ledger, expiries: Callable[[], Mapping[str, float]]) -> Snapshot:

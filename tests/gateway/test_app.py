@@ -25,7 +25,8 @@ async def test_unknown_paths_and_methods(world: World) -> None:
         "/v1/load_lora_adapter",
         "/v1/unload_lora_adapter",
         "/invocations",
-        "/",
+        "/tokenizer_info",
+        "/v1/batches",
         "/v1/chat/completions/",
     ):
         answer = await world.post(path, {})
@@ -38,8 +39,16 @@ async def test_unknown_paths_and_methods(world: World) -> None:
     ):
         answer = await world.ask(method, path)
         assert answer.status == 405 and answer.headers["allow"] == allowed
-    head = await world.ask("HEAD", "/v1/models")
-    assert head.status == 405 and head.body == b""
+    head = await world.ask("HEAD", "/v1/messages")
+    assert (head.status, head.headers["allow"], head.body) == (405, "POST", b"")
+
+
+async def test_head_is_get_without_the_body(world: World) -> None:
+    """Clients and load balancers ask so whether there is anything at all, also at the root."""
+    for path in ("/", "/health", "/health/live", "/health/ready", "/health/models", "/v1/models"):
+        head, whole = await world.ask("HEAD", path), await world.ask("GET", path)
+        assert (head.status, head.body) == (whole.status, b"") == (200, b"")
+        assert head.headers["content-length"] == str(len(whole.body))
 
 
 async def test_every_answer_has_a_request_id(world: World) -> None:

@@ -58,6 +58,8 @@ async def test_every_dialect_is_a_route_and_so_are_models_health_and_metrics(par
         *DIALECTS,
         "/v1/models",
         "/v1/models/m",
+        "/",
+        "/health",
         "/health/live",
         "/health/ready",
         "/health/models",
@@ -74,6 +76,18 @@ async def test_metrics_on_a_port_of_their_own_are_not_beside_the_api(parts: Part
     assembled = parts.assembled(GatewaySettings(metrics_port=9090))
     assert (await asked(assembled.gateway, "/metrics")).status == 404
     assert (await asked(assembled.metrics_page, "/metrics")).status == 200
+
+
+@pytest.mark.parametrize(("metrics_port", "without_key"), [(None, 503), (9090, 401)])
+async def test_the_states_of_models_are_for_those_who_may_see_metrics(
+    parts: Parts, metrics_port: int | None, without_key: int
+) -> None:
+    """On the port of the metrics, and on the API's with a key; where both share a port (laptops), without one too."""
+    assembled = parts.assembled(GatewaySettings(metrics_port=metrics_port))
+    assert (await asked(assembled.gateway, "/health/models")).status == without_key
+    assert (await asked(assembled.metrics_page, "/health/models")).status == 503
+    for path in ("/health", "/health/live", "/health/ready", "/"):
+        assert (await asked(assembled.gateway, path)).status in (200, 503)
 
 
 async def test_sources_are_those_of_the_settings(parts: Parts) -> None:

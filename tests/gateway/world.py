@@ -150,6 +150,7 @@ async def running_gateway(
     poll_interval_s: float = 0.05,
     tracing: Tracing | None = None,
     slo: Slo | None = None,
+    cors_origins: tuple[str, ...] = (),
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[World]:
     """Serve until the end of the `with`; by default it begins when a model is ready."""
@@ -162,6 +163,7 @@ async def running_gateway(
         max_open_requests=max_open_requests,
         log_prompts=log_prompts,
         slo=slo or Slo(),
+        cors_origins=cors_origins,
         timeouts=timeouts,
     )
     with ExitStack() as opened:

@@ -23,8 +23,8 @@ from tests.operate.api_server import ApiServer
 from tests.operate.conftest import Command
 from tests.operate.fixtures import RELEASE, TIME
 
-HTTP, METRICS = f"http:{RELEASE}:http", f"http:{RELEASE}-metrics:metrics"
-SERVICES = (HTTP, METRICS)
+METRICS = f"http:{RELEASE}-metrics:metrics"
+SERVICES = (METRICS,)
 PINNED = "registry.example.com/team/gateway@sha256:" + "0" * 64
 
 
@@ -60,7 +60,7 @@ def installation(api: ApiServer, *, image: str = PINNED) -> ApiServer:
         *fixtures.gateway_services(),
         fixtures.ray_service(has_fault_tolerance=True, has_tls=True),
     )
-    api.proxied[HTTP, "/health/models"] = (200, msgspec.json.encode(StateOfModels({"gpt-oss-120b": "ready"})))
+    api.proxied[METRICS, "/health/models"] = (200, msgspec.json.encode(StateOfModels({"gpt-oss-120b": "ready"})))
     api.proxied[METRICS, "/metrics"] = (200, metrics(model()))
     return api
 
@@ -93,7 +93,7 @@ def test_a_whole_installation_is_on_one_screen(api: ApiServer, serving: Command)
 def test_a_model_that_does_not_answer_is_still_told(api: ApiServer, serving: Command) -> None:
     """`/health/models` says 503 while nothing is ready: that is the gateway's answer, not its absence."""
     installation(api)
-    api.proxied[HTTP, "/health/models"] = (503, msgspec.json.encode(StateOfModels({"gpt-oss-120b": "loading"})))
+    api.proxied[METRICS, "/health/models"] = (503, msgspec.json.encode(StateOfModels({"gpt-oss-120b": "loading"})))
     seen = screen(serving)
     assert seen["models"][0]["state"] == "loading"
     assert seen["unknowns"] == []
@@ -111,7 +111,7 @@ def test_a_gateway_that_cannot_be_reached_is_unknown(api: ApiServer, serving: Co
 def test_another_server_behind_the_service_is_no_gateway(api: ApiServer, serving: Command) -> None:
     """What answers something else is told as unknown and not read into figures."""
     installation(api)
-    api.proxied[HTTP, "/health/models"] = (200, b"<html>login</html>")
+    api.proxied[METRICS, "/health/models"] = (200, b"<html>login</html>")
     api.proxied[METRICS, "/metrics"] = (200, b"\xff{}{}")
     seen = screen(serving)
     assert {

@@ -7,6 +7,7 @@ import msgspec
 from serving.gateway.api.visit import Visit
 from serving.gateway.fleet.fleet import Fleet, Model
 from serving.gateway.http.upstream import Upstream
+from serving.gateway.identity.tenants import Tenants
 from serving.wire import ASLEEP, ReplicaState
 
 #: The states of a model's replicas, the one that says most about the model first.
@@ -31,26 +32,37 @@ class StateOfModels(msgspec.Struct):
 
 
 class Health:
-    """Answers probes; needs no key."""
+    """Answers probes. Liveness and readiness need no key; neither do models, asked apart from the API's clients."""
 
-    def __init__(self, fleet: Fleet, upstream: Upstream) -> None:
+    def __init__(self, fleet: Fleet, upstream: Upstream, tenants: Tenants) -> None:
         self._fleet = fleet
         self._upstream = upstream
+        self._tenants = tenants
 
     async def live(self, visit: Visit) -> None:
         """`GET /health/live` (liveness): the event loop turns."""
         await visit.answer(200, State("ok"))
 
     async def ready(self, visit: Visit) -> None:
-        """`GET /health/ready` (readiness): this gateway takes requests, even while no engine runs."""
+        """`GET /health/ready` (readiness), and `/health` for clients that know one path alone: this gateway takes requests, even while no engine runs."""
         is_ready = self._upstream.is_open
         await visit.answer(200 if is_ready else 503, State("ok" if is_ready else "stopping"))
 
     async def models(self, visit: Visit) -> None:
         """`GET /health/models`: 200 while at least one model answers."""
+        status, states = self.of_models()
+        await visit.answer(status, states)
+
+    async def models_for_callers(self, visit: Visit) -> None:
+        """The same where clients reach it and monitoring has a port of its own: the fleet is not everyone's to see."""
+        visit.record.caller = await self._tenants.identify(visit.request.presented_key())
+        await self.models(visit)
+
+    def of_models(self) -> tuple[int, StateOfModels]:
+        """The status and the body that say which models answer."""
         models = self._fleet.models()
         answers = any(ReplicaState.READY in model.states for model in models)
-        await visit.answer(200 if answers else 503, StateOfModels({m.name: summary(m) for m in models}))
+        return 200 if answers else 503, StateOfModels({model.name: summary(model) for model in models})
 
 
 def summary(model: Model) -> str:

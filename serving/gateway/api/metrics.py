@@ -1,20 +1,26 @@
-"""Metrics: the page that Prometheus scrapes, beside the API or on a port of its own."""
+"""Metrics: the page that Prometheus scrapes, beside the API or on a port of its own; there, the models' states too."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
 
 from serving.gateway.api.visit import Visit
 from serving.gateway.http.asgi import Receive, Request, Responder, Scope, Send
 from serving.gateway.observe.metrics import Metrics
 
 PATH = "/metrics"
+MODELS_PATH = "/health/models"
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
 
 class MetricsPage:
-    """`GET /metrics`."""
+    """`GET /metrics`, and on a port of its own `GET /health/models`."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, models: Callable[[], tuple[int, msgspec.Struct]]) -> None:
         self._metrics = metrics
+        self._models = models
 
     async def show(self, visit: Visit) -> None:
         await self._answer(visit.responder)
@@ -28,5 +34,8 @@ class MetricsPage:
         responder = Responder(send, request.request_id())
         if (request.method, request.path) == ("GET", PATH):
             await self._answer(responder)
+        elif (request.method, request.path) == ("GET", MODELS_PATH):
+            status, states = self._models()
+            await responder.whole(status, msgspec.json.encode(states))
         else:
             await responder.whole(404, b"{}")

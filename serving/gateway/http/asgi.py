@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -122,10 +122,11 @@ class Request:
 
 
 class Responder:
-    """The one answer to a request; knows how far it has got."""
+    """The one answer to a request, with the headers that it has `always`; knows how far it has got."""
 
-    def __init__(self, send: Send, request_id: str, flow: Flow | None = None) -> None:
+    def __init__(self, send: Send, request_id: str, flow: Flow | None = None, always: Sequence[Header] = ()) -> None:
         self._send = send
+        self._always = always
         self._flow = flow
         self._waited_before_s = flow.waited_s if flow else 0.0
         self.request_id = request_id
@@ -145,7 +146,7 @@ class Responder:
 
     async def start(self, status: int, headers: Iterable[Header]) -> None:
         self.status = status
-        all_headers = [(b"x-request-id", self.request_id.encode("ascii")), *headers]
+        all_headers = [(b"x-request-id", self.request_id.encode("ascii")), *self._always, *headers]
         await self._send({"type": "http.response.start", "status": status, "headers": all_headers})
 
     async def write(self, body: bytes) -> None:

@@ -62,6 +62,6 @@ class Routes(Generic[HandlerT]):
 
 
 def require_method(method: str, allowed: str) -> None:
-    """Raises MethodNotAllowed, which names the method that is."""
-    if method != allowed:
+    """Raises MethodNotAllowed, which names the method that is. Where GET is, HEAD is too (RFC 9110, 9.3.2)."""
+    if method != allowed and (method, allowed) != ("HEAD", "GET"):
         raise MethodNotAllowed(f"Not allowed to {method[:16]} here; use {allowed}.", allowed=allowed)

@@ -12,7 +12,7 @@ import msgspec
 from serving.gateway.nouns import CallRecord, Usage
 
 #: Asked every few seconds by machines: their lines would drown out everyone else's.
-PROBES = ("/health/", "/metrics")
+PROBES = frozenset({"/", "/health", "/health/live", "/health/ready", "/health/models", "/metrics"})
 
 LOGGER = "serving.access"
 
@@ -71,7 +71,7 @@ def line_of(record: CallRecord) -> AccessLine:
 
 
 def is_probe(record: CallRecord) -> bool:
-    return record.route.label.startswith(PROBES)
+    return record.route.label in PROBES
 
 
 def write_text(record: CallRecord) -> None:

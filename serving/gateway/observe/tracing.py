@@ -75,7 +75,7 @@ class SpanTracing(Tracing):
         self._tracer = self._provider.get_tracer(SERVICE)
 
     def begin(self, request: Request) -> Trace:
-        if request.path.startswith(PROBES):
+        if request.path in PROBES:
             return super().begin(request)
         given = {HEADER: request.header(HEADER), STATE_HEADER: request.joined(STATE_HEADER)}
         return _SpanTrace(self._tracer, request.method, {name: value for name, value in given.items() if value})

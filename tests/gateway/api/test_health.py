@@ -26,7 +26,8 @@ async def test_health_says_what_can_be_asked(world: World, engine: ScriptedEngin
         assert asyncio.get_running_loop().time() < deadline
         await asyncio.sleep(0.01)
     assert answer.json == {"models": {MODEL: "failed"}}
-    assert (await world.ask("GET", "/health/ready", headers={})).status == 200
+    for path in ("/health/ready", "/health"):
+        assert (await world.ask("GET", path, headers={})).json == {"status": "ok"}
     assert (await world.ask("GET", "/health/live", headers={})).status == 200
 
 

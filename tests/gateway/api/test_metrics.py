@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from serving.config import GatewaySettings
+from serving.gateway.api.health import State
 from serving.gateway.api.metrics import CONTENT_TYPE, MetricsPage
 from serving.gateway.observe.metrics import Metrics, Snapshot
 from tests.gateway.asgi import Wire
@@ -26,14 +27,17 @@ async def test_metrics_count_what_happened_with_bounded_labels(world: World) -> 
     assert "made-up" not in text and "made/up" not in text
 
 
-async def test_a_port_of_its_own_has_the_page_and_nothing_else() -> None:
+async def test_a_port_of_its_own_has_the_page_and_the_models_and_nothing_else() -> None:
     """No probe, no API, no other method."""
-    page = MetricsPage(Metrics(Snapshot, GatewaySettings().slo_of))
+    page = MetricsPage(Metrics(Snapshot, GatewaySettings().slo_of), lambda: (503, State("x")))
     for method, path, status in (("GET", "/metrics", 200), ("POST", "/metrics", 404), ("GET", "/v1/models", 404)):
         wire = Wire()
         await page(wire.scope(method, path), wire.receive, wire.send)
         assert wire.status == status and (b"serving_gateway_build_info" in wire.body) is (status == 200)
         assert wire.headers[b"content-type"] == (CONTENT_TYPE if status == 200 else b"application/json")
+    wire = Wire()
+    await page(wire.scope("GET", "/health/models"), wire.receive, wire.send)
+    assert (wire.status, wire.body) == (503, b'{"status":"x"}')
 
 
 async def test_beside_the_api_it_needs_no_key(world: World) -> None:

@@ -64,3 +64,4 @@ def test_another_method_is_refused_with_the_one_that_is_allowed(method: str) -> 
         require_method(method, "POST")
     assert (refused.value.status, refused.value.allowed) == (405, "POST") and len(refused.value.message) < 60
     require_method("POST", "POST")
+    require_method("HEAD", "GET")

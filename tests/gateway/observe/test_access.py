@@ -23,7 +23,7 @@ from tests.scripted_engine import (
 
 async def test_probes_leave_no_line_in_the_access_log(world: World) -> None:
     """Probes ask every few seconds: their lines would drown out the requests of clients."""
-    for path in ("/health/live", "/health/ready", "/health/models", "/metrics", "/v1/models"):
+    for path in ("/", "/health", "/health/live", "/health/ready", "/health/models", "/metrics", "/v1/models"):
         await world.ask("GET", path)
     assert [line["route"] for line in world.lines] == ["/v1/models"]
 
