@@ -6,6 +6,7 @@
         ├── InvalidRequest         400 invalid_request_error
         │   ├── UnknownParameter   400 invalid_request_error  unknown_parameter
         │   ├── UnsupportedParameter 400 invalid_request_error  unsupported_parameter
+        │   │   └── ThreadUnsupported 400 invalid_request_error  unsupported_parameter
         │   └── ContextExceeded    400 invalid_request_error  context_length_exceeded
         ├── Unauthenticated        401 invalid_request_error  invalid_api_key
         ├── RouteNotFound          404 invalid_request_error  unknown_url
@@ -25,6 +26,7 @@ Status, type and code follow OpenAI's error objects (https://platform.openai.com
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -44,6 +46,8 @@ class ApiError(ServingError):
     code: ClassVar[str | None] = None
     # Sent to openai-python as `x-should-retry`: a retry of the same request can succeed.
     is_retryable: ClassVar[bool] = False
+    # What Anthropic's clients read to go on without what was refused: `error.details` of the body.
+    details: ClassVar[Mapping[str, object] | None] = None
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -66,6 +70,15 @@ class UnknownParameter(InvalidRequest):
 
 class UnsupportedParameter(InvalidRequest):
     code = "unsupported_parameter"
+
+
+class ThreadUnsupported(UnsupportedParameter):
+    """Anthropic's official clients then send the whole conversation themselves."""
+
+    details: ClassVar[Mapping[str, object] | None] = {
+        "error_code": "thread_unsupported_request",
+        "unsupported": ["thread"],
+    }
 
 
 class ContextExceeded(InvalidRequest):

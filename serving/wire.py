@@ -28,6 +28,10 @@ ENGINE_ROUTES: frozenset[tuple[str, str]] = frozenset(
 #: The one route that needs no plane secret: a kubelet's liveness probe has none to send.
 LIVENESS_ROUTE: tuple[str, str] = ("GET", "/health")
 
+#: Stop strings of one request: what gateways let through and engines are told to take. Anthropic has no bound; four, as at
+#: OpenAI, stops clients that send more.
+STOP_STRINGS_MAX = 64
+
 #: Where a cell's directory answers gateways, under its base URL.
 DIRECTORY_ROUTE = "/directory"
 #: Under that: how many engines each model should have, read by Serve's autoscaling hook.

@@ -15,7 +15,7 @@ from serving.catalog import Dtype, LoraLimits
 from serving.config import EngineSettings, PlaneTls
 from serving.engine import exposition, processes
 from serving.engine.boundary import MARKERS_VARIABLE, SECRET_FILE_VARIABLE
-from serving.wire import Task
+from serving.wire import STOP_STRINGS_MAX, Task
 
 
 class Parallel(msgspec.Struct, frozen=True):
@@ -252,6 +252,7 @@ def _decided(spec: EngineSpec) -> dict[str, str]:
         SECRET_FILE_VARIABLE: spec.secret_file,
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_MAX_STOP_STRINGS": str(STOP_STRINGS_MAX),
         "DO_NOT_TRACK": "1",
         "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",  # as the gateway
         **_caches(Path(spec.cache_folder)),

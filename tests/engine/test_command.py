@@ -20,7 +20,7 @@ from serving.engine.engine import (
     expected_members,
     parse_load,
 )
-from serving.wire import EngineLoad
+from serving.wire import STOP_STRINGS_MAX, EngineLoad
 
 
 def spec(model: catalog.Model, folder: Path, settings: EngineSettings | None = None) -> EngineSpec:
@@ -67,6 +67,7 @@ def test_every_process_of_the_tree_is_marked_offline_and_silent(tmp_path: Path) 
     model = catalog.find("smollm2-135m-instruct")
     environment = command.environment(spec(model, tmp_path), "1:2:3", tmp_path, {"KEPT": "yes"})
     assert environment[processes.TREE_VARIABLE] == "1:2:3" and environment["KEPT"] == "yes"
+    assert environment["VLLM_MAX_STOP_STRINGS"] == str(STOP_STRINGS_MAX)
     assert environment["HF_HUB_OFFLINE"] == environment["VLLM_NO_USAGE_STATS"] == "1"
     assert "value-of-the-secret" not in str(environment) + str(command.arguments(spec(model, tmp_path), 1))
 

@@ -64,6 +64,7 @@ class Inference:
         if self._settings.log_prompts:
             visit.record.prompt = body[:LOGGED_PROMPT_BYTES].decode(errors="replace")
         draft = calls.read(dialect, body)
+        visit.responder.announce(*draft.headers())
         visit.record.model = model = self._names.resolve(draft.requested_model)
         return draft.finish(model, self._tenants.cache_salt(caller), self._names.default_output_tokens(model))
 

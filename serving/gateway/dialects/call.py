@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -10,9 +11,14 @@ from serving.errors import InvalidRequest
 from serving.gateway.dialects import constraints, fields
 from serving.gateway.dialects.checks import StreamOptions
 from serving.gateway.dialects.dialect import Body, ChunkStream, Dialect
+from serving.gateway.http.asgi import Header
 
 #: Objects and lists inside one another; tool schemas need about ten. The engine's parsers recurse.
 NESTING_MAX = 64
+
+#: Names what of a request was left out, such as hosted tools; the answer came about without it.
+LEFT_OUT_HEADER = b"x-left-out"
+UNSAFE_IN_HEADER = re.compile(r"[^A-Za-z0-9_.:-]")
 
 #: Fields that carry schemas an engine may compile.
 _SCHEMA_FIELDS = frozenset({"tools", "response_format", "structured_outputs", "text", "output_config"})
@@ -45,6 +51,13 @@ class Draft(msgspec.Struct, frozen=True):
     dialect: Dialect
     requested_model: str
     kept: Body
+    #: What the client asked for and goes on without, such as hosted tools: the answer's header says so.
+    left_out: tuple[str, ...] = ()
+
+    def headers(self) -> list[Header]:
+        """What the client is told besides its answer."""
+        names = [UNSAFE_IN_HEADER.sub("_", name) for name in self.left_out]
+        return [(LEFT_OUT_HEADER, ", ".join(names).encode("ascii"))] if names else []
 
     def finish(self, model: str, cache_salt: str, default_output_tokens: int | None = None) -> Call:
         """The call as it goes to an engine serving `model`.
@@ -85,11 +98,13 @@ def read(dialect: Dialect, raw: bytes) -> Draft:
     body = _decode(raw)
     if not isinstance(body, dict):
         raise InvalidRequest("The request body must be a JSON object.")
-    kept = fields.sift(dialect.fields, body)
+    sifted = fields.sift(dialect.fields, body)
+    kept = sifted.kept
     dialect.check(body, kept)
+    left_out = (*sifted.left_out, *dialect.adapt(kept))
     for name in _SCHEMA_FIELDS & kept.keys():
         constraints.require_cheap(name, kept[name])
-    return Draft(dialect, kept["model"], kept)
+    return Draft(dialect, kept["model"], kept, left_out)
 
 
 def _decode(raw: bytes) -> Any:

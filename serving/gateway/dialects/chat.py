@@ -9,10 +9,10 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from serving.errors import InvalidRequest
-from serving.gateway.dialects import checks, openai
+from serving.gateway.dialects import checks, effort, history, openai
 from serving.gateway.dialects.checks import typed
 from serving.gateway.dialects.dialect import Body, Dialect
-from serving.gateway.dialects.fields import Table, honoured, ignored, refused
+from serving.gateway.dialects.fields import Table, honoured, ignored, left_out, refused
 from serving.gateway.dialects.openai import ChatCounts
 from serving.gateway.dialects.shapes import ChatAnswer
 from serving.gateway.dialects.tables import (
@@ -23,9 +23,12 @@ from serving.gateway.dialects.tables import (
     MODEL,
     NO_MEDIA,
     OPENAI_HINTS,
+    OTHER_SERVICES,
     SAMPLING,
     TEMPLATE,
+    THINKING,
 )
+from serving.gateway.dialects.tools import AUTO, Choice, choose
 
 
 class Part(msgspec.Struct):
@@ -42,10 +45,16 @@ class FunctionCall(msgspec.Struct):
     arguments: str
 
 
+class CustomCall(msgspec.Struct):
+    name: str
+    input: str
+
+
 class ToolCall(msgspec.Struct):
     id: str
-    function: FunctionCall
-    type: Literal["function"] = "function"
+    function: FunctionCall | UnsetType = UNSET
+    type: Literal["function", "custom"] = "function"
+    custom: CustomCall | UnsetType = UNSET
 
 
 class ChatMessage(msgspec.Struct):
@@ -64,20 +73,53 @@ class NamedFunction(msgspec.Struct):
 
 
 class NamedTool(msgspec.Struct):
-    type: Literal["function"]
-    function: NamedFunction
+    """One tool by name; of any other type but `function` only hosted ones are."""
+
+    type: str
+    function: NamedFunction | UnsetType = UNSET
+    custom: NamedFunction | UnsetType = UNSET
+
+    @property
+    def called(self) -> str:
+        named = self.function if self.function is not UNSET else self.custom
+        return named.name if named is not UNSET else self.type
+
+
+class AllowedTools(msgspec.Struct):
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool]
+
+
+class AllowedChoice(msgspec.Struct):
+    allowed_tools: AllowedTools
 
 
 _TEXT_PARTS = frozenset({"text", "refusal", "thinking"})
 
 
-def _check_parts(parts: Iterable[Part], where: str) -> None:
-    for index, part in enumerate(parts):
-        place = f"{where}.content[{index}]"
-        if part.type not in _TEXT_PARTS:
-            raise checks.unsupported_part(part.type, place)
+def _as_text(part: Part, where: str, role: str) -> Part:
+    """The part, or in earlier turns and under other names its text. Raises for what a user says in no text."""
+    if part.type in _TEXT_PARTS:
         if getattr(part, part.type) is UNSET:
-            raise InvalidRequest(f"Missing required parameter: '{place}.{part.type}'.", param=place)
+            raise InvalidRequest(f"Missing required parameter: '{where}.{part.type}'.", param=where)
+        return part
+    instead = history.sentence(part.type) if role in ("tool", "assistant") else None
+    text = instead or (part.text if not checks.medium(part.type) else UNSET)
+    if text is UNSET:
+        raise checks.unsupported_part(part.type, where)
+    return Part("text", text=text)
+
+
+def _as_function_calls(calls: list[ToolCall], where: str) -> None:
+    """Calls of custom tools as functions that take their text as `input`."""
+    for index, call in enumerate(calls):
+        if call.custom is not UNSET:
+            arguments = msgspec.json.encode({"input": call.custom.input}).decode()
+            call.function = FunctionCall(call.custom.name, arguments)
+        if call.function is UNSET:
+            place = f"{where}.tool_calls[{index}].function"
+            raise InvalidRequest(f"Missing required parameter: '{place}'.", param=place)
+        call.type, call.custom = "function", UNSET
 
 
 _messages = typed(Annotated[list[ChatMessage], Meta(min_length=1, max_length=checks.MESSAGES_MAX)])
@@ -89,7 +131,9 @@ def chat_messages(name: str, value: Any) -> Any:
     for index, message in enumerate(messages):
         where = f"{name}[{index}]"
         if isinstance(message.content, list):
-            _check_parts(message.content, where)
+            message.content = [
+                _as_text(part, f"{where}.content[{place}]", message.role) for place, part in enumerate(message.content)
+            ]
         elif message.content is None and message.role != "assistant":
             raise InvalidRequest(f"Missing required parameter: '{where}.content'.", param=f"{where}.content")
         if message.role == "tool" and not message.tool_call_id:
@@ -97,7 +141,28 @@ def chat_messages(name: str, value: Any) -> Any:
         if message.tool_calls == []:
             # The engine refuses an empty list; clients that echo an answer send one.
             message.tool_calls = UNSET
+        if isinstance(message.tool_calls, list):
+            _as_function_calls(message.tool_calls, where)
     return messages
+
+
+def tool_choice(name: str, value: Any) -> Choice:
+    """OpenAI's choices among tools; hosted tools may be named, to be refused once it is known what they are."""
+    if isinstance(value, dict) and value.get("type") == "allowed_tools":
+        allowed = typed(AllowedChoice)(name, value).allowed_tools
+        return Choice(allowed.mode, allowed=frozenset(tool.called for tool in allowed.tools))
+    chosen: str | NamedTool = typed(Literal["none", "auto", "required"] | NamedTool)(name, value)
+    if isinstance(chosen, NamedTool):
+        if chosen.type == "function" and chosen.function is UNSET:
+            raise InvalidRequest(f"Missing required parameter: '{name}.function'.", param=f"{name}.function")
+        return Choice("named", name=chosen.called)
+    return Choice(chosen)  # type: ignore[arg-type]  # one of the three words
+
+
+def _spelt(choice: Choice) -> Any:
+    if choice.mode == "named":
+        return {"type": "function", "function": {"name": choice.name}}
+    return choice.mode
 
 
 FIELDS: Table = {
@@ -108,24 +173,25 @@ FIELDS: Table = {
     "logprobs": honoured("true or false", FLAG),
     "top_logprobs": honoured("0 to 20", typed(Annotated[int, Meta(ge=0, le=20)])),
     "tool_choice": honoured(
-        "`none`, `auto`, `required` or one function", typed(Literal["none", "auto", "required"] | NamedTool)
+        "`none` (then no tools are sent), `auto`, `required`, one function, or `allowed_tools`", tool_choice
     ),
     "parallel_tool_calls": honoured("true or false", FLAG),
-    "reasoning_effort": honoured("`low`, `medium` or `high`", typed(checks.Effort)),
+    **THINKING,
     "include_reasoning": honoured("true or false", FLAG),
     "echo": honoured("true or false", FLAG),
     **CHAT_TOOLS,
     **SAMPLING,
     **TEMPLATE,
     **OPENAI_HINTS,
+    **OTHER_SERVICES,
     "store": ignored("Nothing is stored.", FLAG),
     "modalities": ignored("Text is the only one.", typed(list[Literal["text"]])),
     "prediction": ignored("A hint for speed that the engine does not use.", typed(dict)),
     "verbosity": ignored("The models have no such dial.", typed(Literal["low", "medium", "high"])),
     "audio": refused(NO_MEDIA),
-    "web_search_options": refused("No hosted tools run here."),
+    "web_search_options": left_out("No hosted tools run here.", takes_empty=True),
     "functions": refused("It was replaced: use `tools`."),
-    "function_call": refused("It was replaced: use `tool_choice`."),
+    "function_call": refused("It was replaced: use `tool_choice`.", "none", "auto"),
     "documents": refused("The served templates have no place for documents: put them into a message."),
     "return_prompt_text": refused("It would show the operator's template."),
     **GENERATION_OPERATORS,
@@ -136,9 +202,11 @@ def _check(body: Body, kept: Body) -> None:
     openai.check_streaming(body, kept)
     if kept.get("top_logprobs") and not kept.get("logprobs"):
         raise InvalidRequest("'top_logprobs' is only allowed when 'logprobs' is true.", param="top_logprobs")
-    choice = kept.get("tool_choice")
-    if choice not in (None, "none") and "tools" not in kept:
-        raise InvalidRequest("'tool_choice' is only allowed when 'tools' are specified.", param="tool_choice")
+
+
+def _adapt(kept: Body) -> Iterable[str]:
+    effort.adapt(kept)
+    return choose(kept, kept.get("tool_choice", AUTO), _spelt)
 
 
 CHAT = Dialect(
@@ -148,6 +216,7 @@ CHAT = Dialect(
     counts=ChatCounts,
     stream=openai.CHUNKS,
     check=_check,
+    adapt=_adapt,
     limit_fields=("max_completion_tokens", "max_tokens"),
     default_limit_field="max_completion_tokens",
 )

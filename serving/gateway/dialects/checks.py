@@ -6,6 +6,7 @@ A check takes a decoded JSON value and returns what is sent on: known keys only,
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -52,7 +53,6 @@ LogitBias = Annotated[
     dict[Annotated[str, Meta(pattern=r"^[0-9]{1,9}\Z")], Annotated[float, Meta(ge=-100, le=100)]],
     Meta(max_length=TOKEN_IDS_MAX),
 ]
-Effort = Literal["low", "medium", "high"]
 Metadata = Annotated[
     dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=16)
 ]
@@ -68,6 +68,10 @@ class FunctionDefinition(msgspec.Struct):
 class FunctionTool(msgspec.Struct):
     type: Literal["function"]
     function: FunctionDefinition
+
+    @property
+    def called(self) -> str:
+        return self.function.name
 
 
 class JsonSchema(msgspec.Struct):
@@ -114,15 +118,29 @@ class RepetitionDetection(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def typed(kind: Any) -> Check:
-    """A check by msgspec's rules: exact types, an int where a float is asked."""
+    """A check by msgspec's rules: exact types, an int where a float is asked, and 100.0 where 100 is."""
 
     def check(name: str, value: Any) -> Any:
-        try:
+        # JSON has one kind of number: clients in languages that have one too send 100.0.
+        with suppress(msgspec.ValidationError, OverflowError):
             return msgspec.convert(value, kind, strict=True)
+        try:
+            return msgspec.convert(_with_whole_numbers(value), kind, strict=True)
         except (msgspec.ValidationError, OverflowError) as error:
             raise invalid(name, str(error)) from None
 
     return check
+
+
+def _with_whole_numbers(value: Any) -> Any:
+    match value:
+        case float() if value.is_integer():
+            return int(value)
+        case list():
+            return [_with_whole_numbers(it) for it in value]
+        case dict():
+            return {name: _with_whole_numbers(it) for name, it in value.items()}
+    return value
 
 
 def invalid(name: str, text: str) -> InvalidRequest:
@@ -134,14 +152,22 @@ def invalid(name: str, text: str) -> InvalidRequest:
 
 
 _MEDIA = {"image": "Image", "input_image": "Image", "audio": "Audio", "video": "Video", "file": "File", "doc": "File"}
+_MEDIA |= {"screenshot": "Image", "container_upload": "File"}
+
+
+def medium(kind: str) -> str | None:
+    """What a content part of this type is, where it is no text: "Image", "Audio", "Video", "File"."""
+    return next((word for prefix, word in _MEDIA.items() if prefix in kind), None)
 
 
 def unsupported_part(kind: str, where: str) -> UnsupportedParameter:
-    """The refusal of a content part that is not text."""
-    medium = next((word for prefix, word in _MEDIA.items() if prefix in kind), None)
-    if medium is None:
-        return UnsupportedParameter(f"Content of type '{kind[:64]}' is not supported.", param=where)
-    return UnsupportedParameter(f"{medium} input is not supported: the models served here read text.", param=where)
+    """The refusal of a content part that is not text; its place stands in the sentence, for APIs whose errors have no
+    field for it."""
+    if word := medium(kind):
+        return UnsupportedParameter(
+            f"{word} input is not supported: the models served here read text. It stands in '{where}'.", param=where
+        )
+    return UnsupportedParameter(f"Content of type '{kind[:64]}' is not supported, in '{where}'.", param=where)
 
 
 def structured_outputs(name: str, value: Any) -> Any:

@@ -14,7 +14,7 @@ from serving.gateway.dialects.fields import Table, honoured, ignored, refused
 from serving.gateway.dialects.openai import ChatCounts
 from serving.gateway.dialects.prompts import count_prompts, prompt
 from serving.gateway.dialects.shapes import CompletionAnswer
-from serving.gateway.dialects.tables import FLAG, GENERATION_OPERATORS, MODEL, SAMPLING
+from serving.gateway.dialects.tables import FLAG, GENERATION_OPERATORS, LABELS, MODEL, SAMPLING
 
 FIELDS: Table = {
     **MODEL,
@@ -24,8 +24,10 @@ FIELDS: Table = {
     "echo": honoured("true or false", FLAG),
     **SAMPLING,
     "best_of": ignored("1 is what happens anyway.", typed(Literal[1])),
+    "thinking_token_budget": ignored("A hint, and this API has no effort that it could become.", typed(checks.TopK)),
     "suffix": refused("The models served here do not fill in the middle."),
     "prompt_embeds": refused("Tensors from outside are not loaded."),
+    **LABELS,
     **GENERATION_OPERATORS,
 }
 

@@ -7,7 +7,7 @@ carries an error. Everything else asks the call's dialect instead of comparing p
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -63,6 +63,10 @@ def _nothing(kept: Body) -> None:
     return None
 
 
+def _leaves_nothing_out(kept: Body) -> Iterable[str]:
+    return ()
+
+
 def _one_prompt(kept: Body) -> int:
     return 1
 
@@ -81,6 +85,8 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     stream: Stream | None = None
     #: Rules across fields, of the body as sent and the fields kept; raises InvalidRequest and its kinds.
     check: Callable[[Body, Body], None] = _no_rule
+    #: Puts clients' words for the same thing into the engine's, takes out what cannot run here and returns its names.
+    adapt: Callable[[Body], Iterable[str]] = _leaves_nothing_out
     #: Sets what the gateway decides for every call.
     complete: Callable[[Body], None] = _nothing
     #: Prompts in one request.

@@ -14,7 +14,16 @@ from serving.gateway.dialects.fields import Table, honoured, ignored, refused
 from serving.gateway.dialects.openai import ChatCounts
 from serving.gateway.dialects.prompts import count_prompts, prompt
 from serving.gateway.dialects.shapes import EmbeddingsAnswer
-from serving.gateway.dialects.tables import FLAG, MODEL, NOT_SENT_FOR_PRIVACY, OPERATOR, OPERATORS, SAMPLING, TEMPLATE
+from serving.gateway.dialects.tables import (
+    FLAG,
+    LABELS,
+    MODEL,
+    NOT_SENT_FOR_PRIVACY,
+    OPERATOR,
+    OPERATORS,
+    SAMPLING,
+    TEMPLATE,
+)
 
 FIELDS: Table = {
     **MODEL,
@@ -34,6 +43,7 @@ FIELDS: Table = {
     "embed_dtype": refused("OpenAI's formats are float and base64 of 32 bits."),
     "endianness": refused("OpenAI's formats are float and base64 of 32 bits."),
     "padding": refused(OPERATOR),
+    **LABELS,
     **{name: field for name, field in OPERATORS.items() if name not in {"vllm_xargs", "watermarking"}},
 }
 

@@ -1,6 +1,8 @@
 """Fields: what may happen to a request field, and the sieve that a body goes through. Unlisted fields are unknown: a 400.
 
 Asked of each extension of the engine: can it hurt another tenant or the operator, or show what is not the client's?
+Asked of each field that cannot be served: does it change what the answer means? If it does, it is refused; if it does not
+(a label, a hint, an empty value), the client gets its answer.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ class Disposition(StrEnum):
     HONOURED = "honoured"
     #: Accepted and checked, not sent on.
     IGNORED = "ignored"
+    #: Accepted and not sent on; the answer's header names it.
+    LEFT_OUT = "left out"
     REFUSED = "refused"
 
 
@@ -29,41 +33,81 @@ class Field(msgspec.Struct, frozen=True):
     note: str
     check: Check | None = None
     is_required: bool = False
+    #: An honoured field whose empty value says something. Elsewhere "", [] and {} count as absent.
+    takes_empty: bool = False
+    #: Values of a refused field that ask for what happens anyway, besides null, false and what is empty.
+    neutral: tuple[Any, ...] = ()
+    #: The error of a refused field.
+    error: type[UnsupportedParameter] = UnsupportedParameter
+
+    def asks_for_nothing(self, value: Any) -> bool:
+        """Would leaving the field out be the same request?"""
+        if _is_empty(value):
+            return not (self.is_required or self.takes_empty)
+        if self.disposition is Disposition.HONOURED:
+            return False
+        return value is False or any(type(value) is type(it) and value == it for it in self.neutral)
 
 
-def honoured(note: str, check: Check, *, is_required: bool = False) -> Field:
-    return Field(Disposition.HONOURED, note, check, is_required)
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, str | list | dict) and not value
+
+
+def honoured(note: str, check: Check, *, is_required: bool = False, takes_empty: bool = False) -> Field:
+    return Field(Disposition.HONOURED, note, check, is_required, takes_empty)
 
 
 def ignored(reason: str, check: Check | None = None) -> Field:
     return Field(Disposition.IGNORED, reason, check)
 
 
-def refused(reason: str) -> Field:
-    return Field(Disposition.REFUSED, reason)
+def left_out(reason: str, *, takes_empty: bool = False) -> Field:
+    return Field(Disposition.LEFT_OUT, reason, takes_empty=takes_empty)
+
+
+def refused(reason: str, *neutral: object, error: type[UnsupportedParameter] = UnsupportedParameter) -> Field:
+    return Field(Disposition.REFUSED, reason, neutral=neutral, error=error)
 
 
 Table = Mapping[str, Field]
 
 
-def sift(table: Table, body: Mapping[str, Any]) -> dict[str, Any]:
+class Sifted(msgspec.Struct, frozen=True):
+    """The fields to send on, and the names of those that the answer's header says were left out."""
+
+    kept: dict[str, Any]
+    left_out: list[str]
+
+
+def sift(table: Table, body: Mapping[str, Any]) -> Sifted:
     """The fields to send on, checked; null counts as absent, as it does at OpenAI.
 
     Raises UnknownParameter, UnsupportedParameter or InvalidRequest for the first field at fault.
     """
-    kept: dict[str, Any] = {}
+    sifted = Sifted({}, [])
     for name, value in body.items():
+        if value is None:
+            continue
         field = table.get(name)
         if field is None:
             raise UnknownParameter(name[:128])
-        if value is None:
-            continue
-        if field.disposition is Disposition.REFUSED:
-            raise UnsupportedParameter(f"Unsupported parameter: '{name}'. {field.note}", param=name)
-        checked = field.check(name, value) if field.check else value
-        if field.disposition is Disposition.HONOURED:
-            kept[name] = checked
+        _sift(name, value, field, sifted)
     for name, field in table.items():
-        if field.is_required and name not in kept:
+        if field.is_required and name not in sifted.kept:
             raise InvalidRequest(f"Missing required parameter: '{name}'.", param=name)
-    return kept
+    return sifted
+
+
+def _sift(name: str, value: Any, field: Field, sifted: Sifted) -> None:
+    match field.disposition:
+        case Disposition.IGNORED:
+            if field.check:
+                field.check(name, value)
+        case _ if field.asks_for_nothing(value):
+            return
+        case Disposition.REFUSED:
+            raise field.error(f"Unsupported parameter: '{name}'. {field.note}", param=name)
+        case Disposition.LEFT_OUT:
+            sifted.left_out.append(name)
+        case Disposition.HONOURED:
+            sifted.kept[name] = field.check(name, value) if field.check else value

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from serving.errors import ApiError, InvalidRequest, UnsupportedParameter
-from serving.gateway.dialects import checks
+from serving.errors import ApiError, InvalidRequest, ThreadUnsupported
+from serving.gateway.dialects import checks, effort
+from serving.gateway.dialects.blocks import TOOL_CHANGES, AnthropicMessage, anthropic_messages, anthropic_system
 from serving.gateway.dialects.checks import typed
 from serving.gateway.dialects.dialect import Body, Dialect, EventStream
+from serving.gateway.dialects.effort import BUDGETS, Effort
 from serving.gateway.dialects.fields import Table, honoured, ignored, refused
 from serving.gateway.dialects.shapes import FIRST_MESSAGES_EVENT, CountAnswer, MessagesAnswer
 from serving.gateway.dialects.tables import (
     FLAG,
+    LABELS,
     MODEL,
     NO_TIERS,
     NOT_SENT_FOR_PRIVACY,
     NOTHING_CACHED_BY_KEY,
     OPERATORS,
     SAMPLING,
+    SAVES_CONTEXT,
     TEMPLATE,
 )
+from serving.gateway.dialects.tools import AUTO, LEFT_OUT, Choice, choose, tool_list
 from serving.gateway.http.bodies import anthropic_body
 from serving.gateway.nouns import Usage
-
-
-class AnthropicMessage(msgspec.Struct):
-    role: Literal["user", "assistant", "system"]
-    content: str | list[dict[str, checks.Json]]
+from serving.wire import STOP_STRINGS_MAX
 
 
 class AnthropicTool(msgspec.Struct):
@@ -39,17 +42,21 @@ class AnthropicTool(msgspec.Struct):
     description: str | UnsetType | None = UNSET
     strict: bool | UnsetType | None = UNSET
 
+    @property
+    def called(self) -> str:
+        return self.name
+
 
 class AnthropicToolChoice(msgspec.Struct, forbid_unknown_fields=True):
     type: Literal["auto", "any", "tool", "none"]
-    name: checks.Name | UnsetType = UNSET
-    disable_parallel_tool_use: bool | UnsetType = UNSET
+    name: str | UnsetType | None = UNSET
+    disable_parallel_tool_use: bool | UnsetType | None = UNSET
 
 
 class Thinking(msgspec.Struct, forbid_unknown_fields=True):
     type: Literal["enabled", "disabled", "adaptive"]
-    budget_tokens: Annotated[int, Meta(ge=1024, le=checks.TOKENS_MAX)] | UnsetType = UNSET
-    display: Literal["summarized", "omitted", "updates"] | UnsetType | None = UNSET
+    budget_tokens: checks.TopK | UnsetType | None = UNSET
+    display: str | UnsetType | None = UNSET
 
 
 class AnthropicFormat(msgspec.Struct):
@@ -57,98 +64,65 @@ class AnthropicFormat(msgspec.Struct):
     schema: dict[str, checks.Json]
 
 
-class OutputConfig(msgspec.Struct, forbid_unknown_fields=True):
-    effort: checks.Effort | UnsetType | None = UNSET
+class OutputConfig(msgspec.Struct):
+    """Keys that no engine knows, such as a task's budget, are hints and are left out."""
+
+    effort: Effort | UnsetType | None = UNSET
     format: AnthropicFormat | UnsetType | None = UNSET
 
 
-_ANTHROPIC_BLOCKS = frozenset({"text", "tool_use", "tool_result", "thinking", "redacted_thinking"})
-_ANTHROPIC_TEXT: dict[str, type] = {"text": str, "thinking": str, "id": str, "tool_use_id": str, "name": str}
+def _own_tool(where: str, value: Any) -> Any:
+    tool: AnthropicTool = _tool(where, value)
+    tool.type = UNSET
+    return tool
 
 
-def _check_blocks(blocks: list[Any], where: str) -> None:
-    for index, block in enumerate(blocks):
-        place = f"{where}[{index}]"
-        if not isinstance(block, dict) or not isinstance(block.get("type"), str):
-            raise InvalidRequest(f"Invalid value for '{place}': Expected an object with a type.", param=place)
-        if block["type"] not in _ANTHROPIC_BLOCKS:
-            raise checks.unsupported_part(block["type"], place)
-        for key, kind in _ANTHROPIC_TEXT.items():
-            if block.get(key) is not None and not isinstance(block[key], kind):
-                raise InvalidRequest(f"Invalid value for '{place}.{key}': Expected str.", param=place)
-        if isinstance(block.get("content"), list):
-            _check_blocks(block["content"], f"{place}.content")
-
-
-_anthropic_messages = typed(Annotated[list[AnthropicMessage], Meta(min_length=1, max_length=checks.MESSAGES_MAX)])
-_system = typed(str | list[dict[str, checks.Json]])
-
-
-def anthropic_messages(name: str, value: Any) -> Any:
-    """A conversation in Anthropic's shape, text and tools only."""
-    messages: list[AnthropicMessage] = _anthropic_messages(name, value)
-    for index, message in enumerate(messages):
-        if isinstance(message.content, list):
-            _check_blocks(message.content, f"{name}[{index}].content")
-    return messages
-
-
-def anthropic_system(name: str, value: Any) -> Any:
-    """A system prompt: a string or text blocks."""
-    system = _system(name, value)
-    if isinstance(system, list):
-        _check_blocks(system, name)
-    return system
-
-
-_anthropic_tools = typed(Annotated[list[AnthropicTool], Meta(max_length=checks.TOOLS_MAX)])
-
-
-def anthropic_tools(name: str, value: Any) -> Any:
-    """The client's own tools; Anthropic's hosted ones are refused."""
-    if isinstance(value, list):
-        for index, tool in enumerate(value):
-            kind = tool.get("type", "custom") if isinstance(tool, dict) else "custom"
-            if kind not in ("custom", None):
-                raise UnsupportedParameter(
-                    f"Tools of type '{str(kind)[:64]}' are not supported.", param=f"{name}[{index}].type"
-                )
-    tools: list[AnthropicTool] = _anthropic_tools(name, value)
-    for tool in tools:
-        tool.type = UNSET
-    return tools
-
+_tool = typed(AnthropicTool)
+anthropic_tools = tool_list(_own_tool, lambda kind: kind == "custom", "custom")
 
 SHARED_FIELDS: Table = {
     **MODEL,
     "messages": honoured("1 to 4096 messages of text, tools and thinking", anthropic_messages, is_required=True),
     "system": honoured("text, or text blocks", anthropic_system),
-    "thinking": honoured("`enabled` with a budget, `disabled`, `adaptive`", typed(Thinking)),
-    "output_config": honoured("`effort` low, medium or high; `format`", typed(OutputConfig)),
-    "tools": honoured("up to 128 of your own", anthropic_tools),
-    "tool_choice": honoured("`auto`, `any`, `none` or one tool", typed(AnthropicToolChoice)),
+    "thinking": honoured(
+        f"`enabled`, `disabled`, `adaptive`; a budget is a hint that becomes an effort where none is given: {BUDGETS};"
+        " below 1024 it is none",
+        typed(Thinking),
+    ),
+    "output_config": honoured(
+        f"`format`; `effort`: `low`, `medium` or `high`; {effort.MAPPING}; models without efforts think as much as they"
+        " do; other keys are ignored",
+        typed(OutputConfig),
+    ),
+    "tools": honoured(f"up to 128; `custom` ones are the client's own; {LEFT_OUT}", anthropic_tools),
+    "tool_choice": honoured("`auto`, `any`, `none` (then no tools are sent) or one tool", typed(AnthropicToolChoice)),
     "chat_template_kwargs": TEMPLATE["chat_template_kwargs"],
     "cache_control": ignored(NOTHING_CACHED_BY_KEY, typed(dict)),
     "speed": ignored(NO_TIERS, typed(str)),
     "user_profile_id": ignored(NOT_SENT_FOR_PRIVACY, typed(str)),
     "workspace_id": ignored(NOT_SENT_FOR_PRIVACY, typed(str)),
-    "context_management": refused("No context is kept here."),
-    "mcp_servers": refused("No hosted tools run here."),
+    "context_management": ignored(SAVES_CONTEXT),
+    "diagnostics": ignored("It belongs to Anthropic's own service."),
+    "metadata": ignored(NOT_SENT_FOR_PRIVACY, typed(dict)),
+    **LABELS,
+    "betas": ignored("What is known here needs no switch."),
+    "service_tier": ignored(NO_TIERS, typed(str)),
+    "mcp_servers": refused("No MCP server is called from here."),
+    "container": refused("No hosted tools run here."),
+    "inference_geo": refused("The operator decides where engines run.", "global"),
+    "thread": refused("No conversation is stored here: send the earlier messages.", error=ThreadUnsupported),
 }
 
 FIELDS: Table = {
     **SHARED_FIELDS,
     "max_tokens": honoured("1 or more", typed(checks.Tokens), is_required=True),
-    "stop_sequences": honoured("up to 4", typed(Annotated[list[checks.Stop], Meta(max_length=checks.STOPS_MAX)])),
+    "stop_sequences": honoured(
+        f"up to {STOP_STRINGS_MAX}", typed(Annotated[list[checks.Stop], Meta(max_length=STOP_STRINGS_MAX)])
+    ),
     "stream": honoured("true or false", FLAG),
     "temperature": honoured("0 to 2", typed(checks.Temperature)),
     "top_p": SAMPLING["top_p"],
     "top_k": SAMPLING["top_k"],
-    "metadata": ignored(NOT_SENT_FOR_PRIVACY, typed(dict)),
-    "service_tier": ignored(NO_TIERS, typed(str)),
-    "inference_geo": refused("The operator decides where engines run."),
-    "container": refused("No hosted tools run here."),
-    "diagnostics": refused("It belongs to Anthropic's own service."),
     **{name: OPERATORS[name] for name in ("cache_salt", "kv_transfer_params", "ec_transfer_params", "vllm_xargs")},
     **{name: OPERATORS[name] for name in ("mm_payload", "return_mm_kwargs", "watermarking")},
 }
@@ -158,10 +132,78 @@ def _check(body: Body, kept: Body) -> None:
     thinking = kept.get("thinking")
     if thinking is None or thinking.type != "enabled":
         return
-    if thinking.budget_tokens is msgspec.UNSET:
-        raise InvalidRequest("Missing required parameter: 'thinking.budget_tokens'.", param="thinking.budget_tokens")
-    if thinking.budget_tokens >= kept["max_tokens"]:
+    if (thinking.budget_tokens or 0) >= kept["max_tokens"]:
         raise InvalidRequest("'thinking.budget_tokens' must be less than 'max_tokens'.", param="thinking.budget_tokens")
+
+
+def _adapt(kept: Body) -> Iterable[str]:
+    _adapt_thinking(kept)
+    kept["tools"] = changed_tools(kept.get("tools", []), kept["messages"])
+    chosen: AnthropicToolChoice | None = kept.get("tool_choice")
+    if chosen is None:
+        return choose(kept, AUTO, _spelt)
+    return choose(kept, _choice(chosen), partial(_spelt, is_serial=chosen.disable_parallel_tool_use or UNSET))
+
+
+def changed_tools(tools: list[Any], messages: list[AnthropicMessage]) -> list[Any]:
+    """The tools in effect at the end of a conversation whose system messages add and remove some."""
+    if not any(
+        block["type"] in TOOL_CHANGES for it in messages if isinstance(it.content, list) for block in it.content
+    ):
+        return tools
+    by_name = {tool.called if isinstance(tool, AnthropicTool) else tool.label: tool for tool in tools}
+    for index, message in enumerate(messages):
+        if isinstance(message.content, str):
+            continue
+        for place, block in enumerate(message.content):
+            if block["type"] in TOOL_CHANGES:
+                _change(by_name, block, f"messages[{index}].content[{place}].tool")
+        message.content = [block for block in message.content if block["type"] not in TOOL_CHANGES]
+    return list(by_name.values())
+
+
+def _change(tools: dict[str, Any], block: dict[str, Any], where: str) -> None:
+    """Add a tool that is defined here, or remove one; one that is referred to was sent with the others."""
+    change = block.get("tool")
+    if not isinstance(change, dict):
+        raise InvalidRequest(f"Missing required parameter: '{where}'.", param=where)
+    if block["type"] == "tool_removal":
+        tools.pop(str(change.get("name")), None)
+    elif "definition" in change:
+        for tool in anthropic_tools(f"{where}.definition", [change["definition"]]):
+            tools[tool.called if isinstance(tool, AnthropicTool) else tool.label] = tool
+
+
+def _adapt_thinking(kept: Body) -> None:
+    """An engine's request knows efforts and no budgets (GW-10)."""
+    thinking: Thinking | None = kept.get("thinking")
+    config: OutputConfig = kept.get("output_config") or OutputConfig()
+    wanted = config.effort or None
+    if thinking and thinking.type == "enabled":
+        del kept["thinking"]
+        effort.switch(kept, True)
+        wanted = wanted or effort.effort_of(thinking.budget_tokens or -1)
+    elif thinking:
+        kept["thinking"] = Thinking(thinking.type)
+    if wanted:
+        kept["output_config"] = OutputConfig(effort=effort.level(wanted), format=config.format)
+    if wanted == "none":
+        effort.switch(kept, False)
+
+
+def _choice(chosen: AnthropicToolChoice) -> Choice:
+    if chosen.type == "tool":
+        if not chosen.name:
+            raise InvalidRequest("Missing required parameter: 'tool_choice.name'.", param="tool_choice.name")
+        return Choice("named", name=chosen.name)
+    return Choice("required" if chosen.type == "any" else chosen.type)
+
+
+_TYPES: dict[str, Literal["auto", "any", "tool", "none"]] = {"required": "any", "named": "tool", "none": "none"}
+
+
+def _spelt(choice: Choice, is_serial: bool | UnsetType = UNSET) -> AnthropicToolChoice:
+    return AnthropicToolChoice(_TYPES.get(choice.mode, "auto"), choice.name or UNSET, is_serial)
 
 
 class MessagesCounts(msgspec.Struct):
@@ -199,6 +241,7 @@ MESSAGES = Dialect(
         error_event=_error_event,
     ),
     check=_check,
+    adapt=_adapt,
     limit_fields=("max_tokens",),
     error_body=anthropic_body,
 )
@@ -207,6 +250,7 @@ COUNT_TOKENS = Dialect(
     fields=SHARED_FIELDS,
     answer=CountAnswer,
     counts=None,
+    adapt=_adapt,
     takes_cache_salt=False,
     error_body=anthropic_body,
 )

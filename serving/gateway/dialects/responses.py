@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from serving.errors import ApiError, InvalidRequest, UnsupportedParameter
-from serving.gateway.dialects import checks
+from serving.gateway.dialects import checks, effort
 from serving.gateway.dialects.checks import typed
 from serving.gateway.dialects.dialect import Body, Dialect, EventStream
+from serving.gateway.dialects.effort import Effort
 from serving.gateway.dialects.fields import Table, honoured, ignored, refused
+from serving.gateway.dialects.items import responses_input
 from serving.gateway.dialects.openai import Details
 from serving.gateway.dialects.shapes import FIRST_RESPONSES_EVENT, ResponsesAnswer
 from serving.gateway.dialects.tables import (
@@ -23,16 +26,24 @@ from serving.gateway.dialects.tables import (
     OPENAI_HINTS,
     OPERATORS,
     SAMPLING,
+    SAVES_CONTEXT,
     TEMPLATE,
 )
+from serving.gateway.dialects.tools import AUTO, LEFT_OUT, Choice, choose, tool_list
 from serving.gateway.http.bodies import OpenAIError, openai_error
 from serving.gateway.nouns import Usage
 
 
-class Reasoning(msgspec.Struct, forbid_unknown_fields=True):
-    effort: checks.Effort | UnsetType | None = UNSET
-    summary: Literal["auto", "concise", "detailed"] | UnsetType | None = UNSET
-    generate_summary: Literal["auto", "concise", "detailed"] | UnsetType | None = UNSET
+class Reasoning(msgspec.Struct):
+    """Keys that no engine knows, such as `context`, are hints and are left out."""
+
+    effort: Effort | UnsetType | None = UNSET
+    summary: str | UnsetType | None = UNSET
+    generate_summary: str | UnsetType | None = UNSET
+
+
+#: Kinds of summary that engines know.
+_SUMMARIES = frozenset({"auto", "concise", "detailed"})
 
 
 class TextFormat(msgspec.Struct):
@@ -55,116 +66,92 @@ class ResponsesTool(msgspec.Struct):
     parameters: dict[str, checks.Json] | UnsetType | None = UNSET
     strict: bool | UnsetType | None = UNSET
 
+    @property
+    def called(self) -> str | UnsetType:
+        return self.name
+
 
 class ResponsesNamedTool(msgspec.Struct):
-    type: Literal["function"]
-    name: checks.Name
+    """One tool by name; of any other type but `function` only hosted ones are."""
+
+    type: str
+    name: str | UnsetType = UNSET
+
+    @property
+    def called(self) -> str:
+        return self.type if self.name is UNSET else self.name
 
 
-#: Fields that must be strings, and fields that hold text or parts, by the kind of item.
-_ITEM_TEXTS: dict[str, tuple[str, ...]] = {
-    "message": ("role",),
-    "reasoning": (),
-    "function_call": ("name", "arguments", "call_id"),
-    "function_call_output": ("call_id",),
-}
-_ITEM_CONTENTS: dict[str, tuple[str, ...]] = {
-    "message": ("content",),
-    "reasoning": ("content", "summary"),
-    "function_call": (),
-    "function_call_output": ("output",),
-}
-_ITEM_PARTS = frozenset({"input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text"})
-_ROLES = frozenset({"system", "developer", "user", "assistant"})
-_items = typed(str | Annotated[list[dict[str, checks.Json]], Meta(min_length=1, max_length=checks.MESSAGES_MAX)])
+class AllowedTools(msgspec.Struct):
+    mode: Literal["auto", "required"]
+    tools: list[ResponsesNamedTool]
 
 
-def responses_input(name: str, value: Any) -> Any:
-    """A string, or input items that need nothing stored and no media."""
-    items = _items(name, value)
-    if isinstance(items, list):
-        for index, item in enumerate(items):
-            _check_item(item, f"{name}[{index}]")
-    return items
+def _own_tool(where: str, value: Any) -> Any:
+    """A function; the engine's types require its parameters and strictness, if only as null."""
+    tool: ResponsesTool = _tool(where, value)
+    if tool.name is UNSET:
+        raise InvalidRequest(f"Missing required parameter: '{where}.name'.", param=f"{where}.name")
+    tool.parameters = None if tool.parameters is UNSET else tool.parameters
+    tool.strict = None if tool.strict is UNSET else tool.strict
+    return tool
 
 
-def _check_item(item: dict[str, Any], where: str) -> None:
-    kind = item.get("type", "message")
-    if kind == "item_reference":
-        raise UnsupportedParameter("Items cannot be referred to: no response is stored here.", param=where)
-    if not isinstance(kind, str) or kind not in _ITEM_TEXTS:
-        raise UnsupportedParameter(f"Input items of type '{str(kind)[:64]}' are not supported.", param=f"{where}.type")
-    for key in _ITEM_TEXTS[kind]:
-        if not isinstance(item.get(key), str):
-            raise InvalidRequest(f"Invalid value for '{where}.{key}': Expected str.", param=f"{where}.{key}")
-    if kind == "message" and item["role"] not in _ROLES:
-        raise InvalidRequest(f"Invalid value for '{where}.role'.", param=f"{where}.role")
-    for key in _ITEM_CONTENTS[kind]:
-        _check_item_content(item.get(key), f"{where}.{key}", is_required=kind != "reasoning")
+_tool = typed(ResponsesTool)
+responses_tools = tool_list(_own_tool, lambda kind: kind == "function")
 
 
-def _check_item_content(content: Any, where: str, *, is_required: bool) -> None:
-    if content is None and is_required:
-        raise InvalidRequest(f"Missing required parameter: '{where}'.", param=where)
-    if content is not None and not isinstance(content, str):
-        _check_item_parts(content, where)
+def tool_choice(name: str, value: Any) -> Choice:
+    """OpenAI's choices among tools; hosted tools may be named, to be refused once it is known what they are."""
+    if isinstance(value, dict) and value.get("type") == "allowed_tools":
+        allowed: AllowedTools = typed(AllowedTools)(name, value)
+        return Choice(allowed.mode, allowed=frozenset(tool.called for tool in allowed.tools))
+    chosen: str | ResponsesNamedTool = typed(Literal["none", "auto", "required"] | ResponsesNamedTool)(name, value)
+    if isinstance(chosen, ResponsesNamedTool):
+        if chosen.type == "function" and chosen.name is UNSET:
+            raise InvalidRequest(f"Missing required parameter: '{name}.name'.", param=f"{name}.name")
+        return Choice("named", name=chosen.called)
+    return Choice(chosen)  # type: ignore[arg-type]  # one of the three words
 
 
-def _check_item_parts(parts: Any, where: str) -> None:
-    if not isinstance(parts, list):
-        raise InvalidRequest(f"Invalid value for '{where}': Expected a string or a list of parts.", param=where)
-    for index, part in enumerate(parts):
-        place = f"{where}[{index}]"
-        kind = part.get("type") if isinstance(part, dict) else None
-        if not isinstance(kind, str):
-            raise InvalidRequest(f"Invalid value for '{place}': Expected an object with a type.", param=place)
-        if kind not in _ITEM_PARTS:
-            raise checks.unsupported_part(kind, place)
-        if kind != "refusal" and not isinstance(part.get("text"), str):
-            raise InvalidRequest(f"Invalid value for '{place}.text': Expected str.", param=f"{place}.text")
+def _spelt(choice: Choice) -> Any:
+    return {"type": "function", "name": choice.name} if choice.mode == "named" else choice.mode
 
 
-_responses_tools = typed(Annotated[list[ResponsesTool], Meta(max_length=checks.TOOLS_MAX)])
+def includes(name: str, value: Any) -> Any:
+    """What more the answer should hold; what this service does not have is not missed."""
+    return [it for it in typed(list[str])(name, value) if it in INCLUDED]
 
 
-def responses_tools(name: str, value: Any) -> Any:
-    """Function tools; a hosted tool would make the engine reach out."""
-    tools: list[ResponsesTool] = _responses_tools(name, value)
-    for index, tool in enumerate(tools):
-        where = f"{name}[{index}]"
-        if tool.type != "function":
-            raise UnsupportedParameter(
-                f"Tools of type '{tool.type[:64]}' are not supported; only 'function' is.", param=f"{where}.type"
-            )
-        if tool.name is UNSET:
-            raise InvalidRequest(f"Missing required parameter: '{where}.name'.", param=f"{where}.name")
-        # The engine's types require both, if only as null.
-        tool.parameters = None if tool.parameters is UNSET else tool.parameters
-        tool.strict = None if tool.strict is UNSET else tool.strict
-    return tools
-
+INCLUDED = ("reasoning.encrypted_content", "message.output_text.logprobs")
 
 FIELDS: Table = {
     **MODEL,
     "input": honoured(
-        "text or items: messages, reasoning, function calls, their outputs", responses_input, is_required=True
+        "text or items: messages, reasoning, function calls, their outputs; older items of hosted tools become text or"
+        " are left out, media in a tool's output a sentence, and so are references to reasoning",
+        responses_input,
+        is_required=True,
     ),
     "instructions": honoured("text", typed(str)),
     "max_output_tokens": honoured(f"1 or more; includes reasoning; {DEFAULT_LIMIT}", typed(checks.Tokens)),
     "max_tool_calls": honoured("1 or more", typed(checks.Tokens)),
     "metadata": honoured("up to 16 pairs, returned as sent", typed(checks.Metadata)),
     "parallel_tool_calls": honoured("true or false", FLAG),
-    "reasoning": honoured("`effort` low, medium or high; `summary`", typed(Reasoning)),
+    "reasoning": honoured(
+        f"`effort`: `low`, `medium` or `high`; {effort.MAPPING}; models without efforts think as much as they do."
+        " `summary`: `none` and unknown ones count as absent; other keys are ignored",
+        typed(Reasoning),
+    ),
     "include_reasoning": honoured("true or false", FLAG),
     "include": honoured(
-        "`reasoning.encrypted_content`, `message.output_text.logprobs`",
-        typed(list[Literal["reasoning.encrypted_content", "message.output_text.logprobs"]]),
+        "`reasoning.encrypted_content`, `message.output_text.logprobs`; others are ignored",
+        includes,
     ),
     "text": honoured("`format`, `verbosity`", typed(TextConfig)),
-    "tools": honoured("up to 128 functions", responses_tools),
+    "tools": honoured(f"up to 128; functions are the client's own; {LEFT_OUT}", responses_tools),
     "tool_choice": honoured(
-        "`none`, `auto`, `required` or one function",
-        typed(Literal["none", "auto", "required"] | ResponsesNamedTool),
+        "`none` (then no tools are sent), `auto`, `required`, one function, or `allowed_tools`", tool_choice
     ),
     "top_logprobs": honoured("0 to 20", typed(Annotated[int, Meta(ge=0, le=20)])),
     "truncation": honoured("`auto` or `disabled`", typed(Literal["auto", "disabled"])),
@@ -175,7 +162,7 @@ FIELDS: Table = {
     "conversation": refused("No conversation is stored here: send the earlier items as input."),
     "prompt": refused("No prompt templates are stored here."),
     "background_options": refused("Nothing runs in the background here."),
-    "context_management": refused("No context is kept here."),
+    "context_management": ignored(SAVES_CONTEXT),
     "access_programs": refused("No hosted tools run here."),
     "image": refused(NO_MEDIA),
     **{
@@ -213,6 +200,22 @@ def _check(body: Body, kept: Body) -> None:
         raise UnsupportedParameter(
             "Unsupported parameter: 'background'. Nothing runs in the background here.", param="background"
         )
+
+
+def _adapt(kept: Body) -> Iterable[str]:
+    if wished := kept.get("reasoning"):
+        kept["reasoning"] = _reasoning(wished)
+        if wished.effort == "none":
+            effort.switch(kept, False)
+    return choose(kept, kept.get("tool_choice", AUTO), _spelt)
+
+
+def _reasoning(wished: Reasoning) -> dict[str, Any]:
+    said: dict[str, Any] = {"effort": effort.level(wished.effort)} if wished.effort else {}
+    for name in ("summary", "generate_summary"):
+        if getattr(wished, name) in _SUMMARIES:
+            said[name] = getattr(wished, name)
+    return said
 
 
 def _complete(kept: Body) -> None:
@@ -275,6 +278,7 @@ RESPONSES = Dialect(
         error_event=_error_event,
     ),
     check=_check,
+    adapt=_adapt,
     complete=_complete,
     prompt_field="input",
     limit_fields=("max_output_tokens",),

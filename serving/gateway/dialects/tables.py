@@ -8,7 +8,9 @@ from msgspec import Meta
 
 from serving.gateway.dialects import checks
 from serving.gateway.dialects.checks import typed
+from serving.gateway.dialects.effort import BUDGETS, MAPPING, Effort, Wish
 from serving.gateway.dialects.fields import Table, honoured, ignored, refused
+from serving.gateway.dialects.tools import LEFT_OUT, tool_list
 
 FLAG = typed(bool)
 OPERATOR = "It belongs to the operator."
@@ -18,6 +20,8 @@ DISAGGREGATION = "It steers the engine's transfer of caches between its own part
 RENDER_ONLY = "It only applies to the engine's render routes, which are closed."
 NOTHING_CACHED_BY_KEY = "Prefixes are cached by content."
 NO_TIERS = "There is one service tier."
+A_LABEL = "A label of the client's own."
+SAVES_CONTEXT = "It only saves or drops context; nothing is dropped here."
 #: What happens to a call without a limit; held by tests/gateway/dialects/test_call.py.
 DEFAULT_LIMIT = (
     "without it the model's `default_output_tokens` (`/v1/models/{id}` shows it), cut to what the prompt leaves of the"
@@ -27,17 +31,22 @@ NOT_SENT_FOR_PRIVACY = "The gateway already knows the tenant; end users' names s
 
 MODEL = {"model": honoured("name or alias of a served model", typed(checks.ModelName), is_required=True)}
 
+#: Clients of every API send such labels; none reaches an engine, where some would steer its routing.
+LABELS: Table = {
+    name: ignored(A_LABEL)
+    for name in ("client_metadata", "session_id", "chat_id", "conversation_id", "trace_id", "tags")
+}
+
 OPERATORS: Table = {
-    "priority": refused(OPERATOR),
+    "priority": refused(OPERATOR, 0),
     "cache_salt": refused(TENANT_SALT),
     "kv_transfer_params": refused(DISAGGREGATION),
     "ec_transfer_params": refused(DISAGGREGATION),
     "vllm_xargs": refused("It reaches custom code inside the engine."),
     "request_id": refused("The gateway names requests; two equal names would collide in the engine."),
-    "session_id": refused("It steers the engine's own routing."),
     "mm_processor_kwargs": refused(NO_MEDIA),
     "media_io_kwargs": refused(NO_MEDIA),
-    "mm_payload": refused(NO_MEDIA),
+    "mm_payload": refused(NO_MEDIA, "tensors", "none"),
     "return_mm_kwargs": refused(NO_MEDIA),
     "watermarking": refused(OPERATOR),
 }
@@ -46,11 +55,11 @@ GENERATION_OPERATORS: Table = {
     **OPERATORS,
     "ignore_eos": refused("It makes the engine generate past the end of the answer."),
     "use_beam_search": refused("A beam holds many sequences for one answer and cannot stream."),
-    "length_penalty": refused("Only beam search reads it."),
+    "length_penalty": refused("Only beam search reads it.", 1, 1.0),
     "prompt_logprobs": refused("It bypasses the prefix cache and multiplies the work of a prompt."),
     "return_token_ids": refused("It would show the tokens of the template and of hidden reasoning."),
     "return_token_offsets": refused(RENDER_ONLY),
-    "routed_experts_prompt_start": refused("It is for training, not for serving."),
+    "routed_experts_prompt_start": refused("It is for training, not for serving.", 0),
     "logits_processors": refused("It runs code inside the engine."),
     "guided_json": refused("It was renamed: use `response_format` or `structured_outputs`."),
     "guided_regex": refused("It was renamed: use `structured_outputs`."),
@@ -91,7 +100,6 @@ SAMPLING: Table = {
     "structured_outputs": honoured(
         "exactly one of json, regex, choice, json_object; bounded", checks.structured_outputs
     ),
-    "thinking_token_budget": honoured("-1 or more", typed(checks.TopK)),
     "repetition_detection": honoured("sizes up to 256", typed(checks.RepetitionDetection)),
     "return_tokens_as_token_ids": honoured("true or false", FLAG),
     "stream_interval": honoured("1 to 64 tokens a chunk", typed(Annotated[int, Meta(ge=1, le=64)])),
@@ -107,9 +115,23 @@ TEMPLATE: Table = {
 
 CHAT_TOOLS: Table = {
     "tools": honoured(
-        "up to 128 functions",
-        typed(Annotated[list[checks.FunctionTool], Meta(min_length=1, max_length=checks.TOOLS_MAX)]),
+        f"up to 128; functions are the client's own; {LEFT_OUT}",
+        tool_list(typed(checks.FunctionTool), lambda kind: kind == "function"),
     ),
+}
+
+THINKING: Table = {
+    "reasoning_effort": honoured(
+        f"`low`, `medium` or `high`; {MAPPING}; models without efforts think as much as they do", typed(Effort)
+    ),
+    "thinking_token_budget": honoured(
+        f"a hint that becomes an effort where none is given: {BUDGETS}; -1 is none", typed(checks.TopK)
+    ),
+    # Other services' spellings of the same.
+    "thinking_budget": honoured("the same as `thinking_token_budget`", typed(checks.TopK)),
+    "reasoning": honoured("the same: `effort`, `max_tokens`, `enabled`", typed(Wish)),
+    "thinking": honoured("the same: `type`, `budget_tokens`", typed(Wish)),
+    "enable_thinking": honoured("the same: false is an effort of `none`", FLAG),
 }
 
 OPENAI_HINTS: Table = {
@@ -120,4 +142,14 @@ OPENAI_HINTS: Table = {
     "safety_identifier": ignored(NOT_SENT_FOR_PRIVACY, typed(str)),
     "service_tier": ignored(NO_TIERS, typed(str)),
     "moderation": refused("No moderation runs here, and its absence must not look like consent."),
+    **LABELS,
 }
+
+#: What clients that also speak to other services send to them; each asks how to answer, not for another answer.
+OTHER_SERVICES: Table = {
+    name: ignored("Another service's hint; nothing here goes by it.")
+    for name in (
+        "cache_control", "keep_alive", "models", "provider", "reasoning_format", "route", "safe_prompt", "speed",
+        "transforms", "usage", "vl_high_resolution_images",
+    )
+}  # fmt: skip

@@ -12,7 +12,7 @@ from serving.gateway.dialects.tables import CHAT_TOOLS, FLAG, MODEL, OPERATORS, 
 
 FIELDS: Table = {
     **MODEL,
-    "prompt": honoured("text", typed(str)),
+    "prompt": honoured("text", typed(str), takes_empty=True),
     "messages": honoured("1 to 4096 messages of text", chat_messages),
     "add_special_tokens": SAMPLING["add_special_tokens"],
     "return_token_strs": honoured("true or false", FLAG),

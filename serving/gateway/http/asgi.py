@@ -134,6 +134,11 @@ class Responder:
         self.is_complete = False
         #: All that a client reads of it has been handed over, though it has not been closed yet.
         self.is_whole = False
+        self._announced: list[Header] = []
+
+    def announce(self, *headers: Header) -> None:
+        """Headers that go out with the answer, whichever it will be: whole, streamed or an error."""
+        self._announced += headers
 
     @property
     def is_started(self) -> bool:
@@ -146,7 +151,7 @@ class Responder:
 
     async def start(self, status: int, headers: Iterable[Header]) -> None:
         self.status = status
-        all_headers = [(b"x-request-id", self.request_id.encode("ascii")), *self._always, *headers]
+        all_headers = [(b"x-request-id", self.request_id.encode("ascii")), *self._always, *self._announced, *headers]
         await self._send({"type": "http.response.start", "status": status, "headers": all_headers})
 
     async def write(self, body: bytes) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from serving.errors import ApiError, MethodNotAllowed
 from serving.gateway.http.asgi import Header
@@ -37,6 +39,7 @@ class _OpenAIBody(msgspec.Struct):
 class _AnthropicError(msgspec.Struct):
     type: str
     message: str
+    details: Mapping[str, object] | UnsetType = UNSET
 
 
 class _AnthropicBody(msgspec.Struct):
@@ -58,7 +61,7 @@ def openai_body(error: ApiError, request_id: str) -> bytes:
 def anthropic_body(error: ApiError, request_id: str) -> bytes:
     """The JSON body of an error answer in Anthropic's shape."""
     kind = ANTHROPIC_TYPES.get(error.status, "api_error")
-    said = _AnthropicError(type=kind, message=error.message)
+    said = _AnthropicError(type=kind, message=error.message, details=error.details or UNSET)
     return msgspec.json.encode(_AnthropicBody(type="error", error=said, request_id=request_id))
 
 

@@ -29,6 +29,17 @@ async def test_the_engine_gets_what_the_gateway_owns(world: World, engine: Scrip
     assert str(tenant_id) not in str(chat["cache_salt"]) and responses["store"] is False
 
 
+async def test_what_was_left_out_is_said_with_every_answer(world: World, engine: ScriptedEngine) -> None:
+    """Whole, streamed or an error: the client knows which tools it went without."""
+    asked = {"model": MODEL, "input": "Hi", "tools": [{"type": "web_search"}, {"type": "function", "name": "f"}]}
+    for more in ({}, {"stream": True}, {"model": "unknown"}):
+        answer = await world.post("/v1/responses", asked | more)
+        assert answer.headers["x-left-out"] == "web_search", more
+    assert "x-left-out" not in (await world.post("/v1/responses", {"model": MODEL, "input": "Hi"})).headers
+    tools = [{"type": "function", "name": "f", "parameters": None, "strict": None}]
+    assert [it.body["tools"] for it in engine.received if "tools" in it.body] == [tools] * 2
+
+
 async def test_strangers_are_turned_away_before_their_body_is_read(world: World) -> None:
     """No key or a wrong one is 401 with WWW-Authenticate, in the dialect of the path, and leaves no ledger row."""
     for headers in ({}, {"Authorization": "Bearer sk-wrong"}, {"x-api-key": "wrong"}, {"Authorization": "Basic x"}):

@@ -20,7 +20,9 @@ BAD_FIELDS: list[tuple[dict[str, object], str, str | None]] = [
     ({"stream": "yes"}, "stream", None),
     ({"stream_options": {"include_usage": True}}, "stream_options", None),
     ({"top_logprobs": 2}, "top_logprobs", None),
-    ({"reasoning_effort": "xhigh"}, "reasoning_effort", None),
+    ({"reasoning_effort": "very"}, "reasoning_effort", None),
+    ({"max_tokens": 100.5}, "max_tokens", None),
+    ({"max_tokens": 1e300}, "max_tokens", None),
     ({"tools": [{"type": "function", "function": {"name": "no spaces"}}]}, "tools[0].function.name", None),
     ({"tool_choice": "required"}, "tool_choice", None),
     ({"messages": []}, "messages", None),
@@ -96,11 +98,90 @@ def test_an_empty_list_of_tool_calls_is_left_out() -> None:
     assert kept == {"role": "assistant", "content": "a"}
 
 
+TOOLS = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
+
+
 def test_a_tool_choice_needs_tools() -> None:
-    """`none` chooses nothing and may stand alone."""
-    tools = [{"type": "function", "function": {"name": "f"}}]
-    assert sent(call(CHAT, tool_choice="none"))["tool_choice"] == "none"
-    assert sent(call(CHAT, tool_choice="required", tools=tools))["tool_choice"] == "required"
+    """`none` and `auto` choose nothing and may stand alone."""
+    for choice in ("none", "auto"):
+        assert "tool_choice" not in sent(call(CHAT, tool_choice=choice, tools=[]))
+    assert sent(call(CHAT, tool_choice="required", tools=TOOLS))["tool_choice"] == "required"
+    named = {"type": "function", "function": {"name": "f"}}
+    assert sent(call(CHAT, tool_choice=named, tools=TOOLS))["tool_choice"] == named
+
+
+def test_none_sends_no_tools() -> None:
+    """What a model is not told of it does not call."""
+    body = sent(call(CHAT, tool_choice="none", tools=TOOLS))
+    assert "tools" not in body and "tool_choice" not in body
+
+
+def test_allowed_tools_narrow_the_list() -> None:
+    """The engine is offered those alone; the mode is the choice among them."""
+    allowed = {"mode": "required", "tools": [TOOLS[1]]}
+    body = sent(call(CHAT, tools=TOOLS, tool_choice={"type": "allowed_tools", "allowed_tools": allowed}))
+    assert (body["tools"], body["tool_choice"]) == ([TOOLS[1]], "required")
+
+
+@pytest.mark.parametrize(
+    ("fields", "level"),
+    [
+        ({"reasoning_effort": "none"}, "low"),
+        ({"reasoning_effort": "minimal"}, "low"),
+        ({"reasoning_effort": "medium"}, "medium"),
+        ({"reasoning_effort": "xhigh"}, "high"),
+        ({"reasoning_effort": "max"}, "high"),
+        ({"thinking_token_budget": 2000}, "low"),
+        ({"thinking_token_budget": 0}, "low"),
+        ({"thinking_token_budget": -1}, None),
+        ({"thinking_token_budget": 30_000, "reasoning_effort": "low"}, "low"),
+        ({"reasoning": {"effort": "high", "exclude": True}}, "high"),
+        ({"reasoning": {"max_tokens": 10_000}}, "medium"),
+        ({"thinking": {"type": "disabled"}}, "low"),
+        ({"enable_thinking": False}, "low"),
+        ({"enable_thinking": True}, None),
+    ],
+    ids=str,
+)
+def test_how_much_to_think_is_one_word_to_the_engine(fields: dict[str, object], level: str | None) -> None:
+    """Whatever clients call it; a budget is a hint and never reaches an engine."""
+    body = sent(call(CHAT, **fields))
+    assert body.get("reasoning_effort") == level
+    assert not body.keys() & {"thinking_token_budget", "reasoning", "thinking", "enable_thinking"}
+
+
+def test_media_in_a_tools_result_become_a_sentence() -> None:
+    """So that one picture does not stop a session; a user's own is refused."""
+    part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    result = {"role": "tool", "tool_call_id": "1", "content": [{"type": "text", "text": "a"}, part]}
+    (kept,) = sent(call(CHAT, messages=[result]))["messages"]
+    assert [it["text"] for it in kept["content"]] == ["a", "[Image left out: the models served here read text.]"]
+
+
+def test_a_part_of_another_apis_name_keeps_its_text() -> None:
+    """Clients that speak several APIs mix them up."""
+    (kept,) = sent(call(CHAT, messages=[{"role": "user", "content": [{"type": "input_text", "text": "a"}]}]))[
+        "messages"
+    ]
+    assert kept["content"] == [{"type": "text", "text": "a"}]
+
+
+def test_a_custom_tools_call_comes_back_as_a_functions() -> None:
+    """Its text as `input`; a call that is neither is named."""
+    old = {"role": "assistant", "tool_calls": [{"id": "1", "type": "custom", "custom": {"name": "p", "input": "x"}}]}
+    (kept,) = sent(call(CHAT, messages=[old]))["messages"]
+    assert kept["tool_calls"] == [
+        {"id": "1", "type": "function", "function": {"name": "p", "arguments": '{"input":"x"}'}}
+    ]
+    with pytest.raises(InvalidRequest, match=r"messages\[0\]\.tool_calls\[0\]\.function"):
+        draft(CHAT, messages=[{"role": "assistant", "tool_calls": [{"id": "1"}]}])
+
+
+def test_a_search_that_runs_nowhere_is_left_out_and_said() -> None:
+    """Its empty object asks for it all the same."""
+    for options in ({}, {"search_context_size": "low"}):
+        one = draft(CHAT, web_search_options=options)
+        assert one.headers() == [(b"x-left-out", b"web_search_options")]
 
 
 def test_the_error_of_a_prompt_names_the_messages() -> None:

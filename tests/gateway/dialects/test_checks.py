@@ -21,7 +21,6 @@ from serving.gateway.dialects import checks
         (checks.Stops, ["a", ["a"] * 4, []], ["", [""], ["a"] * 5, [1]]),
         (checks.Name, ["a-b_1"], ["no spaces", "", "a" * 65, "a\n"]),
         (checks.LogitBias, [{"50256": -100}], [{"x": 1}, {"1": 101}, {"-1": 0}]),
-        (checks.Effort, ["low", "high"], ["xhigh", None]),
         (checks.Metadata, [{"a": "b"}], [{"a": 1}, {str(n): "" for n in range(17)}]),
     ],
 )
@@ -33,6 +32,16 @@ def test_a_value_is_taken_within_its_documented_bounds(kind: object, good: list[
     for value in bad:
         with pytest.raises(InvalidRequest, match=r"^Invalid value for 'field"):
             check("field", value)
+
+
+@pytest.mark.parametrize("kind", [checks.Tokens, checks.Seed, checks.TopK, checks.Choices, checks.TokenIds])
+def test_a_whole_number_may_be_written_with_a_point(kind: object) -> None:
+    """JSON has one kind of number; a fraction is none, and a number past all bounds neither."""
+    is_list = kind is checks.TokenIds
+    assert repr(checks.typed(kind)("field", [5.0] if is_list else 5.0)) == ("[5]" if is_list else "5")
+    for value in (5.5, 1e300, float("nan"), float("inf"), "5.0", True):
+        with pytest.raises(InvalidRequest):
+            checks.typed(kind)("field", [value] if is_list else value)
 
 
 def test_a_wrong_value_is_named_by_its_place() -> None:

@@ -14,7 +14,7 @@ import openai.types.embedding_create_params as embedding_params
 import openai.types.responses.response_create_params as response_params
 import pytest
 
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, UnsupportedParameter
 from serving.gateway.dialects import DIALECTS, call, fields
 from serving.gateway.dialects.chat import CHAT
 from serving.gateway.dialects.completions import COMPLETIONS
@@ -23,6 +23,9 @@ from serving.gateway.dialects.embeddings import EMBEDDINGS
 from serving.gateway.dialects.fields import Disposition
 from serving.gateway.dialects.messages import COUNT_TOKENS, MESSAGES
 from serving.gateway.dialects.responses import RESPONSES
+from serving.gateway.dialects.tokenize import TOKENIZE
+from tests.gateway.calls import LEAST, draft, sent
+from tests.gateway.calls import call as call_of
 
 OFFICIAL = {
     CHAT: chat_params.CompletionCreateParamsStreaming,
@@ -50,6 +53,41 @@ def test_every_field_has_its_reason_or_bounds() -> None:
                 assert field.check is not None, (path, name)
             else:
                 assert field.note.endswith("."), (path, name)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
+def test_a_value_that_asks_for_nothing_is_no_fault(dialect: Dialect) -> None:
+    """Null, false and what is empty in a refused field; null in any field but those required, known or not."""
+    plain = call_of(dialect).body
+    for name, field in dialect.fields.items():
+        empty: list[object] = [None, False, "", [], {}] if field.disposition is Disposition.REFUSED else [None]
+        for value in empty if name not in LEAST[dialect.path] and not field.is_required else []:
+            assert call_of(dialect, **{name: value}).body == plain, (name, value)
+    assert call_of(dialect, no_such_field=None).body == plain
+
+
+@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
+def test_what_asks_for_something_is_refused_with_its_reason(dialect: Dialect) -> None:
+    """Zero may ask for something, and so may every value that is not named as neutral."""
+    for name, field in dialect.fields.items():
+        if field.disposition is Disposition.REFUSED:
+            for value in (True, 7, "x", ["x"], {"a": 1}):
+                with pytest.raises(UnsupportedParameter) as refused:
+                    draft(dialect, **{name: value})
+                assert refused.value.param == name and field.note in refused.value.message
+
+
+def test_an_empty_value_of_an_optional_field_counts_as_absent() -> None:
+    """Clients fill forms: an empty list of stops, an empty format."""
+    empty: dict[str, object] = {
+        "stop": "",
+        "tools": [],
+        "response_format": {},
+        "tool_choice": "",
+        "reasoning_effort": "",
+    }
+    assert not sent(call_of(CHAT, **empty)).keys() & empty.keys()
+    assert sent(call_of(TOKENIZE, prompt=""))["prompt"] == ""
 
 
 #: A value of every JSON kind, some of them hostile.

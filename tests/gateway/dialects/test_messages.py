@@ -6,9 +6,11 @@ import json
 
 import pytest
 
-from serving.errors import EngineFailed, InvalidRequest, UnsupportedParameter
+from serving.errors import EngineFailed, InvalidRequest, ThreadUnsupported, UnsupportedParameter
+from serving.gateway.dialects.dialect import Dialect
 from serving.gateway.dialects.messages import COUNT_TOKENS, MESSAGES, MessagesCounts
 from serving.gateway.nouns import Usage
+from serving.wire import STOP_STRINGS_MAX
 from tests.gateway.calls import call, draft, sent
 from tests.scripted_engine import messages_stream
 
@@ -20,60 +22,93 @@ def test_a_limit_is_required_as_at_anthropic() -> None:
     assert call(COUNT_TOKENS).output_tokens_max is None
 
 
-@pytest.mark.parametrize(
-    "block",
-    [
-        {"type": "text", "text": "a"},
-        {"type": "tool_use", "id": "1", "name": "f", "input": {}},
-        {"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": "a"}]},
-        {"type": "thinking", "thinking": "a", "signature": ""},
-    ],
-)
-def test_blocks_of_text_and_tools_are_sent_on(block: dict[str, object]) -> None:
-    """In a conversation as they are; in a system prompt too."""
-    messages = [{"role": "user", "content": [block]}]
-    assert sent(call(MESSAGES, messages=messages, system=[block]))["messages"] == messages
-
-
-@pytest.mark.parametrize(
-    ("block", "param"),
-    [
-        ({"type": "image", "source": {}}, "messages[0].content[0]"),
-        ({"type": "document"}, "messages[0].content[0]"),
-        ({"type": "text", "text": 7}, "messages[0].content[0]"),
-        ({"text": "a"}, "messages[0].content[0]"),
-        ({"type": "tool_result", "content": [{"type": "image"}]}, "messages[0].content[0].content[0]"),
-    ],
-)
-def test_a_block_that_is_no_text_is_refused_by_its_place(block: dict[str, object], param: str) -> None:
-    """Inside a tool's result too."""
-    with pytest.raises(InvalidRequest) as refused:
-        draft(MESSAGES, messages=[{"role": "user", "content": [block]}])
-    assert refused.value.param == param
-
-
-def test_only_a_clients_own_tools_are_taken() -> None:
-    """`custom` means the same as no type; the engine gets none."""
+def test_only_a_clients_own_tools_are_sent_on() -> None:
+    """`custom` means the same as no type; the engine gets none. Hosted ones are left out and named."""
     tool = {"name": "f", "input_schema": {"type": "object"}}
-    assert sent(call(MESSAGES, tools=[tool | {"type": "custom"}]))["tools"] == [tool]
-    with pytest.raises(UnsupportedParameter, match="web_search_20250305") as refused:
-        draft(MESSAGES, tools=[{"type": "web_search_20250305", "name": "web_search"}])
-    assert refused.value.param == "tools[0].type"
+    search = {"type": "web_search_20250305", "name": "web_search", "max_uses": 8}
+    one = draft(MESSAGES, tools=[tool | {"type": "custom", "defer_loading": True}, search])
+    assert sent(one.finish("m", "salt"))["tools"] == [tool]
+    assert one.headers() == [(b"x-left-out", b"web_search_20250305")]
+    with pytest.raises(UnsupportedParameter, match="'web_search', a tool that does not run here"):
+        draft(MESSAGES, tools=[search], tool_choice={"type": "tool", "name": "web_search"})
 
 
 @pytest.mark.parametrize(
-    ("thinking", "sentence"),
+    ("chosen", "spelt"),
     [
-        ({"type": "enabled"}, "Missing required parameter: 'thinking.budget_tokens'"),
-        ({"type": "enabled", "budget_tokens": 2048}, "must be less than 'max_tokens'"),
-        ({"type": "enabled", "budget_tokens": 10}, "Invalid value for 'thinking.budget_tokens'"),
+        ({"type": "any"}, {"type": "any"}),
+        ({"type": "tool", "name": "f"}, {"type": "tool", "name": "f"}),
+        (
+            {"type": "auto", "disable_parallel_tool_use": True},
+            {"type": "auto", "disable_parallel_tool_use": True},
+        ),
+        ({"type": "none"}, None),
     ],
 )
-def test_thinking_has_a_budget_below_the_limit(thinking: dict[str, object], sentence: str) -> None:
-    """Anthropic's own rules, in a sentence each."""
-    with pytest.raises(InvalidRequest, match=sentence):
-        draft(MESSAGES, max_tokens=2048, thinking=thinking)
-    assert "thinking" in sent(call(MESSAGES, max_tokens=2049, thinking={"type": "enabled", "budget_tokens": 2048}))
+def test_a_choice_among_tools_keeps_anthropics_words(chosen: dict[str, object], spelt: object) -> None:
+    """With none, no tool is sent: what a model is not told of it does not call."""
+    body = sent(call(MESSAGES, tools=[{"name": "f", "input_schema": {}}], tool_choice=chosen))
+    assert body.get("tool_choice") == spelt and ("tools" in body) is (spelt is not None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "level"),
+    [
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "low"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 10_000.0}}, "medium"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 31_999}}, "high"),
+        ({"thinking": {"type": "enabled", "budget_tokens": -1}}, None),
+        ({"thinking": {"type": "enabled", "budget_tokens": 10}}, None),
+        ({"thinking": {"type": "enabled"}}, None),
+        ({"thinking": {"type": "enabled", "budget_tokens": 31_999}, "output_config": {"effort": "low"}}, "low"),
+        ({"output_config": {"effort": "max", "task_budget": {"type": "tokens"}}}, "high"),
+        ({"output_config": {"effort": "none"}}, "low"),
+        ({"thinking": {"type": "adaptive", "display": "new"}}, None),
+    ],
+    ids=str,
+)
+def test_a_thinking_budget_is_a_hint(fields: dict[str, object], level: str | None) -> None:
+    """It becomes an effort where none is given, and never reaches an engine, when tokens are counted too."""
+    for dialect, limit in ((MESSAGES, {"max_tokens": 32_000}), (COUNT_TOKENS, {})):
+        body = sent(call(dialect, **fields, **limit))
+        assert body.get("output_config", {}).get("effort") == level
+        assert body.get("thinking") in (None, {"type": "adaptive"})
+
+
+def test_thinking_has_a_budget_below_the_limit() -> None:
+    """Anthropic's own rule."""
+    with pytest.raises(InvalidRequest, match="must be less than 'max_tokens'"):
+        draft(MESSAGES, max_tokens=2048, thinking={"type": "enabled", "budget_tokens": 2048})
+
+
+@pytest.mark.parametrize("dialect", [MESSAGES, COUNT_TOKENS], ids=lambda dialect: dialect.path)
+def test_a_thread_is_refused_in_words_that_a_client_goes_on_by(dialect: Dialect) -> None:
+    """Its official clients then send the whole conversation."""
+    with pytest.raises(ThreadUnsupported) as refused:
+        draft(dialect, thread={"type": "create"})
+    error = json.loads(dialect.error_body(refused.value, "r"))["error"]
+    assert error["details"] == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+
+
+def test_as_many_stop_sequences_as_engines_take() -> None:
+    """Anthropic has no bound of four."""
+    stops = [str(n) for n in range(STOP_STRINGS_MAX)]
+    assert sent(call(MESSAGES, stop_sequences=stops))["stop_sequences"] == stops
+    with pytest.raises(InvalidRequest, match="stop_sequences"):
+        draft(MESSAGES, stop_sequences=[*stops, "x"])
+
+
+def test_system_messages_add_and_remove_tools() -> None:
+    """The engine gets the tools in effect at the end, and no block that it might refuse."""
+    tools: list[dict[str, object]] = [{"name": name, "input_schema": {}} for name in ("f", "g")]
+    changes = [
+        {"type": "tool_removal", "tool": {"type": "tool_reference", "name": "f"}},
+        {"type": "tool_addition", "tool": {"type": "tool_reference", "name": "g"}},
+        {"type": "tool_addition", "tool": {"type": "tool_definition", "definition": tools[0] | {"name": "h"}}},
+    ]
+    messages = [{"role": "user", "content": "Hi"}, {"role": "system", "content": changes}]
+    body = sent(call(MESSAGES, tools=tools, messages=messages))
+    assert [tool["name"] for tool in body["tools"]] == ["g", "h"] and body["messages"][1]["content"] == []
 
 
 def test_usage_adds_what_the_cache_gave_and_took() -> None:

@@ -18,8 +18,8 @@ STATEFUL: list[dict[str, object]] = [
     {"conversation": "c"},
     {"background": True},
     {"prompt": {"id": "p"}},
+    {"input": [{"type": "item_reference", "id": "msg_1"}]},
     {"tools": [{"type": "mcp", "server_label": "x", "server_url": "http://10.0.0.1"}]},
-    {"input": [{"type": "item_reference", "id": "i"}]},
     {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
 ]
 
@@ -38,46 +38,43 @@ def test_nothing_is_stored_whatever_the_client_says() -> None:
     assert sent(call(RESPONSES, store=True))["store"] is sent(call(RESPONSES))["store"] is False
 
 
-@pytest.mark.parametrize(
-    "item",
-    [
-        {"role": "user", "content": "a"},
-        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "a"}]},
-        {"type": "reasoning", "summary": []},
-        {"type": "function_call", "name": "f", "arguments": "{}", "call_id": "c"},
-        {"type": "function_call_output", "call_id": "c", "output": "a"},
-    ],
-)
-def test_items_of_text_are_sent_on_as_they_are(item: dict[str, object]) -> None:
-    """Messages, reasoning, function calls and their outputs."""
-    assert sent(call(RESPONSES, input=[item]))["input"] == [item]
-
-
-@pytest.mark.parametrize(
-    ("item", "param"),
-    [
-        ({"role": "robot", "content": "a"}, "input[0].role"),
-        ({"role": "user"}, "input[0].content"),
-        ({"role": "user", "content": 7}, "input[0].content"),
-        ({"role": "user", "content": [7]}, "input[0].content[0]"),
-        ({"role": "user", "content": [{"type": "input_text"}]}, "input[0].content[0].text"),
-        ({"type": "function_call", "arguments": "{}", "call_id": "c"}, "input[0].name"),
-        ({"type": "web_search_call"}, "input[0].type"),
-    ],
-)
-def test_half_an_item_is_refused_by_its_place(item: dict[str, object], param: str) -> None:
-    """What the engine would fail on is the client's 400."""
-    with pytest.raises(InvalidRequest) as refused:
-        draft(RESPONSES, input=[item])
-    assert refused.value.param == param
-
-
 def test_a_tool_has_what_the_engine_requires() -> None:
     """Its parameters and its strictness, if only as null; a function has a name."""
     (tool,) = sent(call(RESPONSES, tools=[{"type": "function", "name": "f"}]))["tools"]
     assert tool == {"type": "function", "name": "f", "parameters": None, "strict": None}
     with pytest.raises(InvalidRequest, match=r"tools\[0\]\.name"):
         draft(RESPONSES, tools=[{"type": "function"}])
+
+
+FUNCTIONS = [{"type": "function", "name": name} for name in ("f", "g")]
+
+
+def test_none_sends_no_tools_and_allowed_tools_narrow_them() -> None:
+    """What a model is not told of it does not call."""
+    body = sent(call(RESPONSES, tools=FUNCTIONS, tool_choice="none"))
+    assert "tools" not in body and "tool_choice" not in body
+    allowed = {"type": "allowed_tools", "mode": "auto", "tools": [FUNCTIONS[1], {"type": "web_search"}]}
+    body = sent(call(RESPONSES, tools=[*FUNCTIONS, {"type": "web_search"}], tool_choice=allowed))
+    assert [tool["name"] for tool in body["tools"]] == ["g"] and body["tool_choice"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "sent_on"),
+    [
+        ({"effort": "minimal", "summary": "none"}, {"effort": "low"}),
+        ({"effort": "xhigh", "summary": "auto"}, {"effort": "high", "summary": "auto"}),
+        ({"effort": None, "context": "all_turns"}, {}),
+    ],
+)
+def test_reasoning_is_an_effort_that_the_model_knows(reasoning: dict[str, object], sent_on: dict[str, object]) -> None:
+    """Other keys are hints; a summary of a kind that no engine knows is none."""
+    assert sent(call(RESPONSES, reasoning=reasoning))["reasoning"] == sent_on
+
+
+def test_what_more_to_include_is_taken_where_it_is_known() -> None:
+    """Sources of searches that did not run are not missed."""
+    asked = ["web_search_call.action.sources", "message.output_text.logprobs"]
+    assert sent(call(RESPONSES, include=asked))["include"] == ["message.output_text.logprobs"]
 
 
 def test_usage_is_read_in_its_own_words() -> None:

@@ -164,3 +164,14 @@ def test_an_answer_counts_its_own_waits_alone() -> None:
     one.cut()
     assert one.waited_s == 2.0 and flow.is_cut
     assert Responder(Wire().send, "r").waited_s == 0.0
+
+
+async def test_announced_headers_go_out_with_any_answer() -> None:
+    """Before those of the answer itself, after the request id."""
+    wire = Wire()
+    responder = Responder(wire.send, "r")
+    responder.announce((b"x-left-out", b"web_search"))
+    await responder.whole(200, b"{}", [(b"x-own", b"1")])
+    (start,) = (it for it in wire.sent if it["type"] == "http.response.start")
+    names = [name for name, _ in start["headers"]]
+    assert names == [b"x-request-id", b"x-left-out", b"content-type", b"content-length", b"x-own"]

@@ -1,0 +1,201 @@
+"""Items: the input of `/v1/responses`, reduced to the four kinds that engines read: messages, reasoning, function calls and
+their outputs.
+
+Items of hosted tools, and of kinds that this release does not know, come from earlier turns: what has text keeps it, what
+has none is left out, so that an old item never stops a session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from serving.errors import InvalidRequest, UnsupportedParameter
+from serving.gateway.dialects import checks, history
+from serving.gateway.dialects.checks import typed
+
+Item = dict[str, Any]
+
+_ROLES = frozenset({"system", "developer", "user", "assistant"})
+#: Parts of text, whatever they are called.
+_TEXT_PARTS = frozenset({"input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text"})
+#: What of a hosted tool's call is no argument of it.
+_NO_ARGUMENTS = frozenset({"type", "id", "call_id", "status", "name", "output", "created_by", "caller", "namespace"})
+_items = typed(str | Annotated[list[dict[str, checks.Json]], Meta(min_length=1, max_length=checks.MESSAGES_MAX)])
+
+
+def responses_input(name: str, value: Any) -> Any:
+    """A string, or input items that need nothing stored and no media."""
+    items = _items(name, value)
+    if isinstance(items, str):
+        return items
+    calls: set[str] = set()
+    read = [it for index, item in enumerate(items) for it in _read(item, f"{name}[{index}]", calls)]
+    if not read:
+        raise InvalidRequest(f"Invalid value for '{name}': none of its items holds anything to read.", param=name)
+    return read
+
+
+def _read(item: Item, where: str, calls: set[str]) -> Iterator[Item]:
+    """The item in the kinds that engines read; `calls` are the ids of the calls before it."""
+    kind = item.get("type") or ("item_reference" if item.keys() == {"id"} else "message")
+    if not isinstance(kind, str):
+        raise InvalidRequest(f"Invalid value for '{where}.type': Expected str.", param=f"{where}.type")
+    if kind == "message":
+        yield _message(item, where)
+    elif kind == "reasoning":
+        yield _reasoning(item, where)
+    elif kind == "item_reference":
+        yield from _reference(item, where)
+    elif kind == "function_call":
+        yield _function_call(item, where, calls)
+    elif kind.endswith("_output"):
+        yield _output(item, where, kind, calls)
+    elif kind.endswith("_call"):
+        yield from _hosted_call(item, kind, calls)
+    elif text := history.text_of(item):
+        yield {"type": "message", "role": item["role"] if item.get("role") in _ROLES else "assistant", "content": text}
+
+
+def _require_text(item: Item, where: str, *keys: str) -> None:
+    for key in keys:
+        if not isinstance(item.get(key), str):
+            raise InvalidRequest(f"Invalid value for '{where}.{key}': Expected str.", param=f"{where}.{key}")
+
+
+def _message(item: Item, where: str) -> Item:
+    _require_text(item, where, "role")
+    role, content = item["role"], item.get("content")
+    if role not in _ROLES:
+        raise InvalidRequest(f"Invalid value for '{where}.role'.", param=f"{where}.role")
+    if content is None:
+        raise InvalidRequest(f"Missing required parameter: '{where}.content'.", param=f"{where}.content")
+    if isinstance(content, str):
+        return item
+    is_now = role != "assistant"
+    texts = [_part(part, place, is_now) for place, part in _parts(content, f"{where}.content")]
+    if is_now:
+        return item | {"content": [{"type": "input_text", "text": text} for text in texts]}
+    # Engines read only the first part of several, and refuse an answer with nulls or without its type.
+    return item if _is_as_answered(item) else {"type": "message", "role": role, "content": "".join(texts)}
+
+
+def _is_as_answered(item: Item) -> bool:
+    """Is a message with parts as an engine's own answers are?"""
+    first = item["content"][0] if len(item["content"]) == 1 else {}
+    return (
+        item.get("type") == "message"
+        and first.get("type") == "output_text"
+        and isinstance(first.get("annotations", []), list)
+        and isinstance(item.get("id", ""), str)
+        and isinstance(item.get("status", ""), str)
+    )
+
+
+def _parts(parts: Any, where: str) -> Iterator[tuple[str, Item]]:
+    """Each part with its place; raises for what is no list of typed objects."""
+    if not isinstance(parts, list):
+        raise InvalidRequest(f"Invalid value for '{where}': Expected a string or a list of parts.", param=where)
+    for index, part in enumerate(parts):
+        place = f"{where}[{index}]"
+        if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+            raise InvalidRequest(f"Invalid value for '{place}': Expected an object with a type.", param=place)
+        yield place, part
+
+
+def _part(part: Item, where: str, is_now: bool) -> str:
+    """A part's text. Raises for media in what a client says now, as a user or as an operator."""
+    kind = part["type"]
+    if kind in _TEXT_PARTS:
+        key = "refusal" if kind == "refusal" else "text"
+        if not isinstance(part.get(key), str):
+            raise InvalidRequest(f"Invalid value for '{where}.{key}': Expected str.", param=f"{where}.{key}")
+        text: str = part[key]
+        return text
+    if not is_now:
+        return history.in_result(part)
+    if checks.medium(kind) or not (text := history.text_of(part)):
+        raise checks.unsupported_part(kind, where)
+    return text
+
+
+def _reasoning(item: Item, where: str) -> Item:
+    content, summary = item.get("content"), item.get("summary") or []
+    if isinstance(content, str):
+        content = [{"type": "reasoning_text", "text": content}]
+    texts = [_part(part, place, False) for place, part in _parts(content or [], f"{where}.content")]
+    if isinstance(summary, str):
+        summary = [{"type": "summary_text", "text": summary}]
+    said = [_part(part, place, False) for place, part in _parts(summary, f"{where}.summary")]
+    read: Item = {"type": "reasoning", "summary": [{"type": "summary_text", "text": text} for text in said]}
+    if texts:
+        read["content"] = [{"type": "reasoning_text", "text": text} for text in texts]
+    if isinstance(item.get("id"), str):
+        read["id"] = item["id"]
+    return read
+
+
+def _reference(item: Item, where: str) -> Iterator[Item]:
+    """References to reasoning are left out: without it the model thinks again. Any other item would be missing."""
+    if not str(item.get("id")).startswith("rs_"):
+        raise UnsupportedParameter(
+            f"'{where}' refers to an item, and none is stored here: send the items themselves, in most clients by"
+            " `store: false`.",
+            param=where,
+        )
+    yield from ()
+
+
+def _function_call(item: Item, where: str, calls: set[str]) -> Item:
+    _require_text(item, where, "name", "arguments", "call_id")
+    calls.add(item["call_id"])
+    return item
+
+
+def _output(item: Item, where: str, kind: str, calls: set[str]) -> Item:
+    """A tool's output as a function's, whatever the tool's kind, as one string."""
+    call_id = item.get("call_id") or item.get("id")
+    if not isinstance(call_id, str):
+        raise InvalidRequest(f"Invalid value for '{where}.call_id': Expected str.", param=f"{where}.call_id")
+    if "output" in item or kind == "function_call_output":
+        if item.get("output") is None:
+            raise InvalidRequest(f"Missing required parameter: '{where}.output'.", param=f"{where}.output")
+        text = history.output_text(item["output"])
+    else:
+        text = _as_json(_payload(item))
+    if call_id not in calls:
+        if kind != "function_call_output":
+            return {"type": "message", "role": "user", "content": text}
+        raise InvalidRequest(
+            f"'{where}' is the output of a call that no earlier item makes: no response is stored here, send the call"
+            " as well.",
+            param=where,
+        )
+    return {"type": "function_call_output", "call_id": call_id, "output": text}
+
+
+def _hosted_call(item: Item, kind: str, calls: set[str]) -> Iterator[Item]:
+    """A call of a tool that is no function as a function's; its output comes with it or in an item of its own."""
+    call_id = item.get("call_id") or item.get("id")
+    output = item.get("output")
+    if not isinstance(call_id, str) or (output is None and "call_id" not in item and kind != "local_shell_call"):
+        return
+    name = item["name"] if isinstance(item.get("name"), str) else kind.removesuffix("_call")
+    calls.add(call_id)
+    said = item.get("arguments")
+    arguments = said if isinstance(said, str) else _as_json(_payload(item))
+    yield {"type": "function_call", "name": name, "arguments": arguments, "call_id": call_id}
+    if output is not None:
+        yield {"type": "function_call_output", "call_id": call_id, "output": history.output_text(output)}
+
+
+def _payload(item: Item) -> Item:
+    """What an item of a hosted tool says about the call."""
+    return {key: value for key, value in item.items() if key not in _NO_ARGUMENTS and value is not None}
+
+
+def _as_json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
