@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from serving.errors import InvalidRequest
+from serving.gateway.answers.asked import Asked
 from serving.gateway.dialects import constraints, fields
 from serving.gateway.dialects.checks import StreamOptions
 from serving.gateway.dialects.dialect import Body, ChunkStream, Dialect
@@ -43,6 +44,10 @@ class Call(msgspec.Struct, frozen=True):
     choices: int
     #: Output tokens of one sequence at most: the client's own limit, else the model's default; None where there is neither.
     output_tokens_max: int | None
+    #: What the answer depends on beside what the engine gets.
+    asked: Asked = Asked()
+    #: The engine streams, and the client gets a whole answer put together from that.
+    is_assembled: bool = False
 
 
 class Draft(msgspec.Struct, frozen=True):
@@ -53,6 +58,8 @@ class Draft(msgspec.Struct, frozen=True):
     kept: Body
     #: What the client asked for and goes on without, such as hosted tools: the answer's header says so.
     left_out: tuple[str, ...] = ()
+    #: Fields that the answer repeats, as they were sent.
+    echoed: Body = {}
 
     def headers(self) -> list[Header]:
         """What the client is told besides its answer."""
@@ -68,8 +75,12 @@ class Draft(msgspec.Struct, frozen=True):
         kept = {**self.kept, "model": model}
         dialect = self.dialect
         is_streamed = dialect.stream is not None and kept.get("stream") is True
-        asked: StreamOptions = kept.pop("stream_options", StreamOptions())
-        if is_streamed and isinstance(dialect.stream, ChunkStream):
+        options: StreamOptions = kept.pop("stream_options", StreamOptions())
+        asked = msgspec.structs.replace(dialect.ask(kept), echoed=self.echoed)
+        is_assembled = not is_streamed and dialect.assembly is not None and asked.needs_stream
+        if is_assembled:
+            kept["stream"] = True
+        if (is_streamed or is_assembled) and isinstance(dialect.stream, ChunkStream):
             # Usage in every chunk: a stream that is cut is billed as of its last chunk.
             kept["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
         if dialect.takes_cache_salt:
@@ -84,12 +95,14 @@ class Draft(msgspec.Struct, frozen=True):
             model=model,
             body=msgspec.json.encode(kept),
             is_streamed=is_streamed,
-            wants_usage=asked.include_usage is True,
+            is_assembled=is_assembled,
+            wants_usage=options.include_usage is True,
             # As in the engine: usage in every chunk comes only with usage at the end.
-            wants_continuous_usage=asked.include_usage is True and asked.continuous_usage_stats is True,
+            wants_continuous_usage=options.include_usage is True and options.continuous_usage_stats is True,
             sequences=choices * dialect.prompts(kept),
             choices=choices,
             output_tokens_max=dialect.output_limit(kept),
+            asked=asked,
         )
 
 
@@ -104,7 +117,8 @@ def read(dialect: Dialect, raw: bytes) -> Draft:
     left_out = (*sifted.left_out, *dialect.adapt(kept))
     for name in _SCHEMA_FIELDS & kept.keys():
         constraints.require_cheap(name, kept[name])
-    return Draft(dialect, kept["model"], kept, left_out)
+    echoed = {name: body[name] for name in dialect.echoed if body.get(name) is not None}
+    return Draft(dialect, kept["model"], kept, left_out, echoed)
 
 
 def _decode(raw: bytes) -> Any:

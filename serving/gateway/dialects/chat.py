@@ -9,6 +9,8 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from serving.errors import InvalidRequest
+from serving.gateway.answers.asked import Asked
+from serving.gateway.answers.chat_answers import ChatAssembly, ChatShaper
 from serving.gateway.dialects import checks, effort, history, openai
 from serving.gateway.dialects.checks import typed
 from serving.gateway.dialects.dialect import Body, Dialect
@@ -209,6 +211,17 @@ def _adapt(kept: Body) -> Iterable[str]:
     return choose(kept, kept.get("tool_choice", AUTO), _spelt)
 
 
+def _ask(kept: Body) -> Asked:
+    return Asked(
+        offers_tools=bool(kept.get("tools")) and kept.get("tool_choice") != "none",
+        stops=openai.taken_stops(kept),
+        keeps_stop=kept.pop("include_stop_str_in_output", False),
+        min_tokens=kept.get("min_tokens", 0),
+        wants_logprobs=kept.get("logprobs", False),
+        choices=kept.get("n", 1),
+    )
+
+
 CHAT = Dialect(
     path="/v1/chat/completions",
     fields=FIELDS,
@@ -217,6 +230,9 @@ CHAT = Dialect(
     stream=openai.CHUNKS,
     check=_check,
     adapt=_adapt,
+    ask=_ask,
+    shaper=ChatShaper,
+    assembly=ChatAssembly,
     limit_fields=("max_completion_tokens", "max_tokens"),
     default_limit_field="max_completion_tokens",
 )

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from serving.errors import InvalidRequest, UnsupportedParameter
+from serving.gateway.answers.chunk_answers import ChunkShaper
 from serving.gateway.dialects import checks, openai
 from serving.gateway.dialects.checks import typed
 from serving.gateway.dialects.dialect import Body, Dialect
@@ -51,6 +52,7 @@ COMPLETIONS = Dialect(
     counts=ChatCounts,
     stream=openai.CHUNKS,
     check=_check,
+    shaper=ChunkShaper,
     prompts=_prompts,
     prompt_field="prompt",
     limit_fields=("max_tokens",),

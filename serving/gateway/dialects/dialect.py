@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import msgspec
 
 from serving.errors import ApiError
+from serving.gateway.answers.asked import Asked
+from serving.gateway.answers.shaper import Assembly, Counted, Shaper
 from serving.gateway.dialects.fields import Table
 from serving.gateway.http.bodies import openai_body
 from serving.gateway.nouns import Usage
@@ -67,6 +69,10 @@ def _leaves_nothing_out(kept: Body) -> Iterable[str]:
     return ()
 
 
+def _asks_nothing(kept: Body) -> Asked:
+    return Asked()
+
+
 def _one_prompt(kept: Body) -> int:
     return 1
 
@@ -89,6 +95,14 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     adapt: Callable[[Body], Iterable[str]] = _leaves_nothing_out
     #: Sets what the gateway decides for every call.
     complete: Callable[[Body], None] = _nothing
+    #: Takes out of the body what the gateway does itself, and says what else the answer depends on.
+    ask: Callable[[Body], Asked] = _asks_nothing
+    #: Fields of a request that its answer repeats as they were sent.
+    echoed: tuple[str, ...] = ()
+    #: Makes an engine's answers the API's.
+    shaper: Callable[[Asked, Counted], Shaper] = Shaper
+    #: Puts a whole answer together from a stream; None where an engine's whole answers will do.
+    assembly: Callable[[], Assembly] | None = None
     #: Prompts in one request.
     prompts: Callable[[Body], int] = _one_prompt
     #: The field that holds the prompt, for errors about its length.

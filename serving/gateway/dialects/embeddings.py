@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from serving.errors import InvalidRequest
+from serving.gateway.answers.embedding_answers import EmbeddingShaper
 from serving.gateway.dialects import checks
 from serving.gateway.dialects.checks import typed
 from serving.gateway.dialects.dialect import Body, Dialect
@@ -59,5 +60,6 @@ EMBEDDINGS = Dialect(
     answer=EmbeddingsAnswer,
     counts=ChatCounts,
     check=_check,
+    shaper=EmbeddingShaper,
     prompt_field="input",
 )

@@ -10,6 +10,8 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from serving.errors import ApiError, InvalidRequest, ThreadUnsupported
+from serving.gateway.answers.asked import Asked
+from serving.gateway.answers.message_answers import CountShaper, MessageAssembly, MessageShaper
 from serving.gateway.dialects import checks, effort
 from serving.gateway.dialects.blocks import TOOL_CHANGES, AnthropicMessage, anthropic_messages, anthropic_system
 from serving.gateway.dialects.checks import typed
@@ -206,6 +208,15 @@ def _spelt(choice: Choice, is_serial: bool | UnsetType = UNSET) -> AnthropicTool
     return AnthropicToolChoice(_TYPES.get(choice.mode, "auto"), choice.name or UNSET, is_serial)
 
 
+def _ask(kept: Body) -> Asked:
+    choice: AnthropicToolChoice | None = kept.get("tool_choice")
+    return Asked(
+        offers_tools=bool(kept.get("tools")) and (choice is None or choice.type != "none"),
+        # The engine would search reasoning and calls too (RLY-22).
+        stops=tuple(kept.pop("stop_sequences", ())),
+    )
+
+
 class MessagesCounts(msgspec.Struct):
     """`AnthropicUsage`: input tokens exclude what the cache gave or took."""
 
@@ -242,6 +253,9 @@ MESSAGES = Dialect(
     ),
     check=_check,
     adapt=_adapt,
+    ask=_ask,
+    shaper=MessageShaper,
+    assembly=MessageAssembly,
     limit_fields=("max_tokens",),
     error_body=anthropic_body,
 )
@@ -251,6 +265,7 @@ COUNT_TOKENS = Dialect(
     answer=CountAnswer,
     counts=None,
     adapt=_adapt,
+    shaper=CountShaper,
     takes_cache_salt=False,
     error_body=anthropic_body,
 )

@@ -43,8 +43,15 @@ def check_streaming(body: Body, kept: Body) -> None:
         )
 
 
+def taken_stops(kept: Body) -> tuple[str, ...]:
+    """A body's stop strings, taken out: the gateway searches the text that the client sees, which the engine cannot (RLY-22)."""
+    stops: str | list[str] = kept.pop("stop", ())
+    return (stops,) if isinstance(stops, str) else tuple(stops)
+
+
 def _error_event(error: ApiError, request_id: str, events_sent: int) -> bytes:
-    return b"data: " + openai_body(error, request_id) + b"\n\n" + DONE
+    # Named, for clients that go by the name alone; openai-python goes by the data.
+    return b"event: error\ndata: " + openai_body(error, request_id) + b"\n\n" + DONE
 
 
 CHUNKS = ChunkStream(opening=FIRST_CHUNK, endings=(DONE,), error_event=_error_event)

@@ -9,7 +9,9 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from serving.errors import ApiError, InvalidRequest, UnsupportedParameter
-from serving.gateway.dialects import checks, effort
+from serving.gateway.answers.asked import Asked
+from serving.gateway.answers.response_answers import ResponseAssembly, ResponseShaper
+from serving.gateway.dialects import checks, effort, openai
 from serving.gateway.dialects.checks import typed
 from serving.gateway.dialects.dialect import Body, Dialect, EventStream
 from serving.gateway.dialects.effort import Effort
@@ -223,6 +225,14 @@ def _complete(kept: Body) -> None:
     kept["store"] = False
 
 
+def _ask(kept: Body) -> Asked:
+    return Asked(
+        offers_tools=bool(kept.get("tools")) and kept.get("tool_choice") != "none",
+        stops=openai.taken_stops(kept),
+        keeps_stop=kept.pop("include_stop_str_in_output", False),
+    )
+
+
 class ResponsesCounts(msgspec.Struct):
     """`ResponseUsage`."""
 
@@ -263,6 +273,20 @@ def _error_event(error: ApiError, request_id: str, events_sent: int) -> bytes:
     return b"event: error\ndata: " + msgspec.json.encode(event) + b"\n\n"
 
 
+#: OpenAI's responses repeat them.
+_ECHOED = (
+    "instructions",
+    "max_tool_calls",
+    "metadata",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "reasoning",
+    "safety_identifier",
+    "text",
+    "tool_choice",
+    "tools",
+    "user",
+)
 _LAST_EVENTS = (b"event: response.completed\n", b"event: response.incomplete\n", b"event: response.failed\n")
 
 RESPONSES = Dialect(
@@ -280,6 +304,10 @@ RESPONSES = Dialect(
     check=_check,
     adapt=_adapt,
     complete=_complete,
+    ask=_ask,
+    echoed=_ECHOED,
+    shaper=ResponseShaper,
+    assembly=ResponseAssembly,
     prompt_field="input",
     limit_fields=("max_output_tokens",),
     default_limit_field="max_output_tokens",

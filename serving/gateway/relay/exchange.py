@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from serving.errors import InvalidRequest
 from serving.gateway.admission.estimates import Rates
+from serving.gateway.answers.shaper import Assembly, Shaper
 from serving.gateway.dialects.call import Call
 from serving.gateway.dialects.dialect import ChunkStream
 from serving.gateway.http.asgi import Header
@@ -20,6 +22,12 @@ STREAM_HEADERS: list[Header] = [
     # nginx and its kind would hold chunks back otherwise.
     (b"x-accel-buffering", b"no"),
 ]
+#: Bytes of a whole answer that are written at once.
+PIECE_BYTES = 64 * 1024
+#: Characters of text in a whole answer that is put together from a stream: four times the longest contexts.
+ASSEMBLED_CHARS_MAX = 4 * 1024 * 1024
+
+JSON_HEADERS: list[Header] = [(b"content-type", b"application/json")]
 
 
 class Exchange:
@@ -30,7 +38,9 @@ class Exchange:
         self.sink = sink
         self.trace = trace
         #: Chunks carry usage that the gateway asked for and the client did not.
-        self.strips_usage = isinstance(call.dialect.stream, ChunkStream) and not call.wants_continuous_usage
+        self.strips_usage = (
+            isinstance(call.dialect.stream, ChunkStream) and call.is_streamed and not call.wants_continuous_usage
+        )
         self._record = record
         self._clock = clock
         self._first_byte_at: float | None = None
@@ -39,6 +49,10 @@ class Exchange:
         self._keep_alives = 0
         self._inter_token = InterTokenLatency()
         self._meter: Meter | None = None
+        #: The engine's stream has begun as its API's do.
+        self.has_begun = False
+        self._shaper: Shaper | None = None
+        self._assembly: Assembly | None = None
         self._sent_at = 0.0
 
     @property
@@ -54,8 +68,12 @@ class Exchange:
         """An engine gets the call now."""
         self._record.replica_id = replica_id
         self._sent_at = self._clock()
-        self._meter = metering.meter_for(self.call, rates)
-        return self._meter
+        self._meter = meter = metering.meter_for(self.call, rates)
+        self.has_begun = False
+        dialect = self.call.dialect
+        self._shaper = dialect.shaper(self.call.asked, lambda: meter.usage(self._clock() - self._sent_at))
+        self._assembly = dialect.assembly() if self.call.is_assembled and dialect.assembly else None
+        return meter
 
     def fail(self, failure: Failure) -> None:
         """The attempt gave the client nothing."""
@@ -65,6 +83,26 @@ class Exchange:
     def forget(self) -> None:
         """That engine did nothing the client can be billed for."""
         self._meter = None
+
+    @property
+    def is_over(self) -> bool:
+        """The client has its answer, though the engine goes on."""
+        return self._shaper is not None and self._shaper.is_over
+
+    def shaped(self, block: bytes) -> bytes:
+        """What the client gets for whole events that the meter has seen."""
+        if self._shaper is None or self._meter is None:
+            return block
+        block = self._shaper.events(block)
+        if self._shaper.is_over:
+            self._meter.conclude(block)
+            # A client that closes now has its answer.
+            self.sink.is_whole = True
+        return block
+
+    def shaped_whole(self, body: bytes) -> bytes:
+        """What the client gets for a whole answer."""
+        return body if self._shaper is None else self._shaper.whole(body)
 
     def learn(self) -> None:
         """The answer is complete: let its exact usage improve later estimates."""
@@ -81,10 +119,34 @@ class Exchange:
         record.usage = self._meter.usage(self._clock() - self._sent_at) if self._meter else Usage()
 
     async def keep_alive(self) -> None:
+        if not self.call.is_streamed:
+            # A whole answer has no room for comments.
+            return
         self._keep_alives += 1
         if not self.sink.is_started:
             await self.sink.start(200, STREAM_HEADERS)
         await self.sink.write(events.KEEP_ALIVE)
+
+    async def pass_on(self, block: bytes) -> None:
+        """Events for the client: sent on, or put together."""
+        if self._assembly is None:
+            return await self.write(block, STREAM_HEADERS)
+        self._assembly.add(block)
+        if self._assembly.held_chars > ASSEMBLED_CHARS_MAX:
+            raise InvalidRequest("The answer is too long to be given whole; ask for a stream.", param="stream")
+        return None
+
+    async def finish(self) -> None:
+        """The answer is complete."""
+        if self._assembly is not None:
+            await self.write_whole(self._assembly.body())
+        await self.sink.finish()
+
+    async def write_whole(self, body: bytes) -> None:
+        """A whole answer, in pieces: what a client has not read waits here, where all such bytes are counted together."""
+        headers = [*JSON_HEADERS, (b"content-length", b"%d" % len(body))]
+        for start in range(0, len(body), PIECE_BYTES):
+            await self.write(body[start : start + PIECE_BYTES], headers)
 
     async def write(self, data: bytes, headers: list[Header]) -> None:
         now = self._clock()

@@ -68,6 +68,9 @@ class Meter(ABC):
     def scan(self, block: bytes) -> None:
         """More of the answer has passed: whole events of a stream, any bytes of a whole answer."""
 
+    def conclude(self, block: bytes) -> None:  # noqa: B027 Only chunks say on the way what an answer has cost.
+        """The gateway ended the stream before its engine did, with these events."""
+
     def close(self) -> None:  # noqa: B027 A stream says in its bytes that it is over; only a whole answer overrides this.
         """The answer is complete."""
 
@@ -138,6 +141,10 @@ class ChunkMeter(Meter):
         elif b'"usage":' in block:
             self._last = block
 
+    def conclude(self, block: bytes) -> None:
+        # As exact as any: nothing that the engine made afterwards is in the answer.
+        self.scan(block)
+
     def _estimate(self, seconds: float) -> Usage:
         so_far = self._several() if self._choices else _last_usage(self._last, self._call.dialect.counts)
         if so_far is None:
@@ -192,7 +199,7 @@ class EventMeter(Meter):
 
 def meter_for(call: Call, rates: Rates) -> Meter:
     """The meter for the answer to `call`."""
-    stream = call.dialect.stream if call.is_streamed else None
+    stream = call.dialect.stream if call.is_streamed or call.is_assembled else None
     if isinstance(stream, ChunkStream):
         return ChunkMeter(call, rates)
     return EventMeter(call, rates, stream) if isinstance(stream, EventStream) else WholeMeter(call, rates)

@@ -23,11 +23,10 @@ from serving.gateway.dialects.call import Call
 from serving.gateway.dialects.dialect import Stream
 from serving.gateway.fleet.router import Candidate
 from serving.gateway.fleet.sources import bearer
-from serving.gateway.http.asgi import Header
 from serving.gateway.http.upstream import Upstream
 from serving.gateway.nouns import Failure
 from serving.gateway.relay import events, translation
-from serving.gateway.relay.exchange import STREAM_HEADERS, Exchange
+from serving.gateway.relay.exchange import JSON_HEADERS, Exchange
 from serving.gateway.relay.held import Room
 from serving.gateway.relay.metering import Meter
 from serving.gateway.relay.translation import ENGINE_FAILED, Blame
@@ -39,11 +38,6 @@ FAILURES_MAX = 3
 ERROR_BYTES_MAX = 64 * 1024
 #: Seconds in which an engine closes an answer whose end it has sent; its connection is then used again.
 REST_S = 1.0
-
-#: Bytes of a whole answer that are written at once.
-PIECE_BYTES = 64 * 1024
-
-_JSON: list[Header] = [(b"content-type", b"application/json")]
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +102,7 @@ class Relay:
                 async with self._posted(session, replica.url + call.dialect.path, call, context) as response:
                     if response.status != 200:
                         await self._refused(response, exchange)
-                    elif call.is_streamed and call.dialect.stream:
+                    elif (call.is_streamed or call.is_assembled) and call.dialect.stream:
                         await self._stream(response.content, call.dialect.stream, exchange, meter)
                     else:
                         await self._whole(response, exchange, meter)
@@ -128,7 +122,7 @@ class Relay:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **bearer(self._secret), **context}
         # A whole answer's headers come with its end, a stream's at once.
-        async with asyncio.timeout(self._timeouts.engine_silence_s if call.is_streamed else None):
+        async with asyncio.timeout(self._timeouts.engine_silence_s if call.is_streamed or call.is_assembled else None):
             response = await session.post(url, data=call.body, headers=headers, allow_redirects=False)
         try:
             yield response
@@ -160,9 +154,12 @@ class Relay:
                 exchange.sink.is_whole = True
                 await self._pass_on(whole[:end], stream, exchange, meter)
                 exchange.learn()
-                await exchange.sink.finish()
+                await exchange.finish()
                 return await self._drop_rest(content)
             await self._pass_on(whole, stream, exchange, meter)
+            if exchange.is_over:
+                # The engine's connection, not read to its end, is closed on the way out: that stops it.
+                return await exchange.finish()
             if failed is not None:
                 self._raise_in_stream(failed[1], exchange)
         raise self._broken(exchange)
@@ -175,15 +172,17 @@ class Relay:
                     pass
 
     async def _pass_on(self, block: bytes, stream: Stream, exchange: Exchange, meter: Meter) -> None:
-        if not exchange.has_content:
+        if not exchange.has_begun:
             block = events.without_comments(block)
             if block and not stream.opening.match(block):
                 raise AttemptFailed(Failure.MALFORMED)
+            exchange.has_begun = bool(block)
         meter.scan(block)
+        block = exchange.shaped(block)
         if exchange.strips_usage:
             block = events.without_usage(block, keeps_final=exchange.call.wants_usage)
         if block:
-            await exchange.write(block, STREAM_HEADERS)
+            await exchange.pass_on(block)
 
     def _raise_in_stream(self, data: bytes, exchange: Exchange) -> None:
         error = translation.in_stream(data, exchange.call)
@@ -222,7 +221,7 @@ class Relay:
                 await self._pass_whole(bytes(held.body), exchange, meter)
             else:
                 await self._pass_large(bytes(held.body), response, exchange, meter)
-        await exchange.sink.finish()
+        await exchange.finish()
 
     async def _pass_whole(self, body: bytes, exchange: Exchange, meter: Meter) -> None:
         if not shapes.is_answer(body, exchange.call.dialect.answer):
@@ -230,10 +229,7 @@ class Relay:
         meter.scan(body)
         meter.close()
         exchange.learn()
-        headers = [*_JSON, (b"content-length", b"%d" % len(body))]
-        # In pieces: what a client has not read waits here, where all such bytes are counted together.
-        for start in range(0, len(body), PIECE_BYTES):
-            await exchange.write(body[start : start + PIECE_BYTES], headers)
+        await exchange.write_whole(exchange.shaped_whole(body))
 
     async def _pass_large(
         self, beginning: bytes, response: aiohttp.ClientResponse, exchange: Exchange, meter: Meter
@@ -241,7 +237,7 @@ class Relay:
         """An answer for which there is no room: it goes on as it comes, and breaks off where its engine does."""
         if not shapes.may_be_answer(beginning):
             raise AttemptFailed(Failure.MALFORMED)
-        headers = list(_JSON)
+        headers = list(JSON_HEADERS)
         # An engine's length counts the bytes before they were decoded.
         if (length := response.headers.get("Content-Length")) and "Content-Encoding" not in response.headers:
             headers.append((b"content-length", length.encode("ascii")))

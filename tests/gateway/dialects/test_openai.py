@@ -38,7 +38,7 @@ def test_usage_is_read_as_engines_write_it(said: dict[str, object], usage: Usage
 def test_a_stream_that_fails_ends_in_an_error_and_done() -> None:
     """A client that only waits for [DONE] ends too."""
     said = CHUNKS.error_event(EngineFailed("It broke."), "r", 5)
-    assert said.startswith(b'data: {"error":{"message":"It broke."') and said.endswith(DONE)
+    assert said.startswith(b'event: error\ndata: {"error":{"message":"It broke."') and said.endswith(DONE)
 
 
 @pytest.mark.parametrize("stream", [None, False])

@@ -9,8 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from serving.gateway.answers.asked import Asked
+from serving.gateway.answers.chat_answers import ChatShaper
+from serving.gateway.answers.chunk_answers import without_private_keys
+from serving.gateway.nouns import Usage
 from serving.gateway.relay.held import ANSWER_BYTES_MAX
 from tests.clock import Clock
+from tests.gateway.answers import recorded_answers
 from tests.gateway.world import CHAT, QUICK, running_gateway, until
 from tests.scripted_engine import (
     DONE,
@@ -77,11 +82,11 @@ async def test_asked_usage_comes_in_the_last_chunk_only(tmp_path: Path) -> None:
 
 
 async def test_continuous_usage_is_left_where_it_was_asked_for(tmp_path: Path) -> None:
-    """With `continuous_usage_stats` the stream is the engine's, byte for byte."""
+    """With `continuous_usage_stats` the stream is the engine's, but for keys that the API lacks."""
     options = {"include_usage": True, "continuous_usage_stats": True}
     async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
         answer = await world.chat(stream=True, stream_options=options)
-    assert answer.body == b"".join(chat_stream(["Hi", "!"]))
+    assert answer.body == without_private_keys(b"".join(chat_stream(["Hi", "!"])))
 
 
 @pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "streamed"])
@@ -105,15 +110,86 @@ async def test_every_generating_route_is_billed_exactly(
     assert (row["prompt_tokens"], row["completion_tokens"], row["estimated_by"]) == (*tokens, None)
 
 
-@pytest.mark.parametrize(
-    ("path", "stream"),
-    [("/v1/responses", responses_stream(["Hi", "!"])), ("/v1/messages", messages_stream(["Hi", "!"]))],
-)
-async def test_typed_events_pass_byte_for_byte(tmp_path: Path, path: str, stream: list[bytes]) -> None:
-    """Responses and Messages carry their usage by design: nothing is taken out."""
+async def test_typed_events_pass_byte_for_byte(tmp_path: Path) -> None:
+    """Messages carry their usage by design: nothing is taken out."""
     async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
-        answer = await world.post(path, ROUTES[path] | STREAMED)
-    assert answer.body == b"".join(stream)
+        answer = await world.post("/v1/messages", ROUTES["/v1/messages"] | STREAMED)
+    assert answer.body == b"".join(messages_stream(["Hi", "!"]))
+
+
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize(
+    ("path", "name", "field", "rule"),
+    [
+        ("/v1/chat/completions", "tiny-chat-reasoned", "stop", None),
+        ("/v1/responses", "tiny-responses-reasoned", "stop", "events_seen"),
+        ("/v1/messages", "tiny-messages-reasoned", "stop_sequences", "events_seen"),
+    ],
+)
+async def test_a_stop_string_stops_the_engine(
+    tmp_path: Path, path: str, name: str, field: str, rule: str | None, is_streamed: bool
+) -> None:
+    """The gateway searches the text that the client sees; at a match it closes the engine's connection."""
+    writes = [event for event in recorded_answers.stream(name) if b"[DONE]" not in event][:-3]
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
+        engine.say(Script(writes, ending=Ending.HANG))
+        answer = await world.post(path, ROUTES[path] | {field: ["forty"], "stream": is_streamed})
+        await until(lambda: engine.aborted == 1)
+        row = await world.row()
+    assert answer.status == 200 and b"sum" in answer.body and b"forty" not in answer.body.replace(b'"forty"', b"")
+    assert answer.headers["content-type"].startswith("text/event-stream" if is_streamed else "application/json")
+    assert engine.received[0].body["stream"] is True and field not in engine.received[0].body
+    assert (row["outcome"], row["estimated_by"]) == ("ok", rule)
+
+
+async def test_a_chat_that_a_stop_string_ended_is_billed_exactly(tmp_path: Path) -> None:
+    """Its last chunk says what the answer cost; a client that asked for usage gets the same."""
+    options = {"include_usage": True}
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
+        engine.say(Script(recorded_answers.stream("tiny-chat-reasoned")[:-1], ending=Ending.HANG))
+        answer = await world.chat(stop="forty", stream=True, stream_options=options)
+        row = await world.row()
+    assert data_of(answer.body)[-1]["usage"]["completion_tokens"] == row["completion_tokens"] == 19  # type: ignore[index]
+    assert row["estimated_by"] is None and answer.body.endswith(DONE)
+
+
+TOOLS: dict[str, object] = {
+    "/v1/chat/completions": [{"type": "function", "function": {"name": "get_weather"}}],
+    "/v1/responses": [{"type": "function", "name": "get_weather"}],
+    "/v1/messages": [{"name": "get_weather", "input_schema": {"type": "object"}}],
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "says"),
+    [
+        ("/v1/chat/completions", "tiny-chat-toolcut26", b'"finish_reason":"length"'),
+        ("/v1/responses", "tiny-responses-toolcut26", b'"status":"incomplete"'),
+        ("/v1/messages", "tiny-messages-toolcut26", b'"stop_reason":"max_tokens"'),
+    ],
+)
+async def test_a_call_that_the_limit_cut_is_a_whole_answer_that_says_so(
+    tmp_path: Path, path: str, name: str, says: bytes
+) -> None:
+    """It is put together from the engine's stream, and its tokens are billed."""
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
+        engine.say(Script(recorded_answers.stream(name)))
+        answer = await world.post(path, ROUTES[path] | {"tools": TOOLS[path]})
+        row = await world.row()
+    assert answer.status == 200 and answer.json and says in answer.body
+    assert int(answer.headers["content-length"]) == len(answer.body)
+    assert (row["prompt_tokens"], row["completion_tokens"], row["estimated_by"]) == (122, 26, None)
+
+
+async def test_an_engine_that_dies_in_an_answer_that_is_put_together_is_replaced(tmp_path: Path) -> None:
+    """The client has seen nothing of it, and gets no comments in JSON."""
+    events = recorded_answers.stream("tiny-chat-tool")
+    tools = TOOLS["/v1/chat/completions"]
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
+        engine.say(Script(events[:6], ending=Ending.DIE), Script(events, pace_s=QUICK.keep_alive_s / 4))
+        answer = await world.chat(tools=tools)
+    assert answer.json["choices"][0]["finish_reason"] == "tool_calls"  # type: ignore[index]
+    assert len(engine.received) == 2
 
 
 async def test_embeddings_and_counting(tmp_path: Path) -> None:
@@ -338,8 +414,9 @@ async def test_a_compressed_answer_arrives_whole(tmp_path: Path) -> None:
             length = {"Content-Encoding": "gzip", "Content-Length": str(len(packed))}
             engine.say(Script([packed], content_type="application/json", headers=length))
         answers = [await world.chat(), await world.chat()]
-    assert [answer.body for answer in answers] == [small, large]
-    assert "content-encoding" not in answers[0].headers and answers[0].headers["content-length"] == str(len(small))
+    shaped = ChatShaper(Asked(), Usage).whole(small)
+    assert [answer.body for answer in answers] == [shaped, large]
+    assert "content-encoding" not in answers[0].headers and answers[0].headers["content-length"] == str(len(shaped))
 
 
 async def test_what_follows_the_end_is_no_part_of_the_answer(tmp_path: Path) -> None:

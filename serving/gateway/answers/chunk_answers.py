@@ -1,0 +1,35 @@
+"""Chunk answers: completions', and what chat has in common with them. Chunks lose the engine's private keys by their bytes.
+
+The byte patterns rest on one property of JSON: inside a string every quote is escaped, so a bare one is structure.
+"""
+
+from __future__ import annotations
+
+import re
+
+from serving.gateway.answers import documented
+from serving.gateway.answers.shaper import Shaper
+
+#: In every chunk of chat but the first.
+_TOKEN_IDS = b',"token_ids":null'
+#: In few chunks, or in completions'.
+_PRIVATE = re.compile(
+    rb',"(?:prompt_token_ids|prompt_text|prompt_logprobs|token_ids)":null'
+    rb'|,"stop_reason":(?:null|-?\d+|"(?:[^"\\]|\\.)*")'
+)
+_MARKS = (b'"stop_reason":', b'"prompt_text":')
+
+
+class ChunkShaper(Shaper):
+    """An answer of choices, whole or as deltas."""
+
+    shape = documented.COMPLETION
+
+    def events(self, block: bytes) -> bytes:
+        return without_private_keys(block)
+
+
+def without_private_keys(block: bytes) -> bytes:
+    """Chunks without the keys of vLLM's own that they have when nothing of the kind was asked for."""
+    block = block.replace(_TOKEN_IDS, b"")
+    return _PRIVATE.sub(b"", block) if any(mark in block for mark in _MARKS) else block
