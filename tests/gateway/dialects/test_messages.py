@@ -93,7 +93,7 @@ def test_a_thread_is_refused_in_words_that_a_client_goes_on_by(dialect: Dialect)
 def test_as_many_stop_sequences_as_engines_take() -> None:
     """Anthropic has no bound of four."""
     stops = [str(n) for n in range(STOP_STRINGS_MAX)]
-    assert sent(call(MESSAGES, stop_sequences=stops))["stop_sequences"] == stops
+    assert call(MESSAGES, stop_sequences=stops).asked.stops == tuple(stops)
     with pytest.raises(InvalidRequest, match="stop_sequences"):
         draft(MESSAGES, stop_sequences=[*stops, "x"])
 
