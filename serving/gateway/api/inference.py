@@ -11,6 +11,7 @@ from functools import partial
 from serving.config import GatewaySettings
 from serving.errors import ApiError, EngineTimedOut, RequestTimedOut
 from serving.gateway.admission.admission import Admission
+from serving.gateway.api.aside import Aside
 from serving.gateway.api.visit import Visit
 from serving.gateway.dialects import call as calls
 from serving.gateway.dialects.call import Call
@@ -45,6 +46,7 @@ class Inference:
         self._names = names
         self._admission = admission
         self._relay = relay
+        self._aside = Aside()
 
     async def serve(self, dialect: Dialect, visit: Visit) -> None:
         """Answer one call; raises ApiError, and ClientLeft when the client does not wait for the answer."""
@@ -63,10 +65,11 @@ class Inference:
         body = await self._body(visit)
         if self._settings.log_prompts:
             visit.record.prompt = body[:LOGGED_PROMPT_BYTES].decode(errors="replace")
-        draft = calls.read(dialect, body)
+        draft = await self._aside.done(partial(calls.read, dialect, body), len(body))
         visit.responder.announce(*draft.headers())
         visit.record.model = model = self._names.resolve(draft.requested_model)
-        return draft.finish(model, self._tenants.cache_salt(caller), self._names.default_output_tokens(model))
+        salt, limit = self._tenants.cache_salt(caller), self._names.default_output_tokens(model)
+        return await self._aside.done(partial(draft.finish, model, salt, limit), len(body))
 
     async def _body(self, visit: Visit) -> bytes:
         limit_s = self._settings.timeouts.request_body_s

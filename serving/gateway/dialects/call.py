@@ -9,7 +9,7 @@ import msgspec
 
 from serving.errors import InvalidRequest
 from serving.gateway.answers.asked import Asked
-from serving.gateway.dialects import constraints, fields
+from serving.gateway.dialects import constraints, fields, structure
 from serving.gateway.dialects.checks import StreamOptions
 from serving.gateway.dialects.dialect import Body, ChunkStream, Dialect
 from serving.gateway.http.asgi import Header
@@ -122,6 +122,7 @@ def read(dialect: Dialect, raw: bytes) -> Draft:
 
 
 def _decode(raw: bytes) -> Any:
+    structure.require_modest(raw)
     try:
         body = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError):
