@@ -12,7 +12,9 @@ from serving.errors import InvalidRequest
 
 #: Objects and lists of one body: 4,096 messages with a tool call each have some 20,000. Decoded in 20 ms.
 CONTAINERS_MAX = 32_768
-#: Strings of one body, the names of fields too; those 4,096 messages have some 60,000. Decoded in 40 ms if all are names.
+#: Names of fields of one body; those 4,096 messages have 33,000. Decoded in 20 ms if no two are the same.
+NAMES_MAX = 65_536
+#: Strings of one body, names too; those 4,096 messages have some 60,000. Decoded in 10 ms.
 STRINGS_MAX = 131_072
 #: Commas of one body: so many token ids and more than OpenAI takes (300,000). Decoded in 20 ms.
 ITEMS_MAX = 524_288
@@ -28,13 +30,16 @@ _LONG_NUMBER = b"0" * (DIGITS_MAX + 1)
 
 def require_modest(raw: bytes) -> None:
     """Raises InvalidRequest for a text that holds too many values to be decoded without holding others up."""
-    containers = strings = items = 0
+    containers = names = strings = items = 0
     for outside, quotes in _outside_strings(raw):
         containers += outside.count(b"[") + outside.count(b"{")
+        names += outside.count(b":")
         items += outside.count(b",")
         strings += quotes
         if containers > CONTAINERS_MAX:
             raise _refusal(f"more than {CONTAINERS_MAX} objects and lists")
+        if names > NAMES_MAX:
+            raise _refusal(f"more than {NAMES_MAX} fields")
         if strings > 2 * STRINGS_MAX:
             raise _refusal(f"more than {STRINGS_MAX} strings")
         if items > ITEMS_MAX:

@@ -13,6 +13,7 @@ from serving.gateway.dialects.structure import (
     CONTAINERS_MAX,
     DIGITS_MAX,
     ITEMS_MAX,
+    NAMES_MAX,
     SLICE_BYTES,
     STRINGS_MAX,
     require_modest,
@@ -29,11 +30,12 @@ def listed(item: bytes, count: int) -> bytes:
         (listed(b"[]", CONTAINERS_MAX - 1), listed(b"[]", CONTAINERS_MAX)),
         (listed(b"{}", CONTAINERS_MAX - 1), listed(b"{}", CONTAINERS_MAX)),
         (listed(b'""', STRINGS_MAX), listed(b'""', STRINGS_MAX + 1)),
+        (b"{" + b",".join([b'"":0'] * NAMES_MAX) + b"}", b"{" + b",".join([b'"":0'] * (NAMES_MAX + 1)) + b"}"),
         (listed(b"1", ITEMS_MAX + 1), listed(b"1", ITEMS_MAX + 2)),
         (b"9" * DIGITS_MAX, b"9" * (DIGITS_MAX + 1)),
         (b"[" * CONTAINERS_MAX, b"[" * (CONTAINERS_MAX + 1)),
     ],
-    ids=["lists", "objects", "strings", "items", "digits", "deep"],
+    ids=["lists", "objects", "strings", "names", "items", "digits", "deep"],
 )
 def test_a_text_is_refused_past_each_bound(within: bytes, past: bytes) -> None:
     """The last one that is allowed passes."""
