@@ -78,6 +78,10 @@ class EngineLoad(msgspec.Struct, frozen=True):
     queued_prefill_tokens: int = 0
 
 
+#: Why a replica may end its engine: it no longer works, or it talks nonsense.
+WEDGED, SENSELESS = EJECTIONS = ("wedged", "senseless")
+
+
 class ReplicaReport(msgspec.Struct, frozen=True):
     """A replica's heartbeat, every `engine.heartbeat_s` (0.5 s by default)."""
 
@@ -101,6 +105,8 @@ class ReplicaReport(msgspec.Struct, frozen=True):
     rank: int = 0
     #: Adapters that clients may name as models here, now or once it is READY.
     adapters: tuple[str, ...] = ()
+    #: Why its replica ended a FAILED engine that had not ended by itself: one of `EJECTIONS`.
+    ejected: str | None = None
 
 
 class Listed(msgspec.Struct, frozen=True):

@@ -107,6 +107,7 @@ BOARD = Board(
                     {
                         "{{cell}} {{model}} starts": f"sum by (cell, model) (increase(serving_engine_starts_total{{{CELL}}}[10m]))",
                         "{{cell}} {{model}} failures": f"sum by (cell, model) (increase(serving_engine_failures_total{{{CELL}}}[10m]))",
+                        "{{cell}} {{model}} {{cause}}": f"sum by (cell, model, cause) (increase(serving_engine_ejections_total{{{CELL}}}[10m]))",
                     },
                 ),
                 Panel(

@@ -17,6 +17,10 @@ from serving.engine import exposition, processes
 from serving.engine.boundary import MARKERS_VARIABLE, SECRET_FILE_VARIABLE
 from serving.wire import STOP_STRINGS_MAX, Task
 
+_STEP_FLAG = "--max-num-batched-tokens"
+#: vLLM's default on a CPU, times its ranks (0.32, engine/arg_utils.py).
+_CPU_STEP_TOKENS = 2048
+
 
 class Parallel(msgspec.Struct, frozen=True):
     """How one engine's work is divided; the four knobs are independent."""
@@ -79,6 +83,13 @@ class EngineSpec(msgspec.Struct, frozen=True):
     tls: PlaneTls | None = None
     #: Room for adapters, which `flags` reserves in vLLM; the adapters themselves change live.
     lora: LoraLimits | None = None
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens that one step of a core computes at most: its profile's, or vLLM's own limit on a CPU."""
+        if _STEP_FLAG in self.flags:
+            return int(self.flags[self.flags.index(_STEP_FLAG) + 1])
+        return _CPU_STEP_TOKENS * self.parallel.ranks
 
 
 #: Flag or variable of vLLM → the setting behind it, where the names differ.

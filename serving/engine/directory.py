@@ -106,7 +106,8 @@ class Listing:
         self._last_report_at = now
         before = self._reports.get(report.replica_id)
         if report.state is ReplicaState.FAILED and not (before and before[1].state is ReplicaState.FAILED):
-            self._failures.record(EngineFailure(report.model, report.node, report.devices, now))
+            why = report.reason if report.ejected else None
+            self._failures.record(EngineFailure(report.model, report.node, report.devices, now, why))
         self._reports[report.replica_id] = (now, report)
         self._metrics.record(report, now)
 
@@ -176,7 +177,7 @@ class Listing:
             incarnation=self._incarnation,
             is_complete=self._is_complete(),
             replicas=tuple(Listed(report=report, heard_ago_s=now - at) for at, report in self._reports.values()),
-            warnings=tuple(self._failures.suspects(now)),
+            warnings=(*self._failures.suspects(now), *self._failures.ejections(now)),
             models=self._scaler.listed(),
         )
 

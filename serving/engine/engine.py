@@ -21,12 +21,15 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import aiohttp
+import msgspec
+from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.config import PlaneTls
 from serving.engine import command, processes
 from serving.engine.adapters import Shelf
 from serving.engine.command import ONLY_MEMBER, EngineSpec, Member
+from serving.engine.vitals import Vitals
 from serving.errors import ServingError
 from serving.plane_tls import client_context
 from serving.secret import PlaneSecret
@@ -38,6 +41,8 @@ _POLL_INTERVAL_S = 0.25
 _PROBE_TIMEOUT_S = 5.0
 #: Seconds the first token may take: kernels are chosen and caches filled on the way.
 _FIRST_TOKEN_TIMEOUT_S = 120.0
+#: Seconds for which a token is awaited that tells whether a running engine still works.
+_ASKED_TOKEN_TIMEOUT_S = 60.0
 #: Seconds after the first token within which every process of the engine must have been seen.
 _JOIN_TIMEOUT_S = 5.0
 #: Engine logs of one model that are kept.
@@ -52,18 +57,49 @@ WAITING_METRIC = "vllm:num_requests_waiting"
 KV_CACHE_METRIC = "vllm:kv_cache_usage_perc"
 PROMPTS_SUM_METRIC = "vllm:request_prompt_tokens_sum"
 PROMPTS_COUNT_METRIC = "vllm:request_prompt_tokens_count"
+PROMPT_TOKENS_METRIC = "vllm:prompt_tokens_total"
+GENERATION_TOKENS_METRIC = "vllm:generation_tokens_total"
+#: Of these, some move with each step of a core: a part of a long prompt moves its cache's use alone.
+STEP_METRICS = (
+    RUNNING_METRIC,
+    WAITING_METRIC,
+    KV_CACHE_METRIC,
+    PROMPT_TOKENS_METRIC,
+    GENERATION_TOKENS_METRIC,
+)
 #: vLLM's own names (0.32) of all that is read from an engine's `/metrics`: gauges here, and counters (`_total`) where
 #: tests hold the ledger against them. tests/stack/test_engine_metrics.py asks running engines for each.
 READ_METRICS = (
     RUNNING_METRIC,
     WAITING_METRIC,
     KV_CACHE_METRIC,
-    "vllm:prompt_tokens_total",
-    "vllm:generation_tokens_total",
+    PROMPT_TOKENS_METRIC,
+    GENERATION_TOKENS_METRIC,
     PROMPTS_SUM_METRIC,
     PROMPTS_COUNT_METRIC,
     "vllm:cache_config_info",  # `serving accept` compares its KV tokens with the budget
 )
+
+
+#: vLLM's header that names the data rank a call is for.
+_DATA_RANK_HEADER = "X-data-parallel-rank"
+
+
+class CoreFigures(msgspec.Struct, frozen=True):
+    """What one core of an engine says of its work."""
+
+    #: Figures of which some move with each step.
+    moving: tuple[float, ...]
+    #: Calls running or waiting.
+    calls: int
+
+
+class Look(msgspec.Struct, frozen=True):
+    """One look at an engine's `/metrics`."""
+
+    load: EngineLoad
+    #: vLLM's number of each core → its figures.
+    cores: dict[int, CoreFigures]
 
 
 class EngineDied(ServingError):
@@ -149,18 +185,30 @@ class Engine:
 
     async def first_token(self) -> None:
         """Have the engine generate one token, or one embedding; raises EngineDied when it cannot."""
+        timeout = aiohttp.ClientTimeout(_FIRST_TOKEN_TIMEOUT_S)
+        try:
+            status = await self._one_token(timeout, self._headers())
+        except (aiohttp.ClientError, TimeoutError):
+            raise EngineDied("the engine did not survive its first request") from None
+        if status != 200:
+            raise EngineDied(f"the engine answered its first request with status {status}")
+
+    async def gives_a_token(self, core: int) -> bool:
+        """Does this core generate one token, or one embedding, within a minute?"""
+        headers = self._headers() | {_DATA_RANK_HEADER: str(core)}
+        try:
+            return await self._one_token(aiohttp.ClientTimeout(_ASKED_TOKEN_TIMEOUT_S), headers) == 200
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
+    async def _one_token(self, timeout: aiohttp.ClientTimeout, headers: dict[str, str]) -> int:
         body: dict[str, str | int] = {"model": self._spec.model}
         if self._spec.task is Task.EMBED:
             route, body = "/v1/embeddings", body | {"input": "a"}
         else:
             route, body = "/v1/completions", body | {"prompt": "a", "max_tokens": 1}
-        timeout = aiohttp.ClientTimeout(_FIRST_TOKEN_TIMEOUT_S)
-        try:
-            async with self._client.post(route, json=body, headers=self._headers(), timeout=timeout) as answer:
-                if answer.status != 200:
-                    raise EngineDied(f"the engine answered its first request with status {answer.status}")
-        except (aiohttp.ClientError, TimeoutError):
-            raise EngineDied("the engine did not survive its first request") from None
+        async with self._client.post(route, json=body, headers=headers, timeout=timeout) as answer:
+            return answer.status
 
     async def unload(self, adapter: str) -> bool:
         """Unload an adapter that is no longer on the shelf; False when the engine did not answer.
@@ -179,12 +227,21 @@ class Engine:
 
     async def load(self) -> EngineLoad | None:
         """The engine's own figures, or None while it does not answer."""
+        look = await self.look()
+        return look.load if look else None
+
+    async def look(self) -> Look | None:
+        """The engine's load and what each of its cores says of its work, or None while it does not answer."""
         timeout = aiohttp.ClientTimeout(_PROBE_TIMEOUT_S)
         try:
             async with self._client.get("/metrics", headers=self._headers(), timeout=timeout) as answer:
-                return parse_load(await answer.text()) if answer.status == 200 else None
+                return parse_look(await answer.text()) if answer.status == 200 else None
         except (aiohttp.ClientError, TimeoutError):
             return None
+
+    def vitals(self) -> Vitals:
+        """Its processes as the kernel sees them; once all of them have joined."""
+        return Vitals(self._supervisor.pid)
 
     async def stop(self) -> None:
         """End the tree; returns when no process of it is left."""
@@ -360,13 +417,22 @@ def _is_free(host: str, port: int) -> bool:
 
 
 def parse_load(text: str) -> EngineLoad:
-    """Read vLLM's Prometheus text; several API servers or DP ranks add up, cache use is their highest.
+    """Read vLLM's Prometheus text; several API servers or DP ranks add up, cache use is their highest."""
+    return parse_look(text).load
 
-    vLLM does not report how many prompt tokens wait: they are the waiting requests times the mean prompt of finished
+
+def parse_look(text: str) -> Look:
+    """Read vLLM's Prometheus text once, for all that is wanted of it."""
+    families = list(text_string_to_metric_families(text))
+    return Look(_load(families), _cores(families))
+
+
+def _load(families: list[Metric]) -> EngineLoad:
+    """vLLM does not report how many prompt tokens wait: they are the waiting requests times the mean prompt of finished
     ones.
     """
     found: dict[str, list[float]] = {}
-    for family in text_string_to_metric_families(text):
+    for family in families:
         for sample in family.samples:
             if sample.name in READ_METRICS:
                 found.setdefault(sample.name, []).append(sample.value)
@@ -379,3 +445,19 @@ def parse_load(text: str) -> EngineLoad:
         kv_cache_used_ratio=max(found.get(KV_CACHE_METRIC, [0.0])),
         queued_prefill_tokens=round(waiting * mean_prompt),
     )
+
+
+def _cores(families: list[Metric]) -> dict[int, CoreFigures]:
+    found: dict[int, dict[str, float]] = {}
+    for family in families:
+        for sample in family.samples:
+            if sample.name in STEP_METRICS:
+                core = found.setdefault(int(sample.labels.get("engine", 0)), {})
+                core[sample.name] = core.get(sample.name, 0.0) + sample.value
+    return {
+        index: CoreFigures(
+            moving=tuple(core.get(name, 0.0) for name in STEP_METRICS),
+            calls=int(core.get(RUNNING_METRIC, 0.0) + core.get(WAITING_METRIC, 0.0)),
+        )
+        for index, core in found.items()
+    }

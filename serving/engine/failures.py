@@ -29,6 +29,8 @@ class EngineFailure(msgspec.Struct, frozen=True):
     #: Indices of the GPUs it held; empty on the CPU.
     devices: tuple[str, ...]
     failed_at: float
+    #: Why its replica ended it, in one clause; None where it ended by itself.
+    ejected_because: str | None = None
 
 
 class FailureHistory:
@@ -48,6 +50,14 @@ class FailureHistory:
             return 0.0
         wait_s = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0 ** (len(recent) - 2))
         return max(0.0, recent[-1] + wait_s - now)
+
+    def ejections(self, now: float) -> list[str]:
+        """One sentence for each engine that was taken out lately although its processes lived."""
+        return [
+            f"An engine of {it.model} was taken out: {it.ejected_because}."
+            for it in self._failures
+            if it.ejected_because and now - it.failed_at < _CRASH_WINDOW_S
+        ]
 
     def suspects(self, now: float) -> list[str]:
         """One sentence for each device on which engines keep failing, whatever models they serve."""

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from serving.wire import ListedModel, ReplicaReport, ReplicaState, plain_name
+from serving.wire import EJECTIONS, ListedModel, ReplicaReport, ReplicaState, plain_name
 
 #: Seconds a start spends in one state: from a small model on a laptop to a large one on slow storage.
 _PHASE_BUCKETS_S = (1, 5, 15, 30, 60, 120, 300, 600, 1200, 2400)
@@ -101,6 +101,12 @@ class Metrics:
         by_model = ("cell", "model")
         self._starts = Counter("serving_engine_starts", "Engines started.", by_model, registry=self.registry)
         self._failures = Counter("serving_engine_failures", "Engines that failed.", by_model, registry=self.registry)
+        self._ejections = Counter(
+            "serving_engine_ejections",
+            "Engines that their replica ended, by why.",
+            (*by_model, "cause"),
+            registry=self.registry,
+        )
         self._phases = Histogram(
             "serving_engine_start_phase_seconds",
             "Seconds a start spent in one state.",
@@ -123,6 +129,8 @@ class Metrics:
             self._starts.labels(self._cell, report.model).inc()
         if report.state is ReplicaState.FAILED:
             self._failures.labels(self._cell, report.model).inc()
+            if report.ejected in EJECTIONS:
+                self._ejections.labels(self._cell, report.model, report.ejected).inc()
         elif before and before[0] in _PHASES:
             self._phases.labels(self._cell, report.model, before[0]).observe(now - before[1])
 
@@ -136,4 +144,6 @@ class Metrics:
         for model in seen.models:  # start at 0, so that `increase()` sees the first one
             self._starts.labels(self._cell, model.name)
             self._failures.labels(self._cell, model.name)
+            for cause in EJECTIONS:
+                self._ejections.labels(self._cell, model.name, cause)
         return generate_latest(self.registry)

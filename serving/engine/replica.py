@@ -23,10 +23,11 @@ from serving.config import AdapterSettings
 from serving.engine.checkpoints import manifest
 from serving.engine.command import ONLY_MEMBER, EngineSpec, Member
 from serving.engine.directory import Meeting
-from serving.engine.engine import Engine, EngineDied, free_port, running
+from serving.engine.engine import CoreFigures, Engine, EngineDied, Look, free_port, running
+from serving.engine.progress import Evidence, Limits, Watch
 from serving.engine.specs import LiveSettings
 from serving.errors import Refusal
-from serving.wire import EngineLoad, ReplicaReport, ReplicaState
+from serving.wire import WEDGED, EngineLoad, ReplicaReport, ReplicaState
 
 logger = logging.getLogger("serving.replica")
 
@@ -34,6 +35,10 @@ logger = logging.getLogger("serving.replica")
 _REPORT_TIMEOUT_S = 2.0
 #: Seconds between two polls of the directory while a start waits.
 _BACK_OFF_POLL_S = 1.0
+#: Seconds between two judgements on a running engine's progress.
+_WATCH_INTERVAL_S = 1.0
+#: Seconds after which figures are too old to say anything.
+_LOOK_AGE_MAX_S = 3.0
 #: Seconds between two checks for running streams while draining. The first check comes after one interval, because
 #: gateways that do not know yet may still send: it is longer than a heartbeat and a gateway's poll together.
 _DRAIN_POLL_INTERVAL_S = 1.0
@@ -54,7 +59,11 @@ class Replica:
         self._member = ONLY_MEMBER
         self._state = ReplicaState.STARTING
         self._load = EngineLoad()
+        #: The last look at the engine, and when it was taken.
+        self._look: tuple[float, Look] | None = None
         self._reason: str | None = None
+        #: Why this replica ended its engine itself, for the directory's count.
+        self._ejected: str | None = None
         self._engine: Engine | None = None
         self._owned = AsyncExitStack()
         self._tasks = [asyncio.create_task(self._report_for_ever())]
@@ -182,6 +191,7 @@ class Replica:
             context_tokens=self._spec.context_tokens,
             load=self._load,
             reason=self._reason,
+            ejected=self._ejected,
             progress=self._engine.progress() if self._engine and self._state is ReplicaState.LOADING else None,
             node=self._node,
             devices=self._devices,
@@ -216,7 +226,49 @@ class Replica:
             await asyncio.sleep(_DRAIN_POLL_INTERVAL_S)
 
     async def _guard(self, engine: Engine) -> None:
-        await self._fail(await engine.death())
+        """Fail with the engine: when it has ended, or is wedged."""
+        death, wedge = asyncio.create_task(engine.death()), asyncio.create_task(self._wedge(engine))
+        try:
+            await asyncio.wait((death, wedge), return_when=asyncio.FIRST_COMPLETED)
+            self._ejected = None if death.done() else WEDGED
+            reason = death.result() if death.done() else wedge.result()
+        finally:
+            death.cancel()
+            wedge.cancel()
+        await self._fail(reason)
+
+    async def _wedge(self, engine: Engine) -> str:
+        """Wait until the engine no longer works although its processes live; returns why."""
+        vitals = engine.vitals()
+        limits = Limits.of(self._spec.step_tokens, on_gpus=bool(self._spec.gpus_per_node))
+        watches = {core: Watch(limits) for core in range(1 if self._member.rank else self._spec.parallel.data)}
+        asked: dict[int, asyncio.Task[None]] = {}
+        while True:
+            await asyncio.sleep(_WATCH_INTERVAL_S)
+            reading = vitals.read()
+            for core, watch in watches.items():
+                seen = self._figures(core)
+                evidence = Evidence(
+                    at=time.monotonic(),
+                    figures=seen.moving if seen else None,
+                    calls=seen.calls if seen else 0,
+                    stopped=reading.stopped,
+                    computing_s=reading.computing_s,
+                    tree_s=reading.tree_s,
+                )
+                if reason := watch.judge(evidence):
+                    return reason
+                is_asked = core in asked and not asked[core].done()
+                if watch.must_ask() and not is_asked and not self._member.rank:
+                    asked[core] = asyncio.create_task(_ask(engine, core, watch))
+
+    def _figures(self, core: int) -> CoreFigures | None:
+        """What a core said last; None if that is too long ago. A node without a server has no figures, and no calls."""
+        if self._member.rank:
+            return CoreFigures((), 0)
+        if self._look is None or time.monotonic() - self._look[0] > _LOOK_AGE_MAX_S:
+            return None
+        return self._look[1].cores.get(core)
 
     async def _fail(self, reason: str) -> None:
         logger.error("%s failed: %s", self._id, reason)
@@ -227,9 +279,13 @@ class Replica:
     async def _report_for_ever(self) -> None:
         while True:
             if self._engine and self._state in (ReplicaState.READY, ReplicaState.DRAINING):
-                self._load = await self._engine.load() or self._load
+                await self._take_look(self._engine)
             await self._report()
             await asyncio.sleep(self._spec.settings.heartbeat_s)
+
+    async def _take_look(self, engine: Engine) -> None:
+        if look := await engine.look():
+            self._look, self._load = (time.monotonic(), look), look.load
 
     async def _report(self) -> None:
         report = await self.report()
@@ -245,6 +301,12 @@ class Replica:
         except (RayError, RayServeException, TimeoutError) as error:
             logger.warning("%s could not reach the directory: %s", self._id, type(error).__name__)
             return None
+
+
+async def _ask(engine: Engine, core: int, watch: Watch) -> None:
+    """Ask a core that stands still for one token."""
+    if await engine.gives_a_token(core):
+        watch.has_answered()
 
 
 def _at_its_node(spec: EngineSpec) -> EngineSpec:

@@ -171,7 +171,7 @@ def judge(facts: Facts) -> Status:
         if isinstance(it, Unknown)
     ]
     found, garbled = _samples(facts.metrics)
-    states, misread = _states(facts.health)
+    health, misread = _health(facts.health)
     unknowns += [it for it in (garbled, misread) if it]
     has_pods = not isinstance(facts.pods, Unknown)
     return Status(
@@ -180,12 +180,12 @@ def judge(facts: Facts) -> Status:
         gateways=_gateways(facts.gateways, gateways if has_pods else None),
         gateway_restarts=sum(it.restarts for it in gateways) if has_pods else None,
         open_requests=_whole(exposition.by_label(found, "serving_gateway_open_requests", "").get("")),
-        models=tuple(_models(found, states)),
+        models=tuple(_models(found, health.models)),
         cells=tuple(_cell(it, pods) for it in cells),
         gpus_held=sum(it.gpus for it in pods if not it.is_over and it.spec.node_name) if has_pods else None,
         gpus_total=_gpus_total(facts.nodes),
         troubles=_newest([*_pod_troubles(pods), *_cell_troubles(cells), *_event_troubles(facts.events, facts)]),
-        notes=tuple(_notes(cells, pods)),
+        notes=(*health.warnings, *_notes(cells, pods)),
         unknowns=tuple(unknowns),
     )
 
@@ -221,15 +221,16 @@ def _samples(metrics: bytes | Unknown) -> tuple[list[Sample], Unknown | None]:
 
 class _Health(msgspec.Struct, frozen=True):
     models: dict[str, str]
+    warnings: tuple[str, ...] = ()
 
 
-def _states(health: bytes | Unknown) -> tuple[dict[str, str], Unknown | None]:
-    if isinstance(health, Unknown):
-        return {}, None
+def _health(page: bytes | Unknown) -> tuple[_Health, Unknown | None]:
+    if isinstance(page, Unknown):
+        return _Health({}), None
     try:
-        return msgspec.json.decode(health, type=_Health).models, None
+        return msgspec.json.decode(page, type=_Health), None
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return {}, Unknown("the gateway's port does not answer like a gateway", "kubectl get services")
+        return _Health({}), Unknown("the gateway's port does not answer like a gateway", "kubectl get services")
 
 
 def _models(found: Sequence[Sample], states: Mapping[str, str]) -> Iterator[ModelStatus]:

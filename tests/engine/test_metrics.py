@@ -96,5 +96,22 @@ def test_failures_are_counted_once_each() -> None:
     text = listing.metrics()
     assert value(text, "serving_engine_failures_total", model="m") == 3 == value(text, "serving_engine_starts_total")
     assert value(text, "serving_engine_suspect_devices") == 1
+    assert value(text, "serving_engine_ejections_total") == 0
     clock.advance(EXPIRY_S)
     assert value(listing.metrics(), "serving_engine_replicas") == 0
+
+
+def test_ejections_are_counted_by_cause_and_told_to_the_operator() -> None:
+    """An engine that its replica ended is a failure with a cause; its sentence stands for a quarter of an hour."""
+    clock = Clock()
+    listing = Listing("a", "one", clock)
+    for _ in range(3):
+        listing.record(report(ReplicaState.FAILED, reason="its EngineCore process is stopped", ejected="wedged"))
+    listing.record(report(ReplicaState.FAILED, "b", reason="its engine ended"))
+    listing.record(report(ReplicaState.FAILED, "c", reason="of a later release", ejected="haunted"))
+    text = listing.metrics()
+    assert value(text, "serving_engine_failures_total", model="m") == 3
+    assert value(text, "serving_engine_ejections_total", model="m", cause="wedged") == 1
+    assert "An engine of m was taken out: its EngineCore process is stopped." in listing.answer().warnings
+    clock.advance(900)
+    assert listing.answer().warnings == ()

@@ -99,6 +99,14 @@ def test_a_model_that_does_not_answer_is_still_told(api: ApiServer, serving: Com
     assert seen["unknowns"] == []
 
 
+def test_what_cells_warn_of_is_told(api: ApiServer, serving: Command) -> None:
+    """A GPU that is suspect, an engine that was taken out: the cells' own sentences, first among the notes."""
+    installation(api)
+    said = StateOfModels({"gpt-oss-120b": "ready"}, ["An engine of gpt-oss-120b was taken out: it talks nonsense."])
+    api.proxied[METRICS, "/health/models"] = (200, msgspec.json.encode(said))
+    assert screen(serving)["notes"][0] == "An engine of gpt-oss-120b was taken out: it talks nonsense."
+
+
 def test_a_gateway_that_cannot_be_reached_is_unknown(api: ApiServer, serving: Command) -> None:
     """A NetworkPolicy, or no pod behind the service: unknown, with a port-forward; the rest is on the screen."""
     installation(api).proxied.clear()

@@ -25,10 +25,12 @@ class State(msgspec.Struct):
     status: str
 
 
-class StateOfModels(msgspec.Struct):
+class StateOfModels(msgspec.Struct, omit_defaults=True):
     """Model → its best state, or that it sleeps."""
 
     models: dict[str, str]
+    #: Sentences of the cells for their operator, where there are any.
+    warnings: list[str] = []
 
 
 class Health:
@@ -62,7 +64,9 @@ class Health:
         """The status and the body that say which models answer."""
         models = self._fleet.models()
         answers = any(ReplicaState.READY in model.states for model in models)
-        return 200 if answers else 503, StateOfModels({model.name: summary(model) for model in models})
+        return 200 if answers else 503, StateOfModels(
+            {model.name: summary(model) for model in models}, self._fleet.warnings()
+        )
 
 
 def summary(model: Model) -> str:

@@ -67,6 +67,8 @@ class Fleet:
         #: Cell → what it serves, whether a replica runs or not; and when it said so.
         self._listed: dict[str, dict[str, ListedModel]] = {}
         self._answered_at: dict[str, float] = {}
+        #: Cell → its warnings when it last answered.
+        self._warnings: dict[str, tuple[str, ...]] = {}
         #: Names that some cell has listed so: when none does any more they are unknown at once.
         self._planned: set[str] = set()
 
@@ -81,6 +83,7 @@ class Fleet:
         self._lost_at = {lost: lost_at for lost, lost_at in self._lost_at.items() if lost in self._known}
         self._listed[answer.cell] = {model.name: model for model in answer.models}
         self._answered_at[answer.cell] = asked_at
+        self._warnings[answer.cell] = answer.warnings
         self._planned |= {name for model in answer.models for name in (model.name, *model.adapters)}
         for replica in self._known.values():
             report = replica.report
@@ -96,6 +99,10 @@ class Fleet:
         for name in (model, *adapters):
             self._first_seen_s.setdefault(name, int(self._wall_clock()))
             self._last_listed_at[name] = listed_at
+
+    def warnings(self) -> list[str]:
+        """What cells want their operator to know: GPUs that are suspect, engines that were taken out."""
+        return sorted({warning for warnings in self._warnings.values() for warning in warnings})
 
     def listed(self, cell: str) -> dict[str, ListedModel]:
         """What a cell said last time that it serves."""

@@ -106,3 +106,12 @@ def test_where_cells_differ_the_least_default_output_counts() -> None:
         listed = ListedModel("m", context_tokens=4096, default_output_tokens=tokens)
         one.take(msgspec.structs.replace(answer(cell=cell), models=(listed,)), clock.now)
     assert one.default_output_tokens("m") == 1024
+
+
+def test_warnings_are_those_of_each_cells_last_answer() -> None:
+    """One that is over is gone with the next answer of its cell; cells that say the same say it once."""
+    clock = Clock()
+    one = fleet(clock)
+    for cell, warnings in (("a", ("x", "y")), ("b", ("x",)), ("a", ("x",))):
+        one.take(msgspec.structs.replace(answer(cell=cell), warnings=warnings), clock.now)
+    assert one.warnings() == ["x"]

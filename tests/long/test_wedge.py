@@ -1,0 +1,72 @@
+"""Wedged engines: a process that is stopped while everything answers is noticed, its engine ended and replaced."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+
+import openai
+import psutil
+import pytest
+
+from serving.engine import processes
+from serving.engine.engine import RUNNING_METRIC
+from serving.wire import WEDGED, ReplicaReport, ReplicaState
+from tests.stack.conftest import SMOLLM2
+from tests.stack.running import Stack, running
+from tests.waiting import until
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
+
+QUESTION = [{"role": "user", "content": "Tell me a very long story."}]
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with running(tmp_path_factory.mktemp("wedge"), SMOLLM2) as it:
+        yield it
+
+
+@pytest.mark.parametrize("victim", ["EngineCore", "Worker", "server"])
+def test_a_stopped_engine_is_ended_and_replaced(stack: Stack, victim: str) -> None:
+    """Its stream ends in an error, the reason is told, and another engine answers; no process of it is left."""
+    client = openai.OpenAI(base_url=f"{stack.url}/v1", api_key=stack.key, max_retries=0)
+    engine = {name: it for name, it in stack.engine_members().items() if name not in ("replica", "directory")}
+    errors: list[openai.APIError] = []
+    reader = threading.Thread(target=_read_at_length, args=(client, errors))
+    reader.start()
+    until(lambda: stack.engine_metrics()[RUNNING_METRIC] > 0, 60)
+
+    engine[victim].send_signal(signal.SIGSTOP)
+
+    failed = until(lambda: _failed(stack), 120)
+    assert failed and failed.ejected == WEDGED
+    assert failed.reason == f"its {victim} process is stopped"
+    reader.join(120)
+    assert len(errors) == 1
+    until(lambda: not any(processes.is_alive(it) for it in engine.values()), 60)
+    until(lambda: _is_replaced(stack, engine["server"]), 600, 0.5)
+    assert any("was taken out: its" in warning for warning in stack.directory().warnings)
+    said = client.with_options(max_retries=5).chat.completions.create(model=SMOLLM2, messages=QUESTION, max_tokens=4)
+    assert said.choices[0].message.content
+
+
+def _read_at_length(client: openai.OpenAI, errors: list[openai.APIError]) -> None:
+    try:
+        list(
+            client.chat.completions.create(
+                model=SMOLLM2, messages=QUESTION, max_tokens=3500, stream=True, extra_body={"min_tokens": 3400}
+            )
+        )
+    except openai.APIError as error:
+        errors.append(error)
+
+
+def _failed(stack: Stack) -> ReplicaReport | None:
+    found = [it.report for it in stack.listed() if it.report.state is ReplicaState.FAILED]
+    return found[0] if found else None
+
+
+def _is_replaced(stack: Stack, old: psutil.Process) -> bool:
+    return stack.engine_members().get("server") not in (None, old) and bool(stack.ready())
