@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any
 
@@ -114,11 +115,11 @@ def read(dialect: Dialect, raw: bytes) -> Draft:
     sifted = fields.sift(dialect.fields, body)
     kept = sifted.kept
     dialect.check(body, kept)
-    left_out = (*sifted.left_out, *dialect.adapt(kept))
-    for name in _SCHEMA_FIELDS & kept.keys():
-        constraints.require_cheap(name, kept[name])
-    echoed = {name: body[name] for name in dialect.echoed if body.get(name) is not None}
-    return Draft(dialect, kept["model"], kept, left_out, echoed)
+    left_out = [*sifted.left_out, *dialect.adapt(kept)]
+    # Copied before schemas are fitted: that changes what the body shares.
+    echoed = copy.deepcopy({name: body[name] for name in dialect.echoed if body.get(name) is not None})
+    left_out += constraints.fit({name: kept[name] for name in _SCHEMA_FIELDS & kept.keys()})
+    return Draft(dialect, kept["model"], kept, tuple(left_out), echoed)
 
 
 def _decode(raw: bytes) -> Any:

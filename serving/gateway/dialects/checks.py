@@ -93,15 +93,15 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
-    """One constraint on the output's form, and how strictly it is read."""
+    """One constraint on the output's form."""
 
     json: dict[str, Json] | str | UnsetType = UNSET
     regex: Annotated[str, Meta(max_length=PATTERN_CHARS_MAX)] | UnsetType = UNSET
     choice: Annotated[list[str], Meta(min_length=1, max_length=TOKEN_IDS_MAX)] | UnsetType = UNSET
     json_object: bool | UnsetType = UNSET
-    disable_any_whitespace: bool | UnsetType = UNSET
-    disable_additional_properties: bool | UnsetType = UNSET
-    whitespace_pattern: Annotated[str, Meta(max_length=256)] | UnsetType = UNSET
+    disable_any_whitespace: bool | UnsetType | None = UNSET
+    disable_additional_properties: bool | UnsetType | None = UNSET
+    whitespace_pattern: str | UnsetType | None = UNSET
 
 
 class TemplateSwitches(msgspec.Struct, forbid_unknown_fields=True):
@@ -170,9 +170,17 @@ def unsupported_part(kind: str, where: str) -> UnsupportedParameter:
     return UnsupportedParameter(f"Content of type '{kind[:64]}' is not supported, in '{where}'.", param=where)
 
 
+#: vLLM reads these for other grammar compilers than the one that engines here are started with (GW-31).
+_WITHOUT_EFFECT = ("disable_any_whitespace", "disable_additional_properties", "whitespace_pattern")
+
+
 def structured_outputs(name: str, value: Any) -> Any:
     """Exactly one constraint."""
     outputs: StructuredOutputs = typed(StructuredOutputs)(name, value)
+    for key in _WITHOUT_EFFECT:
+        if getattr(outputs, key):
+            raise UnsupportedParameter(f"'{name}.{key}' has no effect here: leave it out.", param=f"{name}.{key}")
+        setattr(outputs, key, UNSET)
     kinds = (outputs.json, outputs.regex, outputs.choice, outputs.json_object)
     if sum(kind is not UNSET for kind in kinds) != 1:
         raise InvalidRequest(
@@ -183,7 +191,7 @@ def structured_outputs(name: str, value: Any) -> Any:
     if isinstance(outputs.json, str):
         try:
             outputs.json = msgspec.json.decode(outputs.json, type=dict[str, Json])
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             raise InvalidRequest(f"Invalid value for '{name}.json': it is no JSON object.", param=name) from None
     return outputs
 

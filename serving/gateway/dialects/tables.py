@@ -20,6 +20,7 @@ DISAGGREGATION = "It steers the engine's transfer of caches between its own part
 RENDER_ONLY = "It only applies to the engine's render routes, which are closed."
 NOTHING_CACHED_BY_KEY = "Prefixes are cached by content."
 NO_TIERS = "There is one service tier."
+RELAXED = "without `strict`, keywords that take long to compile are left out and named in the header `x-left-out`"
 A_LABEL = "A label of the client's own."
 SAVES_CONTEXT = "It only saves or drops context; nothing is dropped here."
 #: What happens to a call without a limit; held by tests/gateway/dialects/test_call.py.
@@ -96,9 +97,9 @@ SAMPLING: Table = {
     "truncate_prompt_tokens": honoured("-1 or more", typed(checks.TopK)),
     "truncation_side": honoured("`left` or `right`", typed(Literal["left", "right"])),
     "add_special_tokens": honoured("true or false", FLAG),
-    "response_format": honoured("`text`, `json_object` or `json_schema`", checks.response_format),
+    "response_format": honoured(f"`text`, `json_object` or `json_schema`; {RELAXED}", checks.response_format),
     "structured_outputs": honoured(
-        "exactly one of json, regex, choice, json_object; bounded", checks.structured_outputs
+        "exactly one of json, regex, choice, json_object; always strict, bounded", checks.structured_outputs
     ),
     "repetition_detection": honoured("sizes up to 256", typed(checks.RepetitionDetection)),
     "return_tokens_as_token_ids": honoured("true or false", FLAG),

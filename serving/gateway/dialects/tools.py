@@ -21,7 +21,10 @@ _POINTS_ELSEWHERE = {
     "mcp_toolset": "No MCP server is called from here: let the client call it and offer its tools as functions.",
     "file_search": "No vector stores are kept here.",
 }
-LEFT_OUT = "tools of other types are left out and named in the header `x-left-out`"
+LEFT_OUT = (
+    "tools of other types, and keywords of schemas that take long to compile without `strict`, are left out and named"
+    " in the header `x-left-out`"
+)
 
 
 class HostedTool(msgspec.Struct):

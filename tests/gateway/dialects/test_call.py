@@ -172,3 +172,13 @@ def test_the_body_is_json_of_the_fields_kept() -> None:
     """One document, without what is ignored."""
     one = call(CHAT, user="alice@example.org", temperature=0.5)
     assert json.loads(one.body).keys() == {"model", "messages", "temperature", "cache_salt"}
+
+
+def test_what_a_schema_lost_is_told_and_the_echo_keeps_it() -> None:
+    """The engine gets a schema without its costly keyword; the header names it, and the client's own words come back."""
+    schema = {"type": "object", "properties": {"a": {"type": "string", "maxLength": 5000}}}
+    text = {"format": {"type": "json_schema", "name": "x", "schema": schema}}
+    read = calls.read(RESPONSES, json.dumps({"model": "m", "input": "hi", "text": text}).encode())
+    assert read.headers() == [(b"x-left-out", b"maxLength")]
+    assert read.echoed["text"] == text
+    assert b"maxLength" not in read.finish("m", "salt").body

@@ -1,0 +1,105 @@
+"""Schemas: what cannot be compiled, what nothing can fit, and what takes long, each found where it stands."""
+
+from typing import Any
+
+import pytest
+
+from serving.gateway.dialects.schemas import read
+
+STRING = {"type": "string"}
+
+
+def under(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("schema", "keyword", "reason"),
+    [
+        ({"type": "bogus"}, "type", "no type"),
+        ({"type": ["string", 5]}, "type", "not a string"),
+        ({"type": "array", "minItems": 3, "maxItems": 1, "items": {}}, "minItems", "greater"),
+        ({"type": "array", "contains": STRING, "minContains": 1}, "minContains", "describe"),
+        ({"type": "array", "items": [STRING]}, "items", "neither"),
+        ({"type": "string", "minLength": 2, "maxLength": 1}, "minLength", "nothing fits"),
+        ({"type": "string", "minLength": -1}, "minLength", "negative"),
+        ({"type": "string", "minLength": "1"}, "minLength", "whole number"),
+        ({"type": "string", "pattern": "^[a-z]{1,129}$"}, "pattern", "more than 128"),
+        ({"type": "string", "pattern": "("}, "pattern", "not closed"),
+        ({"type": "object", "patternProperties": {"(": {}}}, "patternProperties", "not closed"),
+        ({"type": "integer", "minimum": 3, "maximum": 1}, "minimum", "nothing fits"),
+        ({"type": "integer", "minimum": 4, "maximum": 5, "multipleOf": 3}, "minimum", "nothing fits"),
+        ({"type": "integer", "maximum": 2**63}, "maximum", "64 bits"),
+        ({"type": "number", "minimum": 1.5, "exclusiveMaximum": 1.5}, "minimum", "nothing fits"),
+        ({"type": "object", "required": ["q"], "additionalProperties": False}, "required", "nothing fits"),
+        ({"type": "object", "properties": {"b": {}}, "minProperties": 2}, "minProperties", "no others"),
+        ({"type": "object", "properties": {"b": False}}, "b", "allows nothing"),
+        ({"enum": []}, "enum", "nothing fits"),
+        ({"type": "integer", "enum": ["a", True, 1.5]}, "enum", "nothing fits"),
+        ({"type": "string", "const": 1}, "const", "nothing fits"),
+        ({"anyOf": []}, "anyOf", "nothing fits"),
+        ({"oneOf": []}, "oneOf", "nothing fits"),
+        ({"not": {}}, "not", "nothing fits"),
+        ({"$ref": "#/$defs/none"}, "$ref", "not in the schema"),
+    ],
+)
+def test_a_fault_is_found_at_its_place(schema: dict[str, Any], keyword: str, reason: str) -> None:
+    """The keyword at fault is named, wherever it is nested."""
+    (fault,) = read(schema).faults
+    assert fault.keyword == keyword and reason in fault.reason
+    (nested,) = (
+        read(under({"type": "array", "items": {"anyOf": [STRING, schema]}})).faults
+        if "$ref" not in schema
+        else (fault,)
+    )
+    assert nested.keyword == keyword and ("$ref" in schema or nested.place.startswith("properties.a.items.anyOf.1"))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "default": {"type": "bogus"}, "examples": ["("]},
+        {"$defs": {"unused": {"type": "bogus"}}, **STRING},
+        {"const": 1, "enum": []},
+        {"enum": [{"pattern": "("}]},
+        {"type": "integer", "minLength": 3, "maxLength": 1},
+        {"type": "array", "items": {}, "minItems": 1, "maxItems": 1},
+        {"properties": {"pattern": STRING, "$ref": STRING, "enum": STRING, "type": STRING}},
+        {"type": "integer", "const": 2.0},
+        {"type": ["integer", "null"], "enum": [None]},
+    ],
+)
+def test_only_what_is_read_can_be_at_fault(schema: dict[str, Any]) -> None:
+    """A keyword that the engine does not come to is not looked at, and a property may be called like a keyword."""
+    assert not read(schema).faults
+
+
+def test_a_chain_of_references_is_followed() -> None:
+    """Without recursion: a thousand schemas may refer to one another."""
+    chain: dict[str, Any] = {f"d{at}": {"properties": {"n": {"$ref": f"#/$defs/d{at + 1}"}}} for at in range(5000)}
+    chain["d5000"] = {"type": "bogus"}
+    (fault,) = read({"$ref": "#/$defs/d0", "$defs": chain}).faults
+    assert (fault.place, fault.keyword) == ("$defs.d5000", "type")
+
+
+def test_whole_numbers_are_written_as_such() -> None:
+    """JSON has one kind of number, and clients in languages that have one too send 2.0; xgrammar refuses it."""
+    schema = {"type": "string", "minLength": 2.0, "maxLength": 3}
+    assert not read(schema).faults and repr(schema["minLength"]) == "2"
+
+
+def test_equal_demands_are_compiled_once() -> None:
+    """The same length ten times costs as much as once, another one costs its own time."""
+    same = read({"type": "object", "properties": {f"p{at}": {"type": "string", "maxLength": 20} for at in range(10)}})
+    assert len({limit.demand for limit in same.limits}) == 1
+    mixed = read({"type": "object", "properties": {f"p{at}": {"type": "string", "maxLength": at} for at in (5, 6)}})
+    assert len({limit.demand for limit in mixed.limits}) == 2
+
+
+def test_optional_properties_cost_by_their_square() -> None:
+    """Each may be followed by any later one."""
+
+    def cost(count: int) -> float:
+        return read({"type": "object", "properties": {f"p{at}": STRING for at in range(count)}}).cost_ms
+
+    assert cost(100) == pytest.approx(100 * cost(10))
