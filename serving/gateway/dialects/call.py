@@ -50,6 +50,13 @@ class Call(msgspec.Struct, frozen=True):
     #: The engine streams, and the client gets a whole answer put together from that.
     is_assembled: bool = False
 
+    def asked_whole(self) -> Call:
+        """The same call, to be answered whole."""
+        body: Body = msgspec.json.decode(self.body)
+        body.pop("stream_options", None)
+        whole = msgspec.json.encode(body | {"stream": False})
+        return msgspec.structs.replace(self, body=whole, is_streamed=False, is_assembled=False)
+
 
 class Draft(msgspec.Struct, frozen=True):
     """A body whose fields are checked, before its model is known to exist."""

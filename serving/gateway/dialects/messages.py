@@ -238,6 +238,9 @@ def _error_event(error: ApiError, request_id: str, events_sent: int) -> bytes:
     return b"event: error\ndata: " + anthropic_body(error, request_id) + b"\n\n"
 
 
+#: Anthropic's own words, which clients look for.
+_TOO_LONG = "prompt is too long: {prompt} tokens > {limit} maximum"
+
 MESSAGES = Dialect(
     path="/v1/messages",
     fields=FIELDS,
@@ -256,6 +259,7 @@ MESSAGES = Dialect(
     ask=_ask,
     shaper=MessageShaper,
     assembly=MessageAssembly,
+    too_long=_TOO_LONG,
     limit_fields=("max_tokens",),
     error_body=anthropic_body,
 )
@@ -266,6 +270,7 @@ COUNT_TOKENS = Dialect(
     counts=None,
     adapt=_adapt,
     shaper=CountShaper,
+    too_long=_TOO_LONG,
     takes_cache_salt=False,
     error_body=anthropic_body,
 )

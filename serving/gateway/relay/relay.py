@@ -20,7 +20,7 @@ from serving.gateway.admission.admission import Ticket
 from serving.gateway.admission.estimates import Estimates
 from serving.gateway.dialects import shapes
 from serving.gateway.dialects.call import Call
-from serving.gateway.dialects.dialect import Stream
+from serving.gateway.dialects.dialect import EventStream, Stream
 from serving.gateway.fleet.router import Candidate
 from serving.gateway.fleet.sources import bearer
 from serving.gateway.http.upstream import Upstream
@@ -36,6 +36,8 @@ from serving.secret import PlaneSecret
 FAILURES_MAX = 3
 #: Bytes of an engine's error body that are read.
 ERROR_BYTES_MAX = 64 * 1024
+#: Seconds in which an engine says that a request is at fault.
+REFUSAL_S = 5.0
 #: Seconds in which an engine closes an answer whose end it has sent; its connection is then used again.
 REST_S = 1.0
 
@@ -48,6 +50,17 @@ class AttemptFailed(Exception):
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure)
         self.failure = failure
+
+
+class Unsaid(Exception):
+    """A stream gave nothing and broke off without the engine's words for it. Never leaves this module.
+
+    `otherwise` is what it comes to if the request is not at fault.
+    """
+
+    def __init__(self, otherwise: Exception) -> None:
+        super().__init__(otherwise)
+        self.otherwise = otherwise
 
 
 class Relay:
@@ -95,6 +108,24 @@ class Relay:
         raise EngineFailed(ENGINE_FAILED)
 
     async def _attempt(self, replica: Candidate, exchange: Exchange) -> None:
+        try:
+            await self._tried(replica, exchange)
+        except Unsaid as unsaid:
+            await self._require_sound(replica, exchange)
+            raise unsaid.otherwise from None
+
+    async def _require_sound(self, replica: Candidate, exchange: Exchange) -> None:
+        """Raise the engine's refusal of a call, asked whole: its typed streams do not have the words (RLY-23)."""
+        call = exchange.call.asked_whole()
+        with suppress(aiohttp.ClientError, TimeoutError):
+            async with (
+                asyncio.timeout(REFUSAL_S),
+                self._posted(self._upstream.session, replica.url + call.dialect.path, call, {}) as response,
+            ):
+                if response.status != 200 and translation.blame(response.status) is Blame.REQUEST:
+                    await self._refused(response, exchange)
+
+    async def _tried(self, replica: Candidate, exchange: Exchange) -> None:
         call, session = exchange.call, self._upstream.session
         meter = exchange.begin(replica.replica_id, self._estimates.kept(call.model))
         try:
@@ -113,8 +144,12 @@ class Relay:
         except TimeoutError:
             raise _silent() from None
 
-    def _broken(self, exchange: Exchange) -> EngineFailed | AttemptFailed:
-        return EngineFailed(ENGINE_FAILED) if exchange.has_content else AttemptFailed(Failure.BROKEN)
+    def _broken(self, exchange: Exchange) -> EngineFailed | AttemptFailed | Unsaid:
+        if exchange.has_content:
+            return EngineFailed(ENGINE_FAILED)
+        failed = AttemptFailed(Failure.BROKEN)
+        is_typed = isinstance(exchange.call.dialect.stream, EventStream)
+        return Unsaid(failed) if exchange.has_begun and is_typed else failed
 
     @asynccontextmanager
     async def _posted(
@@ -186,11 +221,12 @@ class Relay:
 
     def _raise_in_stream(self, data: bytes, exchange: Exchange) -> None:
         error = translation.in_stream(data, exchange.call)
-        if isinstance(error, EngineFailed) and not exchange.has_content:
+        if exchange.has_content:
+            raise error
+        if isinstance(error, EngineFailed):
             raise AttemptFailed(Failure.ERRORED)
-        if not exchange.has_content:
-            exchange.forget()
-        raise error
+        exchange.forget()
+        raise Unsaid(error) if translation.is_wrapped(data) else error
 
     async def _next_events(self, content: aiohttp.StreamReader, splitter: events.Splitter, exchange: Exchange) -> bytes:
         """The next whole events, b"" at the end; while none are whole the client gets keep-alives."""

@@ -49,3 +49,11 @@ def whole(assembly: Assembly, out: bytes) -> dict[str, Any]:
     assembly.add(out)
     document: dict[str, Any] = json.loads(assembly.body())
     return document
+
+
+def wrapped(code: int) -> bytes:
+    """The data of the error event that vLLM's Messages stream makes of an error of its own."""
+    quoted = f"input_value={{'error': {{'message': 'In...am': None, 'code': {code}}}}}, input_type=dict]"
+    lines = [f"{field}\n  Field required [type=missing, {quoted}" for field in ("model", "choices")]
+    message = "\n".join(["2 validation errors for ChatCompletionStreamResponse", *lines])
+    return json.dumps({"type": "error", "error": {"type": "internal_error", "message": message}}).encode()

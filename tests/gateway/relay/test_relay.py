@@ -442,6 +442,40 @@ async def test_bytes_without_a_border_are_bridged_too(tmp_path: Path) -> None:
     assert answer.body.startswith(b": keep-alive\n\n") and b"Hi" in answer.body and answer.body.endswith(DONE)
 
 
+REFUSED = "Something about the request. (parameter=tools)"
+OPENINGS: dict[str, list[bytes]] = {
+    "/v1/chat/completions": [b"data: " + error_body(400, REFUSED) + b"\n\n", DONE],
+    "/v1/responses": recorded_answers.stream("tiny-responses-reasoned")[:2],
+    "/v1/messages": [b"event: error\ndata: " + recorded_answers.wrapped(400) + b"\n\n"],
+}
+
+
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("path", OPENINGS)
+async def test_a_fault_of_the_request_is_the_same_400_everywhere(tmp_path: Path, path: str, is_streamed: bool) -> None:
+    """An engine that finds it inside a stream says so, breaks off or wraps it: then the call is asked whole, once."""
+    refused = failing(400, REFUSED)
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
+        engine.say(*[Script(OPENINGS[path], ending=Ending.DIE), refused] if is_streamed else [refused])
+        answer = await world.post(path, ROUTES[path] | {"stream": is_streamed})
+        row = await world.row()
+    assert (answer.status, answer.error["message"]) == (400, "Something about the request.")
+    assert answer.headers["x-should-retry"] == "false"
+    assert (row["outcome"], row["prompt_tokens"], row["completion_tokens"]) == ("rejected", 0, 0)
+    streamed = [received.body.get("stream") for received in engine.received]
+    assert streamed in ([True], [True, False]) if is_streamed else streamed == [False]
+
+
+async def test_a_stream_that_breaks_at_its_beginning_is_tried_again(tmp_path: Path) -> None:
+    """Where the engine does not refuse the call, it was the engine that failed."""
+    broken = Script(OPENINGS["/v1/responses"], ending=Ending.DIE)
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
+        engine.say(broken, Script(dies_first=True))
+        answer = await world.post("/v1/responses", ROUTES["/v1/responses"] | STREAMED)
+    assert answer.status == 200 and b"response.completed" in answer.body
+    assert [received.body["stream"] for received in engine.received] == [True, False, True]
+
+
 async def test_silence_is_bridged_by_comments(tmp_path: Path) -> None:
     """While an engine thinks, headers and comments keep proxies from cutting the stream; the answer follows."""
     gate = asyncio.Event()

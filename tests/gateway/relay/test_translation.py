@@ -10,7 +10,10 @@ from serving.errors import ContextExceeded, EngineFailed, InvalidRequest, ModelN
 from serving.gateway.dialects import DIALECTS
 from serving.gateway.dialects.chat import CHAT
 from serving.gateway.dialects.dialect import Dialect
-from serving.gateway.relay.translation import MESSAGE_CHARS_MAX, Blame, blame, in_stream, refusal, scrubbed
+from serving.gateway.dialects.messages import COUNT_TOKENS, MESSAGES
+from serving.gateway.dialects.responses import RESPONSES
+from serving.gateway.relay.translation import MESSAGE_CHARS_MAX, Blame, blame, in_stream, is_wrapped, refusal, scrubbed
+from tests.gateway.answers import recorded_answers
 from tests.gateway.calls import call
 from tests.scripted_engine import error_body
 
@@ -62,6 +65,92 @@ def test_a_prompt_that_is_too_long_is_named(dialect: Dialect) -> None:
     """The 400 names the field that holds the prompt on that route."""
     error = refusal(400, error_body(400, "This model's maximum context length is 4096 tokens."), call(dialect))
     assert (error.code, error.param) == ("context_length_exceeded", dialect.prompt_field)
+
+
+INPUT = "Input length (9068) exceeds model's maximum context length (4096)."
+PROMPT = (
+    "This model's maximum context length is 4096 tokens. However, your prompt contains at least 4097 input tokens, which exceeds"
+    " this limit even without any output tokens. Please reduce the length of the input prompt. (parameter=input_tokens, value=4097)"
+)
+CHARACTERS = (
+    "This model's maximum context length is 4096 tokens. However, your prompt contains 99999 characters (more than 9)."
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "dialect", "words"),
+    [
+        (
+            INPUT,
+            CHAT,
+            "This model's maximum context length is 4096 tokens. However, your messages resulted in 9068 tokens.",
+        ),
+        (
+            PROMPT,
+            CHAT,
+            "This model's maximum context length is 4096 tokens. However, your messages resulted in at least 4097",
+        ),
+        (INPUT, MESSAGES, "prompt is too long: 9068 tokens > 4096 maximum"),
+        (PROMPT, COUNT_TOKENS, "prompt is too long: at least 4097 tokens > 4096 maximum"),
+        (CHARACTERS, MESSAGES, "prompt is too long: more than 4096 tokens > 4096 maximum"),
+    ],
+)
+def test_a_prompt_that_is_too_long_is_said_in_the_apis_words(said: str, dialect: Dialect, words: str) -> None:
+    """Clients look for these sentences; vLLM has several of its own."""
+    error = refusal(400, error_body(400, said), call(dialect))
+    assert error.message.startswith(words) and error.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("dialect", "fields", "param"),
+    [
+        (CHAT, {"max_tokens": 90000}, "max_tokens"),
+        (MESSAGES, {"max_tokens": 90000}, "max_tokens"),
+        (RESPONSES, {"max_output_tokens": 90000}, "max_output_tokens"),
+    ],
+)
+def test_a_limit_above_the_context_is_named_as_the_client_sent_it(
+    dialect: Dialect, fields: dict[str, object], param: str
+) -> None:
+    """The engine knows one name for it."""
+    said = "max_completion_tokens=90000 cannot be greater than max_model_len=4096. Please request fewer. (parameter=x, value=1)"
+    error = refusal(400, error_body(400, said), call(dialect, **fields))
+    assert (error.message, error.param) == (
+        f"{param} is too large: 90000. This model supports at most 4096 tokens, prompt included.",
+        param,
+    )
+
+
+BUDGET = (
+    "thinking_token_budget is set but reasoning_config is not configured. Please set --reasoning-parser and/or"
+    " --reasoning-config to use thinking_token_budget."
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "words", "param"),
+    [
+        (BUDGET, "The model cannot do what 'thinking_token_budget' asks for.", "thinking_token_budget"),
+        ("Start the server with --enable-x", "The model cannot do this request.", None),
+        ("Invalid structural tag specification.", "A schema or pattern in 'tools' cannot be compiled.", "tools"),
+        ("grammar_functor.cc:3567: Check failed: x", "A schema or pattern in 'tools' cannot be compiled.", "tools"),
+        ("No such tool (parameter=tool_choice)", "No such tool", "tool_choice"),
+        ("A dash -- in a sentence stays", "A dash -- in a sentence stays", None),
+    ],
+)
+def test_no_flag_and_no_part_of_the_engine_reaches_a_client(said: str, words: str, param: str | None) -> None:
+    """The sentence names the field that the client sent instead."""
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    error = refusal(400, error_body(400, said), call(CHAT, tools=tools))
+    assert (error.message, error.param) == (words, param)
+
+
+def test_a_fault_that_the_engine_wraps_is_the_requests() -> None:
+    """vLLM's Messages stream quotes the ends of its own error; which fault it was is not in it."""
+    for code, is_clients in ((400, True), (500, False)):
+        data = recorded_answers.wrapped(code)
+        assert is_wrapped(data) is is_clients
+        assert isinstance(in_stream(data, CALL), InvalidRequest if is_clients else EngineFailed)
 
 
 @pytest.mark.parametrize(
