@@ -107,7 +107,7 @@ class Gateway:
     async def _answer_error(self, visit: Visit, error: ApiError) -> None:
         responder = visit.responder
         if not responder.is_started:
-            body = error_body(visit.request.path, error, responder.request_id)
+            body = error_body(error, responder.request_id, is_anthropic=visit.is_anthropic)
             await responder.whole(error.status, body, error_headers(error))
         elif visit.error_event and not responder.is_complete:
             try:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from serving.errors import ApiError
+from serving.gateway.dialects import speaks_anthropic
 from serving.gateway.http.asgi import Request, Responder
 from serving.gateway.nouns import CallRecord
 from serving.gateway.observe.tracing import Trace
@@ -28,6 +29,11 @@ class Visit:
         self.record = record
         self.trace = trace
         self.clock = clock
+        #: The client speaks Anthropic's API.
+        self.is_anthropic = speaks_anthropic(request.path, request.header("anthropic-version"))
+        if self.is_anthropic:
+            # The name under which Anthropic's clients know it.
+            responder.announce((b"request-id", responder.request_id.encode("ascii")))
         #: What stands in place of `{id}` in the route's path.
         self.argument = ""
         #: The bytes that end a stream which has begun, for an error; None where no stream is answered.

@@ -24,7 +24,11 @@ DIALECTS: Mapping[str, Dialect] = {
 }
 
 
-def error_body(path: str, error: ApiError, request_id: str) -> bytes:
-    """An error's body in the shape of the API that is spoken at `path`: of a path below Anthropic's, in Anthropic's."""
-    dialect = DIALECTS.get(path) or (MESSAGES if path.startswith(MESSAGES.path) else None)
-    return dialect.error_body(error, request_id) if dialect else openai_body(error, request_id)
+def speaks_anthropic(path: str, version: str | None) -> bool:
+    """Is this a client of Anthropic's API? Told by the path, or where that is no API's own by its header `anthropic-version`."""
+    return path.startswith(MESSAGES.path) or (version is not None and path not in DIALECTS)
+
+
+def error_body(error: ApiError, request_id: str, *, is_anthropic: bool) -> bytes:
+    """An error's body in the shape that the client's API has for it."""
+    return (MESSAGES.error_body if is_anthropic else openai_body)(error, request_id)

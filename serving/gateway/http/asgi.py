@@ -8,6 +8,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
+from urllib.parse import parse_qs
 
 from serving.errors import InvalidRequest, RequestTooLarge
 from serving.gateway.nouns import ClientLeft
@@ -43,6 +44,7 @@ class Request:
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        self._query_string: bytes = scope.get("query_string", b"")
         #: None where the server does not tell.
         self.flow: Flow | None = scope.get("extensions", {}).get(FLOW)
         self._sent_headers: Iterable[Header] = scope["headers"]
@@ -53,6 +55,10 @@ class Request:
         """A header's value, or None."""
         value = self._headers.get(name.lower().encode("ascii"))
         return None if value is None else value.decode("latin-1").strip()
+
+    def query(self, name: str) -> str | None:
+        """A parameter of the query, its last value, or None."""
+        return parse_qs(self._query_string.decode("latin-1")).get(name, [None])[-1]
 
     def joined(self, name: str) -> str | None:
         """All values of a header that may be sent in parts, or None."""

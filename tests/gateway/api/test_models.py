@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 
 from tests.gateway.world import World, until
 from tests.scripted_engine import (
@@ -35,6 +36,39 @@ async def test_a_name_with_slashes_is_looked_up_whole(world: World) -> None:
     answer = await world.ask("GET", "/v1/models/openai/gpt-oss-20b")
     assert answer.status == 404 and "openai/gpt-oss-20b" in str(answer.error["message"])
     assert len((await world.ask("GET", "/v1/models/" + "x" * 5000)).body) < 1000
+
+
+ANTHROPIC = {"anthropic-version": "2023-06-01"}
+
+
+async def test_anthropics_clients_get_anthropics_list(world: World) -> None:
+    """Told by their header: pages in their shape, and their name for the request id."""
+    headers = world.headers() | ANTHROPIC
+    answer = await world.ask("GET", "/v1/models", headers=headers)
+    cards = answer.json["data"]
+    assert isinstance(cards, list) and [card["id"] for card in cards] == [MODEL, "gpt-4o"]
+    assert (answer.json["has_more"], answer.json["first_id"], answer.json["last_id"]) == (False, MODEL, "gpt-4o")
+    assert answer.headers["request-id"] == answer.headers["x-request-id"]
+    one = (await world.ask("GET", f"/v1/models/{MODEL}", headers=headers)).json
+    assert one == cards[0] and (one["type"], one["display_name"]) == ("model", MODEL)
+    assert datetime.fromisoformat(str(one["created_at"])).tzinfo is not None
+    unknown = await world.ask("GET", "/v1/models/none", headers=headers)
+    assert unknown.json["type"] == "error" and unknown.headers["request-id"]
+
+
+async def test_anthropics_list_has_pages(world: World) -> None:
+    """Forwards and backwards; a page that there cannot be is refused."""
+    headers = world.headers() | ANTHROPIC
+    for query, ids, has_more in (
+        ("limit=1", [MODEL], True),
+        (f"limit=1&after_id={MODEL}", ["gpt-4o"], False),
+        ("before_id=gpt-4o", [MODEL], False),
+        ("after_id=gpt-4o", [], False),
+    ):
+        page = (await world.ask("GET", f"/v1/models?{query}", headers=headers)).json
+        assert ([card["id"] for card in page["data"]], page["has_more"]) == (ids, has_more)  # type: ignore[attr-defined]
+    for query in ("limit=0", "limit=1001", "limit=x", "after_id=none"):
+        assert (await world.ask("GET", f"/v1/models?{query}", headers=headers)).status == 400
 
 
 async def test_strangers_see_no_models(world: World) -> None:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from serving.errors import EngineFailed, Unauthenticated
-from serving.gateway.dialects import DIALECTS, error_body
+from serving.gateway.dialects import DIALECTS, error_body, speaks_anthropic
 from serving.gateway.dialects.chat import CHAT
 from serving.gateway.dialects.dialect import ChunkStream, Dialect
 from serving.gateway.dialects.embeddings import EMBEDDINGS
@@ -77,6 +77,6 @@ def test_the_clients_limit_is_the_first_that_is_set() -> None:
 )
 def test_an_error_has_the_shape_of_the_api_at_its_path(path: str, is_anthropic: bool) -> None:
     """Below Anthropic's path in Anthropic's, everywhere else in OpenAI's."""
-    body = json.loads(error_body(path, Unauthenticated("No."), "req-00000001"))
+    body = json.loads(error_body(Unauthenticated("No."), "req-00000001", is_anthropic=speaks_anthropic(path, None)))
     assert (body.get("type") == "error") is is_anthropic
     assert body["error"]["message"] == "No." and ("code" in body["error"]) is not is_anthropic

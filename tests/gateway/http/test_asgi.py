@@ -59,6 +59,14 @@ def test_a_header_sent_in_parts_is_joined() -> None:
     assert (one.joined("tracestate"), one.joined("absent"), one.header("absent")) == ("a=1,b=2", None, None)
 
 
+def test_a_query_is_read_by_name() -> None:
+    """Decoded; of several values the last one counts."""
+    wire = Wire()
+    request = Request(wire.scope() | {"query_string": b"limit=1&limit=2&name=a%2Fb&empty="}, wire.receive)
+    assert [request.query(name) for name in ("limit", "name", "empty", "none")] == ["2", "a/b", None, None]
+    assert Request(wire.scope(), wire.receive).query("limit") is None
+
+
 async def test_a_body_is_read_to_its_end() -> None:
     """In as many pieces as it comes."""
     assert await request(wire=Wire(b"ab", b"", b"c")).read_body(3) == b"abc"
