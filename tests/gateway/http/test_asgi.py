@@ -62,7 +62,7 @@ def test_a_header_sent_in_parts_is_joined() -> None:
 def test_a_query_is_read_by_name() -> None:
     """Decoded; of several values the last one counts."""
     wire = Wire()
-    request = Request(wire.scope() | {"query_string": b"limit=1&limit=2&name=a%2Fb&empty="}, wire.receive)
+    request = Request({**wire.scope(), "query_string": b"limit=1&limit=2&name=a%2Fb&empty="}, wire.receive)
     assert [request.query(name) for name in ("limit", "name", "empty", "none")] == ["2", "a/b", None, None]
     assert Request(wire.scope(), wire.receive).query("limit") is None
 
