@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from serving import catalog, config, secret
 from serving.errors import Refusal
 from serving.gateway.cli import commands
 from serving.gateway.identity import keys
+from serving.lifetime import end_with
 from serving.operate import commands as operate
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -91,6 +93,8 @@ def up(
     """Serve models on this machine: gateway, directory and an engine for each, until Ctrl-C."""
     if sys.platform != "linux":
         raise Refusal("`serving up` runs on Linux x86-64 only; the gateway alone runs elsewhere: `serving gateway`.")
+    # Ray reads it when it is imported: its node then has the address 127.0.0.1 and listens there alone (CELL-20).
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     try:
         from serving import local
     except ModuleNotFoundError as missing:
@@ -112,8 +116,11 @@ def gateway(
     ] = None,
     port: Port = None,
     host: Host = None,
+    parent: Annotated[int | None, typer.Option(hidden=True, help="End with this process, which started it.")] = None,
 ) -> None:
     """Run the gateway alone, in front of vLLM servers that are already running."""
+    if parent is not None:
+        end_with(parent, signal.SIGTERM)
     from serving.gateway import server
 
     overrides = {"engines": engine or None, "directories": directory or None, "port": port, "host": host}

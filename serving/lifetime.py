@@ -1,8 +1,26 @@
-"""Lifetime: when a process started, which distinguishes it from a later process with the same id. Linux only."""
+"""Lifetime: when a process started, which distinguishes it from a later one with the same id, and with whom it ends.
+
+Linux only.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
 from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def end_with(parent: int, number: signal.Signals) -> None:
+    """Have the kernel send this process signal `number` when `parent`, which started it, is gone (prctl(2)).
+
+    At once if it is gone already. The kernel means the thread that started this process, so that one must be the main one.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number.value, 0, 0, 0)
+    if os.getppid() != parent:
+        signal.raise_signal(number)
 
 
 def start_of(pid: int) -> str | None:

@@ -1,9 +1,11 @@
 """Local: the whole stack on this machine, in the foreground: `serving up`.
 
-    serving up ─┬─ gateway (a process of its own: the same command as in production)
+    serving up ─┬─ keeper (ends the others when `up` is killed)
+                ├─ gateway (a process of its own: the same command as in production)
                 └─ Ray ── directory, replica ── supervisor ── vLLM
 
-However it ends, every process that it started ends with it.
+However it ends, every process that it started ends with it; and it ends, in one sentence, when a process ends that it
+cannot be without.
 """
 
 from __future__ import annotations
@@ -27,11 +29,14 @@ import yaml
 
 from serving import catalog, config, secret
 from serving.config import Settings
-from serving.engine import adapters, command, engine, processes, supervisor
+from serving.engine import adapters, command, engine, leftovers, supervisor
 from serving.engine import app as engine_app
 from serving.engine.checkpoints import store as checkpoints
+from serving.engine.reports import Reports
 from serving.engine.specs import Deployment, deployment_of
+from serving.engine.stack import STOPPING, Lost, Stack, Stopped, signals_ignored
 from serving.errors import Refusal
+from serving.secret import PlaneSecret
 from serving.wire import ASLEEP, ReplicaState, Task
 
 #: MiB that Ray and the gateway need, and each engine; seen resident: see serving/PROVEN.md.
@@ -39,17 +44,16 @@ _BASE_MEMORY_MIB = 1024
 _ENGINE_MEMORY_MIB = 4 * 1024
 #: Seconds between two polls while waiting.
 _POLL_INTERVAL_S = 0.2
-#: Bytes at which the gateway's log is rotated, one old log kept, and seconds between two checks of its size.
+#: Bytes at which the gateway's log is rotated, one old log kept.
 _MAX_LOG_BYTES = 64 * 1024 * 1024
-_LOG_INTERVAL_S = 10.0
+#: Seconds between two looks at a running stack: its log's size, its engines' failures.
+_LOOK_INTERVAL_S = 2.0
+#: Those that a terminal sends to every process started from it.
+_TERMINALS = {signal.SIGINT, signal.SIGHUP}
 #: Seconds after which an unchanged state is printed again.
 _PROGRESS_INTERVAL_S = 10.0
 #: Seconds that the gateway gets after `drain_timeout_s` to write its ledger and exit.
 _GATEWAY_GRACE_S = 5.0
-
-
-class Stopped(BaseException):
-    """Ctrl-C or SIGTERM; not an error."""
 
 
 def up(settings: Settings) -> None:
@@ -63,15 +67,17 @@ def up(settings: Settings) -> None:
     _refuse_gpus(deployments)
     _refuse_adapters(deployments)
     gateway = settings.gateway
+    leftovers.sweep()  # first, because a stack that was killed may still hold the port and the memory
     _refuse_taken_port(gateway.host, gateway.port)
     _refuse_small_memory(settings)
     _make_home(settings.home)
-    with _alone(settings.home), _signals_raise_stopped(), _everything_below_ends():
+    stack = Stack()
+    with _alone(settings.home), stack.stops_at_signals(), stack.ends():
         for model in models:
             checkpoints.ensure(model, settings.home, _say)
         _refuse_adapters(deployments)  # once more, now that there is a checkpoint to compare their shapes with
         secret.create_if_absent(settings.home)
-        _serve(settings, models, deployments)
+        _serve(settings, models, deployments, stack)
 
 
 def _refuse_gpus(deployments: list[Deployment]) -> None:
@@ -91,21 +97,22 @@ def _refuse_adapters(deployments: list[Deployment]) -> None:
             adapters.examine_all(it.wanted.adapters, it.spec.lora, Path(it.spec.checkpoint))
 
 
-def _serve(settings: Settings, models: list[catalog.Model], deployments: list[Deployment]) -> None:
+def _serve(settings: Settings, models: list[catalog.Model], deployments: list[Deployment], stack: Stack) -> None:
     started = time.monotonic()
     directory_port = engine.free_port("127.0.0.1")
     _say("Starting Ray ...")
     directory = f"http://127.0.0.1:{directory_port}"
-    with _local_ray(directory_port, settings.home):
+    with leftovers.ray_folder(stack.name) as folder, _local_ray(directory_port, settings.home, folder, stack):
         # Cell names must differ: a gateway takes from each cell only what concerns that cell's replicas.
         engine_app.deploy(f"{socket.gethostname()}:{directory_port}", directory, settings, deployments)
         names = ", ".join(model.name for model in models)
         _say(f"Starting vLLM with {names} ({time.monotonic() - started:.0f} s so far) ...")
         # Nested in Ray's, so that the gateway ends first: engines drain at once when no client streams from them.
         with _gateway_process(settings, directory) as gateway:
-            _wait_for_models(settings, gateway, len(models), started)
+            reports = Reports(directory, PlaneSecret(settings.secret_file))
+            _wait_for_models(settings, gateway, reports, len(models), started)
             print(banner(settings, models, time.monotonic() - started), flush=True)
-            code = _end_of(gateway, _gateway_log(settings))
+            code = _end_of(gateway, _gateway_log(settings), reports)
     raise Refusal(f"The gateway ended with exit code {code}; see the end of {_gateway_log(settings)}.")
 
 
@@ -187,57 +194,29 @@ def _alone(home: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _signals_raise_stopped() -> Iterator[None]:
-    def stop(number: int, frame: object) -> None:
-        raise Stopped
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except Stopped:
-        _say("\nStopped.")
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _everything_below_ends() -> Iterator[None]:
-    processes.become_subreaper()
-    try:
-        yield
-    finally:
-        with _signals_ignored():
-            processes.kill_all(processes.descendants)
-            engine.sweep()
-
-
-@contextlib.contextmanager
-def _signals_ignored() -> Iterator[None]:
-    """A second Ctrl-C must not interrupt the clean-up."""
-    previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _local_ray(directory_port: int, home: Path) -> Iterator[None]:
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+def _local_ray(directory_port: int, home: Path, folder: Path, stack: Stack) -> Iterator[None]:
+    handlers = {number: signal.getsignal(number) for number in STOPPING}
     # Ray's processes inherit this mask, and so live until they are stopped in order (CELL-6).
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    engine_app.start_local_ray(directory_port, home)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)  # Ray has replaced them with its own
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_BLOCK, _TERMINALS)
+    try:
+        engine_app.start_local_ray(directory_port, home, folder)
+    except SystemExit:
+        raise Stopped from None  # what Ray makes of SIGTERM while it starts
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)  # Ray has replaced them with its own
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _TERMINALS)
     try:
         yield
     finally:
-        with _signals_ignored():
+        with signals_ignored():
             _say("Stopping ...")
-            engine_app.stop_local_ray()
+            # Parts may be missing already, or die now, when a signal went to all of them. What is left will be killed.
+            with contextlib.suppress(KeyboardInterrupt, Exception):
+                if stack.is_whole:
+                    engine_app.stop_serve()
+                    stack.is_over()
+                    engine_app.stop_local_ray()
 
 
 @contextlib.contextmanager
@@ -247,7 +226,10 @@ def _gateway_process(settings: Settings, directory: str) -> Iterator[subprocess.
     settings_file.write_text(yaml.safe_dump(resolved.model_dump(mode="json")))
     with _gateway_log(settings).open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "serving", "--settings", str(settings_file), "gateway"],
+            [
+                *(sys.executable, "-m", "serving", "--settings", str(settings_file)),
+                *("gateway", "--parent", str(os.getpid())),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -258,28 +240,32 @@ def _gateway_process(settings: Settings, directory: str) -> Iterator[subprocess.
     try:
         yield process
     finally:
-        with _signals_ignored():
+        with signals_ignored():
             process.terminate()
             try:
                 process.wait(settings.gateway.drain_timeout_s + _GATEWAY_GRACE_S)
-            except subprocess.TimeoutExpired:
+            except (subprocess.TimeoutExpired, Lost):
                 process.kill()
 
 
-def _end_of(gateway: subprocess.Popen[bytes], log: Path) -> int:
-    """Wait until the gateway exits, rotating its log meanwhile; returns its exit code."""
+def _end_of(gateway: subprocess.Popen[bytes], log: Path, reports: Reports) -> int:
+    """Wait until the gateway exits, rotating its log and telling of engines meanwhile; returns its exit code."""
     while True:
         try:
-            return gateway.wait(_LOG_INTERVAL_S)
+            return gateway.wait(_LOOK_INTERVAL_S)
         except subprocess.TimeoutExpired:
             supervisor.trim(log, _MAX_LOG_BYTES)
+            for line in reports.news():
+                _say(f"  {line}")
 
 
 def _gateway_log(settings: Settings) -> Path:
     return settings.home / "logs" / "gateway.log"
 
 
-def _wait_for_models(settings: Settings, gateway: subprocess.Popen[bytes], count: int, started: float) -> None:
+def _wait_for_models(
+    settings: Settings, gateway: subprocess.Popen[bytes], reports: Reports, count: int, started: float
+) -> None:
     """Return when every model answers; raises Refusal when a model or the gateway fails."""
     port = settings.gateway.metrics_port or settings.gateway.port
     url = f"http://{settings.gateway.host}:{port}/health/models"
@@ -289,17 +275,24 @@ def _wait_for_models(settings: Settings, gateway: subprocess.Popen[bytes], count
             raise Refusal(f"The gateway did not start; see the end of {_gateway_log(settings)}.")
         states = _model_states(url)
         if len(states) == count and set(states.values()) <= {ReplicaState.READY, ASLEEP}:
+            reports.news()
             return
+        for line in reports.news():
+            _say(f"  {line}")
         state = ", ".join(f"{name}: {state}" for name, state in states.items())
         if state and (state != reported or time.monotonic() - reported_at > _PROGRESS_INTERVAL_S):
             reported, reported_at = state, time.monotonic()
             _say(f"  {state} ({reported_at - started:.0f} s; about 40 s a model on 2 cores)")
         if time.monotonic() - started > settings.engine.start_timeout_s * count:
             raise Refusal(
-                f"Not every model answered within {settings.engine.start_timeout_s * count:.0f} s; "
+                f"Not every model answered within {settings.engine.start_timeout_s * count:.0f} s{_because(reports)}; "
                 f"see {settings.home / 'logs'}."
             )
         time.sleep(_POLL_INTERVAL_S)
+
+
+def _because(reports: Reports) -> str:
+    return f", and the last engine failed because {reports.last_failure}" if reports.last_failure else ""
 
 
 def _model_states(url: str) -> dict[str, str]:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
@@ -36,19 +34,21 @@ SERVE_ENVIRONMENT = {
     "RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY": "1",
     "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": str(placement.RETRIES_WITHOUT_END),
 }
+#: The same, of a Ray on this machine alone: Serve looks at its proxy once in 10 s, and starts a dead one only then.
+_LOCAL_ENVIRONMENT = {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1"}
 #: Bytes of Ray's object store: no token passes through Ray, so its smallest size will do.
 _OBJECT_STORE_BYTES = 80 * 1024 * 1024
 
 
-def start_local_ray(serve_port: int, home: Path) -> None:
-    """Start a local Ray that this process owns, with Serve's proxy on a loopback port.
+def start_local_ray(serve_port: int, home: Path, folder: Path) -> None:
+    """Start a local Ray that this process owns, all of it on loopback, with its files in `folder`.
 
-    Some of Ray's servers listen on every interface whatever their settings, so token authentication is on.
+    Serve's replicas still listen on every interface, whatever their settings, so token authentication is on (CELL-7).
     """
     os.environ.pop("RAY_AUTH_MODE", None)  # unset means token to 2.60, and only unset is read after its import
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(secret.create_if_absent(home, RAY_TOKEN_FILE))
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ |= SERVE_ENVIRONMENT
+    os.environ |= SERVE_ENVIRONMENT | _LOCAL_ENVIRONMENT
     try:
         ray.init(
             address="local",
@@ -57,7 +57,7 @@ def start_local_ray(serve_port: int, home: Path) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
             object_store_memory=_OBJECT_STORE_BYTES,
-            _temp_dir=str(_ray_folder()),
+            _temp_dir=str(folder),
         )
     except Exception as error:
         logging.getLogger("serving.engine").debug("Ray did not start", exc_info=error)
@@ -70,17 +70,14 @@ def start_local_ray(serve_port: int, home: Path) -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this command prints its own progress
 
 
-def stop_local_ray() -> None:
-    """Stop every Serve application, awaiting their drains, then Ray; nothing of it stays on disk."""
-    session = _ray_folder() / ray.get_runtime_context().get_session_name()
+def stop_serve() -> None:
+    """Stop every Serve application, awaiting their drains."""
     serve.shutdown()
+
+
+def stop_local_ray() -> None:
+    """Stop Ray's own processes."""
     ray.shutdown()
-    shutil.rmtree(session, ignore_errors=True)
-
-
-def _ray_folder() -> Path:
-    """Short, because socket paths below it must stay under 108 bytes; per user, because Ray makes it private."""
-    return Path(tempfile.gettempdir()) / f"serving-ray-{os.getuid()}"
 
 
 def deploy(cell: str, directory: str, settings: Settings, models: Sequence[Deployment]) -> None:

@@ -26,7 +26,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.config import PlaneTls
-from serving.engine import command, processes
+from serving.engine import command, leftovers, processes
 from serving.engine.adapters import Shelf
 from serving.engine.command import ONLY_MEMBER, EngineSpec, Member
 from serving.engine.vitals import Vitals
@@ -47,8 +47,6 @@ _ASKED_TOKEN_TIMEOUT_S = 60.0
 _JOIN_TIMEOUT_S = 5.0
 #: Engine logs of one model that are kept.
 _KEPT_LOGS = 10
-#: vLLM's sockets and rendezvous files; short, because a socket's path must stay under 108 bytes.
-_SCRATCH_PREFIX = "serving-engine-"
 #: Bytes at the end of vLLM's log, where it prints its loading progress.
 _LOG_TAIL_BYTES = 8192
 _LOADED = re.compile(rb"checkpoint shards: +(\d+)% Completed")
@@ -274,7 +272,7 @@ async def running(spec: EngineSpec, member: Member = ONLY_MEMBER, replica_id: st
 
     `replica_id` labels its metrics.
     """
-    await asyncio.to_thread(sweep)
+    await asyncio.to_thread(leftovers.sweep)
     with port_among(spec.settings.host or "", spec.settings.port_range) as port:
         async with _running_on(port, spec, member, replica_id) as engine:
             yield engine
@@ -284,7 +282,7 @@ async def running(spec: EngineSpec, member: Member = ONLY_MEMBER, replica_id: st
 async def _running_on(port: int, spec: EngineSpec, member: Member, replica_id: str) -> AsyncIterator[Engine]:
     tree = processes.new_tree()
     log = _new_log(spec, port)
-    scratch = Path(tempfile.gettempdir()) / f"{_SCRATCH_PREFIX}{tree}"
+    scratch = Path(tempfile.gettempdir()) / f"{leftovers.SCRATCH_PREFIX}{tree}"
     scratch.mkdir(mode=0o700)
     shelf = _shelf(spec, scratch)
     supervisor = await asyncio.create_subprocess_exec(
@@ -302,14 +300,6 @@ async def _running_on(port: int, spec: EngineSpec, member: Member, replica_id: s
         await engine.stop()
         await asyncio.to_thread(processes.kill_all, lambda: processes.of_tree(tree))
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def sweep() -> None:
-    """Clean up after engines whose owner was killed: their processes first, then their scratch folders."""
-    processes.kill_all(processes.orphans)
-    for scratch in Path(tempfile.gettempdir()).glob(f"{_SCRATCH_PREFIX}*"):
-        if processes.is_ownerless(scratch.name.removeprefix(_SCRATCH_PREFIX)):
-            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _shelf(spec: EngineSpec, scratch: Path) -> Shelf | None:
@@ -393,7 +383,7 @@ def port_among(host: str, range_: tuple[int, int] | None) -> Iterator[int]:
         yield free_port(host)
         return
     for port in range(range_[0], range_[1] + 1):
-        with (Path(tempfile.gettempdir()) / f"{_SCRATCH_PREFIX}port-{port}.lock").open("w") as lock:
+        with (Path(tempfile.gettempdir()) / f"{leftovers.SCRATCH_PREFIX}port-{port}.lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

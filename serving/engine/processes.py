@@ -1,4 +1,4 @@
-"""Processes: find every process of an engine's tree, and kill them all."""
+"""Processes: find every process of an engine's tree or of a local stack, and kill them all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import secrets
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import psutil
 
@@ -16,6 +16,8 @@ from serving.lifetime import start_of
 
 #: In the environment of every process of an engine's tree; spawned grandchildren inherit it.
 TREE_VARIABLE = "_SERVING_ENGINE_TREE"
+#: In the environment of every process that `serving up` starts; its value is a name of the same form.
+STACK_VARIABLE = "_SERVING_STACK"
 #: Unless this is set, setproctitle overwrites /proc/PID/environ and the mark in it.
 TITLES_KEEP_ENVIRONMENT = "SPT_NOENV"
 #: vLLM renames its long-lived processes to this prefix and their role.
@@ -66,24 +68,28 @@ def is_fork(process: psutil.Process, name: str) -> bool:
 
 
 def new_tree() -> str:
-    """A name for a tree owned by this process: `pid:start:random`."""
+    """A name for a tree or a stack owned by this process: `pid:start:random`."""
     return f"{os.getpid()}:{start_of(os.getpid())}:{secrets.token_hex(4)}"
 
 
 def of_tree(tree: str) -> list[psutil.Process]:
     """Every living process of the tree called `tree`, whatever its parent is now."""
-    return [process for process in psutil.process_iter() if _tree_of(process) == tree and is_alive(process)]
+    return [process for process, marks in _marked() if marks.get(TREE_VARIABLE) == tree and is_alive(process)]
+
+
+def of_stack(stack: str) -> list[psutil.Process]:
+    """Every living process of the local stack called `stack`, whatever its parent is now."""
+    return [process for process, marks in _marked() if marks.get(STACK_VARIABLE) == stack and is_alive(process)]
 
 
 def members() -> list[psutil.Process]:
     """Every living process of any engine on this machine."""
-    return [process for process in psutil.process_iter() if _tree_of(process) and is_alive(process)]
+    return [process for process, marks in _marked() if marks.get(TREE_VARIABLE) and is_alive(process)]
 
 
 def orphans() -> list[psutil.Process]:
-    """Every living process of trees whose owner is gone; on a GPU they would still hold its memory."""
-    members = ((process, _tree_of(process)) for process in psutil.process_iter())
-    return [process for process, tree in members if tree and is_ownerless(tree) and is_alive(process)]
+    """Every living process of trees and stacks whose owner is gone; on a GPU they would still hold its memory."""
+    return [process for process, marks in _marked() if any(map(is_ownerless, marks.values())) and is_alive(process)]
 
 
 def is_ownerless(tree: str) -> bool:
@@ -92,16 +98,28 @@ def is_ownerless(tree: str) -> bool:
     return name is not None and start_of(int(name[1])) != name[2]
 
 
-def _tree_of(process: psutil.Process) -> str | None:
-    try:
-        return process.environ().get(TREE_VARIABLE)
-    except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess, OSError):
-        return None
+def _marked() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
+    """Every process with a mark in its environment, and its marks."""
+    for process in psutil.process_iter():
+        try:
+            environment = process.environ()
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess, OSError):
+            continue
+        if marks := {name: environment[name] for name in (TREE_VARIABLE, STACK_VARIABLE) if name in environment}:
+            yield process, marks
 
 
 def kill_all(find: Callable[[], Iterable[psutil.Process]]) -> None:
-    """SIGKILL every process that `find` returns until it returns none: only then are the devices free."""
-    while members := list(find()):
+    """SIGKILL every process that `find` returns until it returns none twice: only then are the devices free.
+
+    Twice, because a process that ends by itself during a look may have started another that the look came too early for.
+    A killed one counts until it is gone: its environment, by which it is found, goes before its files do.
+    """
+    killed: set[psutil.Process] = set()
+    is_clear = False
+    while (members := {*find(), *filter(is_alive, killed)}) or not is_clear:
+        is_clear = not members
+        killed |= members
         for member in members:
             try:
                 member.send_signal(signal.SIGKILL)

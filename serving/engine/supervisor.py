@@ -2,6 +2,8 @@
 
     replica (Serve actor) ── lifeline pipe ──► supervisor (subreaper) ──► vLLM API server ──► EngineCore ──► workers
 
+It is no child of its replica: Ray's worker SIGKILLs its children when it exits, before a lifeline is read (ENG-50).
+
 On standard output it reports to its replica which processes joined the tree (`joined EngineCore`) and, last, why it
 ended (`ended its replica is gone`). The tree ends when the command ends, when any process that vLLM named dies, or when
 the lifeline closes because the replica is gone. The supervisor exits only after the last member: from then on the
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import select
 import shutil
@@ -24,6 +27,7 @@ from pathlib import Path
 import psutil
 
 from serving.engine import processes
+from serving.lifetime import end_with
 
 #: Seconds between two scans of the tree; the end of the command or of the lifeline is seen at once.
 _POLL_INTERVAL_S = 0.5
@@ -42,7 +46,13 @@ class Tree:
         self._named: dict[psutil.Process, str] = {}
         with log.open("ab") as output:
             self._root = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                # A killed supervisor cannot end the tree. This ends its front end at once; the sweep finds the others.
+                preexec_fn=functools.partial(end_with, os.getpid(), signal.SIGKILL),
             )
         self.root_pidfd = os.pidfd_open(self._root.pid)
 
@@ -106,6 +116,12 @@ def watch(tree: Tree, lifeline_fd: int) -> str:
         trim(tree.log, _MAX_LOG_BYTES)
 
 
+def _leave_parent() -> None:
+    """Go on as a grandchild: the process that was started ends at once, and its pipes go on with this one."""
+    if os.fork():
+        os._exit(0)
+
+
 def _report(line: str) -> None:
     with contextlib.suppress(BrokenPipeError):  # The replica is gone, as the lifeline shows too.
         os.write(sys.stdout.fileno(), f"{line}\n".encode())
@@ -121,6 +137,7 @@ def main() -> None:
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("command", nargs="+")
     arguments = parser.parse_args()
+    _leave_parent()
     # Only the lifeline decides: Ctrl-C in the terminal, or SIGTERM to the group, reaches the replica too.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)  # SIG_IGN would be inherited by the command

@@ -1,13 +1,15 @@
 """A stand-in for `vllm serve` where only its place matters: it takes the same line, has the same processes, says a token.
 
 It writes what it was given to `$SCRIPTED_VLLM_RECORDS/PORT.json`: its devices and its command line. It says that a
-request runs as long as there is a file `busy` beside, and writes a dot to `PORT.looks` each time it is asked. With `$SCRIPTED_VLLM_BROKEN` in its environment it ends at once, as an engine on a bad GPU does.
+request runs as long as there is a file `busy` beside, and writes a dot to `PORT.looks` each time it is asked. With `$SCRIPTED_VLLM_BROKEN` in its environment it ends at once, as an engine on a bad GPU does;
+with `$SCRIPTED_VLLM_LOADS_S` it listens so many seconds later, as an engine that loads its weights does.
 """
 
 import json
 import os
 import subprocess
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -69,6 +71,7 @@ def main() -> None:
     (RECORDS / f"{port}.json").write_text(json.dumps(record))
     for title in expected_members(spec(), Member(rank=flag("--node-rank", 0))):
         subprocess.Popen(["bash", "-c", f"exec -a VLLM::{title} sleep 36000"])
+    time.sleep(float(os.environ.get("SCRIPTED_VLLM_LOADS_S", "0")))
     host = sys.argv[sys.argv.index("--host") + 1]
     ThreadingHTTPServer((host, port), Handler).serve_forever()
 

@@ -1,5 +1,6 @@
 """All of an engine's tree runs, or none of it."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -35,12 +36,14 @@ class Supervised:
             start_new_session=True,
         )
         assert {self.line() for _ in ROLES} == {f"joined {role}" for role in ROLES}
+        #: Not what was started, which has ended: a grandchild.
+        (self.supervisor,) = [it for it in processes.of_tree(self.tree) if _is_supervisor(it)]
 
     def members(self) -> dict[str | None, psutil.Process]:
         return {processes.role(process): process for process in processes.of_tree(self.tree)}
 
     def server(self) -> psutil.Process:
-        return psutil.Process(self.process.pid).children()[0]
+        return self.supervisor.children()[0]
 
     def line(self) -> str:
         assert self.process.stdout is not None
@@ -49,6 +52,12 @@ class Supervised:
     def last_line(self) -> str:
         assert self.process.stdout is not None
         return self.process.stdout.read().decode().splitlines()[-1]
+
+
+def _is_supervisor(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):  # a helper that ends early
+        return "serving.engine.supervisor" in process.cmdline()
+    return False
 
 
 @pytest.fixture
@@ -86,12 +95,12 @@ def test_a_helper_between_fork_and_exec_is_nobodys_death(tmp_path: Path) -> None
     def are_enough() -> bool:
         """So many that the supervisor has looked several times, each time at another one."""
         seen.update(it.pid for it in worker.children() if processes.role(it) == "Worker_TP0")
-        return len(seen) >= 100 or forking.process.poll() is not None
+        return len(seen) >= 100 or not processes.is_alive(forking.supervisor)
 
     try:
         (worker,) = [it for it in processes.of_tree(forking.tree) if processes.role(it) == "Worker_TP0"][:1]
         until(are_enough, 120)
-        assert forking.process.poll() is None
+        assert processes.is_alive(forking.supervisor)
     finally:
         processes.kill_all(lambda: processes.of_tree(forking.tree))
         with forking.process:
@@ -106,10 +115,18 @@ def test_a_closed_lifeline_ends_the_tree(supervised: Supervised) -> None:
     assert processes.of_tree(supervised.tree) == []
 
 
+def test_a_supervisor_is_no_child_of_its_replica(supervised: Supervised) -> None:
+    """Ray's worker SIGKILLs its children when it exits, and a supervisor must live to read the end of its lifeline."""
+    assert supervised.process.wait(10) == 0
+    assert supervised.supervisor not in psutil.Process().children()
+    assert set(supervised.members()) >= set(ROLES)
+
+
 def test_orphans_of_a_killed_supervisor_are_found_by_name(supervised: Supervised) -> None:
     """A killed supervisor cannot clean up; its tree is still found by the mark that every member inherited."""
-    supervised.process.kill()
-    supervised.process.wait()
+    server = supervised.server()
+    supervised.supervisor.kill()
+    until(lambda: not processes.is_alive(server))  # the kernel ends the front end, and with it what clients are sent
     assert processes.of_tree(supervised.tree)
     processes.kill_all(lambda: processes.of_tree(supervised.tree))
     assert processes.of_tree(supervised.tree) == []

@@ -24,6 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import config
 from serving.engine import processes
 from serving.engine.app import RAY_TOKEN_FILE
+from serving.engine.parts import part_of
 from serving.gateway.ledger.usage import CallRow, calls
 from serving.gateway.store.store import Store
 from serving.wire import DirectoryAnswer, Listed, ReplicaState
@@ -115,6 +116,18 @@ class Stack:
                 named["directory"] = process
         return named
 
+    def parts(self) -> dict[str, psutil.Process]:
+        """The gateway, the keeper and the processes of Ray that serve no model, by their names."""
+        named: dict[str, psutil.Process] = {}
+        for process in self.members():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                line = process.cmdline()
+                if "--parent" in line:
+                    named["the gateway"] = process
+                elif part := part_of(line):
+                    named[part.name] = process
+        return named
+
     def directory_url(self) -> str:
         """Base URL of the directory, from the settings the gateway was given."""
         (url,) = config.load(self.home / "logs" / "gateway-settings.yaml", {}).gateway.directories
@@ -187,11 +200,12 @@ class Stack:
     def resettle(self, environment: dict[str, str]) -> None:
         """Give the running stack other settings, as whoever deploys a cell does."""
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.home / RAY_TOKEN_FILE)}
+        loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # as `serving up` has it, so that Ray finds its node
         lines = [" ".join(process.cmdline()) for process in self.members()]
         (address,) = {found[1] for line in lines if (found := re.search(r"--gcs-address=([\d.:]+)", line))}
         subprocess.run(
             [sys.executable, "-m", "tests.long.resettle", address, self.directory().cell, self.directory_url()],
-            env=dict(os.environ) | environment | {"SERVING_HOME": str(self.home)} | token,
+            env=dict(os.environ) | environment | {"SERVING_HOME": str(self.home)} | token | loopback,
             cwd=Path(__file__).parents[2],
             check=True,
             timeout=120,

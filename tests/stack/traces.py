@@ -11,7 +11,7 @@ def places(stack: Stack) -> list[Path]:
     """Every file this stack writes: its home, and Ray's logs."""
     lines = [" ".join(process.cmdline()) for process in stack.members()]
     sessions = {
-        found[1] for line in lines if (found := re.search(r"(/[^\s=]*/serving-ray-\d+/session_[^/\s]+)/", line))
+        found[1] for line in lines if (found := re.search(r"(/[^\s=]*/serving-ray-\w+/r/session_[^/\s]+)/", line))
     }
     assert sessions, "Ray's processes no longer name the folder of their session"
     ray = (path for session in sessions for path in Path(session, "logs").rglob("*"))

@@ -1,0 +1,129 @@
+"""Parts: the processes that a stack on one machine cannot be without. Is one of them gone?
+
+Engines are no parts: Serve replaces their replicas, and fleets shrink on purpose. The gateway's end is seen by `up` itself.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Set
+
+import msgspec
+import psutil
+
+from serving.engine import processes
+
+#: Seconds that Ray and Serve get to start one of their actors again; measured on two busy cores: 3 for the controller,
+#: 4 for the directory.
+HEAL_S = 8.0
+#: Seconds between two looks.
+_INTERVAL_S = 0.5
+
+
+class Part(msgspec.Struct, frozen=True):
+    """A process by its role."""
+
+    name: str
+    #: Is it started again by Ray when it ends? Whatever else ends takes Ray's node with it, or is never replaced.
+    is_restarted: bool = False
+
+
+#: What the command line or the title of a part contains. Ray 2.60's raylet ends with either of its agents (source).
+_PARTS = {
+    "gcs/gcs_server": Part("Ray's GCS"),
+    "raylet/raylet": Part("Ray's raylet"),
+    "autoscaler/v2/monitor.py": Part("Ray's monitor"),
+    "autoscaler/_private/monitor.py": Part("Ray's monitor"),
+    "dashboard/dashboard.py": Part("Ray's dashboard"),
+    "_private/log_monitor.py": Part("Ray's log monitor"),
+    "ray::DashboardAgent": Part("Ray's dashboard agent"),
+    "ray::RuntimeEnvAgent": Part("Ray's runtime environment agent"),
+    "ray::ServeController": Part("Serve's controller", is_restarted=True),
+    "ray::ProxyActor": Part("Serve's proxy", is_restarted=True),
+    "ray::ServeReplica:directory": Part("the directory", is_restarted=True),
+    "serving.engine.keeper": Part("the keeper"),
+}
+
+
+class Parts:
+    """The parts seen so far; who lives and the time are given."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Part, Set[int]] = {}
+        #: When each part that may come back was first missed.
+        self._missed_at: dict[Part, float] = {}
+
+    def loss(self, present: Mapping[Part, Set[int]], now: float) -> Part | None:
+        """The part without which the stack is over, given each part's process ids; None while there is none."""
+        for part in self._seen.keys() | present.keys():
+            ids = present.get(part, frozenset())
+            before = self._seen.get(part, frozenset())
+            if part.is_restarted and not ids:
+                if now - self._missed_at.setdefault(part, now) > HEAL_S:
+                    return part
+                continue
+            if before - ids and not part.is_restarted:
+                return part
+            self._seen[part] = ids
+            self._missed_at.pop(part, None)
+        return None
+
+
+class Watch:
+    """A thread that calls `on_loss` once with a sentence when the stack below this process has lost a part."""
+
+    def __init__(self, on_loss: Callable[[str], None]) -> None:
+        self._on_loss = on_loss
+        self._stopped = threading.Event()
+        self._looking = threading.Lock()
+        self._parts = Parts()
+        self._known: dict[psutil.Process, Part] = {}
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """From here on parts end on purpose."""
+        self._stopped.set()
+
+    def look(self) -> str | None:
+        """Which part is gone now, in a sentence."""
+        with self._looking:
+            part = self._parts.loss(self._present(), time.monotonic())
+        if part is None:
+            return None
+        again = f" and did not come back within {HEAL_S:.0f} s" if part.is_restarted else ""
+        return f"{part.name} ended{again}, and with it this stack: start it again."
+
+    def _run(self) -> None:
+        while not self._stopped.wait(_INTERVAL_S):
+            if (loss := self.look()) and not self._stopped.is_set():
+                self._on_loss(loss)
+                return
+
+    def _present(self) -> dict[Part, set[int]]:
+        for process in processes.descendants():
+            if process not in self._known and (part := _part_of(process)):
+                self._known[process] = part
+        self._known = {process: part for process, part in self._known.items() if processes.is_alive(process)}
+        result: dict[Part, set[int]] = {}
+        for process, part in self._known.items():
+            result.setdefault(part, set()).add(process.pid)
+        return result
+
+
+def _part_of(process: psutil.Process) -> Part | None:
+    try:
+        return part_of(process.cmdline())
+    except psutil.Error:
+        return None
+
+
+def part_of(line: list[str]) -> Part | None:
+    """The part with this command line or title, if it is one."""
+    # Ray starts its Python daemons as `python -u FILE …`; what follows may contain anything.
+    opening = " ".join(line[:4])
+    return next((part for mark, part in _PARTS.items() if mark in opening), None)
