@@ -34,7 +34,6 @@ QUICK = [
     pytest.param("before Ray", signal.SIGKILL, 0.0, id="before Ray"),
     pytest.param("Ray starts", signal.SIGKILL, 0.0, id="Ray starts"),
     pytest.param("the engine loads", signal.SIGHUP, 0.0, id="the engine loads, SIGHUP"),
-    pytest.param("the engine loads", signal.SIGKILL, 0.0, id="the engine loads"),
     pytest.param("ready", signal.SIGKILL, 0.0, id="ready"),
 ]
 _RANDOM = random.Random(13)
