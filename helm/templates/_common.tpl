@@ -44,15 +44,26 @@ extraObjects[{{ $index }}] has no metadata.name: name the object.
 {{- end }}
 {{- end }}
 
-{{/* Only the alias distinguishes the names and labels of several copies in one release. */}}
+{{/*
+Only aliases, which Helm keeps unique, distinguish the names and labels of several copies in one release: no copy sees the values
+of another. Past 30 characters a name keeps its first 21.
+*/}}
 {{- define "gpt-oss-serving.aliasRefusals" }}
-{{- with include "gpt-oss-serving.alias" . }}
-{{- if $.Values.nameOverride }}
-nameOverride is set in a dependency with the alias {{ . }}: the alias is its name and distinguishes it from other copies; leave nameOverride empty.
+{{- $alias := include "gpt-oss-serving.alias" . }}
+{{- if not .Chart.IsRoot }}
+{{- if .Values.nameOverride }}
+nameOverride is set in a dependency{{ with $alias }} with the alias {{ . }}{{ end }}, where another copy could have the same name: leave it empty, and give the dependency an alias in the parent chart's Chart.yaml.
 {{- end }}
-{{- if regexMatch "-(metrics|cell-[^.]+)$" . }}
-The alias {{ . }} could give two Services of this release one name, because it ends like a Service of this chart: choose another alias.
+{{- with .Values.fullnameOverride }}
+{{- if $alias }}
+fullnameOverride is set in a dependency with the alias {{ $alias }}, where another copy could have the same one: leave it empty, for the alias is in every name.
+{{- else if hasPrefix (printf "%s-" $.Release.Name | trunc 21) . }}
+fullnameOverride is {{ . }} in a dependency, and a copy with an alias could be called that: choose one that does not begin with the release's name.
 {{- end }}
+{{- end }}
+{{- end }}
+{{- if regexMatch "-(metrics|cell-[^.]+)$" $alias }}
+The alias {{ $alias }} could give two Services of this release one name, because it ends like a Service of this chart: choose another alias.
 {{- end }}
 {{- end }}
 

@@ -92,16 +92,36 @@ def test_copies_in_one_release_share_nothing(parent: Parent, release: str) -> No
 
 
 def test_an_alias_that_cannot_keep_copies_apart_is_refused(parent: Parent) -> None:
-    """One that another copy's Service would be called, and one that nameOverride takes back."""
-    chart = parent({"alias": "east-metrics"}, {"alias": "west"})
-    off: Object = {"enabled": False}
-    ends = helm("template", "x", str(chart), values={"east-metrics": GIVEN, "west": off}).stderr
-    overridden = helm(
-        "template", "x", str(chart), values={"east-metrics": off, "west": GIVEN | {"nameOverride": "llm"}}
-    ).stderr
+    """One that another copy's Service would be called."""
+    chart = parent({"alias": "east-metrics"})
+    ends = helm("template", "x", str(chart), values={"east-metrics": GIVEN}).stderr
 
     assert "* The alias east-metrics could give two Services of this release one name" in ends
-    assert "* nameOverride is set in a dependency with the alias west" in overridden
+
+
+@pytest.mark.parametrize(
+    ("alias", "given", "sentence"),
+    [
+        ("west", {"nameOverride": "llm"}, "nameOverride is set in a dependency with the alias west"),
+        (None, {"nameOverride": "west"}, "nameOverride is set in a dependency, where another copy could"),
+        ("west", {"fullnameOverride": "llm"}, "fullnameOverride is set in a dependency with the alias west"),
+        (None, {"fullnameOverride": "prod-west"}, "fullnameOverride is prod-west in a dependency"),
+    ],
+)
+def test_a_name_that_two_copies_could_have_is_refused(
+    parent: Parent, alias: str | None, given: Object, sentence: str
+) -> None:
+    """No copy sees another's values: what only the values keep apart is refused, and the sentence says what to do."""
+    chart = parent({"alias": alias} if alias else {})
+    refused = helm("template", "prod", str(chart), values={alias or NAME: GIVEN | given})
+
+    assert refused.returncode and f"* {sentence}" in refused.stderr
+
+
+def test_one_copy_may_still_choose_its_name(parent: Parent) -> None:
+    """A dependency without an alias that is called like no copy with one could be."""
+    objects = _rendered(parent({}), {NAME: GIVEN | {"fullnameOverride": "llm"}})
+    assert {it["metadata"]["name"].split("-")[0] for it in objects} == {"llm"}
 
 
 def _rendered(chart: Path, values: Object, release: str = "test") -> list[Object]:
