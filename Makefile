@@ -19,7 +19,7 @@ setup: ## build .venv from deploy/locks/cpu.txt
 	@exec "$(INTERPRETER)" deploy/bootstrap.py $(if $(PYTHON),--this-python)
 
 serve: setup ## the whole stack on this machine: MODEL=smollm2-135m-instruct PORT=8080
-	@exec $(VENV)/serving up --model "$(MODEL)" --port "$(PORT)"
+	@exec $(VENV)/serving up --model "$(MODEL)" --port "$(PORT)" --parent "$$PPID"
 
 # Most of a test is waiting, for an engine or a time-out: three workers keep two cores busy. tests/conftest.py shares out.
 test: setup ## what CI runs

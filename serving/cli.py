@@ -39,6 +39,7 @@ app.add_typer(bundle, name="bundle")
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
 Port = Annotated[int | None, typer.Option(help="Port of the API.")]
+Parent = Annotated[int | None, typer.Option(hidden=True, help="End with this process, which started it.")]
 Chart = Annotated[Path, typer.Option(help="Folder of the chart.")]
 Values = Annotated[list[Path], typer.Option(help="A values file, as given to helm; repeat for more.")]
 Sum = Annotated[str | None, typer.Option("--sha256", help="The checksum that `export` printed.")]
@@ -89,10 +90,13 @@ def up(
     model: Annotated[list[str] | None, typer.Option(help="A name from `serving models list`; repeat for more.")] = None,
     port: Port = None,
     host: Host = None,
+    parent: Parent = None,
 ) -> None:
     """Serve models on this machine: gateway, directory and an engine for each, until Ctrl-C."""
     if sys.platform != "linux":
         raise Refusal("`serving up` runs on Linux x86-64 only; the gateway alone runs elsewhere: `serving gateway`.")
+    if parent is not None:
+        end_with(parent, signal.SIGTERM)
     # Ray reads it when it is imported: its node then has the address 127.0.0.1 and listens there alone (CELL-20).
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     try:
@@ -116,7 +120,7 @@ def gateway(
     ] = None,
     port: Port = None,
     host: Host = None,
-    parent: Annotated[int | None, typer.Option(hidden=True, help="End with this process, which started it.")] = None,
+    parent: Parent = None,
 ) -> None:
     """Run the gateway alone, in front of vLLM servers that are already running."""
     if parent is not None:

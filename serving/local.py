@@ -102,7 +102,11 @@ def _serve(settings: Settings, models: list[catalog.Model], deployments: list[De
     directory_port = engine.free_port("127.0.0.1")
     _say("Starting Ray ...")
     directory = f"http://127.0.0.1:{directory_port}"
-    with leftovers.ray_folder(stack.name) as folder, _local_ray(directory_port, settings.home, folder, stack):
+    with (
+        leftovers.ray_folder(stack.name) as folder,
+        _kept_logs(folder, settings.home, stack),
+        _local_ray(directory_port, settings.home, folder, stack),
+    ):
         # Cell names must differ: a gateway takes from each cell only what concerns that cell's replicas.
         engine_app.deploy(f"{socket.gethostname()}:{directory_port}", directory, settings, deployments)
         names = ", ".join(model.name for model in models)
@@ -191,6 +195,17 @@ def _alone(home: Path) -> Iterator[None]:
         except BlockingIOError:
             raise Refusal(f"Another `serving up` uses {home}: set SERVING_HOME to another folder.") from None
         yield
+
+
+@contextlib.contextmanager
+def _kept_logs(folder: Path, home: Path, stack: Stack) -> Iterator[None]:
+    """Where a part was lost, Ray's logs stay, in the home's."""
+    try:
+        yield
+    except BaseException:
+        if stack.loss():
+            leftovers.keep_logs(folder, home / "logs" / "ray")
+        raise
 
 
 @contextlib.contextmanager

@@ -44,6 +44,17 @@ def ray_folder(owner: str) -> Iterator[Path]:
         shutil.rmtree(above, ignore_errors=True)
 
 
+def keep_logs(folder: Path, target: Path) -> None:
+    """Copy the logs of Ray's own processes out of its folder, before that is removed: one of them ended and only they say why."""
+    shutil.rmtree(target, ignore_errors=True)
+    for logs in folder.glob("session_2*/logs"):
+        with contextlib.suppress(OSError, shutil.Error):
+            # Workers' logs are left out: they are many, and replicas write theirs to the stack's own folder.
+            shutil.copytree(
+                logs, target, ignore=shutil.ignore_patterns("worker-*", "python-core-*", "serve", "events", "old")
+            )
+
+
 def _short_folder() -> Path:
     """Where temporary files go, unless sockets below it would have too long a path."""
     for folder in (Path(tempfile.gettempdir()), _SHORT):

@@ -96,7 +96,7 @@ class Watch:
         if part is None:
             return None
         again = f" and did not come back within {HEAL_S:.0f} s" if part.is_restarted else ""
-        return f"{part.name} ended{again}, and with it this stack: start it again."
+        return f"{part.name} ended{again}, and with it this stack; Ray's logs are in logs/ray of its home."
 
     def _run(self) -> None:
         while not self._stopped.wait(_INTERVAL_S):

@@ -68,9 +68,11 @@ class Stack:
             self._watch.start()
             try:
                 yield
+            except Refusal:
+                raise
             except BaseException:
                 # Once a part is gone Ray raises many things, and none says what was lost.
-                if not self._is_stopped and (loss := self._loss or self._watch.look()):
+                if loss := self.loss():
                     raise Refusal(loss) from None
                 raise
             finally:
@@ -83,6 +85,12 @@ class Stack:
     def is_whole(self) -> bool:
         """No part has been missed so far."""
         return self._loss is None
+
+    def loss(self) -> str | None:
+        """Which part is missing now against all intent, in a sentence."""
+        if self._is_stopped:
+            return None
+        return self._loss or (None if self._is_over.is_set() else self._watch.look())
 
     def is_over(self) -> None:
         """From here on processes end on purpose."""
