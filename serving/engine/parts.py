@@ -14,9 +14,9 @@ import psutil
 
 from serving.engine import processes
 
-#: Seconds that Ray and Serve get to start one of their actors again; measured on two busy cores: 3 for the controller,
-#: 4 for the directory.
-HEAL_S = 8.0
+#: Seconds that Ray and Serve get to start one of their actors again. It takes 3 to 5 on two cores (measured) and many
+#: times that where others want them; meanwhile requests are served, so that an early end would be the greater harm.
+HEAL_S = 60.0
 #: Seconds between two looks.
 _INTERVAL_S = 0.5
 
@@ -69,12 +69,21 @@ class Parts:
             self._missed_at.pop(part, None)
         return None
 
+    @property
+    def missing(self) -> set[Part]:
+        """The parts that Ray is starting again."""
+        return set(self._missed_at)
+
 
 class Watch:
-    """A thread that calls `on_loss` once with a sentence when the stack below this process has lost a part."""
+    """A thread that looks at the parts below this process.
 
-    def __init__(self, on_loss: Callable[[str], None]) -> None:
+    It calls `say` with a line when Ray has to start one again, and `on_loss` once with a sentence when one is lost.
+    """
+
+    def __init__(self, on_loss: Callable[[str], None], say: Callable[[str], None]) -> None:
         self._on_loss = on_loss
+        self._say = say
         self._stopped = threading.Event()
         self._looking = threading.Lock()
         self._parts = Parts()
@@ -99,10 +108,17 @@ class Watch:
         return f"{part.name} ended{again}, and with it this stack; Ray's logs are in logs/ray of its home."
 
     def _run(self) -> None:
+        missing: set[Part] = set()
         while not self._stopped.wait(_INTERVAL_S):
-            if (loss := self.look()) and not self._stopped.is_set():
+            loss = self.look()
+            if self._stopped.is_set():
+                return
+            if loss:
                 self._on_loss(loss)
                 return
+            for part in self._parts.missing - missing:
+                self._say(f"  {part.name} ended; Ray starts it again")
+            missing = self._parts.missing
 
     def _present(self) -> dict[Part, set[int]]:
         for process in processes.descendants():

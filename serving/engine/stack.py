@@ -41,7 +41,7 @@ class Stack:
         self._loss: str | None = None
         self._is_stopped = False
         self._is_over = threading.Event()
-        self._watch = Watch(self._interrupt)
+        self._watch = Watch(self._interrupt, _say)
 
     @contextlib.contextmanager
     def stops_at_signals(self) -> Iterator[None]:

@@ -21,7 +21,7 @@ def test_a_part_that_ray_starts_again_gets_its_time() -> None:
     parts = Parts()
     for start, ids in ((0.0, {1}), (100.0, {2})):
         assert parts.loss({PROXY: ids}, start) is None
-        assert parts.loss({}, start + 1) is None
+        assert parts.loss({}, start + 1) is None and parts.missing == {PROXY}
         assert parts.loss({}, start + 1 + HEAL_S) is None
     assert parts.loss({}, 101.1 + HEAL_S) == PROXY
 

@@ -105,12 +105,13 @@ def test_up_ends_with_a_process_that_it_cannot_be_without(tmp_path: Path, victim
 @pytest.mark.long
 @pytest.mark.parametrize("victim", HEALING)
 def test_what_ray_starts_again_ends_nothing(tmp_path: Path, victim: str) -> None:
-    """Another process has the role soon, and the stack goes on."""
+    """Another process has the role soon, the stack goes on, and `up` has said so."""
     stack = scripted(tmp_path)
     stack.until_ready()
     old = stack.parts()[victim]
     old.kill()
     until(lambda: stack.parts().get(victim) not in (None, old), 30, 0.1)
+    until(lambda: f"{victim} ended; Ray starts it again" in (tmp_path / "up.err").read_text())
     assert stack.process.poll() is None
     stack.stop()
 
