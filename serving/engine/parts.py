@@ -19,6 +19,8 @@ from serving.engine import processes
 HEAL_S = 60.0
 #: Seconds between two looks.
 _INTERVAL_S = 0.5
+#: Looks of which one searches for parts that are new: it reads every process of the machine, for 7 ms where there are 190.
+_SEARCH_EVERY = 4
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -88,6 +90,7 @@ class Watch:
         self._looking = threading.Lock()
         self._parts = Parts()
         self._known: dict[psutil.Process, Part] = {}
+        self._looks = 0
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def start(self) -> None:
@@ -121,9 +124,11 @@ class Watch:
             missing = self._parts.missing
 
     def _present(self) -> dict[Part, set[int]]:
-        for process in processes.descendants():
-            if process not in self._known and (part := _part_of(process)):
-                self._known[process] = part
+        if self._looks % _SEARCH_EVERY == 0:
+            for process in processes.descendants():
+                if process not in self._known and (part := _part_of(process)):
+                    self._known[process] = part
+        self._looks += 1
         self._known = {process: part for process, part in self._known.items() if processes.is_alive(process)}
         result: dict[Part, set[int]] = {}
         for process, part in self._known.items():
