@@ -13,7 +13,7 @@ import msgspec
 
 from serving.gateway.answers import documented, framing
 from serving.gateway.answers.asked import Asked
-from serving.gateway.answers.chunk_answers import ChunkShaper, without_private_keys
+from serving.gateway.answers.chunk_answers import ChunkShaper
 from serving.gateway.answers.documented import Document
 from serving.gateway.answers.headers import is_header
 from serving.gateway.answers.logprobs import Visible
@@ -133,7 +133,7 @@ class ChatShaper(ChunkShaper):
         self._choices: dict[int, _Choice] = {}
 
     def events(self, block: bytes) -> bytes:
-        block = without_private_keys(block)
+        block = super().events(block)
         if not self._is_read and not self._asked.offers_tools and _CALLS in block:
             self._is_read = True
         if not self._is_read:

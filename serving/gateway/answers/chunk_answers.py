@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from serving.gateway.answers import documented
+from serving.gateway.answers import documented, framing
 from serving.gateway.answers.shaper import Shaper
 
 #: In every chunk of chat but the first.
@@ -20,13 +20,23 @@ _PRIVATE = re.compile(
 _MARKS = (b'"stop_reason":', b'"prompt_text":')
 
 
+#: Only the last chunk has none.
+_NO_CHOICES = b'"choices":[]'
+
+
 class ChunkShaper(Shaper):
     """An answer of choices, whole or as deltas."""
 
     shape = documented.COMPLETION
 
     def events(self, block: bytes) -> bytes:
-        return without_private_keys(block)
+        block = without_private_keys(block)
+        return b"".join(map(self._last, framing.split(block))) if _NO_CHOICES in block else block
+
+    def _last(self, event: bytes) -> bytes:
+        """The last chunk, whose usage has details of vLLM's own; any other as it is."""
+        chunk = framing.read(event) if _NO_CHOICES in event else None
+        return event if chunk is None else framing.chunk(documented.pruned(chunk, self.shape))
 
 
 def without_private_keys(block: bytes) -> bytes:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from serving.gateway.answers.asked import Asked
+from serving.gateway.answers.chat_answers import ChatShaper
 from serving.gateway.answers.chunk_answers import ChunkShaper, without_private_keys
+from serving.gateway.answers.shaper import Shaper
 from serving.gateway.nouns import Usage
 from tests.gateway.answers.recorded_answers import body, data, stream
 
@@ -28,6 +32,17 @@ def test_a_recorded_stream_loses_nothing_else() -> None:
             for choice in before["choices"]:
                 choice.pop("token_ids", None), choice.pop("stop_reason", None)
             assert before == after
+
+
+@pytest.mark.parametrize("kind", [ChunkShaper, ChatShaper])
+def test_the_last_chunks_usage_has_the_documented_keys(kind: type[Shaper]) -> None:
+    """vLLM counts cache tokens that it created under a name of its own."""
+    *_, last, done = stream("tiny-chat-reasoned")
+    shaper = kind(Asked(), Usage)
+    (chunk,) = data(shaper.events(last + done))
+    assert b"created_cache_tokens" in last
+    assert chunk["usage"]["prompt_tokens_details"] == {"cached_tokens": 0} and chunk["choices"] == []
+    assert chunk.keys() == data(last)[0].keys() and shaper.events(done) == done
 
 
 def test_a_whole_completion_has_the_documented_keys() -> None:
