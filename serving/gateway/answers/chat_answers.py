@@ -13,7 +13,7 @@ import msgspec
 
 from serving.gateway.answers import documented, framing
 from serving.gateway.answers.asked import Asked
-from serving.gateway.answers.chunk_answers import ChunkShaper
+from serving.gateway.answers.chunk_answers import ChunkShaper, ordinary
 from serving.gateway.answers.documented import Document
 from serving.gateway.answers.headers import is_header
 from serving.gateway.answers.logprobs import Visible
@@ -133,11 +133,14 @@ class ChatShaper(ChunkShaper):
         self._choices: dict[int, _Choice] = {}
 
     def events(self, block: bytes) -> bytes:
-        block = super().events(block)
+        is_ordinary = (chunk := ordinary(block)) is not None
+        block = super().events(block) if chunk is None else chunk
         if not self._is_read and not self._asked.offers_tools and _CALLS in block:
             self._is_read = True
         if not self._is_read:
             self._has_text = self._has_text or _TEXT.search(block) is not None
+            if is_ordinary:
+                return block
             return block if _CUT not in block else b"".join(map(_without_header, framing.split(block)))
         return b"".join(map(self._event, framing.split(block)))
 

@@ -10,6 +10,10 @@ import re
 from serving.gateway.answers import documented, framing
 from serving.gateway.answers.shaper import Shaper
 
+#: How the choice of an ordinary chunk of chat ends, and what is left of that. It is looked for first: nearly all chunks are such.
+_ORDINARY = b'"finish_reason":null,"token_ids":null}]'
+_LEFT = b'"finish_reason":null}]'
+_NEXT = b"\n\nd"
 #: In every chunk of chat but the first.
 _TOKEN_IDS = b',"token_ids":null'
 #: In few chunks, or in completions'.
@@ -30,6 +34,8 @@ class ChunkShaper(Shaper):
     shape = documented.COMPLETION
 
     def events(self, block: bytes) -> bytes:
+        if (chunk := ordinary(block)) is not None:
+            return chunk
         block = without_private_keys(block)
         return b"".join(map(self._last, framing.split(block))) if _NO_CHOICES in block else block
 
@@ -37,6 +43,12 @@ class ChunkShaper(Shaper):
         """The last chunk, whose usage has details of vLLM's own; any other as it is."""
         chunk = framing.read(event) if _NO_CHOICES in event else None
         return event if chunk is None else framing.chunk(documented.pruned(chunk, self.shape))
+
+
+def ordinary(block: bytes) -> bytes | None:
+    """One chunk in the middle of its choice, without private keys; None for any other block."""
+    head, found, tail = block.partition(_ORDINARY)
+    return head + _LEFT + tail if found and _NEXT not in tail else None
 
 
 def without_private_keys(block: bytes) -> bytes:
