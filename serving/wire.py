@@ -67,6 +67,13 @@ class Task(StrEnum):
     EMBED = "embed"
 
 
+class PromptFormat(StrEnum):
+    """How a model's conversations become prompts, where that decides what a request may ask."""
+
+    #: gpt-oss's; vLLM renders it by code of its own and not by a template.
+    HARMONY = "harmony"
+
+
 class EngineLoad(msgspec.Struct, frozen=True):
     """One engine's own figures, read from its `/metrics`."""
 
@@ -148,6 +155,8 @@ class ListedModel(msgspec.Struct, frozen=True):
     context_tokens: int = 0
     #: Output tokens of a call that sets no limit itself; 0: no cap but the context.
     default_output_tokens: int = 0
+    #: None where no rule goes by it. A string, so that gateways take formats that they do not know.
+    prompt_format: str | None = None
     #: Engines that should run now; None while a directory that just started does not know.
     wanted: int | None = None
     #: Adapters of it that clients may name as models.

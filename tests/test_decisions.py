@@ -9,7 +9,8 @@ import pytest
 
 from tests.repository import ROOT, files
 
-PAGES = {path: path.read_text() for path in (ROOT / "serving" / "decisions").glob("*.md") if path.stem != "README"}
+FOLDER = ROOT / "serving" / "decisions"
+PAGES = {path: path.read_text() for path in FOLDER.glob("*.md") if path.stem not in ("README", "upstream")}
 HEADING = re.compile(r"^### ([A-Z][A-Z0-9]*)-(\d+): \S.*$", re.M)
 PREFIXES = {path: {prefix for prefix, _ in HEADING.findall(text)} for path, text in PAGES.items()}
 CITATION = re.compile(rf"\b(?:{'|'.join(sorted(set().union(*PREFIXES.values())))})-\d+\b")
@@ -53,6 +54,14 @@ def test_every_cited_id_exists() -> None:
     }
     assert {name for name, _ in cited} >= known, "the pages themselves were searched"
     assert sorted((name, place) for name, place in cited if name not in known) == []
+
+
+def test_each_fault_of_others_is_ready_to_be_told() -> None:
+    """What is seen, what is right, where it is and what we do until then, numbered from 1."""
+    _, *faults = re.split(r"^### UP-(\d+): \S.*$", (FOLDER / "upstream.md").read_text(), flags=re.M)
+    assert faults[::2] == [str(number) for number in range(1, len(faults) // 2 + 1)]
+    for text in faults[1::2]:
+        assert re.findall(r"^\*\*([\w ]+)\.\*\* \S", text, re.M) == ["Seen", "Right", "Where", "Here"], text
 
 
 def test_the_index_names_every_page() -> None:

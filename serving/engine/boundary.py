@@ -2,18 +2,18 @@
 
 vLLM's own `--api-key` guards only some of its routes, and it has routes that sleep, reload or reconfigure an engine.
 This allow-list admits only the routes that a gateway or the engine's replica needs, and those require the plane secret.
-Metrics leave with our labels (`engine/exposition`). Harmony's markers are removed from gpt-oss's answers: vLLM passes
-on the raw text of what it cannot parse, markers included.
+Metrics leave with our labels (`engine/exposition`). When the middleware is made, methods of vLLM's that turn
+conversations into prompts, and Harmony into answers, are replaced (`engine/harmony`, `engine/markers`).
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from serving.engine import harmony, markers
 from serving.engine.exposition import LABELS_VARIABLE, relabelled
 from serving.secret import PlaneSecret
 from serving.wire import ENGINE_ROUTES, LIVENESS_ROUTE
@@ -22,9 +22,9 @@ from serving.wire import ENGINE_ROUTES, LIVENESS_ROUTE
 OWNER_ROUTES: frozenset[tuple[str, str]] = frozenset({("POST", "/v1/unload_lora_adapter")})
 
 METRICS_PATH = "/metrics"
-#: Set for models that speak Harmony.
-MARKERS_VARIABLE = "_SERVING_REMOVE_HARMONY_MARKERS"
-_MARKER = re.compile(rb"<\|(?:start|end|message|channel|constrain|return|call|startoftext|endoftext)\|>")
+#: How the model's conversations become prompts: `harmony` or `template`; not set where there are none.
+PROMPTS_VARIABLE = "_SERVING_PROMPTS"
+HARMONY, TEMPLATE = "harmony", "template"
 
 #: Names the secret file to the middleware, which vLLM constructs without arguments of ours.
 SECRET_FILE_VARIABLE = "_SERVING_PLANE_SECRET_FILE"  # noqa: S105 A variable's name.
@@ -40,7 +40,11 @@ class Boundary:
     def __init__(self, app: App) -> None:
         self._app = app
         self._secret = PlaneSecret(Path(os.environ[SECRET_FILE_VARIABLE]))
-        self._removes_markers = MARKERS_VARIABLE in os.environ
+        match os.environ.get(PROMPTS_VARIABLE):
+            case "harmony":
+                harmony.install()
+            case "template":
+                markers.install()
         self._metric_labels = os.environ.get(LABELS_VARIABLE, "").encode()
 
     async def __call__(
@@ -51,8 +55,6 @@ class Boundary:
         elif scope["type"] == "http" and (status := self._refusal_status(scope)):
             await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
             await send({"type": "http.response.body", "body": b""})
-        elif scope["type"] == "http" and self._removes_markers and scope["method"] == "POST":
-            await self._app(scope, receive, without_markers(send))
         elif scope["type"] == "http" and scope["path"] == METRICS_PATH and self._metric_labels:
             # Uncompressed, so that it can be read here.
             plain = {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"accept-encoding"]}
@@ -62,30 +64,6 @@ class Boundary:
 
     def _refusal_status(self, scope: Scope) -> int | None:
         return refusal_status(scope["method"], scope["path"], _authorization(scope), self._secret)
-
-
-def without_markers(send: Callable[[Message], Awaitable[None]]) -> Callable[[Message], Awaitable[None]]:
-    """A `send` that removes Harmony's markers from every body.
-
-    A marker is one token, so it is never split: vLLM sends whole events, and whole answers at once. The response's
-    start is held back until the first body, because a shorter answer has another Content-Length.
-    """
-    held: list[Message] = []
-
-    async def send_without(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            held.append(message)
-            return
-        body = _MARKER.sub(b"", message.get("body", b""))
-        for start in held:
-            if not message.get("more_body"):
-                start["headers"] = [pair for pair in start["headers"] if pair[0].lower() != b"content-length"]
-                start["headers"].append((b"content-length", str(len(body)).encode()))
-            await send(start)
-        held.clear()
-        await send({**message, "body": body})
-
-    return send_without
 
 
 def rewritten(

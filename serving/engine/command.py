@@ -13,8 +13,8 @@ import msgspec
 
 from serving.catalog import Dtype, LoraLimits
 from serving.config import EngineSettings, PlaneTls
-from serving.engine import exposition, processes
-from serving.engine.boundary import MARKERS_VARIABLE, SECRET_FILE_VARIABLE
+from serving.engine import boundary, exposition, processes
+from serving.engine.boundary import PROMPTS_VARIABLE, SECRET_FILE_VARIABLE
 from serving.wire import STOP_STRINGS_MAX, Task
 
 _STEP_FLAG = "--max-num-batched-tokens"
@@ -83,6 +83,10 @@ class EngineSpec(msgspec.Struct, frozen=True):
     tls: PlaneTls | None = None
     #: Room for adapters, which `flags` reserves in vLLM; the adapters themselves change live.
     lora: LoraLimits | None = None
+
+    @property
+    def speaks_harmony(self) -> bool:
+        return self.reasoning_parser == "openai_gptoss"
 
     @property
     def step_tokens(self) -> int:
@@ -271,8 +275,8 @@ def _decided(spec: EngineSpec) -> dict[str, str]:
     if spec.lora:
         # Without it vLLM does not ask its resolver for an unknown model name.
         result["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
-    if spec.reasoning_parser == "openai_gptoss":
-        result[MARKERS_VARIABLE] = "1"
+    if spec.task is Task.GENERATE:
+        result[PROMPTS_VARIABLE] = boundary.HARMONY if spec.speaks_harmony else boundary.TEMPLATE
     if not spec.gpus_per_node:
         result |= {
             # Eager mode compiles a few sampling functions all the same: the first request for log probabilities then

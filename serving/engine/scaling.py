@@ -19,7 +19,7 @@ from serving.engine.autoscale import COMING, Bounds, Decision, Demand, Memory, R
 from serving.engine.command import EngineSpec
 from serving.engine.pool import Grant, Node, Wish
 from serving.errors import Refusal
-from serving.wire import GatewayReport, ListedModel, ReplicaReport, ReplicaState, Traffic
+from serving.wire import GatewayReport, ListedModel, PromptFormat, ReplicaReport, ReplicaState, Traffic
 
 logger = logging.getLogger("serving.directory")
 
@@ -44,6 +44,7 @@ class ModelPlan(msgspec.Struct, frozen=True):
     bounds: Bounds
     #: Output tokens of a call that sets no limit itself; 0: no cap but the context.
     default_output_tokens: int = 0
+    prompt_format: PromptFormat | None = None
     #: None where the fleet is fixed.
     knee: Knee | None = None
     adapters: tuple[str, ...] = ()
@@ -74,6 +75,7 @@ def plan(model: Model, settings: ModelSettings, spec: EngineSpec, estimate: Knee
         context_tokens=spec.context_tokens,
         bounds=bounds,
         default_output_tokens=default_output_tokens(model, settings),
+        prompt_format=PromptFormat.HARMONY if spec.speaks_harmony else None,
         knee=knee,
         adapters=adapters,
         priority=settings.priority,
@@ -186,6 +188,7 @@ class Scaler:
             name=model.name,
             context_tokens=model.context_tokens,
             default_output_tokens=model.default_output_tokens,
+            prompt_format=model.prompt_format,
             adapters=model.adapters,
             wanted=None if decision is None else decision.replicas,
             may_sleep=model.bounds.min_replicas == 0,

@@ -13,6 +13,7 @@ from serving.errors import ApiError, EngineTimedOut, RequestTimedOut
 from serving.gateway.admission.admission import Admission
 from serving.gateway.api.aside import Aside
 from serving.gateway.api.visit import Visit
+from serving.gateway.dialects import abilities
 from serving.gateway.dialects import call as calls
 from serving.gateway.dialects.call import Call
 from serving.gateway.dialects.dialect import Dialect
@@ -68,6 +69,7 @@ class Inference:
         draft = await self._aside.done(partial(calls.read, dialect, body), len(body))
         visit.responder.announce(*draft.headers())
         visit.record.model = model = self._names.resolve(draft.requested_model)
+        abilities.require(dialect, draft.kept, self._names.prompt_format(model))
         salt, limit = self._tenants.cache_salt(caller), self._names.default_output_tokens(model)
         return await self._aside.done(partial(draft.finish, model, salt, limit), len(body))
 

@@ -147,7 +147,7 @@ FIELDS: Table = {
     ),
     "include_reasoning": honoured("true or false", FLAG),
     "include": honoured(
-        "`reasoning.encrypted_content`, `message.output_text.logprobs`; others are ignored",
+        "`reasoning.encrypted_content`, `message.output_text.logprobs` (refused for gpt-oss); others are ignored",
         includes,
     ),
     "text": honoured("`format`, `verbosity`", typed(TextConfig)),
@@ -155,7 +155,7 @@ FIELDS: Table = {
     "tool_choice": honoured(
         "`none` (then no tools are sent), `auto`, `required`, one function, or `allowed_tools`", tool_choice
     ),
-    "top_logprobs": honoured("0 to 20", typed(Annotated[int, Meta(ge=0, le=20)])),
+    "top_logprobs": honoured("0 to 20; refused for gpt-oss", typed(Annotated[int, Meta(ge=0, le=20)])),
     "truncation": honoured("`auto` or `disabled`", typed(Literal["auto", "disabled"])),
     "store": ignored("Nothing is stored; the engine is told false.", FLAG),
     "background": ignored("false is what happens anyway; true is refused.", FLAG),

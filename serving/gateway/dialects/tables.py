@@ -108,8 +108,8 @@ SAMPLING: Table = {
 }
 
 TEMPLATE: Table = {
-    "add_generation_prompt": honoured("true or false", FLAG),
-    "continue_final_message": honoured("true or false", FLAG),
+    "add_generation_prompt": honoured("true or false; false is refused for gpt-oss", FLAG),
+    "continue_final_message": honoured("true or false; true is refused for gpt-oss", FLAG),
     "chat_template": refused("The operator's template decides what is an instruction and what is a user's text."),
     "chat_template_kwargs": honoured("`enable_thinking`, `thinking`", typed(checks.TemplateSwitches)),
 }

@@ -11,7 +11,7 @@ import msgspec
 from serving.gateway.fleet.demand import Demands
 from serving.gateway.fleet.replicas import Known, is_withdrawn, merge, ready, served_names
 from serving.gateway.fleet.router import Candidate
-from serving.wire import DirectoryAnswer, ListedModel, ReplicaReport, ReplicaState
+from serving.wire import DirectoryAnswer, ListedModel, PromptFormat, ReplicaReport, ReplicaState
 
 #: Seconds after which a model that no source lists any more is unknown (404) instead of not ready (503): a cold restart is
 #: shorter.
@@ -131,6 +131,12 @@ class Fleet:
             if listed.name == base and listed.default_output_tokens
         ]
         return min(limits, default=0)
+
+    def prompt_format(self, name: str) -> PromptFormat | None:
+        """How this model's conversations become prompts; cells do not differ in it."""
+        base = self.base_of(name)
+        formats = (listed.prompt_format for listed in self._all_listed() if listed.name == base)
+        return next((PromptFormat(known) for known in formats if known in frozenset(PromptFormat)), None)
 
     def report_lost(self, replica_id: str) -> None:
         """It refused a connection: it gets no calls until it reports READY again after now."""

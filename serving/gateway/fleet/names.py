@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from serving.errors import ModelNotFound
 from serving.gateway.fleet.fleet import Fleet, Model
+from serving.wire import PromptFormat
 
 #: Characters of a client's name that an error repeats.
 NAME_CHARS_MAX = 256
@@ -29,6 +30,10 @@ class Names:
         """Every name a client may ask for → what is behind it."""
         models = {model.name: model for model in (*self._fleet.adapters(), *self._fleet.models())}
         return models | {alias: models[name] for alias, name in self._aliases.items() if name in models}
+
+    def prompt_format(self, model: str) -> PromptFormat | None:
+        """How a served model's conversations become prompts, where a directory says so."""
+        return self._fleet.prompt_format(model)
 
     def default_output_tokens(self, model: str) -> int:
         """Output tokens of a call to a served model that sets no limit of its own; 0 where there is no default."""
