@@ -9,7 +9,7 @@ import asyncio
 import logging
 import traceback
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 
 from serving.errors import ApiError, InternalError
 from serving.gateway.api.visit import Handler, Visit
@@ -95,6 +95,7 @@ class Gateway:
             self._recorder.settle(visit.record, visit.responder, visit.trace, error)
 
     async def _dispatch(self, visit: Visit) -> None:
+        visit.request.require_http()
         if (allowed := self._cors.preflight(visit.request)) is not None:
             await visit.responder.start(204, allowed)
             await visit.responder.finish()
@@ -105,6 +106,10 @@ class Gateway:
         await found.handler(visit)
 
     async def _answer_error(self, visit: Visit, error: ApiError) -> None:
+        with suppress(ClientLeft):
+            await self._write_error(visit, error)
+
+    async def _write_error(self, visit: Visit, error: ApiError) -> None:
         responder = visit.responder
         if not responder.is_started:
             body = error_body(error, responder.request_id, is_anthropic=visit.is_anthropic)

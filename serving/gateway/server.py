@@ -22,7 +22,7 @@ from serving.gateway.api.metrics import MetricsPage
 from serving.gateway.app import Gateway
 from serving.gateway.assembly import Assembled, Edges, assemble
 from serving.gateway.cli import opening
-from serving.gateway.http import certificates
+from serving.gateway.http import certificates, descriptors
 from serving.gateway.http.certificates import Loaded
 from serving.gateway.http.protocol import BoundedHeaders
 from serving.gateway.identity.tenants import Tenants
@@ -54,6 +54,7 @@ def serve(
 ) -> None:
     """Run the event loop on a bound socket until told to stop; running answers get `drain_timeout_s` to end."""
     freeze()
+    descriptors.raise_limit()
     with contextlib.ExitStack() as opened:
         servers = [(_uvicorn(assembled.gateway, settings, "on", shown.context if shown else None), api)]
         if settings.metrics_port is not None:
@@ -92,9 +93,10 @@ async def _serve_all(servers: list[tuple[_Server, socket.socket]], renewed: Sequ
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
     tasks = [asyncio.create_task(server.serve(sockets=[bound])) for server, bound in servers]
-    following = asyncio.create_task(certificates.follow(renewed))
+    following = [asyncio.create_task(it) for it in (certificates.follow(renewed), descriptors.follow())]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    following.cancel()
+    for task in following:
+        task.cancel()
     for server, _ in servers:
         server.should_exit = True
     await asyncio.gather(*tasks)

@@ -58,6 +58,7 @@ class TimedFlow:
     def __init__(self, waited_s: float = 0.0) -> None:
         self.waited_s = waited_s
         self.is_cut = False
+        self.is_closed = False
 
     def cut(self) -> None:
         self.is_cut = True

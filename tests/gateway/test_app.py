@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import logging
+
 import anthropic
 import openai
 import pytest
 
-from tests.gateway.world import CHAT, World
+from tests.gateway.world import CHAT, World, until
 from tests.scripted_engine import (
     MODEL,
     Ending,
@@ -92,3 +96,62 @@ async def test_the_anthropic_package_reads_our_streams_and_errors(world: World, 
         with pytest.raises(anthropic.NotFoundError):
             await client.messages.create(**arguments | {"model": "none"})
     assert events[0].type == "message_start" and events[-1].type == "message_stop"
+
+
+async def said_to(world: World, *pieces: bytes) -> bytes:
+    """All that is answered to these bytes, to the end of the connection."""
+    host, _, port = world.url.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    for piece in pieces:
+        writer.write(piece)
+        await writer.drain()
+    answer = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    return answer
+
+
+async def test_what_is_no_http_gets_an_error_of_the_api(world: World) -> None:
+    """In the shape of the path it was for, with a request id; counted and logged as any request."""
+    garbage = await said_to(world, b"hello\r\n\r\n")
+    endless = await said_to(world, b"POST /v1/messages HTTP/1.1\r\nx-request-id: mine-0001\r\nX: " + b"x" * 100_000)
+    for answer, request_id in ((garbage, b"req_"), (endless, b"mine-0001")):
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 ") and b"x-request-id: " + request_id in head
+        assert b"content-type: application/json" in head and b"x-should-retry: false" in head
+        document = json.loads(body)
+        assert document["error"]["type"] == "invalid_request_error" and document["error"]["message"]
+    assert b"\"type\":\"error\"" in endless
+    await until(lambda: len(world.lines) == 2)
+    assert [(line["status"], line["outcome"], line["route"]) for line in world.lines] == [
+        (400, "rejected", "other")
+    ] * 2
+    page = (await world.ask("GET", "/metrics")).body.decode()
+    assert (
+        '_requests_total{model="unknown",outcome="rejected",reason="invalid_request_error",route="other"} 2.0' in page
+    )
+
+
+async def test_garbage_behind_a_call_does_not_take_its_answer(world: World) -> None:
+    """The call ends well, in the ledger too; what follows is a request of its own."""
+    body = json.dumps(CHAT).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {world.key}\r\n"
+    sent = head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    answer = await said_to(world, sent + b"\x00garbage\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ") and answer.count(b"HTTP/1.1 400 ") == 1
+    assert (await world.row())["outcome"] == "ok"
+
+
+async def test_a_client_that_is_cut_leaves_no_error_in_the_log(
+    world: World, engine: ScriptedEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither one whose answer broke off, nor one that closed while it was written."""
+    caplog.set_level(logging.INFO)
+    engine.say(Script(chat_stream(["Hi"])[:2], ending=Ending.HANG))
+    async with world.client.post(
+        world.url + "/v1/chat/completions", json=CHAT | {"stream": True}, headers=world.headers()
+    ) as stream:
+        await stream.content.readany()
+        stream.close()
+    await until(lambda: world.lines)
+    assert [line["outcome"] for line in world.lines] == ["client_disconnected"]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]

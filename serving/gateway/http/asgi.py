@@ -26,6 +26,8 @@ SAFE_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{7,63}")
 
 #: The extension under which a server tells of a connection's Flow.
 FLOW = "serving.flow"
+#: The extension that holds the InvalidRequest of a request that is no HTTP; it may come while the body is read.
+FAULT = "serving.fault"
 
 
 class Flow(Protocol):
@@ -33,6 +35,11 @@ class Flow(Protocol):
 
     #: Seconds that writes have waited for the client so far, in all requests on this connection.
     waited_s: float
+
+    @property
+    def is_closed(self) -> bool:
+        """Can nothing more be written?"""
+        ...
 
     def cut(self) -> None:
         """Close the connection now, whatever the client has not read."""
@@ -45,8 +52,9 @@ class Request:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self._query_string: bytes = scope.get("query_string", b"")
+        self._extensions = scope.get("extensions", {})
         #: None where the server does not tell.
-        self.flow: Flow | None = scope.get("extensions", {}).get(FLOW)
+        self.flow: Flow | None = self._extensions.get(FLOW)
         self._sent_headers: Iterable[Header] = scope["headers"]
         self._headers = dict(self._sent_headers)
         self._receive = receive
@@ -77,8 +85,14 @@ class Request:
             return key.strip()
         return self.header("x-api-key") or None
 
+    def require_http(self) -> None:
+        """Raises InvalidRequest where what has been sent so far is no HTTP."""
+        fault: InvalidRequest | None = self._extensions.get(FAULT)
+        if fault is not None:
+            raise fault
+
     async def read_body(self, max_bytes: int) -> bytes:
-        """The whole body; raises RequestTooLarge past `max_bytes`, before or while reading, and ClientLeft.
+        """The whole body; raises RequestTooLarge past `max_bytes`, before or while reading, ClientLeft and InvalidRequest.
 
         What is left unread the HTTP server throws away after the answer.
         """
@@ -90,6 +104,7 @@ class Request:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise ClientLeft
+            self.require_http()
             body += message.get("body", b"")
             if len(body) > max_bytes:
                 raise RequestTooLarge(f"The request body is larger than {max_bytes} bytes.")
@@ -158,15 +173,25 @@ class Responder:
     async def start(self, status: int, headers: Iterable[Header]) -> None:
         self.status = status
         all_headers = [(b"x-request-id", self.request_id.encode("ascii")), *self._always, *self._announced, *headers]
-        await self._send({"type": "http.response.start", "status": status, "headers": all_headers})
+        await self._hand_over({"type": "http.response.start", "status": status, "headers": all_headers})
 
     async def write(self, body: bytes) -> None:
         """Pass bytes on; waits while the client is slower than the engine."""
-        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        await self._hand_over({"type": "http.response.body", "body": body, "more_body": True})
 
     async def finish(self, body: bytes = b"") -> None:
         self.is_complete = True
-        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        await self._hand_over({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def _hand_over(self, message: Message) -> None:
+        """Raises ClientLeft where the connection is closed under the answer, which uvloop says in a RuntimeError."""
+        try:
+            await self._send(message)
+        except RuntimeError:
+            if self._flow is None or not self._flow.is_closed:
+                raise
+            self._flow.cut()
+            raise ClientLeft from None
 
     def cut(self) -> None:
         """Give the client up; what it has not read is lost."""

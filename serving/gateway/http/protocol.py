@@ -1,20 +1,51 @@
-"""Protocol: uvicorn's HTTP/1.1 connection with bounds on headers, which tells the application how long writes have waited."""
+"""Protocol: uvicorn's HTTP/1.1 connection, with bounds on what a client may send unasked.
+
+It tells the application how long writes have waited, and hands it what is no HTTP, so that this is answered, counted and logged
+like any other request.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from serving.gateway.http.asgi import FLOW
+from serving.errors import InvalidRequest
+from serving.gateway.http.asgi import FAULT, FLOW
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
 
 #: Bytes of request headers read before they must be complete.
 HEADER_BYTES_MAX = 64 * 1024
 #: Seconds a connection may take to send its first byte and then its headers.
 HEADER_TIMEOUT_S = 30.0
+#: Seconds in which a body may still end whose request has been answered; then the connection is closed. Clients read their
+#: answer when they have sent everything, and a connection closed at once would take it from them.
+REST_S = 1.0
+#: Bytes of it that are thrown away: twice the largest body of the default settings.
+REST_BYTES_MAX = 16 * 1024 * 1024
+
+
+_UPGRADE = re.compile(rb"\r\nupgrade(?=[ \t]*:)", re.IGNORECASE)
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """The same with another name for the header `Upgrade` in its head.
+
+    A server may ignore that header (RFC 9110, 7.8), and httptools cannot: it takes the body for the other protocol's. Java's own
+    client sends it with every request over plain HTTP.
+    """
+    end = data.find(b"\r\n\r\n")
+    head = data if end < 0 else data[:end]
+    if not _UPGRADE.search(head):
+        return data
+    return _UPGRADE.sub(b"\r\nx-upgrade", head) + data[len(head) :]
 
 
 class TimedFlow(FlowControl):
@@ -23,7 +54,13 @@ class TimedFlow(FlowControl):
     def __init__(self, transport: asyncio.Transport, clock: Callable[[], float]) -> None:
         super().__init__(transport)
         self.waited_s = 0.0
+        #: Called when the connection is cut.
+        self.on_cut: Callable[[], None] = lambda: None
         self._clock = clock
+
+    @property
+    def is_closed(self) -> bool:
+        return self._transport.is_closing()
 
     async def drain(self) -> None:
         began_at = self._clock()
@@ -34,35 +71,55 @@ class TimedFlow(FlowControl):
 
     def cut(self) -> None:
         self._transport.abort()
+        self.on_cut()
 
 
 class BoundedHeaders(HttpToolsProtocol):
     """uvicorn's own protocol, which has no bound of its own for headers that never end or never come.
 
-    It also tells the application how long writes waited for the client.
+    Nor for a body that goes on after its request was answered. It also tells the application how long writes waited for the
+    client, and of what is no HTTP.
     """
 
     clock = staticmethod(time.monotonic)
     header_timeout_s = HEADER_TIMEOUT_S
+    rest_s = REST_S
     _is_in_headers = False
     _header_bytes = 0
     _header_deadline: asyncio.TimerHandle | None = None
+    #: While the rest of a body comes whose request has been answered.
+    _rest_deadline: asyncio.TimerHandle | None = None
+    _rest_bytes = 0
+    #: What came was no HTTP, and neither can be what follows.
+    _is_broken = False
+    #: The one whose application runs; later ones wait in the pipeline.
+    _running: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         super().connection_made(transport)
         self.flow = TimedFlow(transport, self.clock)
+        self.flow.on_cut = self._lose
         self._await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._has_headers()
+        self._has_rest()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._is_broken or self._rest_deadline is not None:
+            self._rest_bytes += len(data)
+            if self._rest_bytes > REST_BYTES_MAX:
+                self.transport.close()
+                return
+        if self._is_broken:
+            return
+        if self._is_in_headers or self.cycle is None or not self.cycle.more_body:
+            data = _without_upgrade(data)
         super().data_received(data)
         if self._is_in_headers:
             self._header_bytes += len(data)
             if self._header_bytes > HEADER_BYTES_MAX:
-                self._is_in_headers = False
                 self.send_400_response("Request headers are too long.")
 
     def on_message_begin(self) -> None:
@@ -73,12 +130,84 @@ class BoundedHeaders(HttpToolsProtocol):
         self.scope["extensions"] = {FLOW: self.flow}  # type: ignore[dict-item] # an object of ours, no open mapping
 
     def on_headers_complete(self) -> None:
-        self._is_in_headers = False
         self._has_headers()
         super().on_headers_complete()
+        self._is_in_headers = False
+
+    def on_message_complete(self) -> None:
+        self._has_rest()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.more_body and self.cycle.response_complete and not self.transport.is_closing():
+            self._rest_bytes = 0
+            self._rest_deadline = self.loop.call_later(self.rest_s, self.transport.close)
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP is a request too: the application answers it, when it has answered those before."""
+        if self._is_broken:
+            return
+        self._is_broken = True
+        self._has_headers()
+        cycle = self.cycle
+        if self._is_in_headers or cycle is None or not cycle.more_body:
+            self._answer_head(InvalidRequest(msg))
+        elif cycle.response_complete:
+            self.transport.close()
+        else:
+            # The body is still awaited.
+            cycle.scope["extensions"][FAULT] = InvalidRequest(msg)  # type: ignore[assignment]
+            cycle.keep_alive = False
+            cycle.message_event.set()
+
+    def _answer_head(self, fault: InvalidRequest) -> None:
+        """A request of which no more is known than that, behind those that run."""
+        if not self._is_in_headers:
+            super().on_message_begin()
+        path = self.url.partition(b"?")[0]
+        self.scope |= {"method": "GET", "path": path.decode("latin-1"), "raw_path": path, "query_string": b""}
+        self.scope["extensions"] = {FLOW: self.flow, FAULT: fault}  # type: ignore[dict-item]
+        before, self.cycle = self.cycle, self._last_cycle()
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.pipeline.appendleft((self.cycle, self.app))
+
+    def _last_cycle(self) -> RequestResponseCycle:
+        cycle = RequestResponseCycle(
+            scope=self.scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=False,
+            on_response=self.on_response_complete,
+        )
+        cycle.more_body = False
+        return cycle
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _lose(self) -> None:
+        """Its client gets no more of the running answer: the application may leave it as it is."""
+        if self._running is not None:
+            self._running.disconnected = True
+            self._running.message_event.set()
 
     def _await_headers(self) -> None:
         self._header_deadline = self.loop.call_later(self.header_timeout_s, self.transport.close)
+
+    def _has_rest(self) -> None:
+        if self._rest_deadline is not None:
+            self._rest_deadline.cancel()
+            self._rest_deadline = None
 
     def _has_headers(self) -> None:
         if self._header_deadline is not None:

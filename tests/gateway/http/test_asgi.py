@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from serving.errors import InvalidRequest, RequestTooLarge
-from serving.gateway.http.asgi import Header, Request, Responder, require_json
+from serving.gateway.http.asgi import Header, Message, Request, Responder, require_json
 from serving.gateway.nouns import ClientLeft
 from tests.gateway.asgi import TimedFlow, Wire
 
@@ -183,3 +183,17 @@ async def test_announced_headers_go_out_with_any_answer() -> None:
     (start,) = (it for it in wire.sent if it["type"] == "http.response.start")
     names = [name for name, _ in start["headers"]]
     assert names == [b"x-request-id", b"x-left-out", b"content-type", b"content-length", b"x-own"]
+
+
+@pytest.mark.parametrize("is_closed", [True, False])
+async def test_an_answer_to_a_closed_connection_is_a_client_that_left(is_closed: bool) -> None:
+    """And any other RuntimeError is what it is."""
+
+    async def send(message: Message) -> None:
+        raise RuntimeError("the handler is closed")
+
+    flow = TimedFlow()
+    flow.is_closed = is_closed
+    with pytest.raises(ClientLeft if is_closed else RuntimeError):
+        await Responder(send, "r", flow).whole(200, b"{}")
+    assert flow.is_cut is is_closed

@@ -5,18 +5,31 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
+import pytest
 import uvicorn
 
-from serving.gateway.http.asgi import Receive, Responder, Scope, Send
-from serving.gateway.http.protocol import HEADER_BYTES_MAX, BoundedHeaders, TimedFlow
+from serving.errors import InvalidRequest
+from serving.gateway.http.asgi import Receive, Request, Responder, Scope, Send
+from serving.gateway.http.protocol import HEADER_BYTES_MAX, REST_BYTES_MAX, BoundedHeaders, TimedFlow
+from serving.gateway.nouns import ClientLeft
 from tests.clock import Clock
 from tests.gateway.world import until
 
 
 async def _app(scope: Scope, receive: Receive, send: Send) -> None:
-    await Responder(send, "x").whole(200, b"{}")
+    """Answers what is HTTP, and reads a body only at `/read`."""
+    request, responder = Request(scope, receive), Responder(send, "x")
+    try:
+        request.require_http()
+        body = await request.read_body(1000) if request.path == "/read" else b"unread"
+    except InvalidRequest as fault:
+        await responder.whole(400, fault.message.encode())
+    except ClientLeft:
+        return
+    else:
+        await responder.whole(200, body)
 
 
 @asynccontextmanager
@@ -62,6 +75,97 @@ async def test_headers_that_never_end_are_a_400() -> None:
                 writer.write(b"\r\n\r\n")
             assert (await reader.readline()).split()[1] == status
             writer.close()
+
+
+GOOD = b"POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi"
+
+
+async def said_to(address: tuple[str, int], *pieces: bytes) -> bytes:
+    """All that is answered to these pieces, to the end of the connection."""
+    reader, writer = await asyncio.open_connection(*address)
+    for piece in pieces:
+        writer.write(piece)
+        await writer.drain()
+    answer = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    return answer
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"hello\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET http://[ HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"CONNECT x HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"GET / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"GET / HTTP/1.1\r\n: x\r\n\r\n",
+        b"POST /read HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+async def test_what_is_no_http_is_the_applications_to_answer(sent: bytes) -> None:
+    """Once, with a body of its own, and then the connection is closed; a good request before it has its answer first."""
+    async with served(BoundedHeaders) as address:
+        alone = await said_to(address, sent)
+        behind = await said_to(address, GOOD + sent)
+    assert alone.count(b"HTTP/1.1 ") == 1 and alone.startswith(b"HTTP/1.1 400 ")
+    assert alone.endswith(b"Invalid HTTP request received.") and b"connection: close" in alone
+    first, _, second = behind.removeprefix(b"HTTP/1.1 ").partition(b"HTTP/1.1 ")
+    assert first.startswith(b"200 ") and first.endswith(b"\r\n\r\nhi") and second.startswith(b"400 ")
+
+
+async def test_a_body_that_turns_out_to_be_no_http_is_answered() -> None:
+    """Also where it was awaited."""
+    head = b"POST /read HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n"
+    async with served(BoundedHeaders) as address:
+        answer = await said_to(address, head, b"zz\r\n" * 100)
+    assert answer.startswith(b"HTTP/1.1 400 ") and answer.endswith(b"Invalid HTTP request received.")
+
+
+async def test_a_body_that_goes_on_after_its_answer_ends_the_connection() -> None:
+    """The answer is read; then it is closed after a while, or after as many bytes as are thrown away at most."""
+
+    class Impatient(BoundedHeaders):
+        rest_s = 0.2
+
+    class Patient(BoundedHeaders):
+        rest_s = 3600.0
+
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n"
+    for protocol, length in ((Impatient, 1000), (Patient, REST_BYTES_MAX + 1_000_000)):
+        async with served(protocol) as address:
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(head)
+            assert b"200" in await reader.readuntil(b"unread")
+            with suppress(ConnectionError):
+                writer.write(b"x" * length)
+                await asyncio.wait_for(reader.read(), 20)
+            writer.close()
+
+
+async def test_a_body_that_ends_after_its_answer_keeps_the_connection() -> None:
+    """As most do: the next request on it is answered."""
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
+    async with served(BoundedHeaders) as address:
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(head)
+        await reader.readuntil(b"unread")
+        writer.write(b"x" * 100_000 + GOOD)
+        assert (await reader.readuntil(b"hi")).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+
+async def test_a_client_that_asks_for_http_2_gets_http_1() -> None:
+    """As Java's does with every request (`Upgrade: h2c`), with its whole body."""
+    asked = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n"
+    async with served(BoundedHeaders) as address:
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(GOOD.replace(b"Host: x\r\n", b"Host: x\r\n" + asked))
+        assert (await asyncio.wait_for(reader.readuntil(b"hi"), 10)).startswith(b"HTTP/1.1 200")
+        writer.close()
 
 
 async def test_a_flow_counts_how_long_writes_wait() -> None:
