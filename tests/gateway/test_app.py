@@ -120,7 +120,7 @@ async def test_what_is_no_http_gets_an_error_of_the_api(world: World) -> None:
         assert b"content-type: application/json" in head and b"x-should-retry: false" in head
         document = json.loads(body)
         assert document["error"]["type"] == "invalid_request_error" and document["error"]["message"]
-    assert b"\"type\":\"error\"" in endless
+    assert b'"type":"error"' in endless
     await until(lambda: len(world.lines) == 2)
     assert [(line["status"], line["outcome"], line["route"]) for line in world.lines] == [
         (400, "rejected", "other")
