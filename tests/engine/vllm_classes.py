@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 __all__ = [
+    "ANSWERS",
     "REQUESTS",
     "USAGE",
     "ChatCompletionResponseStreamChoice",
@@ -17,19 +18,26 @@ __all__ = [
 with warnings.catch_warnings():
     # torch warns of its own deprecated parts while it is imported; tests treat warnings as errors.
     warnings.simplefilter("ignore")
-    from vllm.entrypoints.anthropic.protocol import AnthropicCountTokensRequest, AnthropicMessagesRequest
+    from vllm.entrypoints.anthropic.protocol import (
+        AnthropicCountTokensRequest,
+        AnthropicCountTokensResponse,
+        AnthropicMessagesRequest,
+        AnthropicMessagesResponse,
+    )
     from vllm.entrypoints.generate.base.protocol import DeltaMessage
     from vllm.entrypoints.openai.chat_completion.protocol import (
         ChatCompletionRequest,
+        ChatCompletionResponse,
         ChatCompletionResponseStreamChoice,
         ChatCompletionStreamResponse,
     )
     from vllm.entrypoints.openai.completion.protocol import (
         CompletionRequest,
+        CompletionResponse,
         CompletionResponseStreamChoice,
         CompletionStreamResponse,
     )
-    from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+    from vllm.entrypoints.openai.responses.protocol import ResponsesRequest, ResponsesResponse
     from vllm.entrypoints.pooling.embed.protocol import EmbeddingBatchChatInputRequest, EmbeddingCompletionRequest
     from vllm.entrypoints.serve.engine.protocol import CompletionTokenUsageInfo, PromptTokenUsageInfo, UsageInfo
     from vllm.entrypoints.serve.tokenize.protocol import TokenizeChatRequest, TokenizeCompletionRequest
@@ -42,6 +50,14 @@ REQUESTS = {
     "/v1/messages": (AnthropicMessagesRequest,),
     "/v1/messages/count_tokens": (AnthropicCountTokensRequest,),
     "/tokenize": (TokenizeCompletionRequest, TokenizeChatRequest),
+}
+
+ANSWERS = {
+    "/v1/chat/completions": ChatCompletionResponse,
+    "/v1/completions": CompletionResponse,
+    "/v1/responses": ResponsesResponse,
+    "/v1/messages": AnthropicMessagesResponse,
+    "/v1/messages/count_tokens": AnthropicCountTokensResponse,
 }
 
 USAGE = UsageInfo(

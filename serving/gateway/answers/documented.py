@@ -48,15 +48,19 @@ CHAT_USAGE: Shape = {
         "reasoning_tokens", "audio_tokens", "text_tokens", "accepted_prediction_tokens", "rejected_prediction_tokens"
     ),
 }
-_CALL: Shape = {**_names("id", "type", "index"), "function": _names("name", "arguments")}
+_CALL: Shape = {**_names("id", "type"), "function": _names("name", "arguments")}
 #: `reasoning` and its older name are this service's own, and documented as such.
 MESSAGE: Shape = {
     **_names("role", "content", "refusal", "annotations", "audio", "function_call", "reasoning", "reasoning_content"),
     "tool_calls": _CALL,
 }
+DELTA: Shape = {
+    **_names("role", "content", "refusal", "function_call", "reasoning", "reasoning_content"),
+    "tool_calls": {**_CALL, "index": None},
+}
 CHAT: Shape = {
     **_names("id", "object", "created", "model", "service_tier", "system_fingerprint"),
-    "choices": {**_names("index", "logprobs", "finish_reason"), "message": MESSAGE, "delta": MESSAGE},
+    "choices": {**_names("index", "logprobs", "finish_reason"), "message": MESSAGE, "delta": DELTA},
     "usage": CHAT_USAGE,
 }
 COMPLETION: Shape = {
@@ -71,7 +75,7 @@ ITEM: Shape = {
     **_names("id", "type", "status", "role", "phase", "encrypted_content", "call_id", "name", "arguments", "namespace"),
     **_names("async", "caller"),
     "content": _PART,
-    "summary": _PART,
+    "summary": _names("type", "text"),
 }
 RESPONSE: Shape = {
     **_names("id", "object", "created_at", "completed_at", "status", "error", "incomplete_details", "model"),

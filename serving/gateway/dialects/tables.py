@@ -76,7 +76,7 @@ SAMPLING: Table = {
     "temperature": honoured("0 to 2", typed(checks.Temperature)),
     "top_p": honoured("0 to 1", typed(Annotated[float, Meta(gt=0, le=1)])),
     "seed": honoured("a 64-bit integer", typed(checks.Seed)),
-    "stop": honoured("a string, or up to 4", typed(checks.Stops)),
+    "stop": honoured("a string, or up to 4; searched in the answer's text alone", typed(checks.Stops)),
     "n": honoured("1 to 8", typed(checks.Choices)),
     "logit_bias": honoured("token id → -100 to 100, up to 1024", typed(checks.LogitBias)),
     "stream": honoured("true or false", FLAG),
