@@ -15,6 +15,9 @@ import msgspec
 from serving.config import GatewaySettings
 from serving.gateway.admission.admission import Admission
 from serving.gateway.admission.estimates import Estimates
+from serving.gateway.answers import seal
+from serving.gateway.answers.reasoning import Reasoning
+from serving.gateway.answers.seal import Seal
 from serving.gateway.api import metrics as metrics_page
 from serving.gateway.api.health import Health
 from serving.gateway.api.inference import Inference
@@ -89,6 +92,7 @@ def assemble(settings: GatewaySettings, tenants: Tenants, ledger: Ledger, edges:
         names,
         Admission(fleet, demands, estimates, settings, clock),
         Relay(upstream, estimates, settings.timeouts, edges.secret, clock),
+        Reasoning(Seal(tenants.derived_key(seal.PURPOSE), edges.wall_clock), clock),
     )
     entries = [
         *_inference_routes(inference),

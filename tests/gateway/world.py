@@ -76,6 +76,12 @@ class World:
         self._store = store
         self._ledger = ledger
 
+    def key_of_another(self, tenant: str) -> str:
+        """A key of a new tenant."""
+        registry = Registry(self._store, Keyring.open(self._store), time.time)
+        registry.create_tenant(tenant)
+        return registry.create_key(tenant, name="laptop")
+
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.key}"}
 

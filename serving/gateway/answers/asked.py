@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from serving.gateway.answers.reasoning import FORGETFUL, Keeper
+
 
 class Asked(msgspec.Struct, frozen=True):
     """What a Shaper needs to know of its call."""
@@ -23,6 +25,10 @@ class Asked(msgspec.Struct, frozen=True):
     choices: int = 1
     #: Fields of the request that its answer repeats, as they were sent.
     echoed: Mapping[str, Any] = {}
+    #: Where the reasoning before calls of tools is kept.
+    keeper: Keeper = FORGETFUL
+    #: The client wants reasoning sealed, to carry it itself.
+    wants_sealed: bool = False
 
     @property
     def needs_stream(self) -> bool:

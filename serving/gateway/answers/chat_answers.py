@@ -11,8 +11,9 @@ import re
 
 import msgspec
 
-from serving.gateway.answers import documented, framing
+from serving.gateway.answers import capture, documented, framing
 from serving.gateway.answers.asked import Asked
+from serving.gateway.answers.capture import Capture
 from serving.gateway.answers.chunk_answers import ChunkShaper, ordinary
 from serving.gateway.answers.documented import Document
 from serving.gateway.answers.headers import is_header
@@ -131,8 +132,13 @@ class ChatShaper(ChunkShaper):
         self._is_read = bool(asked.stops) or asked.wants_logprobs
         self._has_text = asked.offers_tools
         self._choices: dict[int, _Choice] = {}
+        # Of several choices a client sends one back, and their chunks are mixed.
+        is_captured = asked.offers_tools and asked.choices == 1
+        self._capture = Capture(capture.CHAT, asked.keeper) if is_captured else None
 
     def events(self, block: bytes) -> bytes:
+        if self._capture:
+            self._capture.feed(block)
         is_ordinary = (chunk := ordinary(block)) is not None
         block = super().events(block) if chunk is None else chunk
         if not self._is_read and not self._asked.offers_tools and _CALLS in block:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import msgspec
 
-from serving.gateway.answers import documented, framing
+from serving.gateway.answers import capture, documented, framing
 from serving.gateway.answers.asked import Asked
+from serving.gateway.answers.capture import Capture
 from serving.gateway.answers.documented import Document
 from serving.gateway.answers.headers import is_header
 from serving.gateway.answers.shaper import Assembly, Counted, Shaper
@@ -43,8 +44,11 @@ class MessageShaper(Shaper):
         #: Events of a text of which no more than a header has come, and that text.
         self._waiting: list[bytes] = []
         self._so_far = ""
+        self._capture = Capture(capture.MESSAGES, asked.keeper) if asked.offers_tools else None
 
     def events(self, block: bytes) -> bytes:
+        if self._capture:
+            self._capture.feed(block)
         self._has_text = self._has_text or _TEXT in block
         if not self._is_read and not self._asked.offers_tools and _CALL in block:
             self._is_read = True

@@ -58,6 +58,8 @@ class ResponseShaper(Shaper):
         self._done: list[Document] = []
         self._open: Document = {}
         self._text = _Text(asked)
+        #: What the client carries of each item of reasoning, by its id.
+        self._sealed: dict[str, str] = {}
 
     def events(self, block: bytes) -> bytes:
         if not self._is_read and not self._waiting and not any(mark in block for mark in _MARKS):
@@ -127,6 +129,7 @@ class ResponseShaper(Shaper):
                 self._is_read = True
                 self._left_out.add(index)
             document["item"] = documented.pruned(document["item"], documented.ITEM)
+            self._seal(document["item"])
         if index in self._left_out:
             return []
         if "output_index" in document:
@@ -175,7 +178,9 @@ class ResponseShaper(Shaper):
         if answer.get("status") == "incomplete":
             self._cut(items)
         kept = [item for item in items if item.get("type") in self._handed_out]
+        self._keep(kept)
         for item in kept:
+            self._seal(item)
             # vLLM leaves it out of reasoning.
             item["status"] = item.get("status") or "completed"
         if len(kept) < len(items):
@@ -183,6 +188,26 @@ class ResponseShaper(Shaper):
             if answer.get("status") == "completed" and all(item["type"] == "reasoning" for item in kept):
                 answer |= {"status": "incomplete", "incomplete_details": {"reason": LEFT_OUT}}
         return answer
+
+    def _keep(self, items: list[Document]) -> None:
+        """Remember reasoning by its own id and by those of the calls that follow it."""
+        text = ""
+        for item in items:
+            if item["type"] == "reasoning":
+                text = _reasoning(item)
+            if item["type"] in ("reasoning", *_CALLS):
+                self._asked.keeper.keep(text, item.get("id") or "", item.get("call_id") or "")
+
+    def _seal(self, item: Document) -> None:
+        text = _reasoning(item) if self._asked.wants_sealed and item.get("type") == "reasoning" else ""
+        if text:
+            # The same in its own event and in the response.
+            name = item.get("id") or ""
+            self._sealed[name] = item["encrypted_content"] = self._sealed.get(name) or self._asked.keeper.seal(text)
+
+
+def _reasoning(item: Document) -> str:
+    return "".join(part.get("text") or "" for part in item.get("content") or ())
 
 
 def _is_header(item: Document) -> bool:

@@ -11,6 +11,7 @@ from functools import partial
 from serving.config import GatewaySettings
 from serving.errors import ApiError, EngineTimedOut, RequestTimedOut
 from serving.gateway.admission.admission import Admission
+from serving.gateway.answers.reasoning import Reasoning
 from serving.gateway.api.aside import Aside
 from serving.gateway.api.visit import Visit
 from serving.gateway.dialects import abilities
@@ -40,6 +41,7 @@ class Inference:
         names: Names,
         admission: Admission,
         relay: Relay,
+        reasoning: Reasoning,
     ) -> None:
         self._settings = settings
         self._tenants = tenants
@@ -48,6 +50,7 @@ class Inference:
         self._admission = admission
         self._relay = relay
         self._aside = Aside()
+        self._reasoning = reasoning
 
     async def serve(self, dialect: Dialect, visit: Visit) -> None:
         """Answer one call; raises ApiError, and ClientLeft when the client does not wait for the answer."""
@@ -71,7 +74,8 @@ class Inference:
         visit.record.model = model = self._names.resolve(draft.requested_model)
         abilities.require(dialect, draft.kept, self._names.prompt_format(model))
         salt, limit = self._tenants.cache_salt(caller), self._names.default_output_tokens(model)
-        return await self._aside.done(partial(draft.finish, model, salt, limit), len(body))
+        keeper = self._reasoning.of(caller.tenant_id)
+        return await self._aside.done(partial(draft.finish, model, salt, limit, keeper), len(body))
 
     async def _body(self, visit: Visit) -> bytes:
         limit_s = self._settings.timeouts.request_body_s

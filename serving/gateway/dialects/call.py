@@ -10,6 +10,7 @@ import msgspec
 
 from serving.errors import InvalidRequest
 from serving.gateway.answers.asked import Asked
+from serving.gateway.answers.reasoning import FORGETFUL, Keeper
 from serving.gateway.dialects import constraints, fields, structure
 from serving.gateway.dialects.checks import StreamOptions
 from serving.gateway.dialects.dialect import Body, ChunkStream, Dialect
@@ -74,8 +75,10 @@ class Draft(msgspec.Struct, frozen=True):
         names = [UNSAFE_IN_HEADER.sub("_", name) for name in self.left_out]
         return [(LEFT_OUT_HEADER, ", ".join(names).encode("ascii"))] if names else []
 
-    def finish(self, model: str, cache_salt: str, default_output_tokens: int | None = None) -> Call:
-        """The call as it goes to an engine serving `model`.
+    def finish(
+        self, model: str, cache_salt: str, default_output_tokens: int | None = None, keeper: Keeper = FORGETFUL
+    ) -> Call:
+        """The call as it goes to an engine serving `model`. Raises InvalidRequest where nothing is left to answer.
 
         `default_output_tokens` limits each sequence where the client sets no limit; engines cut it to what the prompt
         leaves of the context.
@@ -84,7 +87,8 @@ class Draft(msgspec.Struct, frozen=True):
         dialect = self.dialect
         is_streamed = dialect.stream is not None and kept.get("stream") is True
         options: StreamOptions = kept.pop("stream_options", StreamOptions())
-        asked = msgspec.structs.replace(dialect.ask(kept), echoed=self.echoed)
+        dialect.recall(kept, keeper)
+        asked = msgspec.structs.replace(dialect.ask(kept), echoed=self.echoed, keeper=keeper)
         is_assembled = not is_streamed and dialect.assembly is not None and asked.needs_stream
         if is_assembled:
             kept["stream"] = True

@@ -11,6 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 from serving.errors import InvalidRequest
 from serving.gateway.answers.asked import Asked
 from serving.gateway.answers.chat_answers import ChatAssembly, ChatShaper
+from serving.gateway.answers.reasoning import Keeper
 from serving.gateway.dialects import checks, effort, history, openai
 from serving.gateway.dialects.checks import typed
 from serving.gateway.dialects.dialect import Body, Dialect
@@ -169,7 +170,12 @@ def _spelt(choice: Choice) -> Any:
 
 FIELDS: Table = {
     **MODEL,
-    "messages": honoured("1 to 4096 messages of text", chat_messages, is_required=True),
+    "messages": honoured(
+        "1 to 4096 messages of text; media in a tool's result become a sentence; the `reasoning` before a call is put back"
+        " for clients that drop it ([RLY-10](decisions/relay.md))",
+        chat_messages,
+        is_required=True,
+    ),
     "max_tokens": honoured("1 or more; see `max_completion_tokens`", typed(checks.Tokens)),
     "max_completion_tokens": honoured(f"1 or more; includes reasoning; {DEFAULT_LIMIT}", typed(checks.Tokens)),
     "logprobs": honoured("true or false", FLAG),
@@ -211,6 +217,20 @@ def _adapt(kept: Body) -> Iterable[str]:
     return choose(kept, kept.get("tool_choice", AUTO), _spelt)
 
 
+def recall(kept: Body, keeper: Keeper) -> None:
+    """Messages with calls of tools whose reasoning the client left out get it back."""
+    if "messages" in kept:
+        kept["messages"] = [_recalled(message, keeper) for message in kept["messages"]]
+
+
+def _recalled(message: ChatMessage, keeper: Keeper) -> ChatMessage:
+    if not isinstance(message.tool_calls, list) or message.reasoning or message.reasoning_content:
+        return message
+    texts = (keeper.recall(call.id) for call in message.tool_calls)
+    text = next(filter(None, texts), None)
+    return msgspec.structs.replace(message, reasoning=text, reasoning_content=UNSET) if text else message
+
+
 def _ask(kept: Body) -> Asked:
     return Asked(
         offers_tools=bool(kept.get("tools")) and kept.get("tool_choice") != "none",
@@ -230,6 +250,7 @@ CHAT = Dialect(
     stream=openai.CHUNKS,
     check=_check,
     adapt=_adapt,
+    recall=recall,
     ask=_ask,
     shaper=ChatShaper,
     assembly=ChatAssembly,

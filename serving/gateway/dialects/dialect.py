@@ -14,6 +14,7 @@ import msgspec
 
 from serving.errors import ApiError
 from serving.gateway.answers.asked import Asked
+from serving.gateway.answers.reasoning import Keeper
 from serving.gateway.answers.shaper import Assembly, Counted, Shaper
 from serving.gateway.dialects.fields import Table
 from serving.gateway.http.bodies import openai_body
@@ -69,6 +70,10 @@ def _leaves_nothing_out(kept: Body) -> Iterable[str]:
     return ()
 
 
+def _recalls_nothing(kept: Body, keeper: Keeper) -> None:
+    return None
+
+
 def _asks_nothing(kept: Body) -> Asked:
     return Asked()
 
@@ -93,6 +98,8 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     check: Callable[[Body, Body], None] = _no_rule
     #: Puts clients' words for the same thing into the engine's, takes out what cannot run here and returns its names.
     adapt: Callable[[Body], Iterable[str]] = _leaves_nothing_out
+    #: Puts the reasoning back that a client left out, or carries sealed.
+    recall: Callable[[Body, Keeper], None] = _recalls_nothing
     #: Sets what the gateway decides for every call.
     complete: Callable[[Body], None] = _nothing
     #: Takes out of the body what the gateway does itself, and says what else the answer depends on.

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from serving.errors import InvalidRequest, UnsupportedParameter
+from serving.gateway.answers.reasoning import Keeper
 from serving.gateway.dialects import checks, history
 from serving.gateway.dialects.checks import typed
 
@@ -35,8 +36,50 @@ def responses_input(name: str, value: Any) -> Any:
     calls: set[str] = set()
     read = [it for index, item in enumerate(items) for it in _read(item, f"{name}[{index}]", calls)]
     if not read:
-        raise InvalidRequest(f"Invalid value for '{name}': none of its items holds anything to read.", param=name)
+        raise _nothing_to_read(name)
     return read
+
+
+def recalled(name: str, items: list[Item], keeper: Keeper) -> list[Item]:
+    """The items with the reasoning that their client carries sealed, refers to, or left out before its calls.
+
+    What cannot be opened or found is left out: without it the model thinks again.
+    """
+    read: list[Item] = []
+    has_thought = False
+    for item in items:
+        kind = item.get("type", "message")
+        if kind in ("reasoning", "item_reference"):
+            item = _with_text(item, keeper)
+            has_thought = has_thought or "content" in item
+        elif kind != "function_call":
+            has_thought = has_thought and item.get("role") == "assistant"
+        elif not has_thought and (text := keeper.recall(item["call_id"])):
+            read.append(_thought(text))
+            has_thought = True
+        if item.get("type") != "item_reference":
+            read.append(item)
+    if not read:
+        raise _nothing_to_read(name)
+    return read
+
+
+def _with_text(item: Item, keeper: Keeper) -> Item:
+    """A reasoning item or a reference to one, with its text where it can be had."""
+    sealed = item.get("encrypted_content")
+    item = {key: value for key, value in item.items() if key != "encrypted_content"}
+    if "content" in item:
+        return item
+    text = (keeper.open(sealed) if sealed else None) or keeper.recall(item.get("id") or "")
+    return {**_thought(text), **({"id": item["id"]} if "id" in item else {})} if text else item
+
+
+def _thought(text: str) -> Item:
+    return {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": text}]}
+
+
+def _nothing_to_read(name: str) -> InvalidRequest:
+    return InvalidRequest(f"Invalid value for '{name}': none of its items holds anything to read.", param=name)
 
 
 def _read(item: Item, where: str, calls: set[str]) -> Iterator[Item]:
@@ -133,20 +176,21 @@ def _reasoning(item: Item, where: str) -> Item:
     read: Item = {"type": "reasoning", "summary": [{"type": "summary_text", "text": text} for text in said]}
     if texts:
         read["content"] = [{"type": "reasoning_text", "text": text} for text in texts]
-    if isinstance(item.get("id"), str):
-        read["id"] = item["id"]
+    for key in ("id", "encrypted_content"):
+        if isinstance(item.get(key), str):
+            read[key] = item[key]
     return read
 
 
 def _reference(item: Item, where: str) -> Iterator[Item]:
-    """References to reasoning are left out: without it the model thinks again. Any other item would be missing."""
+    """References to reasoning may be found, and can be done without. Any other item would be missing."""
     if not str(item.get("id")).startswith("rs_"):
         raise UnsupportedParameter(
             f"'{where}' refers to an item, and none is stored here: send the items themselves, in most clients by"
             " `store: false`.",
             param=where,
         )
-    yield from ()
+    yield {"type": "item_reference", "id": item["id"]}
 
 
 def _function_call(item: Item, where: str, calls: set[str]) -> Item:

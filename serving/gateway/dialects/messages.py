@@ -12,6 +12,7 @@ from msgspec import UNSET, Meta, UnsetType
 from serving.errors import ApiError, InvalidRequest, ThreadUnsupported
 from serving.gateway.answers.asked import Asked
 from serving.gateway.answers.message_answers import CountShaper, MessageAssembly, MessageShaper
+from serving.gateway.answers.reasoning import Keeper
 from serving.gateway.dialects import checks, effort
 from serving.gateway.dialects.blocks import TOOL_CHANGES, AnthropicMessage, anthropic_messages, anthropic_system
 from serving.gateway.dialects.checks import typed
@@ -84,7 +85,12 @@ anthropic_tools = tool_list(_own_tool, lambda kind: kind == "custom", "custom")
 
 SHARED_FIELDS: Table = {
     **MODEL,
-    "messages": honoured("1 to 4096 messages of text, tools and thinking", anthropic_messages, is_required=True),
+    "messages": honoured(
+        "1 to 4096 messages of text, tools and thinking; media in a tool's result become a sentence; the thinking before a"
+        " call is put back for clients that drop it ([RLY-10](decisions/relay.md))",
+        anthropic_messages,
+        is_required=True,
+    ),
     "system": honoured("text, or text blocks", anthropic_system),
     "thinking": honoured(
         f"`enabled`, `disabled`, `adaptive`; a budget is a hint that becomes an effort where none is given: {BUDGETS};"
@@ -208,6 +214,22 @@ def _spelt(choice: Choice, is_serial: bool | UnsetType = UNSET) -> AnthropicTool
     return AnthropicToolChoice(_TYPES.get(choice.mode, "auto"), choice.name or UNSET, is_serial)
 
 
+def _recall(kept: Body, keeper: Keeper) -> None:
+    """Answers with calls of tools whose thinking the client left out get it back."""
+    kept["messages"] = [_recalled(message, keeper) for message in kept["messages"]]
+
+
+def _recalled(message: AnthropicMessage, keeper: Keeper) -> AnthropicMessage:
+    if message.role != "assistant" or isinstance(message.content, str):
+        return message
+    if any(block.get("thinking") for block in message.content):
+        return message
+    ids = [block.get("id") or "" for block in message.content if block["type"] == "tool_use"]
+    text = next(filter(None, map(keeper.recall, ids)), None)
+    thinking = {"type": "thinking", "thinking": text, "signature": ""}
+    return AnthropicMessage(message.role, [thinking, *message.content]) if text else message
+
+
 def _ask(kept: Body) -> Asked:
     choice: AnthropicToolChoice | None = kept.get("tool_choice")
     return Asked(
@@ -256,6 +278,7 @@ MESSAGES = Dialect(
     ),
     check=_check,
     adapt=_adapt,
+    recall=_recall,
     ask=_ask,
     shaper=MessageShaper,
     assembly=MessageAssembly,
@@ -269,6 +292,7 @@ COUNT_TOKENS = Dialect(
     answer=CountAnswer,
     counts=None,
     adapt=_adapt,
+    recall=_recall,
     shaper=CountShaper,
     too_long=_TOO_LONG,
     takes_cache_salt=False,

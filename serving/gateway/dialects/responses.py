@@ -10,13 +10,14 @@ from msgspec import UNSET, Meta, UnsetType
 
 from serving.errors import ApiError, InvalidRequest, UnsupportedParameter
 from serving.gateway.answers.asked import Asked
+from serving.gateway.answers.reasoning import Keeper
 from serving.gateway.answers.response_answers import ResponseAssembly, ResponseShaper
 from serving.gateway.dialects import checks, effort, openai
 from serving.gateway.dialects.checks import typed
 from serving.gateway.dialects.dialect import Body, Dialect, EventStream
 from serving.gateway.dialects.effort import Effort
 from serving.gateway.dialects.fields import Table, honoured, ignored, refused
-from serving.gateway.dialects.items import responses_input
+from serving.gateway.dialects.items import recalled, responses_input
 from serving.gateway.dialects.openai import Details
 from serving.gateway.dialects.shapes import FIRST_RESPONSES_EVENT, ResponsesAnswer
 from serving.gateway.dialects.tables import (
@@ -125,13 +126,16 @@ def includes(name: str, value: Any) -> Any:
     return [it for it in typed(list[str])(name, value) if it in INCLUDED]
 
 
-INCLUDED = ("reasoning.encrypted_content", "message.output_text.logprobs")
+#: Reasoning that the client carries and only gateways open.
+SEALED = "reasoning.encrypted_content"
+INCLUDED = (SEALED, "message.output_text.logprobs")
 
 FIELDS: Table = {
     **MODEL,
     "input": honoured(
         "text or items: messages, reasoning, function calls, their outputs; older items of hosted tools become text or"
-        " are left out, media in a tool's output a sentence, and so are references to reasoning",
+        " are left out, and media in a tool's output a sentence; reasoning may come back as text, sealed, by reference, or not at all"
+        " before a call ([RLY-10](decisions/relay.md))",
         responses_input,
         is_required=True,
     ),
@@ -147,7 +151,8 @@ FIELDS: Table = {
     ),
     "include_reasoning": honoured("true or false", FLAG),
     "include": honoured(
-        "`reasoning.encrypted_content`, `message.output_text.logprobs` (refused for gpt-oss); others are ignored",
+        "`reasoning.encrypted_content` (opened by gateways when it comes back, for a week), `message.output_text.logprobs`"
+        " (refused for gpt-oss); others are ignored",
         includes,
     ),
     "text": honoured("`format`, `verbosity`", typed(TextConfig)),
@@ -225,10 +230,16 @@ def _complete(kept: Body) -> None:
     kept["store"] = False
 
 
+def _recall(kept: Body, keeper: Keeper) -> None:
+    if isinstance(kept["input"], list):
+        kept["input"] = recalled("input", kept["input"], keeper)
+
+
 def _ask(kept: Body) -> Asked:
     return Asked(
         offers_tools=bool(kept.get("tools")) and kept.get("tool_choice") != "none",
         stops=openai.taken_stops(kept),
+        wants_sealed=SEALED in kept.get("include", ()),
         keeps_stop=kept.pop("include_stop_str_in_output", False),
     )
 
@@ -303,6 +314,7 @@ RESPONSES = Dialect(
     ),
     check=_check,
     adapt=_adapt,
+    recall=_recall,
     complete=_complete,
     ask=_ask,
     echoed=_ECHOED,

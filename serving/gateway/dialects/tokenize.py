@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from serving.errors import InvalidRequest
-from serving.gateway.dialects.chat import chat_messages
+from serving.gateway.dialects.chat import chat_messages, recall
 from serving.gateway.dialects.checks import typed
 from serving.gateway.dialects.dialect import Body, Dialect
 from serving.gateway.dialects.fields import Table, honoured
@@ -29,5 +29,11 @@ def _check(body: Body, kept: Body) -> None:
 
 
 TOKENIZE = Dialect(
-    path="/tokenize", fields=FIELDS, answer=TokenizeAnswer, counts=None, check=_check, takes_cache_salt=False
+    path="/tokenize",
+    fields=FIELDS,
+    answer=TokenizeAnswer,
+    counts=None,
+    check=_check,
+    recall=recall,
+    takes_cache_salt=False,
 )

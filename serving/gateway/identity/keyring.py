@@ -7,6 +7,8 @@ import hmac
 import secrets
 from pathlib import Path
 
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from sqlalchemy import func, select, update
 
 from serving.errors import Refusal
@@ -14,6 +16,8 @@ from serving.gateway.identity.keys import PEPPER_BYTES
 from serving.gateway.store.store import Store, locked, write_private
 from serving.gateway.store.tables import keys, meta
 
+#: Bytes of a derived key.
+KEY_BYTES = 32
 PEPPER_NAME = "pepper"
 # A fixed word that cannot be a key.
 _CHECKED_WORD = "pepper check"
@@ -52,6 +56,10 @@ class Keyring:
     def digest(self, key: str) -> bytes:
         """HMAC-SHA256 of the whole key: 32 bytes."""
         return hmac.digest(self.pepper, key.encode(), hashlib.sha256)
+
+    def derived(self, purpose: bytes) -> bytes:
+        """A key of 32 bytes for one purpose, the same in all gateways that share the pepper (HKDF-SHA256)."""
+        return HKDF(hashes.SHA256(), KEY_BYTES, salt=None, info=purpose).derive(self.pepper)
 
     @property
     def check(self) -> bytes:

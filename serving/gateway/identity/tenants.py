@@ -123,6 +123,10 @@ class Tenants:
         """What keeps a tenant's cached prefixes apart from all others': stable, and not guessable from the tenant's id."""
         return hmac.digest(self._salt_key, b"prefix-cache:" + caller.tenant_id.encode(), "sha256").hex()
 
+    def derived_key(self, purpose: bytes) -> bytes:
+        """A key for one purpose that all gateways of an installation share."""
+        return self._keyring.derived(purpose)
+
     def _remembered(self, digest: bytes, lifetime_s: float) -> _Answer | None:
         for answers in (self._valid, self._unknown):
             answer = answers.get(digest)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from serving.gateway.answers.asked import Asked
+from serving.gateway.answers.reasoning import Forgetful
 from serving.gateway.answers.response_answers import ResponseAssembly, ResponseShaper
 from serving.gateway.nouns import Usage
 from tests.gateway.answers.recorded_answers import body, data, names, shaped, stream, whole
@@ -173,3 +174,33 @@ def test_what_is_put_together_is_what_the_engine_gives_whole() -> None:
         for item in one["output"]:
             item.pop("id")
     assert answer == said
+
+
+class Notes(Forgetful):
+    """A keeper that writes down what it is given."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, str] = {}
+
+    def keep(self, text: str, *ids: str) -> None:
+        self.kept |= {it: text for it in ids if it}
+
+    def seal(self, text: str) -> str:
+        return f"sealed {text}"
+
+
+def test_reasoning_is_kept_by_its_id_and_by_that_of_the_call_after_it() -> None:
+    """Clients refer to the one or come back with the other."""
+    notes = Notes()
+    given("tiny-responses-tool", offers_tools=True, keeper=notes)
+    assert {"rs_b4136224276290c1", "call_8f6b9c4c6e8640b9"} <= notes.kept.keys()
+    assert set(notes.kept.values()) == {"I should look it up."}
+
+
+def test_reasoning_is_sealed_for_a_client_that_asks() -> None:
+    """The same in its own event and in the response; for no other client."""
+    events = data(streamed("tiny-responses-tool", offers_tools=True, keeper=Notes(), wants_sealed=True))
+    (done,) = (it["item"] for it in events if it["type"].endswith("item.done") and it["item"]["type"] == "reasoning")
+    assert done["encrypted_content"] == events[-1]["response"]["output"][0]["encrypted_content"]
+    assert done["encrypted_content"] == "sealed I should look it up."
+    assert given("tiny-responses-tool", offers_tools=True, keeper=Notes())["output"][0]["encrypted_content"] is None

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
+
+from tests.gateway.answers.recorded_answers import stream
 from tests.gateway.world import CHAT, QUICK, World, running_gateway, until
 from tests.scripted_engine import (
     MODEL,
@@ -38,6 +42,85 @@ async def test_what_was_left_out_is_said_with_every_answer(world: World, engine:
     assert "x-left-out" not in (await world.post("/v1/responses", {"model": MODEL, "input": "Hi"})).headers
     tools = [{"type": "function", "name": "f", "parameters": None, "strict": None}]
     assert [it.body["tools"] for it in engine.received if "tools" in it.body] == [tools] * 2
+
+
+ANSWERED = {"role": "tool", "tool_call_id": "chatcmpl-tool-94cafb3ed4d2c101", "content": "18 degrees"}
+CALLED = {"name": "get_weather", "arguments": "{}"}
+FUNCTION = {"name": "get_weather", "parameters": {"type": "object"}}
+CHAT_TURN: dict[str, object] = {
+    "messages": [
+        {"role": "assistant", "tool_calls": [{"id": ANSWERED["tool_call_id"], "type": "function", "function": CALLED}]},
+        ANSWERED,
+    ],
+    "tools": [{"type": "function", "function": FUNCTION}],
+}
+MESSAGES_TURN: dict[str, object] = {
+    "max_tokens": 100,
+    "messages": [
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "tool_use", "id": "chatcmpl-tool-bbe1f45d421d643d", "name": "get_weather", "input": {}}
+            ],
+        },
+        {
+            "role": "user",
+            "content": [{"type": "tool_result", "tool_use_id": "chatcmpl-tool-bbe1f45d421d643d", "content": "18"}],
+        },
+    ],
+    "tools": [{"name": "get_weather", "input_schema": {"type": "object"}}],
+}
+RESPONSES_TURN: dict[str, object] = {
+    "input": [
+        {"type": "function_call", "call_id": "call_90e5e75efd185b70", **CALLED},
+        {"type": "function_call_output", "call_id": "call_90e5e75efd185b70", "output": "18 degrees"},
+    ],
+    "tools": [{"type": "function", **FUNCTION}],
+}
+
+
+@pytest.mark.parametrize("is_streamed", [True, False])
+@pytest.mark.parametrize(
+    ("path", "name", "turn"),
+    [
+        ("/v1/chat/completions", "tiny-chat-tool", CHAT_TURN),
+        ("/v1/messages", "tiny-messages-tool", MESSAGES_TURN),
+        ("/v1/responses", "tiny-responses-tool", RESPONSES_TURN),
+    ],
+)
+async def test_the_reasoning_before_a_call_comes_back_with_its_result(
+    world: World, engine: ScriptedEngine, path: str, name: str, turn: dict[str, object], is_streamed: bool
+) -> None:
+    """For a client that dropped it, and for no other tenant that names the same call."""
+    asked = {"model": MODEL, "stream": is_streamed} | turn
+    engine.say(Script(stream(name)))
+    assert (await world.post(path, asked)).status == 200
+    assert "I should look it up." not in str(engine.received[-1].body)
+    another = {"Authorization": f"Bearer {world.key_of_another('other')}"} | JSON
+    for headers, is_there in ((None, True), (another, False)):
+        await world.ask("POST", path, asked, headers)
+        assert ("I should look it up." in str(engine.received[-1].body)) is is_there
+
+
+async def test_a_client_may_carry_its_reasoning_sealed(world: World, engine: ScriptedEngine) -> None:
+    """Asked for, given back without its text, and opened; a reference to it is found; a forged one is no fault."""
+    asked = {"model": MODEL, "stream": True, "include": ["reasoning.encrypted_content"]} | RESPONSES_TURN
+    engine.say(Script(stream("tiny-responses-tool")))
+    answer = await world.post("/v1/responses", asked)
+    (last,) = (json.loads(it[6:]) for it in answer.body.decode().split("\n") if '"type":"response.completed"' in it)
+    item = last["response"]["output"][0]
+    carried = {"type": "reasoning", "summary": [], "encrypted_content": item["encrypted_content"]}
+    now = {"role": "user", "content": "Go on."}
+    for thought, is_there in (
+        (carried, True),
+        ({"type": "item_reference", "id": item["id"]}, True),
+        (carried | {"encrypted_content": "Zm9yZ2Vk"}, False),
+        ({"type": "item_reference", "id": "rs_0000000000000000"}, False),
+    ):
+        assert (await world.post("/v1/responses", {"model": MODEL, "input": [thought, now]})).status == 200
+        sent = engine.received[-1].body
+        assert ("I should look it up." in str(sent)) is is_there and "encrypted_content" not in str(sent), thought
+        assert "item_reference" not in str(sent)
 
 
 async def test_strangers_are_turned_away_before_their_body_is_read(world: World) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from serving.errors import InvalidRequest, UnsupportedParameter
+from serving.gateway.answers.reasoning import Forgetful
 from serving.gateway.dialects.responses import RESPONSES
 from tests.gateway.calls import call, draft, sent
 
@@ -156,3 +157,42 @@ def test_a_reference_says_how_to_go_on() -> None:
     """The option that makes clients send the items."""
     with pytest.raises(UnsupportedParameter, match="store: false"):
         draft(RESPONSES, input=[{"type": "item_reference", "id": "msg_1"}])
+
+
+class Kept(Forgetful):
+    """A keeper that knows one call and one item."""
+
+    def recall(self, call_id: str) -> str | None:
+        return {"c": "by call", "rs_1": "by item"}.get(call_id)
+
+    def open(self, sealed: str) -> str | None:
+        return "opened" if sealed == "sealed" else None
+
+
+@pytest.mark.parametrize(
+    ("before", "texts"),
+    [
+        ([], ["by call"]),
+        ([{"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "own"}]}], ["own"]),
+        ([{"type": "reasoning", "summary": [], "encrypted_content": "sealed"}], ["opened"]),
+        ([{"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "lost"}], ["by item"]),
+        ([{"type": "reasoning", "summary": [], "encrypted_content": "lost"}], [None, "by call"]),
+        ([{"type": "item_reference", "id": "rs_1"}], ["by item"]),
+        ([{"type": "item_reference", "id": "rs_2"}], ["by call"]),
+        ([{"type": "item_reference", "id": "rs_1"}, {"role": "assistant", "content": "So:"}], ["by item"]),
+        ([{"type": "item_reference", "id": "rs_1"}, {"role": "user", "content": "So?"}], ["by item", "by call"]),
+    ],
+    ids=str,
+)
+def test_a_call_has_its_reasoning_once(before: list[object], texts: list[str | None]) -> None:
+    """The client's own, what it carries sealed, what it refers to, or what was kept with the call, in this order."""
+    one = draft(RESPONSES, input=[*before, CALL, CALL | {"call_id": "c"}]).finish("m", "salt", keeper=Kept())
+    kept = [item for item in sent(one)["input"] if item.get("type") == "reasoning"]
+    assert [item["content"][0]["text"] if "content" in item else None for item in kept] == texts
+    assert "encrypted_content" not in str(kept)
+
+
+def test_references_that_lead_nowhere_leave_something_to_read() -> None:
+    """An input of nothing else is a fault of the request."""
+    with pytest.raises(InvalidRequest, match="none of its items"):
+        call(RESPONSES, input=[{"type": "item_reference", "id": "rs_2"}])

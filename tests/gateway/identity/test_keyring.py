@@ -35,6 +35,13 @@ def test_a_digest_depends_on_the_key_and_the_pepper() -> None:
     assert len({one.digest("x"), one.digest("y"), Keyring(b"q" * 32).digest("x")}) == 3
 
 
+def test_a_derived_key_is_the_same_for_all_who_share_the_pepper() -> None:
+    """Another for each purpose and each pepper, and none is a digest."""
+    one = Keyring(b"p" * 32)
+    assert one.derived(b"x") == Keyring(b"p" * 32).derived(b"x") and len(one.derived(b"x")) == 32
+    assert len({one.derived(b"x"), one.derived(b"y"), Keyring(b"q" * 32).derived(b"x"), one.digest("x")}) == 4
+
+
 def test_the_database_knows_its_pepper_from_the_first_start(store: Store) -> None:
     """It keeps a digest of a fixed word, never the pepper."""
     keyring = Keyring.open(store)
