@@ -141,7 +141,7 @@ def _read_reference(reading: Reading, schema: Node, place: str) -> None:
 
 def _read_constant(reading: Reading, schema: Node, place: str) -> None:
     reading.cost_ms += _CONSTANT_MS * len(msgspec.json.encode(schema["const"]))
-    if not _fits_type(schema["const"], schema.get("type")):
+    if not _is_alternative(place) and not _fits_type(schema["const"], schema.get("type")):
         reading.fault(place, "const", "is not of the schema's type, so that nothing fits")
 
 
@@ -151,10 +151,15 @@ def _read_enumeration(reading: Reading, schema: Node, place: str) -> None:
         reading.fault(place, "enum", "is not an array")
     elif not values:
         reading.fault(place, "enum", "is empty, so that nothing fits")
-    elif not any(_fits_type(value, schema.get("type")) for value in values):
+    elif not _is_alternative(place) and not any(_fits_type(value, schema.get("type")) for value in values):
         reading.fault(place, "enum", "has no value of the schema's type, so that nothing fits")
     else:
         reading.cost_ms += _CONSTANT_MS * len(msgspec.json.encode(values))
+
+
+def _is_alternative(place: str) -> bool:
+    """Whether another schema may fit where this one does not."""
+    return not {"anyOf", "oneOf"}.isdisjoint(place.split("."))
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -216,7 +221,8 @@ _BY_KEYWORD: dict[str, Callable[[Reading, Node, str], None]] = {
 
 
 def _read_typed(reading: Reading, schema: Node, place: str) -> None:
-    if schema.get("not") in (True, {}) and "not" in schema:
+    # Elsewhere it is how zod writes a property that is not there, or an alternative that is never chosen.
+    if not place and "not" in schema and schema["not"] in (True, {}):
         reading.fault(place, "not", "excludes everything, so that nothing fits")
     for kind in _types(schema):
         if not isinstance(kind, str):
@@ -368,6 +374,11 @@ def _read_array(reading: Reading, schema: Node, place: str) -> None:
     for keyword in ("uniqueItems", "contains", "maxContains", "minContains"):
         if keyword in schema:
             reading.not_held(schema, place, keyword)
+    if isinstance(schema.get("items"), list) and "prefixItems" not in schema:
+        # Tuples as schemas before 2020 spell them, zod's among them; the same in the words that xgrammar knows.
+        schema["prefixItems"] = schema.pop("items")
+        if "additionalItems" in schema:
+            schema["items"] = schema.pop("additionalItems")
     first = schema.get("prefixItems", [])
     if not isinstance(first, list):
         reading.fault(place, "prefixItems", "is not an array")
