@@ -1,10 +1,12 @@
-"""Harmony: two methods of vLLM 0.32 replaced, in the API servers of models that speak it (ENG-40).
+"""Harmony: four methods of vLLM 0.32 replaced, in the API servers of models that speak it (ENG-40, ENG-41).
 
 * An answer that ends inside a message's header is no answer. vLLM hands that header's tokens to the client as content.
+* A message to a tool that was not offered, or in a channel that Harmony does not have, is text. vLLM drops it on one route
+  and fails or invents a call on another.
 * `/tokenize` of messages shows the prompt that chat would use. vLLM renders the Hugging Face template there, which chat
   does not.
 
-Both are described for vLLM in `serving/decisions/upstream.md`; `tests/engine/test_harmony.py` fails where they change.
+They are described for vLLM in `serving/decisions/upstream.md`; `tests/engine/test_harmony.py` fails where they change.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from typing import Any
 
 #: Fields of a tokenize request that chat understands.
 _OF_CHAT = ("model", "messages", "tools", "chat_template_kwargs")
+_FINAL = "final"
+_CHANNELS = ("analysis", "commentary", _FINAL)
 
 
 def install() -> None:
@@ -22,7 +26,9 @@ def install() -> None:
     from vllm.parser.harmony import HarmonyParser
     from vllm.renderers.online_renderer import OnlineRenderer
 
-    HarmonyParser.flush = without_headers(HarmonyParser.flush)
+    HarmonyParser.flush = in_known_channels(without_headers(HarmonyParser.flush))
+    HarmonyParser.process_chunk = in_known_channels(HarmonyParser.process_chunk)
+    HarmonyParser._normalize_recipient = only_offered(HarmonyParser._normalize_recipient)
     OnlineRenderer.preprocess_chat = as_chat_renders(OnlineRenderer.preprocess_chat)
 
 
@@ -44,6 +50,40 @@ def without_headers(flush: Callable[[Any], list[Any]]) -> Callable[[Any], list[A
         return [] if is_recovered and has_control else segments
 
     return flush_without_headers
+
+
+def in_known_channels(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of `HarmonyParser` whose segments are in Harmony's channels: what is in none of them is an answer's text."""
+
+    def known(segment: Any) -> Any:
+        message = segment.completed_message
+        if message is not None and message.channel not in _CHANNELS:
+            message.channel = _FINAL
+        return segment if segment.channel in _CHANNELS else segment._replace(channel=_FINAL)
+
+    @wraps(method)
+    def in_channels(parser: Any, *args: Any) -> Any:
+        found = method(parser, *args)
+        segments = found if isinstance(found, list) else found.segments
+        segments[:] = map(known, segments)
+        return found
+
+    return in_channels
+
+
+def only_offered(normalize: Callable[[str | None], str | None]) -> Callable[[Any, str | None], str | None]:
+    """A `HarmonyParser._normalize_recipient` that knows no recipients but the request's tools."""
+
+    @wraps(normalize)
+    def normalize_offered(parser: Any, recipient: str | None) -> str | None:
+        recipient = normalize(recipient)
+        if recipient is None:
+            return None
+        tools = (parser._tool_parser and parser._tool_parser.tools) or ()
+        offered = {getattr(getattr(tool, "function", tool), "name", None) for tool in tools}
+        return recipient if recipient.removeprefix("functions.") in offered else None
+
+    return normalize_offered
 
 
 def as_chat_renders(preprocess_chat: Callable[..., Any]) -> Callable[..., Any]:

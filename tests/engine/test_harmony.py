@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from serving.engine.harmony import without_headers
+from serving.engine.harmony import in_known_channels, only_offered, without_headers
 
 HEADERS = ["<|channel|>final", "<|channel|>commentary to=functions.get_weather", "<|channel|>analysis"]
+ARGUMENTS = '{"city": "Paris"}'
 ANSWER = "<|channel|>analysis<|message|>Thinking.<|end|><|start|>assistant<|channel|>final<|message|>Done."
 
 
@@ -25,12 +26,16 @@ class Parser:
         encoding = load_harmony_encoding(HarmonyEncodingName.HARMONY_GPT_OSS)
 
         self._encoding = encoding
-        members = {"reasoning_parser_cls": GptOssReasoningParser, "tool_parser_cls": GptOssToolParser}
-        self._make: Any = type("Replaced", (HarmonyParser,), {**members, "flush": without_headers(HarmonyParser.flush)})
-        self.request = ChatCompletionRequest(model="m", messages=[{"role": "user", "content": "hi"}])
+        members: dict[str, Any] = {"reasoning_parser_cls": GptOssReasoningParser, "tool_parser_cls": GptOssToolParser}
+        members["flush"] = in_known_channels(without_headers(HarmonyParser.flush))
+        members["process_chunk"] = in_known_channels(HarmonyParser.process_chunk)
+        members["_normalize_recipient"] = only_offered(HarmonyParser._normalize_recipient)
+        self._make: Any = type("Replaced", (HarmonyParser,), members)
+        tool = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
+        self.request = ChatCompletionRequest(model="m", messages=[{"role": "user", "content": "hi"}], tools=[tool])
 
     def made(self) -> Any:
-        return self._make(_Tokenizer(self._encoding))
+        return self._make(_Tokenizer(self._encoding), self.request.tools)
 
     def tokens(self, text: str, *, has_control: bool = True) -> list[int]:
         return list(self._encoding.encode(text, allowed_special="all" if has_control else set(), disallowed_special=()))
@@ -94,6 +99,33 @@ def test_a_spelled_marker_stays(parser: Parser) -> None:
     tokens = parser.tokens("<|channel|>final<|message|>") + parser.tokens(spelled, has_control=False)
     assert parser.whole(tokens) == (None, spelled, None)
     assert parser.streamed(tokens) == ("", spelled, 0)
+
+
+def test_a_call_of_an_offered_tool_is_one(parser: Parser) -> None:
+    """By its full name, or without the namespace."""
+    for name in ("functions.get_weather", "get_weather"):
+        tokens = parser.tokens(f"<|channel|>commentary to={name} <|constrain|>json<|message|>{ARGUMENTS}<|call|>")
+        reasoning, content, (one,) = parser.whole(tokens)
+        assert (reasoning, content, one.name, one.arguments) == (None, None, "get_weather", ARGUMENTS)
+        assert parser.streamed(tokens)[2] >= 1
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "<|channel|>commentary to=functions.nope <|constrain|>json",
+        "<|channel|>commentary to=browser.search",
+        "<|channel|>commentary to=browser.dance",
+        "<|channel|>commentary to=repo_browser.open",
+        "<|channel|>comment",
+        "",
+    ],
+)
+def test_a_message_that_goes_nowhere_is_text(parser: Parser, header: str) -> None:
+    """To a tool that was not offered, or in no channel: the same whole and streamed, and never an empty answer."""
+    tokens = parser.tokens(f"{header}<|message|>{ARGUMENTS}<|call|>")
+    assert parser.whole(tokens) == (None, ARGUMENTS, None)
+    assert parser.streamed(tokens) == ("", ARGUMENTS, 0)
 
 
 def test_output_that_never_was_harmony_stays(parser: Parser) -> None:
