@@ -46,7 +46,7 @@ def plain_name(cell: str) -> str:
 
 
 class ReplicaState(StrEnum):
-    """A replica's life cycle. Only READY takes requests; READY means that the engine has generated a token."""
+    """A replica's life cycle. Only READY takes requests; READY means that the engine makes sense of known texts."""
 
     STARTING = "starting"
     LOADING = "loading"

@@ -27,7 +27,9 @@ def write_base(folder: Path, layers: int) -> None:
     (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
 
 
-def write(folder: Path, seed: int, rank: int = 8, narrower_by: int = 0, layers: int = LAYERS) -> AdapterSettings:
+def write(
+    folder: Path, seed: int, rank: int = 8, narrower_by: int = 0, layers: int = LAYERS, deviation: float = DEVIATION
+) -> AdapterSettings:
     """An adapter of SmolLM2-135M in `folder`, called as the folder is; `narrower_by` makes it one of another model."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
@@ -37,7 +39,7 @@ def write(folder: Path, seed: int, rank: int = 8, narrower_by: int = 0, layers: 
             name = f"base_model.model.model.layers.{layer}.{module}"
             shapes = {"lora_A": (rank, width_in - narrower_by), "lora_B": (width_out - narrower_by, rank)}
             for part, shape in shapes.items():
-                tensors[f"{name}.{part}.weight"] = random.normal(0, DEVIATION, shape).astype(np.float32)
+                tensors[f"{name}.{part}.weight"] = random.normal(0, deviation, shape).astype(np.float32)
     save_file(tensors, folder / WEIGHTS)
     config = {
         "peft_type": "LORA",

@@ -21,6 +21,7 @@ from serving.catalog.gpt_oss import GPT_OSS_20B, GPT_OSS_120B
 from serving.catalog.gpus import GPUS
 from serving.catalog.local import LOCAL, TRAINED_DATE
 from serving.catalog.others import OTHERS
+from serving.catalog.sanity import Sanity
 from serving.catalog.shapes import (
     Architecture,
     Attention,
@@ -57,6 +58,7 @@ __all__ = [
     "ObjectStoreSource",
     "Profile",
     "RegistryPackageSource",
+    "Sanity",
     "Source",
     "TrainedHereSource",
     "find",
@@ -87,6 +89,8 @@ def fine_tune(base: Model, name: str, source: Source, summary: str | None = None
             "summary": summary or f"A fine-tune of {base.name}.",
             "base": base.name,
             "checksums": {},
+            # What was measured of the base is not true of other weights.
+            "sanity": base.sanity and Sanity(),
             # Our own small models were trained with a fixed date in the prompt; a fine-tune is trained with another.
             "environment": {},
         }

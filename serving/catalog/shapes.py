@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from serving.catalog.sanity import Sanity
 from serving.errors import Refusal
 from serving.wire import Task
 
@@ -320,6 +321,9 @@ class Model(_Shape):
     """The most room that an engine may keep for adapters; None if adapters are not offered."""
     cpu_knee: Knee | None = None
     """What one engine of it does on the CPU; None if its fleet there is fixed."""
+    sanity: Sanity | None = Sanity()
+    """What a sound engine of it makes of fixed texts: an engine that falls short never serves. The default is for models that
+    know plain English; None for one that is not asked."""
     base: str | None = None
     """The catalogue entry a fine-tune was derived from."""
     profiles: tuple[Profile, ...] = ()

@@ -162,11 +162,15 @@ class Shelf:
         """Hide all other adapters from the engine; returns their names, some of which it may have loaded."""
         gone = [name for name, adapter in self._offered.items() if adapter not in kept]
         for name in gone:
-            # A running call may read the files once more, so they stay; only the resolver no longer accepts them.
-            config = json.loads((self._folder / name / CONFIG).read_bytes())
-            _write(self._folder / name / CONFIG, config | {"base_model_name_or_path": _WITHDRAWN})
-            del self._offered[name]
+            self.hide(name)
         return gone
+
+    def hide(self, name: str) -> None:
+        """Hide one adapter from the engine."""
+        # A running call may read the files once more, so they stay; only the resolver no longer accepts them.
+        config = json.loads((self._folder / name / CONFIG).read_bytes())
+        _write(self._folder / name / CONFIG, config | {"base_model_name_or_path": _WITHDRAWN})
+        del self._offered[name]
 
     def offer(self, adapter: AdapterSettings) -> None:
         """Put an adapter on the shelf; raises Refusal, or OSError when it cannot be copied."""
@@ -191,6 +195,11 @@ class Shelf:
             shutil.rmtree(draft.path, ignore_errors=True)
         self._offered[adapter.name], self._digests[adapter.name] = adapter, digest
 
+    def is_zero(self, name: str) -> bool:
+        """Are its weights zero, as before any training, so that it answers as its base?"""
+        config = json.loads((self._folder / name / CONFIG).read_bytes())
+        return not config["lora_alpha"] or _are_products_zero(self._folder / name / WEIGHTS)
+
     def _base_model(self) -> Base:
         if self._base is None:
             self._base = base_of(Path(self._checkpoint))
@@ -201,6 +210,23 @@ class Shelf:
             Path(draft.path).rename(place)
         # PEFT writes the name of the base model it was trained on; here the checkpoint has another name.
         _write(place / CONFIG, config | {"base_model_name_or_path": self._checkpoint})
+
+
+def _are_products_zero(path: Path) -> bool:
+    """Is one factor of each pair zero? From the file's bytes, because numpy lacks some of its types.
+
+    A safetensors file is the length of a header in eight bytes, the header in JSON, and the tensors.
+    """
+    zero_parts: dict[str, list[bool]] = {}
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        for name, entry in header.items():
+            if ".lora_" in name:
+                begin, end = entry["data_offsets"]
+                file.seek(8 + length + begin)
+                zero_parts.setdefault(name.rpartition(".lora_")[0], []).append(not any(file.read(end - begin)))
+    return all(any(parts) for parts in zero_parts.values())
 
 
 def _digest(folder: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from serving.catalog import Dtype, LoraLimits
+from serving.catalog import Dtype, LoraLimits, Sanity
 from serving.config import EngineSettings, PlaneTls
 from serving.engine import boundary, exposition, processes
 from serving.engine.boundary import PROMPTS_VARIABLE, SECRET_FILE_VARIABLE
@@ -83,6 +83,8 @@ class EngineSpec(msgspec.Struct, frozen=True):
     tls: PlaneTls | None = None
     #: Room for adapters, which `flags` reserves in vLLM; the adapters themselves change live.
     lora: LoraLimits | None = None
+    #: What it must make of fixed texts before it serves; None where it is not asked.
+    sanity: Sanity | None = None
 
     @property
     def speaks_harmony(self) -> bool:

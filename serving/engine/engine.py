@@ -1,6 +1,7 @@
 """Engine: one supervised vLLM server, as its replica handles it: start, probe, stop.
 
-Ready means that it has generated a token: `/health` also answers 200 on engines that crash at their first request.
+Ready means that it has generated a token and makes sense of known texts: `/health` also answers 200 on engines that crash at
+their first request, and on engines that talk nonsense.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import math
 import os
 import re
 import shutil
@@ -25,8 +27,9 @@ import msgspec
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from serving.catalog.sanity import PASSAGE, Sanity
 from serving.config import PlaneTls
-from serving.engine import command, leftovers, processes
+from serving.engine import command, leftovers, processes, sense
 from serving.engine.adapters import Shelf
 from serving.engine.command import ONLY_MEMBER, EngineSpec, Member
 from serving.engine.vitals import Vitals
@@ -41,6 +44,8 @@ _POLL_INTERVAL_S = 0.25
 _PROBE_TIMEOUT_S = 5.0
 #: Seconds the first token may take: kernels are chosen and caches filled on the way.
 _FIRST_TOKEN_TIMEOUT_S = 120.0
+#: Seconds for which a question of its replica may still be among an engine's figures after its answer.
+_QUESTION_LINGERS_S = 1.0
 #: Seconds for which a token is awaited that tells whether a running engine still works.
 _ASKED_TOKEN_TIMEOUT_S = 60.0
 #: Seconds after the first token within which every process of the engine must have been seen.
@@ -100,6 +105,18 @@ class Look(msgspec.Struct, frozen=True):
     cores: dict[int, CoreFigures]
 
 
+class Senseless(ServingError):
+    """What the engine says makes no sense; the text says how, in one clause."""
+
+
+class Refused(ServingError):
+    """The engine refused to answer what it was asked about a known text."""
+
+
+class Unanswered(ServingError):
+    """The engine did not answer in time, or not at all."""
+
+
 class EngineDied(ServingError):
     """The engine's process tree is gone; the text says why in one sentence without internal details."""
 
@@ -129,6 +146,9 @@ class Engine:
         self._client = aiohttp.ClientSession(self.url, connector=_connector(spec.tls))
         self._members: Counter[str] = Counter()
         self._ending = asyncio.ensure_future(self._wait_for_end())
+        #: Questions of its own replica that it is answering, and when the last one ended.
+        self._questions = 0
+        self._questioned_at = -math.inf
 
     @property
     def is_dead(self) -> bool:
@@ -191,11 +211,79 @@ class Engine:
         if status != 200:
             raise EngineDied(f"the engine answered its first request with status {status}")
 
+    async def require_sense(self, core: int, timeout_s: float) -> bool:
+        """Raise Senseless unless a core makes sense of fixed texts; False where that cannot be told.
+
+        Raises Unanswered when it does not answer.
+        """
+        sanity = self._spec.sanity
+        if sanity is None:
+            return False
+        timeout = aiohttp.ClientTimeout(timeout_s)
+        try:
+            why = await self._nonsense(sanity, core, timeout)
+        except Refused:
+            return False
+        except (msgspec.DecodeError, StopIteration):
+            raise Senseless("its answer about a known text is none") from None
+        if why:
+            raise Senseless(why)
+        return True
+
+    async def _nonsense(self, sanity: Sanity, core: int, timeout: aiohttp.ClientTimeout) -> str | None:
+        if self._spec.task is Task.EMBED:
+            answer = await self._asked("/v1/embeddings", sense.embedding(self._spec.model, sanity), core, timeout)
+            return sense.unrelated(sanity, sense.embeddings(answer))
+        scored = await self.log_likelihoods(self._spec.model, core, timeout)
+        if scored is None:
+            raise Refused
+        if why := sense.unlikely(sanity, scored):
+            return why
+        answer = await self._asked("/v1/completions", sense.continuing(self._spec.model, sanity.prompt), core, timeout)
+        return sense.discontinued(sanity, sense.text(answer))
+
+    async def log_likelihoods(self, model: str, core: int, timeout: aiohttp.ClientTimeout) -> tuple[float, ...] | None:
+        """Of the passage's tokens, to the model or an adapter of it; None where the engine gives none."""
+        passage = self._spec.sanity.passage if self._spec.sanity else PASSAGE
+        return sense.log_likelihoods(await self._asked("/v1/completions", sense.scoring(model, passage), core, timeout))
+
+    async def _asked(self, route: str, body: dict[str, object], core: int, timeout: aiohttp.ClientTimeout) -> bytes:
+        """The body of a 200; raises Refused on a 4xx, and Unanswered."""
+        headers = self._headers() | {_DATA_RANK_HEADER: str(core)}
+        try:
+            async with (
+                self._question(),
+                self._client.post(route, json=body, headers=headers, timeout=timeout) as answer,
+            ):
+                if 400 <= answer.status < 500:
+                    raise Refused(f"status {answer.status}")
+                if answer.status != 200:
+                    raise Unanswered(f"the engine answered a question about a known text with status {answer.status}")
+                return await answer.read()
+        except (aiohttp.ClientError, TimeoutError):
+            raise Unanswered("the engine did not answer a question about a known text") from None
+
+    @asynccontextmanager
+    async def _question(self) -> AsyncIterator[None]:
+        self._questions += 1
+        try:
+            yield
+        finally:
+            self._questions -= 1
+            self._questioned_at = time.monotonic()
+
+    @property
+    def own_requests(self) -> int:
+        """How many of its requests may be questions of its own replica, which are no load."""
+        is_fresh = time.monotonic() - self._questioned_at < _QUESTION_LINGERS_S
+        return max(self._questions, int(is_fresh))
+
     async def gives_a_token(self, core: int) -> bool:
         """Does this core generate one token, or one embedding, within a minute?"""
         headers = self._headers() | {_DATA_RANK_HEADER: str(core)}
         try:
-            return await self._one_token(aiohttp.ClientTimeout(_ASKED_TOKEN_TIMEOUT_S), headers) == 200
+            async with self._question():
+                return await self._one_token(aiohttp.ClientTimeout(_ASKED_TOKEN_TIMEOUT_S), headers) == 200
         except (aiohttp.ClientError, TimeoutError):
             return False
 

@@ -19,9 +19,10 @@ STOPPED_LIMIT_S = 5.0
 #: Seconds for which calls may run while nothing computes. A process that waits for the kernel's scheduler gets its turn
 #: several times in it, on a machine with fifty times more work than cores.
 QUIET_LIMIT_S = 8.0
-#: Seconds of standing still after which one token is asked for, and between two. If nothing is left to do, the token comes:
+#: Seconds of quiet after which one token is asked for, and between two; while something computes, not before half of its
+#: time is over. If nothing is left to do, the token comes:
 #: vLLM shows an aborted call as running until its next step.
-ASK_AFTER_S = 2.0
+ASK_AFTER_S = 3.0
 ASK_INTERVAL_S = 5.0
 #: Processor seconds per second below which nothing computes: an idle engine's core and worker take 0.013 (measured, 2
 #: busy cores).
@@ -101,7 +102,7 @@ class Watch:
 
     def must_ask(self) -> bool:
         """Is it time to ask for one token, to tell an engine that is wedged from one that has nothing left to do?"""
-        if self._last is None or self._still_s < ASK_AFTER_S:
+        if self._last is None or (self._quiet_s < ASK_AFTER_S and self._still_s < self._limits.still_s / 2):
             return False
         if self._asked_at is not None and self._last.at - self._asked_at < ASK_INTERVAL_S:
             return False

@@ -7,11 +7,12 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, cast
 
+import aiohttp
 import msgspec
 import ray
 from ray import serve
@@ -20,14 +21,25 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from serving.config import AdapterSettings
+from serving.engine.adapters import Shelf
 from serving.engine.checkpoints import manifest
 from serving.engine.command import ONLY_MEMBER, EngineSpec, Member
 from serving.engine.directory import Meeting
-from serving.engine.engine import CoreFigures, Engine, EngineDied, Look, free_port, running
+from serving.engine.engine import (
+    CoreFigures,
+    Engine,
+    EngineDied,
+    Look,
+    Refused,
+    Senseless,
+    Unanswered,
+    free_port,
+    running,
+)
 from serving.engine.progress import Evidence, Limits, Watch
 from serving.engine.specs import LiveSettings
 from serving.errors import Refusal
-from serving.wire import WEDGED, EngineLoad, ReplicaReport, ReplicaState
+from serving.wire import SENSELESS, WEDGED, EngineLoad, ReplicaReport, ReplicaState
 
 logger = logging.getLogger("serving.replica")
 
@@ -37,6 +49,11 @@ _REPORT_TIMEOUT_S = 2.0
 _BACK_OFF_POLL_S = 1.0
 #: Seconds between two judgements on a running engine's progress.
 _WATCH_INTERVAL_S = 1.0
+#: Seconds of idleness after which an engine is asked again whether it makes sense, and between two such questions.
+_SENSE_INTERVAL_S = 60.0
+#: Seconds for an answer to one; the first may choose kernels on its way.
+_SENSE_TIMEOUT_S = 30.0
+_FIRST_SENSE_TIMEOUT_S = 120.0
 #: Seconds after which figures are too old to say anything.
 _LOOK_AGE_MAX_S = 3.0
 #: Seconds between two checks for running streams while draining. The first check comes after one interval, because
@@ -50,6 +67,8 @@ class Replica:
     async def __init__(self, spec: EngineSpec, directory_app: str) -> None:  # type: ignore[misc]  # Serve awaits it
         self._spec = _at_its_node(spec)
         self._adapters: tuple[AdapterSettings, ...] = ()
+        #: Adapters of the running engine that were not found to change nothing.
+        self._proven: set[str] = set()
         self._id = f"{spec.model}-{uuid.uuid4().hex[:8]}"
         self._directory_app = directory_app
         self._directory: DeploymentHandle | None = None
@@ -107,9 +126,28 @@ class Replica:
                 self._enter(ReplicaState.WARMING, began)
                 await engine.first_token()
                 await engine.require_members()
+                await self._examine(engine)
+                await self._prove_adapters(engine)
         self._enter(ReplicaState.READY, began)
         await self._report()
         return engine
+
+    async def _examine(self, engine: Engine) -> None:
+        """Raise EngineDied unless the engine makes sense of known texts; one that cannot be asked is logged."""
+        try:
+            for core in self._cores:
+                if not await engine.require_sense(core, _FIRST_SENSE_TIMEOUT_S):
+                    logger.warning("%s: whether it makes sense was not examined", self._id)
+        except Senseless as error:
+            self._ejected = SENSELESS
+            raise EngineDied(f"it talks nonsense: {error}") from None
+        except Unanswered as error:
+            raise EngineDied(str(error)) from None
+
+    @property
+    def _cores(self) -> range:
+        """The engine's cores that this replica can ask: all on the first node, none on another."""
+        return range(0 if self._member.rank else self._spec.parallel.data)
 
     async def reconfigure(self, plain: dict[str, Any]) -> None:
         """Called by Serve after the start, and when settings change that restart no engine: adapters, heartbeat,
@@ -131,6 +169,8 @@ class Replica:
         shelf = engine.shelf
         if shelf is None:
             return
+        # New ones first: proving them takes seconds, in which those that are withdrawn do no harm.
+        await self._offer(engine, shelf, [it for it in self._adapters if it.name not in shelf.names])
         try:
             gone = await asyncio.to_thread(shelf.withdraw, self._adapters)
         except OSError as error:
@@ -141,12 +181,51 @@ class Replica:
         for name in gone:
             if not await engine.unload(name):
                 logger.warning("%s: the engine did not unload adapter %s", self._id, name)
-        for adapter in self._adapters:
+        await self._offer(engine, shelf, [it for it in self._adapters if it.name in gone])
+        await self._report()
+
+    async def _offer(self, engine: Engine, shelf: Shelf, adapters: Iterable[AdapterSettings]) -> None:
+        for adapter in adapters:
             try:
                 await asyncio.to_thread(shelf.offer, adapter)
             except (Refusal, OSError) as error:
                 logger.error("%s: %s", self._id, error)
-        await self._report()
+        if self._state is ReplicaState.READY:
+            await self._prove_adapters(engine)
+
+    async def _prove_adapters(self, engine: Engine) -> None:
+        """Have the engine load each new adapter once, and withdraw those that cannot be loaded or change nothing."""
+        shelf = engine.shelf
+        if shelf is None:
+            return
+        self._proven &= set(shelf.names)
+        for name in set(shelf.names) - self._proven:
+            try:
+                why = await self._flaw_of(name, engine, shelf)
+            except Unanswered as error:
+                why = None
+                logger.warning("%s: whether adapter %s changes anything was not seen: %s", self._id, name, error)
+            if why:
+                logger.error("%s: The adapter '%s' cannot be loaded: %s.", self._id, name, why)
+                await asyncio.to_thread(shelf.hide, name)
+            else:
+                self._proven.add(name)
+            await engine.unload(name)  # until a client asks for it
+
+    async def _flaw_of(self, adapter: str, engine: Engine, shelf: Shelf) -> str | None:
+        """Why an adapter is not offered, in one clause; raises Unanswered."""
+        timeout = aiohttp.ClientTimeout(_SENSE_TIMEOUT_S)
+        try:
+            plain = await engine.log_likelihoods(self._spec.model, 0, timeout)
+            adapted = await engine.log_likelihoods(adapter, 0, timeout)
+        except (Refused, msgspec.DecodeError):
+            return "the engine cannot load it"
+        if plain is None or plain != adapted:
+            return None
+        if await asyncio.to_thread(shelf.is_zero, adapter):
+            logger.warning("%s: adapter %s answers as its base, because its weights are zero", self._id, adapter)
+            return None
+        return "it changes nothing of what the model says"
 
     def _enter(self, state: ReplicaState, began: float) -> None:
         self._state = state
@@ -203,7 +282,10 @@ class Replica:
         """Before there is an engine, the configured adapters: during a cold start they must not be unknown models."""
         if self._engine is None:
             return tuple(sorted(adapter.name for adapter in self._adapters))
-        return self._engine.shelf.names if self._engine.shelf else ()
+        if self._engine.shelf is None:
+            return ()
+        is_running = self._state in (ReplicaState.READY, ReplicaState.DRAINING)
+        return tuple(name for name in self._engine.shelf.names if not is_running or name in self._proven)
 
     async def __del__(self) -> None:
         """Graceful shutdown, awaited by Serve: let running streams finish, then end the engine."""
@@ -226,22 +308,54 @@ class Replica:
             await asyncio.sleep(_DRAIN_POLL_INTERVAL_S)
 
     async def _guard(self, engine: Engine) -> None:
-        """Fail with the engine: when it has ended, or is wedged."""
-        death, wedge = asyncio.create_task(engine.death()), asyncio.create_task(self._wedge(engine))
+        """Fail with the engine: when it has ended, no longer works, or talks nonsense."""
+        limits = Limits.of(self._spec.step_tokens, on_gpus=bool(self._spec.gpus_per_node))
+        watches = {core: Watch(limits) for core in self._cores or (0,)}
+        death = asyncio.create_task(engine.death())
+        wedge = asyncio.create_task(self._wedge(engine, watches))
+        flaw = asyncio.create_task(self._flaw(engine, watches))
         try:
-            await asyncio.wait((death, wedge), return_when=asyncio.FIRST_COMPLETED)
-            self._ejected = None if death.done() else WEDGED
-            reason = death.result() if death.done() else wedge.result()
+            await asyncio.wait((death, wedge, flaw), return_when=asyncio.FIRST_COMPLETED)
+            if death.done():
+                reason = death.result()
+            elif wedge.done():
+                self._ejected, reason = WEDGED, wedge.result()
+            else:
+                self._ejected, reason = flaw.result()
         finally:
-            death.cancel()
-            wedge.cancel()
+            for task in (death, wedge, flaw):
+                task.cancel()
         await self._fail(reason)
 
-    async def _wedge(self, engine: Engine) -> str:
+    async def _flaw(self, engine: Engine, watches: Mapping[int, Watch]) -> tuple[str, str]:
+        """Wait until an idle engine does not answer, or talks nonsense; returns which, and why."""
+        while True:
+            await asyncio.sleep(_SENSE_INTERVAL_S)
+            if self._cores and _idle_s(watches) >= _SENSE_INTERVAL_S:
+                found = await self._nonsense(engine)
+                # While calls of others come in, an answer may only be late.
+                if found and (found[0] == SENSELESS or _idle_s(watches) >= _SENSE_TIMEOUT_S):
+                    return found
+
+    async def _nonsense(self, engine: Engine) -> tuple[str, str] | None:
+        """What is wrong with an engine, twice in a row."""
+        found: tuple[str, str] | None = None
+        for _ in range(2):
+            try:
+                for core in self._cores:
+                    if not await engine.require_sense(core, _SENSE_TIMEOUT_S):
+                        await engine.gives_a_token(core)
+                return None
+            except Senseless as error:
+                found = SENSELESS, f"it talks nonsense: {error}"
+            except Unanswered as error:
+                found = WEDGED, f"{error}, although it was idle"
+            logger.warning("%s: %s", self._id, found[1])
+        return found
+
+    async def _wedge(self, engine: Engine, watches: Mapping[int, Watch]) -> str:
         """Wait until the engine no longer works although its processes live; returns why."""
         vitals = engine.vitals()
-        limits = Limits.of(self._spec.step_tokens, on_gpus=bool(self._spec.gpus_per_node))
-        watches = {core: Watch(limits) for core in range(1 if self._member.rank else self._spec.parallel.data)}
         asked: dict[int, asyncio.Task[None]] = {}
         while True:
             await asyncio.sleep(_WATCH_INTERVAL_S)
@@ -285,7 +399,9 @@ class Replica:
 
     async def _take_look(self, engine: Engine) -> None:
         if look := await engine.look():
-            self._look, self._load = (time.monotonic(), look), look.load
+            own = min(look.load.running_requests, engine.own_requests)
+            load = msgspec.structs.replace(look.load, running_requests=look.load.running_requests - own)
+            self._look, self._load = (time.monotonic(), look), load
 
     async def _report(self) -> None:
         report = await self.report()
@@ -301,6 +417,11 @@ class Replica:
         except (RayError, RayServeException, TimeoutError) as error:
             logger.warning("%s could not reach the directory: %s", self._id, type(error).__name__)
             return None
+
+
+def _idle_s(watches: Mapping[int, Watch]) -> float:
+    """Seconds for which none of the cores had anything to do."""
+    return min(watch.idle_s for watch in watches.values())
 
 
 async def _ask(engine: Engine, core: int, watch: Watch) -> None:

@@ -134,6 +134,7 @@ def engine_spec(
         environment=tuple(sorted(model.environment.items())),
         cpu_dtype=model.cpu_dtype,
         tokenizer=model.tokenizer,
+        sanity=model.sanity,
         checksums=tuple(sorted(model.checksums.items())),
         lora=limited.lora if wanted.lora else None,
         flags=tuple(room_flags(wanted.lora)) if wanted.lora else (),

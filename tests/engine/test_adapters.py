@@ -9,8 +9,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
+from safetensors.numpy import load_file, save_file
 
 from serving import catalog
 from serving.catalog import LoraLimits
@@ -30,6 +32,13 @@ LAYERS = 2
 
 def written(folder: Path, seed: int, **shape: int) -> AdapterSettings:
     return peft.write(folder, seed, layers=LAYERS, **shape)
+
+
+def halved(folder: Path) -> None:
+    """The second factors zero, as before any training."""
+    tensors = load_file(folder / WEIGHTS)
+    zeros = {name: np.zeros_like(it) for name, it in tensors.items() if "lora_B" in name}
+    save_file(tensors | zeros, folder / WEIGHTS)
 
 
 @pytest.fixture
@@ -180,6 +189,25 @@ def test_before_an_engine_starts_the_first_unsound_adapter_is_refused(tmp_path: 
     (tmp_path / "base" / "model.safetensors").unlink()
     with pytest.raises(Refusal, match="no safetensors file"):
         examine_all([good], LIMITS, tmp_path / "base")
+
+
+@pytest.mark.parametrize(
+    ("change", "is_zero"),
+    [
+        (lambda folder: None, False),
+        (halved, True),
+        (described(lora_alpha=0), True),
+    ],
+    ids=["trained", "second factors zero", "scaled to nothing"],
+)
+def test_an_adapter_that_can_change_nothing_is_known(
+    shelf: Shelf, tmp_path: Path, change: Callable[[Path], None], is_zero: bool
+) -> None:
+    """By its weights, and not by what it says."""
+    adapter = written(tmp_path / "one", 1)
+    change(tmp_path / "one")
+    shelf.offer(adapter)
+    assert shelf.is_zero("one") is is_zero
 
 
 def test_a_link_inside_the_folder_is_followed(tmp_path: Path) -> None:

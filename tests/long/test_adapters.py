@@ -74,6 +74,7 @@ def test_adapters_come_and_go_while_their_engine_stays(tmp_path: Path) -> None:
     folder = tmp_path / "adapters"
     first, second, third = (peft.write(folder / name, seed) for seed, name in enumerate(("first", "second", "third")))
     narrow, stranger = peft.write(folder / "narrow", 7, narrower_by=64), peft.write(folder / "stranger", 8)
+    feeble, empty = peft.write(folder / "feeble", 9, deviation=1e-18), peft.write(folder / "empty", 9, deviation=0)
     peft.rename(folder / "stranger", lambda name: name.replace(".model.layers.", ".language_model.model.layers."))
     with running(tmp_path / "home", SMOLLM2, environment((first, second))) as stack:
         client = openai.OpenAI(base_url=f"{stack.url}/v1", api_key=stack.key, max_retries=0)
@@ -89,13 +90,14 @@ def test_adapters_come_and_go_while_their_engine_stays(tmp_path: Path) -> None:
         _are_billed_by_name(stack, client)
 
         kept = said(client, "second")
-        stack.resettle(environment((second, narrow, stranger, third)))
+        stack.resettle(environment((second, narrow, stranger, feeble, empty, third)))
         until(lambda: is_unknown(client, "first"))
         assert is_unknown(client, "poet") and loaded(stack) == {"second"}
         assert said(client, SMOLLM2) == plain and said(client, "second") == kept
         until(lambda: not is_unknown(client, "third"))
         assert len({plain, kept, said(client, "third")}) == 3
-        assert is_unknown(client, "narrow") and is_unknown(client, "stranger")
+        assert [name for name in ("narrow", "stranger", "feeble") if not is_unknown(client, name)] == []
+        assert said(client, "empty") == plain, "it changes nothing, and its weights say so"
         assert pids(stack) == before
 
 
