@@ -188,7 +188,7 @@ CLIENTS = (
             "chat_openai.py",
             (api,),
             raises=("OpenAIAuthenticationError", "OpenAIModelNotFoundError", "OpenAIInvalidRequestError"),
-            too_long=("OpenAIInvalidRequestError", "context_length_exceeded"),
+            too_long=("OpenAIContextOverflowError", "context_length_exceeded"),
             lacks=_NO_LIST | _SDK | lacks,
             fails=fails,
         )

@@ -16,7 +16,7 @@ from serving.gateway.answers.asked import Asked
 from serving.gateway.answers.capture import Capture
 from serving.gateway.answers.chunk_answers import ChunkShaper, ordinary
 from serving.gateway.answers.documented import Document
-from serving.gateway.answers.headers import is_header
+from serving.gateway.answers.headers import is_cut_header
 from serving.gateway.answers.logprobs import Visible
 from serving.gateway.answers.shaper import Assembly, Counted
 from serving.gateway.answers.stops import StopSearch
@@ -102,7 +102,7 @@ def _usage_chunk(chunk: Document, usages: list[Document]) -> Document:
 def _leave_header_out(choice: Document, said: Document, usage: Document) -> None:
     """Take out of a message or a delta what the output limit left of a header; of models that reason, whose usage tells so."""
     is_cut = choice.get("finish_reason") == "length" and usage.get("completion_tokens_details")
-    if is_cut and said.get("content") and is_header(said["content"]):
+    if is_cut and said.get("content") and is_cut_header(said["content"], usage.get("completion_tokens") or 0):
         said["content"] = None
 
 

@@ -46,8 +46,15 @@ def spelling(entries: Sequence[Entry], text: str) -> list[Entry]:
     wanted = text.encode()
     start = b"".join(map(_bytes, entries)).rfind(wanted)
     if start in borders and start + len(wanted) in borders:
-        return list(entries[borders.index(start) : borders.index(start + len(wanted))])
-    return [entry for entry in entries if entry["token"]]
+        run = list(entries[borders.index(start) : borders.index(start + len(wanted))])
+    else:
+        run = [entry for entry in entries if entry["token"]]
+    return [entry | {"top_logprobs": _named(entry.get("top_logprobs") or ())} for entry in run]
+
+
+def _named(alternatives: Sequence[Entry]) -> list[Entry]:
+    """Tokens that might have stood there, without markers: those have no name here."""
+    return [entry for entry in alternatives if entry["token"] or not entry.get("bytes")]
 
 
 def _bytes(entry: Entry) -> bytes:

@@ -14,7 +14,7 @@ from serving.gateway.answers import capture, documented, framing
 from serving.gateway.answers.asked import Asked
 from serving.gateway.answers.capture import Capture
 from serving.gateway.answers.documented import Document
-from serving.gateway.answers.headers import is_header
+from serving.gateway.answers.headers import is_cut_header, is_header
 from serving.gateway.answers.shaper import Assembly, Counted, Shaper
 from serving.gateway.answers.stops import StopSearch
 
@@ -70,7 +70,8 @@ class MessageShaper(Shaper):
             return b"".join(released)
         if not self._waiting:
             return shaped
-        if kind == "message_delta" and document["delta"].get("stop_reason") == "max_tokens":
+        is_cut = kind == "message_delta" and document["delta"].get("stop_reason") == "max_tokens"
+        if is_cut and is_cut_header(self._so_far, _tokens(document)):
             self._waiting = []
         self._waiting.append(shaped)
         if kind == "content_block_delta":
@@ -140,7 +141,11 @@ class MessageShaper(Shaper):
         answer.setdefault("stop_reason", None)
         answer.setdefault("stop_sequence", None)
         blocks = answer.get("content") or []
-        if answer["stop_reason"] == "max_tokens" and blocks and is_header(blocks[-1].get("text", "-")):
+        if (
+            answer["stop_reason"] == "max_tokens"
+            and blocks
+            and is_cut_header(blocks[-1].get("text", "-"), _tokens(answer))
+        ):
             answer["content"] = blocks[:-1] or [_EMPTY]
         if not self._asked.offers_tools:
             self._leave_calls_out(answer)
@@ -155,6 +160,11 @@ class MessageShaper(Shaper):
         if answer["stop_reason"] == "tool_use":
             has_text = any(block.get("text") for block in kept)
             answer["stop_reason"] = "end_turn" if has_text else LEFT_OUT
+
+
+def _tokens(document: Document) -> int:
+    """Output tokens that a message or its last event says."""
+    return (document.get("usage") or {}).get("output_tokens") or 0
 
 
 def _text_delta(index: int, text: str) -> bytes:

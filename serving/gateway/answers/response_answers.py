@@ -19,7 +19,7 @@ import msgspec
 from serving.gateway.answers import documented, framing
 from serving.gateway.answers.asked import Asked
 from serving.gateway.answers.documented import Document
-from serving.gateway.answers.headers import is_header
+from serving.gateway.answers.headers import is_cut_header, is_header
 from serving.gateway.answers.shaper import Assembly, Counted, Shaper
 from serving.gateway.answers.stops import StopSearch
 
@@ -107,9 +107,10 @@ class ResponseShaper(Shaper):
         if document["type"] not in _SHELLS and response.get("status"):
             document["type"] = f"response.{response['status']}"
 
-    def _cut(self, items: list[Document]) -> None:
+    def _cut(self, answer: Document) -> None:
         """The last item, now that the output limit is known to have cut it, and its events as far as they wait."""
-        if items and _is_header(items[-1]):
+        items = answer.get("output") or []
+        if items and _is_header(items[-1], (answer.get("usage") or {}).get("output_tokens") or 0):
             items.pop()
             starts = [at for at, waiting in enumerate(self._waiting) if waiting["type"] == _ADDED]
             if starts:
@@ -176,7 +177,7 @@ class ResponseShaper(Shaper):
         answer |= {**echoed, "text": {**_DEFAULT_TEXT, **echoed.get("text", {})}}
         items = answer.get("output") or []
         if answer.get("status") == "incomplete":
-            self._cut(items)
+            self._cut(answer)
         kept = [item for item in items if item.get("type") in self._handed_out]
         self._keep(kept)
         for item in kept:
@@ -210,11 +211,11 @@ def _reasoning(item: Document) -> str:
     return "".join(part.get("text") or "" for part in item.get("content") or ())
 
 
-def _is_header(item: Document) -> bool:
-    """A message of which the output limit left no text."""
+def _is_header(item: Document, tokens: int) -> bool:
+    """A message of which the output limit left no text, in an answer of so many tokens."""
     if item.get("type") != "message":
         return False
-    return is_header("".join(part.get("text") or "" for part in item.get("content") or ()))
+    return is_cut_header("".join(part.get("text") or "" for part in item.get("content") or ()), tokens)
 
 
 def _place(document: Document) -> Document:

@@ -114,10 +114,11 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     prompts: Callable[[Body], int] = _one_prompt
     #: The field that holds the prompt, for errors about its length.
     prompt_field: str = "messages"
-    #: What the API says of a prompt that exceeds the context; `prompt` may be `at least 9`.
+    #: What the API says of a prompt that exceeds the context; `prompt` may be `at least 9`. OpenAI's own sentence, and its code,
+    #: for which langchain-openai looks in the text.
     too_long: str = (
         "This model's maximum context length is {limit} tokens. However, your messages resulted in {prompt} tokens."
-        " Please reduce the length of the messages."
+        " Please reduce the length of the messages. (context_length_exceeded)"
     )
     #: Fields in which a client limits the output of one sequence, the one that counts first.
     limit_fields: tuple[str, ...] = ()

@@ -20,6 +20,12 @@ def test_headers_and_markers_are_left_out() -> None:
     assert spelling([*HEADER, entry("final")], "final") == [entry("final")]
 
 
+def test_markers_are_no_alternatives_either() -> None:
+    """Their names are taken out of all answers, so their bytes would say something else."""
+    end = entry("", "<|return|>")
+    assert spelling([HELLO | {"top_logprobs": [HELLO, end]}], "Hello") == [HELLO | {"top_logprobs": [HELLO]}]
+
+
 def test_ids_in_place_of_tokens_are_told_by_their_bytes() -> None:
     """`return_tokens_as_token_ids` changes the names and not the bytes."""
     named = [entry("token_id:7", "<|message|>"), entry("token_id:8", "Hello")]

@@ -77,6 +77,14 @@ def test_a_cut_header_is_no_text() -> None:
         assert [block["type"] for block in answer["content"]] == ["thinking"] and answer["stop_reason"] == "max_tokens"
 
 
+def test_a_word_that_is_all_of_an_answer_is_a_text() -> None:
+    """Of one token: a header would have had a marker before it."""
+    said = {"content": [{"type": "text", "text": "final"}], "stop_reason": "max_tokens"}
+    for tokens, content in ((1, "final"), (2, "")):
+        document = json.dumps(said | {"usage": {"output_tokens": tokens}}).encode()
+        assert text(json.loads(MessageShaper(Asked(), Usage).whole(document))) == content
+
+
 def test_a_text_that_begins_like_a_header_comes_whole() -> None:
     """It only waits for its next word."""
     start = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
