@@ -24,7 +24,9 @@ PATTERN_CHARS_MAX = 8192
 #: For each character that a string's length may still have; no token of the vocabulary is longer than so many.
 _LENGTH_MS, _LENGTH_MAX = 40.0, 200
 #: For the square of an object's optional properties, and of its properties where their number is bounded.
-_OPTIONAL_MS, _COUNTED_MS = 0.012, 0.12
+_OPTIONAL_MS, _COUNTED_MS = 0.012, 0.22
+#: For each property.
+_PROPERTY_MS = 0.5
 #: For each character of a constant.
 _CONSTANT_MS = 0.03
 _FORMAT_MS = {"uri-template": 200.0, "email": 60.0, "uri": 45.0, "uri-reference": 50.0}
@@ -491,7 +493,7 @@ def _require_count(reading: Reading, schema: Node, place: str, is_open: bool) ->
     elif least and not is_open and least > len(properties):
         reading.fault(place, "minProperties", "is more than 'properties' has, and no others are allowed")
     optional = len(properties.keys() - schema.get("required", []))
-    reading.cost_ms += _OPTIONAL_MS * optional**2
+    reading.cost_ms += _PROPERTY_MS * len(properties) + _OPTIONAL_MS * optional**2
     bounds = tuple(keyword for keyword in ("minProperties", "maxProperties") if keyword in schema)
     if bounds and properties:
         demand = f"{bounds} of {id(schema)}"

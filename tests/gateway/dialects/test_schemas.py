@@ -121,4 +121,4 @@ def test_optional_properties_cost_by_their_square() -> None:
     def cost(count: int) -> float:
         return read({"type": "object", "properties": {f"p{at}": STRING for at in range(count)}}).cost_ms
 
-    assert cost(100) == pytest.approx(100 * cost(10))
+    assert cost(200) > 2 * 2 * cost(80) > 2 * 2 * 2 * cost(40)
