@@ -85,9 +85,17 @@ def test_blocks_of_hosted_tools_keep_their_text_or_are_left_out() -> None:
         {"type": "server_tool_use", "id": "1", "name": "web_search", "input": {"query": "q"}},
         {"type": "web_search_tool_result", "tool_use_id": "1", "content": [found]},
         {"type": "compaction", "content": "So far."},
+        {"type": "code_execution_tool_result", "tool_use_id": "2", "content": {"stdout": "42", "return_code": 0}},
+        {"type": "mcp_tool_use", "id": "3", "name": "ask", "server_name": "s", "input": {}},
+        {"type": "mcp_tool_result", "tool_use_id": "3", "content": [{"type": "text", "text": "said"}]},
         {"type": "new"},
     ]
-    assert [it["text"] for it in read("assistant", *blocks)] == ["t\nhttps://example.org", "So far."]
+    assert [it["text"] for it in read("assistant", *blocks)] == [
+        "t\nhttps://example.org",
+        "So far.",
+        "42",
+        "said",
+    ]
     assert read("assistant", blocks[0]) == []
 
 

@@ -6,6 +6,8 @@ import json
 import typing
 from contextlib import suppress
 
+import anthropic.types.beta.message_count_tokens_params as beta_count_params
+import anthropic.types.beta.message_create_params as beta_message_params
 import anthropic.types.message_count_tokens_params as count_params
 import anthropic.types.message_create_params as message_params
 import openai.types.chat.completion_create_params as chat_params
@@ -42,6 +44,18 @@ def test_every_documented_parameter_is_in_the_table(dialect: Dialect) -> None:
     """A parameter the official clients know is honoured, ignored or refused on purpose, never "unknown"."""
     documented = set(typing.get_type_hints(OFFICIAL[dialect]))
     assert documented - dialect.fields.keys() == set()
+
+
+@pytest.mark.parametrize(
+    ("dialect", "base"),
+    [
+        (MESSAGES, beta_message_params.MessageCreateParamsBase),
+        (COUNT_TOKENS, beta_count_params.MessageCountTokensParams),
+    ],
+)
+def test_parameters_of_betas_are_in_the_table_too(dialect: Dialect, base: type) -> None:
+    """Agents send them by default, with `?beta=true`."""
+    assert base.__annotations__.keys() - dialect.fields.keys() == set()
 
 
 def test_every_field_has_its_reason_or_bounds() -> None:
