@@ -20,6 +20,7 @@ from serving.gateway.answers import documented, framing
 from serving.gateway.answers.asked import Asked
 from serving.gateway.answers.documented import Document
 from serving.gateway.answers.headers import is_cut_header, is_header
+from serving.gateway.answers.namespaces import by_flat_name
 from serving.gateway.answers.shaper import Assembly, Counted, Shaper
 from serving.gateway.answers.stops import StopSearch
 
@@ -28,6 +29,8 @@ LEFT_OUT = "content_filter"
 
 _RESPONSE = b'"response":{'
 _MARKS = (_RESPONSE, b"event: response.output_item.")
+#: Its event names the function.
+_ARGUMENTS = b"event: response.function_call_arguments.done\n"
 _SHELLS = ("response.created", "response.in_progress", "response.queued")
 _ADDED = "response.output_item.added"
 _DONE = "response.output_item.done"
@@ -58,11 +61,14 @@ class ResponseShaper(Shaper):
         self._done: list[Document] = []
         self._open: Document = {}
         self._text = _Text(asked)
+        #: Functions that the client groups, by the name that the engine has for them.
+        self._namespaced = by_flat_name(asked.echoed.get("tools"))
         #: What the client carries of each item of reasoning, by its id.
         self._sealed: dict[str, str] = {}
 
     def events(self, block: bytes) -> bytes:
-        if not self._is_read and not self._waiting and not any(mark in block for mark in _MARKS):
+        marks = (*_MARKS, _ARGUMENTS) if self._namespaced else _MARKS
+        if not self._is_read and not self._waiting and not any(mark in block for mark in marks):
             return block
         return b"".join(map(self._event, framing.split(block)))
 
@@ -131,6 +137,9 @@ class ResponseShaper(Shaper):
                 self._left_out.add(index)
             document["item"] = documented.pruned(document["item"], documented.ITEM)
             self._seal(document["item"])
+            self._name(document["item"])
+        elif "name" in document:
+            document["name"] = self._namespaced.get(document["name"], ("", document["name"]))[1]
         if index in self._left_out:
             return []
         if "output_index" in document:
@@ -182,6 +191,7 @@ class ResponseShaper(Shaper):
         self._keep(kept)
         for item in kept:
             self._seal(item)
+            self._name(item)
             # vLLM leaves it out of reasoning.
             item["status"] = item.get("status") or "completed"
         if len(kept) < len(items):
@@ -198,6 +208,11 @@ class ResponseShaper(Shaper):
                 text = _reasoning(item)
             if item["type"] in ("reasoning", *_CALLS):
                 self._asked.keeper.keep(text, item.get("id") or "", item.get("call_id") or "")
+
+    def _name(self, item: Document) -> None:
+        """A call as the client knows its function."""
+        if item.get("type") in _CALLS and item.get("name") in self._namespaced:
+            item["namespace"], item["name"] = self._namespaced[item["name"]]
 
     def _seal(self, item: Document) -> None:
         text = _reasoning(item) if self._asked.wants_sealed and item.get("type") == "reasoning" else ""

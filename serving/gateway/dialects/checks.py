@@ -44,7 +44,9 @@ RepetitionPenalty = Annotated[float, Meta(gt=0, le=10)]
 TopK = Annotated[int, Meta(ge=-1, le=TOKENS_MAX)]
 Choices = Annotated[int, Meta(ge=1, le=8)]
 ShortText = Annotated[str, Meta(max_length=512)]
-Name = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}\Z")]
+#: Characters of a tool's or a format's name.
+NAME_CHARS_MAX = 64
+Name = Annotated[str, Meta(pattern=rf"^[a-zA-Z0-9_-]{{1,{NAME_CHARS_MAX}}}\Z")]
 ModelName = Annotated[str, Meta(min_length=1, max_length=256)]
 Stop = Annotated[str, Meta(min_length=1, max_length=STOP_CHARS_MAX)]
 Stops = Stop | Annotated[list[Stop], Meta(max_length=STOPS_MAX)]

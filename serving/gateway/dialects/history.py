@@ -51,7 +51,10 @@ def in_result(part: Any) -> str:
         return f"[The tool {text_of(part)} is available.]"
     if kind == "document" and (text := document_text(part)):
         return text
-    return (sentence(kind) if isinstance(kind, str) else None) or text_of(part) or _as_json(part)
+    if instead := sentence(kind) if isinstance(kind, str) else None:
+        return instead
+    # What a shell said is half of it: how it ended stands beside.
+    return (text_of(part) if "stdout" not in part else "") or _as_json(part)
 
 
 def document_text(block: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from serving.errors import InvalidRequest, UnsupportedParameter
+from serving.gateway.answers.namespaces import flat
 from serving.gateway.answers.reasoning import Keeper
 from serving.gateway.dialects import checks, history
 from serving.gateway.dialects.checks import typed
@@ -196,7 +197,10 @@ def _reference(item: Item, where: str) -> Iterator[Item]:
 def _function_call(item: Item, where: str, calls: set[str]) -> Item:
     _require_text(item, where, "name", "arguments", "call_id")
     calls.add(item["call_id"])
-    return item
+    if not isinstance(item.get("namespace"), str):
+        return item
+    flattened = flat(item["namespace"], item["name"])
+    return {key: value for key, value in item.items() if key != "namespace"} | {"name": flattened}
 
 
 def _output(item: Item, where: str, kind: str, calls: set[str]) -> Item:

@@ -10,6 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from serving.errors import ApiError, InvalidRequest, UnsupportedParameter
 from serving.gateway.answers.asked import Asked
+from serving.gateway.answers.namespaces import flat
 from serving.gateway.answers.reasoning import Keeper
 from serving.gateway.answers.response_answers import ResponseAssembly, ResponseShaper
 from serving.gateway.dialects import checks, effort, openai
@@ -32,7 +33,7 @@ from serving.gateway.dialects.tables import (
     SAVES_CONTEXT,
     TEMPLATE,
 )
-from serving.gateway.dialects.tools import AUTO, LEFT_OUT, Choice, choose, tool_list
+from serving.gateway.dialects.tools import AUTO, LEFT_OUT, Choice, HostedTool, choose, tool_list
 from serving.gateway.http.bodies import OpenAIError, openai_error
 from serving.gateway.nouns import Usage
 
@@ -74,15 +75,23 @@ class ResponsesTool(msgspec.Struct):
         return self.name
 
 
+class Namespace(msgspec.Struct):
+    name: checks.Name
+    tools: list[dict[str, checks.Json]] = []
+
+
 class ResponsesNamedTool(msgspec.Struct):
     """One tool by name; of any other type but `function` only hosted ones are."""
 
     type: str
     name: str | UnsetType = UNSET
+    namespace: str | UnsetType | None = UNSET
 
     @property
     def called(self) -> str:
-        return self.type if self.name is UNSET else self.name
+        if self.name is UNSET:
+            return self.type
+        return flat(self.namespace, self.name) if self.namespace else self.name
 
 
 class AllowedTools(msgspec.Struct):
@@ -100,8 +109,26 @@ def _own_tool(where: str, value: Any) -> Any:
     return tool
 
 
+def _own_tools(where: str, value: Any) -> Any:
+    """A function, or those of a namespace under flat names; what else a namespace holds is left out."""
+    if not isinstance(value, dict) or value.get("type") != "namespace":
+        return _own_tool(where, value)
+    group: Namespace = _namespace(where, value)
+    if not group.tools:
+        return HostedTool("namespace", group.name)
+    return [_grouped(f"{where}.tools[{index}]", group.name, tool) for index, tool in enumerate(group.tools)]
+
+
+def _grouped(where: str, namespace: str, tool: dict[str, Any]) -> Any:
+    name = flat(namespace, str(tool.get("name")))
+    if tool.get("type") != "function" or len(name) > checks.NAME_CHARS_MAX:
+        return HostedTool("namespace", name)
+    return _own_tool(where, tool | {"name": name})
+
+
 _tool = typed(ResponsesTool)
-responses_tools = tool_list(_own_tool, lambda kind: kind == "function")
+_namespace = typed(Namespace)
+responses_tools = tool_list(_own_tools, lambda kind: kind in ("function", "namespace"))
 
 
 def tool_choice(name: str, value: Any) -> Choice:
@@ -156,7 +183,11 @@ FIELDS: Table = {
         includes,
     ),
     "text": honoured("`format`, `verbosity`", typed(TextConfig)),
-    "tools": honoured(f"up to 128; functions are the client's own; {LEFT_OUT}", responses_tools),
+    "tools": honoured(
+        "up to 128; functions are the client's own; those of a `namespace` go to the model as `namespace__name`, and"
+        f" calls come back as the client knows them; {LEFT_OUT}",
+        responses_tools,
+    ),
     "tool_choice": honoured(
         "`none` (then no tools are sent), `auto`, `required`, one function, or `allowed_tools`", tool_choice
     ),

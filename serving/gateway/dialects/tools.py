@@ -64,7 +64,7 @@ AUTO = Choice("auto")
 
 
 def tool_list(convert: Check, is_own: Callable[[str], bool], default_type: str = "function") -> Check:
-    """A check of `tools`: own ones converted by `convert` one by one, others kept as HostedTool."""
+    """A check of `tools`: own ones converted by `convert`, each to a tool or several, others kept as HostedTool."""
 
     def one(where: str, tool: Any) -> Any:
         kind = tool.get("type") if isinstance(tool, dict) else default_type
@@ -82,9 +82,13 @@ def tool_list(convert: Check, is_own: Callable[[str], bool], default_type: str =
     def check(name: str, value: Any) -> Any:
         if not isinstance(value, list):
             raise invalid(name, f"Expected `array`, got `{type(value).__name__}`")
-        if len(value) > TOOLS_MAX:
+        read: list[Any] = []
+        for index, tool in enumerate(value):
+            tools = one(f"{name}[{index}]", tool)
+            read += tools if isinstance(tools, list) else [tools]
+        if len(read) > TOOLS_MAX:
             raise InvalidRequest(f"Invalid value for '{name}': at most {TOOLS_MAX} tools.", param=name)
-        return [one(f"{name}[{index}]", tool) for index, tool in enumerate(value)]
+        return read
 
     return check
 

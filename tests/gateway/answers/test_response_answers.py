@@ -204,3 +204,14 @@ def test_reasoning_is_sealed_for_a_client_that_asks() -> None:
     assert done["encrypted_content"] == events[-1]["response"]["output"][0]["encrypted_content"]
     assert done["encrypted_content"] == "sealed I should look it up."
     assert given("tiny-responses-tool", offers_tools=True, keeper=Notes())["output"][0]["encrypted_content"] is None
+
+
+def test_a_call_comes_back_in_its_namespace() -> None:
+    """In every event that names it, and in the response."""
+    tools = [{"type": "namespace", "name": "get", "tools": [{"type": "function", "name": "weather"}]}]
+    sse = [event.replace(b"get_weather", b"get__weather") for event in stream("tiny-responses-tool")]
+    out = shaped(ResponseShaper(Asked(offers_tools=True, echoed={"tools": tools}), lambda: Usage()), sse)
+    items = [event["item"] for event in data(out) if event.get("item", {}).get("type") == "function_call"]
+    items.append(data(out)[-1]["response"]["output"][1])
+    assert [(item["namespace"], item["name"]) for item in items] == [("get", "weather")] * 3
+    assert [event["name"] for event in data(out) if "name" in event] == ["weather"] and b"get__weather" not in out

@@ -16,7 +16,15 @@ FUNCTION = {"type": "function", "name": "f"}
 HOSTED: list[tuple[dict[str, Any], bytes]] = [
     ({"type": "web_search"}, b"web_search"),
     ({"type": "web_search_preview", "user_location": {}}, b"web_search_preview"),
-    ({"type": "namespace", "name": "agents", "tools": [FUNCTION]}, b"namespace:agents"),
+    ({"type": "namespace", "name": "agents", "tools": []}, b"namespace:agents"),
+    (
+        {"type": "namespace", "name": "agents", "tools": [{"type": "custom", "name": "c"}]},
+        b"namespace:agents__c",
+    ),
+    (
+        {"type": "namespace", "name": "n" * 60, "tools": [FUNCTION | {"name": "long"}]},
+        b"namespace:" + b"n" * 60 + b"__long",
+    ),
     ({"type": "custom", "name": "apply_patch", "format": {"type": "grammar"}}, b"custom:apply_patch"),
     ({"type": "local_shell"}, b"local_shell"),
     ({"type": "tool_search"}, b"tool_search"),
@@ -32,6 +40,21 @@ def test_a_hosted_tool_is_left_out_and_the_answer_says_so(tool: dict[str, Any], 
     one = draft(RESPONSES, tools=[tool, FUNCTION, tool])
     assert [it["name"] for it in sent(one.finish("m", "salt"))["tools"]] == ["f"]
     assert one.headers() == [(b"x-left-out", said)]
+
+
+def test_functions_of_a_namespace_have_flat_names() -> None:
+    """In the list, in a choice among them, and in the calls that come back."""
+    group = {"type": "namespace", "name": "agents", "description": "d", "tools": [FUNCTION, FUNCTION | {"name": "g"}]}
+    choice = {"type": "function", "namespace": "agents", "name": "g"}
+    called = {"type": "function_call", "namespace": "agents", "name": "g", "arguments": "{}", "call_id": "c"}
+    one = draft(RESPONSES, tools=[group, FUNCTION], tool_choice=choice, input=[called])
+    body = sent(one.finish("m", "salt"))
+    assert [tool["name"] for tool in body["tools"]] == ["agents__f", "agents__g", "f"] and one.headers() == []
+    assert body["tool_choice"]["name"] == body["input"][0]["name"] == "agents__g"
+    assert "namespace" not in body["input"][0]
+    with pytest.raises(InvalidRequest) as refused:
+        draft(RESPONSES, tools=[FUNCTION, {"type": "namespace", "tools": []}])
+    assert refused.value.param == "tools[1]"
 
 
 def test_without_hosted_tools_nothing_is_said() -> None:
