@@ -92,7 +92,6 @@ _NO_LIST = {"models": "it has no call for it", "request_id": "it shows none"}
 _OTHER_ROW = {"models": "see its chat row", "embeddings": "see its chat row"}
 _SDK = {"tools_streamed": "its loop is written by hand"}
 _TOO_LONG_ON_MESSAGES = ("BadRequestError", "prompt is too long")
-_DROPS_REASONING = {"kept_reasoning": "it does not send reasoning back, and the gateway keeps none for it"}
 _LEAVES_OPEN = {"abort": "its `cancel()` leaves the HTTP stream open, so the engine goes on"}
 _AI_SDK_RAISES = ("AI_APICallError 401", "AI_APICallError 404", "AI_APICallError 400")
 _READS_OLD_NAME = {"reasoning": "it reads `reasoning_content`, vLLM's older name, only"}
@@ -101,7 +100,7 @@ _NO_PLACE_FOR_IT = {"reasoning": "OpenAI's shapes have no place for it in chat, 
 CLIENTS = (
     Client("openai (Python)", "chat", "sdks", "openai_chat.py", lacks=_SDK),
     Client("openai (Python)", "responses", "sdks", "openai_responses.py", lacks=_SDK | _OTHER_ROW),
-    Client("openai (Node)", "chat, runTools", "libraries", "openai_chat.mjs", lacks=_SDK, fails=_DROPS_REASONING),
+    Client("openai (Node)", "chat, runTools", "libraries", "openai_chat.mjs", lacks=_SDK),
     Client("openai (Node)", "responses", "libraries", "openai_responses.mjs", lacks=_SDK | _OTHER_ROW),
     Client(
         "anthropic (Python)",
@@ -131,7 +130,7 @@ CLIENTS = (
                 "agents_sdk.py",
                 "chat",
                 _READS_OLD_NAME,
-                _LEAVES_OPEN | _DROPS_REASONING,
+                _LEAVES_OPEN,
             ),
             ("@openai/agents (Node)", "libraries", "agents_sdk.mjs", "responses", {}, {}),
             ("@openai/agents (Node)", "libraries", "agents_sdk.mjs", "chat", {}, {}),
@@ -146,7 +145,6 @@ CLIENTS = (
         raises=_AI_SDK_RAISES,
         too_long=("AI_APICallError", "context_length_exceeded"),
         lacks=_NO_LIST | {"reasoning": "it shows OpenAI's summaries only"},
-        fails=_DROPS_REASONING,
     ),
     Client(
         "@ai-sdk/openai (Node)",
@@ -157,7 +155,6 @@ CLIENTS = (
         raises=_AI_SDK_RAISES,
         too_long=("AI_APICallError", "context_length_exceeded"),
         lacks=_NO_LIST | _NO_PLACE_FOR_IT,
-        fails=_DROPS_REASONING,
     ),
     Client(
         "@ai-sdk/openai-compatible (Node)",
@@ -190,11 +187,10 @@ CLIENTS = (
             raises=("OpenAIAuthenticationError", "OpenAIModelNotFoundError", "OpenAIInvalidRequestError"),
             too_long=("OpenAIContextOverflowError", "context_length_exceeded"),
             lacks=_NO_LIST | _SDK | lacks,
-            fails=fails,
         )
-        for api, lacks, fails in (
-            ("chat", _NO_PLACE_FOR_IT, _DROPS_REASONING),
-            ("responses", {"reasoning": "it shows OpenAI's summaries only"}, {}),
+        for api, lacks in (
+            ("chat", _NO_PLACE_FOR_IT),
+            ("responses", {"reasoning": "it shows OpenAI's summaries only"}),
         )
     ),
     Client(
