@@ -83,7 +83,7 @@ def assemble(settings: GatewaySettings, tenants: Tenants, ledger: Ledger, edges:
     upstream = Upstream(settings.timeouts.engine_connect_s, edges.tls)
     estimates = Estimates()
     metrics = Metrics(partial(_snapshot, fleet, polls, ledger, edges.expiries), settings.slo_of)
-    health = Health(fleet, upstream, tenants)
+    health = Health(fleet, upstream, tenants, ledger)
     page = MetricsPage(metrics, health.of_models)
     inference = Inference(
         settings,

@@ -9,14 +9,20 @@ import secrets
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 import aiohttp
+import pytest
 
+from serving.config import Settings, StoreSettings
+from serving.gateway.cli import opening
 from serving.gateway.identity.keys import mint
-from tests.gateway.places import PostgresPlace
+from serving.gateway.ledger.ledger import Ledger
+from tests.gateway.places import Place, PostgresPlace, SqlitePlace
 from tests.gateway.world import CHAT, until
 from tests.scripted_engine import Ending, Script, ScriptedEngine, chat_stream
 
@@ -139,3 +145,70 @@ async def test_a_taken_port_is_refused_in_a_sentence(tmp_path: Path) -> None:
         _, errors = await process.communicate()
     assert process.returncode == 1 and f"Port {port} on 127.0.0.1".encode() in errors
     assert b"Traceback" not in errors and errors.count(b"\n") == 1
+
+
+async def _first_bytes(client: aiohttp.ClientSession, url: str, call_id: str, seen: set[str]) -> None:
+    """One call; its id is in `seen` once the client had any of its answer."""
+    body = CHAT | {"stream": call_id.endswith("s")}
+    with suppress(aiohttp.ClientError, ConnectionError):
+        async with client.post(url, json=body, headers={"X-Request-Id": call_id}) as answer:
+            seen.add(call_id)
+            await answer.read()
+
+
+async def _killed_under_calls(
+    home: Path, engine: ScriptedEngine, round_name: str, settings: dict[str, str]
+) -> set[str]:
+    """Calls one after the other until the gateway is killed in the middle; returns those that had bytes."""
+    port, seen = free_port(), set[str]()
+    async with served(home, port, engine.url, **settings) as process:
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        key = (home / "admin.key").read_text().strip()
+        async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}) as client:
+
+            async def call_on(worker: int) -> None:
+                for number in count():
+                    await _first_bytes(client, url, f"{round_name}-{worker}-{number:04}-{'ws'[number % 2]}", seen)
+                    if process.returncode is not None:
+                        return
+
+            calling = [asyncio.create_task(call_on(worker)) for worker in range(8)]
+            await until(lambda: len(seen) > 20 + secrets.randbelow(20))
+            process.kill()
+            await process.wait()
+            await asyncio.gather(*calling)
+    return seen
+
+
+async def _lost_rows(place: Place, rounds: int, settings: dict[str, str]) -> list[str]:
+    """Calls whose clients had bytes and that left no row, over several killed gateways."""
+    async with ScriptedEngine() as engine:
+        seen = [
+            await _killed_under_calls(place.home, engine, f"round{number:02}", settings) for number in range(rounds)
+        ]
+    with place.open() as store, Ledger(store, clock=time.time):
+        rows = {str(request_id) for (request_id,) in place.execute("select request_id from ledger")}
+    assert all(seen)
+    return sorted(set().union(*seen) - rows)
+
+
+async def test_a_killed_gateway_loses_no_call_that_had_bytes(tmp_path: Path) -> None:
+    """kill -9 at any moment: whatever reached a client has its row. `make test-long` tries it twenty times, in both databases."""
+    assert await _lost_rows(SqlitePlace(tmp_path), 2, {}) == []
+
+
+@pytest.mark.long
+async def test_twenty_killed_gateways_lose_no_call_that_had_bytes(tmp_path: Path) -> None:
+    """As above."""
+    assert await _lost_rows(SqlitePlace(tmp_path), 20, {}) == []
+
+
+@pytest.mark.long
+async def test_twenty_killed_gateways_before_postgresql_lose_none_either(shared: PostgresPlace, tmp_path: Path) -> None:
+    """As above, in a database that other gateways share."""
+    key = tmp_path / "admin.key"
+    key.write_text(mint())
+    settings = shared.environment() | {"SERVING_STORE__FIRST_KEY_FILE": str(key)}
+    opening.migrate(Settings(home=tmp_path, store=StoreSettings(url_file=shared.settings.url_file, first_key_file=key)))
+    del settings["SERVING_HOME"]
+    assert await _lost_rows(shared, 20, settings) == []

@@ -8,6 +8,7 @@ from serving.gateway.api.visit import Visit
 from serving.gateway.fleet.fleet import Fleet, Model
 from serving.gateway.http.upstream import Upstream
 from serving.gateway.identity.tenants import Tenants
+from serving.gateway.ledger.ledger import Ledger
 from serving.wire import ASLEEP, ReplicaState
 
 #: The states of a model's replicas, the one that says most about the model first.
@@ -36,10 +37,11 @@ class StateOfModels(msgspec.Struct, omit_defaults=True):
 class Health:
     """Answers probes. Liveness and readiness need no key; neither do models, asked apart from the API's clients."""
 
-    def __init__(self, fleet: Fleet, upstream: Upstream, tenants: Tenants) -> None:
+    def __init__(self, fleet: Fleet, upstream: Upstream, tenants: Tenants, ledger: Ledger) -> None:
         self._fleet = fleet
         self._upstream = upstream
         self._tenants = tenants
+        self._ledger = ledger
 
     async def live(self, visit: Visit) -> None:
         """`GET /health/live` (liveness): the event loop turns."""
@@ -47,8 +49,12 @@ class Health:
 
     async def ready(self, visit: Visit) -> None:
         """`GET /health/ready` (readiness), and `/health` for clients that know one path alone: this gateway takes requests, even while no engine runs."""
-        is_ready = self._upstream.is_open
-        await visit.answer(200 if is_ready else 503, State("ok" if is_ready else "stopping"))
+        if not self._upstream.is_open:
+            await visit.answer(503, State("stopping"))
+        elif not self._ledger.takes_calls:
+            await visit.answer(503, State("the ledger cannot be written"))
+        else:
+            await visit.answer(200, State("ok"))
 
     async def models(self, visit: Visit) -> None:
         """`GET /health/models`: 200 while at least one model answers."""

@@ -57,6 +57,7 @@ class Inference:
         with self._admission.entered(visit.record):
             visit.record.caller = caller = await self._tenants.identify(visit.request.presented_key())
             self._ledger.open(visit.record)
+            visit.responder.wait_for(partial(self._ledger.kept, visit.record))
             try:
                 async with asyncio.timeout(self._settings.timeouts.request_total_s):
                     await self._relayed(await self._read(dialect, caller, visit), caller, visit)

@@ -156,10 +156,15 @@ class Responder:
         #: All that a client reads of it has been handed over, though it has not been closed yet.
         self.is_whole = False
         self._announced: list[Header] = []
+        self._is_safe: Callable[[], Awaitable[None]] | None = None
 
     def announce(self, *headers: Header) -> None:
         """Headers that go out with the answer, whichever it will be: whole, streamed or an error."""
         self._announced += headers
+
+    def wait_for(self, is_safe: Callable[[], Awaitable[None]]) -> None:
+        """Hand over nothing, not even a status, before `is_safe` has returned."""
+        self._is_safe = is_safe
 
     @property
     def is_started(self) -> bool:
@@ -171,6 +176,8 @@ class Responder:
         return self._flow.waited_s - self._waited_before_s if self._flow else 0.0
 
     async def start(self, status: int, headers: Iterable[Header]) -> None:
+        if self._is_safe:
+            await self._is_safe()
         self.status = status
         all_headers = [(b"x-request-id", self.request_id.encode("ascii")), *self._always, *self._announced, *headers]
         await self._hand_over({"type": "http.response.start", "status": status, "headers": all_headers})

@@ -1,39 +1,48 @@
 """Ledger: what every call cost, exact or marked estimated. A row is opened with the call and closed on every way out of it,
 the gateway's own death included.
 
-Calls only put rows into memory; one thread writes them in groups. While the database is away rows wait, and when too
-many wait they go to a file beside it that is written into the database later, each row once.
+Calls only put rows into memory; one thread writes them in groups. Before its first byte goes out, a call waits until its
+opening is in the database (`kept`). While the database is away openings go to a file beside it, and so do other rows when
+too many wait; the file is written into the database later, each row once.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import secrets
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Self
 
+import msgspec
 from sqlalchemy.exc import IntegrityError
 
-from serving.errors import StoreUnavailable
+from serving.errors import Refusal, StoreUnavailable
 from serving.gateway.ledger import spill
+from serving.gateway.ledger.openings import Openings
 from serving.gateway.ledger.rows import OPEN, LedgerRow, closing_row, opening_row, upsert
 from serving.gateway.ledger.watch import BEAT_S, Watch, own_gateway_id
 from serving.gateway.nouns import CallRecord
 from serving.gateway.store.store import Store
 
-#: Seconds rows gather before they are written together; a killed gateway loses at most these.
+#: Seconds rows gather before they are written together, unless a call's first byte waits for one of them.
 GROUP_S = 0.05
+#: Seconds without a row after which the database is not kept open between writes.
+QUIET_S = 1.0
+#: Seconds a first byte waits for the database before its call's opening goes to the file instead.
+KEPT_S = 0.25
 #: Seconds between attempts while the database is away, at most.
 RETRY_MAX_S = 5.0
 #: Rows of one transaction: about 5 ms of work, so that other writers get their turn.
 BATCH_ROWS_MAX = 500
 #: Rows that wait in memory before they go to the spill file; about 1 KB each.
-SPILL_ROWS = 10_000
-#: Rows after which no call may begin: neither database nor file takes them, and unbilled work is refused.
-PENDING_ROWS_MAX = 50_000
+SPILL_ROWS = 1_000
+#: Rows after which no call may begin while neither database nor file takes them: unbilled work is refused.
+PENDING_ROWS_MAX = 1_000
 
 log = logging.getLogger(__name__)
 
@@ -58,11 +67,17 @@ class Ledger:
         self._spill = spill.Spill(store.home)
         self._watch = Watch(store, self._gateway_id, clock)
         self._pending: dict[str, LedgerRow] = {}
+        self._openings = Openings()
         self._lock = threading.Lock()
         self._arrived = threading.Event()
+        #: A first byte waits.
+        self._hurry = threading.Event()
         self._closing = threading.Event()
         # One writer at a time: the thread, or `flush()` of another.
         self._writing = threading.Lock()
+        self._spilling = threading.Lock()
+        #: The last attempt to write the file failed.
+        self._is_spill_failing = False
         self._must_recover = True
         self._failures = 0
         #: When the store first failed to take rows, on the clock; None while it takes them.
@@ -75,7 +90,11 @@ class Ledger:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        if lost := self.stop():
+            raise Refusal(
+                f"{lost} ledger rows could be written neither to the database nor beside it. They stand above, one a line: "
+                f"append those lines to {self._spill.path}, and the next start writes them."
+            )
 
     @property
     def pending_rows(self) -> int:
@@ -88,6 +107,12 @@ class Ledger:
         return self._failures == 0
 
     @property
+    def takes_calls(self) -> bool:
+        """False while neither database nor file can be written and `pending_rows_max` rows wait already."""
+        is_stranded = self._failures > 0 and self._is_spill_failing
+        return not (is_stranded and len(self._pending) >= self._pending_rows_max)
+
+    @property
     def lag_s(self) -> float:
         """Seconds since every row was in the store; 0 while it takes them."""
         since = self._behind_since
@@ -96,12 +121,27 @@ class Ledger:
     def open(self, record: CallRecord) -> None:
         """Open a call's row; `close` writes it again, for good.
 
-        Raises StoreUnavailable when `pending_rows_max` rows wait: what cannot be billed is not begun.
+        Raises StoreUnavailable while the ledger takes no calls: what cannot be billed is not begun.
         """
-        if len(self._pending) >= self._pending_rows_max:
+        if not self.takes_calls:
             raise StoreUnavailable("the ledger cannot be written")
         record.entry_id, record.opened_at_epoch_s = secrets.token_hex(8), self._clock()
+        self._openings.note(record.entry_id)
         self._put(opening_row(record, self._gateway_id))
+
+    async def kept(self, record: CallRecord) -> None:
+        """Return when a call's opening is where no killed gateway loses it: in the database or, while that is away, the file.
+
+        Returns as well when neither takes it: `takes_calls` bounds how many such calls there are.
+        """
+        entry_id = record.entry_id
+        if self._openings.is_kept(entry_id):
+            return
+        if self.is_store_up:
+            self._hurry.set()
+            if await self._openings.wait(entry_id, KEPT_S):
+                return
+        await asyncio.to_thread(self._spill_openings, entry_id)
 
     def close(self, record: CallRecord) -> None:
         """Write what a call came to, if its row is open."""
@@ -117,6 +157,7 @@ class Ledger:
                 self._watch.check_if_due()
                 while batch := self._batch():
                     self._write(batch)
+                    self._store.stay()
                     self._forget(batch)
             except StoreUnavailable as error:
                 return self._failed(error.reason)
@@ -127,21 +168,28 @@ class Ledger:
             self._failures, self._behind_since = 0, None
             return True
 
-    def stop(self) -> None:
-        """Write everything out and stop; what the database does not take goes to the spill file."""
+    def stop(self) -> int:
+        """Write everything out and stop; what the database does not take goes to the spill file.
+
+        Returns how many rows neither of them took: those are printed whole on standard error, as lines of the file.
+        """
         self._closing.set()
         self._arrived.set()
+        self._hurry.set()
         if self._thread.is_alive():
             self._thread.join()
         if self._empty():
             with contextlib.suppress(StoreUnavailable):
                 self._watch.leave()
+        self._store.rest()
+        return len(self._pending)
 
     def _empty(self) -> bool:
         if self._flushed():
             return True
         with self._writing:
-            self._spill_rows(everything=True)
+            if not self._spill_rows(everything=True):
+                _print_rows(self._pending.values())
         return False
 
     def _put(self, row: LedgerRow) -> None:
@@ -154,11 +202,14 @@ class Ledger:
 
     def _run(self) -> None:
         while not self._closing.is_set():
-            self._arrived.wait(BEAT_S)
-            self._closing.wait(self._pause_s())
+            if not self._arrived.wait(QUIET_S):
+                self._store.rest()
+                self._arrived.wait(BEAT_S)
             self._arrived.clear()
+            self._hurry.clear()
             if not self._flushed():
                 self._arrived.set()
+            self._pause()
 
     def _flushed(self) -> bool:
         try:
@@ -166,10 +217,15 @@ class Ledger:
         except Exception as error:  # noqa: BLE001 The thread's outermost edge: a dead writer would lose every later row.
             return self._failed(type(error).__name__)
 
-    def _pause_s(self) -> float:
-        return min(GROUP_S * 2.0 ** min(self._failures, 16), RETRY_MAX_S)
+    def _pause(self) -> None:
+        """Let more rows gather; while the database is away, back off."""
+        if self._failures:
+            self._closing.wait(min(GROUP_S * 2.0 ** min(self._failures, 16), RETRY_MAX_S))
+        else:
+            self._hurry.wait(GROUP_S)
 
     def _failed(self, reason: str) -> bool:
+        self._store.rest()
         if self._failures == 0:
             self._behind_since = self._clock()
             log.warning("the ledger waits for the store (%s): %d rows in memory", reason, len(self._pending))
@@ -183,6 +239,7 @@ class Ledger:
             return list(islice(self._pending.values(), BATCH_ROWS_MAX))
 
     def _forget(self, rows: Sequence[LedgerRow]) -> None:
+        self._openings.tick_off([row.entry_id for row in rows])
         with self._lock:
             for row in rows:
                 # Unless the call ended meanwhile: then its end still has to be written.
@@ -201,19 +258,50 @@ class Ledger:
         """After a start or an outage: write the spilled rows."""
         if not self._must_recover:
             return
-        with self._spill.drained() as rows:
-            while batch := list(islice(rows, BATCH_ROWS_MAX)):
-                self._write(batch)
+        # Before the file is read: rows that another thread adds meanwhile are for the next time.
         self._must_recover = False
+        try:
+            with self._spill.drained() as rows:
+                while batch := list(islice(rows, BATCH_ROWS_MAX)):
+                    self._write(batch)
+        except BaseException:
+            self._must_recover = True
+            raise
 
-    def _spill_rows(self, *, everything: bool) -> None:
+    def _spill_openings(self, entry_id: str) -> None:
+        """Copy to the file the openings that are only in memory, unless another thread has just done it."""
+        with self._spilling:
+            if self._openings.is_kept(entry_id):
+                return
+            with self._lock:
+                rows = [row for unkept in self._openings.unkept() if (row := self._pending.get(unkept))]
+            if self._append(rows):
+                self._openings.tick_off([row.entry_id for row in rows])
+
+    def _spill_rows(self, *, everything: bool) -> bool:
         """Move rows to the file. Open ones stay in memory: their end is still to come."""
         with self._lock:
             rows = [row for row in self._pending.values() if everything or row.outcome != OPEN]
+        is_spilled = self._append(rows)
+        if is_spilled:
+            self._forget(rows)
+        return is_spilled
+
+    def _append(self, rows: Sequence[LedgerRow]) -> bool:
         try:
             self._spill.append(rows)
         except OSError as error:
-            log.error("%d ledger rows can be written neither to the store nor beside it: %s", len(rows), error.strerror)
-            return
+            if not self._is_spill_failing:
+                log.error("ledger rows can be written neither to the store nor beside it: %s", error.strerror)
+            self._is_spill_failing = True
+            return False
+        self._is_spill_failing = False
         self._must_recover = True
-        self._forget(rows)
+        return True
+
+
+def _print_rows(rows: Iterable[LedgerRow]) -> None:
+    """The last place for rows that no other took; without standard error there is none."""
+    if sys.stderr:
+        for row in list(rows):
+            sys.stderr.write(msgspec.json.encode(row).decode() + "\n")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -23,14 +25,14 @@ class Spill:
 
     def __init__(self, home: Path) -> None:
         self._home = home
-        self._path = home / FILE_NAME
+        self.path = home / FILE_NAME
 
     def append(self, rows: Sequence[LedgerRow]) -> None:
         """Add rows; they are on disk when this returns. Raises OSError."""
         # A line break first: the last line may have been cut short by a machine that died.
         lines = b"".join(b"\n" + msgspec.json.encode(row) for row in rows)
         with locked(self._home):
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             with os.fdopen(descriptor, "ab") as file:
                 file.write(lines)
                 file.flush()
@@ -38,14 +40,35 @@ class Spill:
 
     @contextmanager
     def drained(self) -> Iterator[Iterator[LedgerRow]]:
-        """The rows in the file, which is removed when the block ends well."""
-        if not self._path.exists():
+        """The rows in the file, which is removed when the block ends well and nothing was added meanwhile.
+
+        Rows can be added while the block runs: the database it writes to may take seconds to fail.
+        """
+        try:
+            file = self.path.open("rb")
+        except FileNotFoundError:
             yield iter(())
             return
-        with locked(self._home), self._path.open("ab+") as file:
-            file.seek(0)
-            yield _decoded(file)
-            self._path.unlink(missing_ok=True)
+        with file:
+            with locked(self._home):
+                # No line is half written while the lock is held.
+                size = os.fstat(file.fileno()).st_size
+            yield _decoded(_lines(file, size))
+            with locked(self._home):
+                self._remove_if_unchanged(file.fileno(), size)
+
+    def _remove_if_unchanged(self, descriptor: int, size: int) -> None:
+        """Rows that were added are for the next time, and those before them are then written once more, which changes nothing."""
+        read = os.fstat(descriptor)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(read, self.path.stat()) and read.st_size == size:
+                self.path.unlink()
+
+
+def _lines(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """Its lines up to `size` bytes."""
+    while file.tell() < size and (line := file.readline(size - file.tell())):
+        yield line
 
 
 def _decoded(lines: Iterable[bytes]) -> Iterator[LedgerRow]:

@@ -149,13 +149,12 @@ class Exchange:
             await self.write(body[start : start + PIECE_BYTES], headers)
 
     async def write(self, data: bytes, headers: list[Header]) -> None:
-        now = self._clock()
         if self._first_byte_at is None:
-            self._first_byte_at = now
             if not self.sink.is_started:
                 await self.sink.start(200, headers)
+            self._first_byte_at = self._clock()
         else:
-            self._inter_token.observe(now - self._last_byte_at)
+            self._inter_token.observe(self._clock() - self._last_byte_at)
         self._bytes_relayed += len(data)
         await self.sink.write(data)
         # When it was written: while the client does not read, its engine is not slow.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from pathlib import Path
 
@@ -16,7 +17,7 @@ def engine(path: Path) -> Engine:
     """An engine on a file that is there already."""
     # A connection per transaction (0.5 ms with its pragmas, measured on 2 cores), because a pooled one goes on writing
     # into a file that was deleted or replaced; and `rw`, so that a missing file is an outage, not a new empty database.
-    address = f"{path.absolute().as_uri()}?mode=rw"
+    address = _address(path)
     made = create_engine(
         "sqlite://",
         creator=lambda: sqlite3.connect(address, uri=True, check_same_thread=False),
@@ -25,6 +26,35 @@ def engine(path: Path) -> Engine:
     )
     event.listen(made, "connect", _configure)
     return made
+
+
+class Stay:
+    """A connection that does nothing but stay while transactions follow one another.
+
+    The last connection that closes writes the whole log back and syncs: 17 of the 19 ms of a small transaction (measured on
+    2 cores). Not kept for longer: at rest the file is complete without its log, and may be replaced by another.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._connection: sqlite3.Connection | None = None
+
+    def begin(self) -> None:
+        """Stay from now on; does nothing where the file cannot be read."""
+        if self._connection is None:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection = sqlite3.connect(_address(self._path), uri=True, check_same_thread=False)
+                # Only a connection that has read something keeps the log.
+                self._connection.execute("PRAGMA schema_version").fetchall()
+
+    def end(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def _address(path: Path) -> str:
+    return f"{path.absolute().as_uri()}?mode=rw"
 
 
 def _configure(connection: sqlite3.Connection, _record: object) -> None:

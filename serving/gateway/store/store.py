@@ -38,6 +38,8 @@ class Store:
         self.home = home
         #: Its name in messages.
         self.name = name
+        # PostgreSQL's pool keeps its own connections.
+        self._stay = None if self.is_shared else sqlite.Stay(home / FILE_NAME)
 
     @classmethod
     def open(cls, home: Path, settings: StoreSettings = _LOCAL, *, may_migrate: bool = False) -> Self:
@@ -105,7 +107,18 @@ class Store:
         self.close()
 
     def close(self) -> None:
+        self.rest()
         self._engine.dispose()
+
+    def stay(self) -> None:
+        """More transactions follow at once: spare each the cost of opening and closing the database."""
+        if self._stay:
+            self._stay.begin()
+
+    def rest(self) -> None:
+        """None follow for now. For the thread that called `stay`."""
+        if self._stay:
+            self._stay.end()
 
     @property
     def is_shared(self) -> bool:

@@ -7,9 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from serving.gateway.api.health import summary
-from serving.gateway.fleet.fleet import Model
+from serving.gateway.api.health import Health, summary
+from serving.gateway.api.visit import Visit
+from serving.gateway.fleet.demand import Demands
+from serving.gateway.fleet.fleet import Fleet, Model
+from serving.gateway.http.asgi import Request, Responder
+from serving.gateway.http.upstream import Upstream
+from serving.gateway.identity.keyring import Keyring
+from serving.gateway.identity.tenants import Tenants
+from serving.gateway.ledger.ledger import Ledger
+from serving.gateway.nouns import CallRecord
+from serving.gateway.observe.tracing import Trace
 from serving.wire import ReplicaState
+from tests.clock import Clock
+from tests.gateway.asgi import Wire
+from tests.gateway.calls import settle
+from tests.gateway.places import SqlitePlace
 from tests.gateway.world import World, running_gateway
 from tests.scripted_engine import (
     MODEL,
@@ -59,3 +72,32 @@ async def test_without_models_there_is_nothing_to_ask(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, is_awaited=False) as world:
         answer = await world.ask("GET", "/health/models", headers={})
     assert (answer.status, answer.json) == (503, {"models": {}})
+
+
+async def test_a_gateway_whose_ledger_takes_no_calls_is_not_ready(tmp_path: Path) -> None:
+    """Calls would be refused there: a load balancer sends them elsewhere until rows can be written again."""
+    clock, place = Clock(), SqlitePlace(tmp_path)
+    upstream = Upstream(1.0)
+    with place.open() as store:
+        (tmp_path / "ledger-spill.jsonl").mkdir()
+        ledger = Ledger(store, clock=clock, pending_rows_max=1)
+        tenants = Tenants(store, Keyring.open(store), key_cache_s=10, clock=clock)
+        health = Health(Fleet((), Demands(clock), clock, clock), upstream, tenants, ledger)
+        said: list[tuple[int, bytes]] = []
+        async with upstream.opened():
+            for is_away in (False, True, False):
+                if is_away:
+                    place.take_away()
+                    settle(ledger, "r1")
+                    ledger.stop()
+                elif said:
+                    place.bring_back()
+                    (tmp_path / "ledger-spill.jsonl").rmdir()
+                    assert ledger.flush()
+                wire = Wire()
+                record = CallRecord(request_id="r", started_at=0.0)
+                visit = Visit(Request(wire.scope(), wire.receive), Responder(wire.send, "r"), record, Trace(), clock)
+                await health.ready(visit)
+                said.append((wire.status, wire.body))
+    ok = (200, b'{"status":"ok"}')
+    assert said == [ok, (503, b'{"status":"the ledger cannot be written"}'), ok]

@@ -197,3 +197,20 @@ async def test_an_answer_to_a_closed_connection_is_a_client_that_left(is_closed:
     with pytest.raises(ClientLeft if is_closed else RuntimeError):
         await Responder(send, "r", flow).whole(200, b"{}")
     assert flow.is_cut is is_closed
+
+
+async def test_nothing_goes_out_before_it_is_safe() -> None:
+    """Not even a status: until then another kind of answer is still possible."""
+    wire, is_safe = Wire(), asyncio.Event()
+
+    async def safe() -> None:
+        await is_safe.wait()
+
+    responder = Responder(wire.send, "r")
+    responder.wait_for(safe)
+    answering = asyncio.create_task(responder.whole(200, b"{}"))
+    await asyncio.sleep(0)
+    assert wire.sent == [] and not responder.is_started
+    is_safe.set()
+    await answering
+    assert wire.status == 200 and wire.body == b"{}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -13,9 +14,9 @@ from typing import Any
 import pytest
 
 from serving.config import StoreSettings
-from serving.errors import StoreUnavailable
+from serving.errors import Refusal, StoreUnavailable
 from serving.gateway.ledger.ledger import Ledger
-from serving.gateway.nouns import Outcome, Usage
+from serving.gateway.nouns import CallRecord, Outcome, Usage
 from serving.gateway.store.store import Store
 from tests.clock import Clock
 from tests.gateway.calls import CALLER, CHAT_ROUTE, open_call, rows, settle
@@ -247,6 +248,109 @@ def test_a_long_outage_spills_what_ended_and_replays_it_afterwards(place: Place,
 
     assert {row[1] for row in rows(place)} == {"ok"}
     assert not (store.home / "ledger-spill.jsonl").exists()
+
+
+async def test_an_opening_is_in_the_database_before_the_first_byte(place: Place, store: Store) -> None:
+    """When `kept` returns the row is there for any other process to see, for each of many calls at once."""
+    with Ledger(store, clock=time.time) as ledger:
+        calls = [CallRecord(request_id=f"r{number:03}", started_at=0.0, caller=CALLER) for number in range(200)]
+        for call in calls:
+            ledger.open(call)
+        await asyncio.gather(*map(ledger.kept, calls))
+        written = len(rows(place)) + len(spilled(store))
+        for call in calls:
+            ledger.close(call)
+    assert written >= 200 and len(rows(place)) == 200
+
+
+def spilled(store: Store) -> list[str]:
+    """The lines of the file."""
+    path = store.home / "ledger-spill.jsonl"
+    return path.read_text().split() if path.exists() else []
+
+
+async def test_while_the_database_is_away_an_opening_is_in_the_file(place: Place, store: Store) -> None:
+    """Calls are answered as before, and a gateway that is killed then leaves their rows all the same."""
+    with Ledger(store, clock=time.time) as ledger:
+        place.take_away()
+        with open_call(ledger, "r1", caller=CALLER) as call:
+            await ledger.kept(call)
+            assert [json.loads(line)["request_id"] for line in spilled(store)] == ["r1"]
+            call.outcome, call.status = Outcome.OK, 200
+        place.bring_back()
+        until(lambda: rows(place) == [("r1", "ok", 200)] and not spilled(store))
+
+
+async def test_a_call_goes_on_where_nothing_takes_its_row(place: Place, store: Store) -> None:
+    """Below the bound it is answered, its row waits in memory; at the bound no call begins, until one of both is back."""
+    (store.home / "ledger-spill.jsonl").mkdir()
+    with Ledger(store, clock=time.time, pending_rows_max=2) as ledger:
+        place.take_away()
+        for name in ("r1", "r2"):
+            with open_call(ledger, name, caller=CALLER) as call:
+                await ledger.kept(call)
+        assert not ledger.takes_calls
+        with pytest.raises(StoreUnavailable):
+            settle(ledger, "r3")
+        (store.home / "ledger-spill.jsonl").rmdir()
+        place.bring_back()
+        until(lambda: ledger.takes_calls and len(rows(place)) == 2)
+
+
+def test_rows_that_go_nowhere_are_printed_whole(place: Place, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """At the end each is a line on standard error that the file takes as it is, and the end is a Refusal: exit code 1."""
+    blocked = store.home / "ledger-spill.jsonl"
+    blocked.mkdir()
+    place.take_away()
+    with (  # noqa: PT012 The end of the block raises.
+        pytest.raises(Refusal, match=r"2 ledger rows .* neither"),
+        Ledger(store, clock=time.time) as ledger,
+    ):
+        settle(ledger, "r1", Usage(7, 3))
+        settle(ledger, "r2")
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('{"request_id"')]
+    place.bring_back()
+    blocked.rmdir()
+    blocked.write_text("\n".join(lines) + "\n")
+    with Ledger(store, clock=time.time):
+        assert rows(place, "request_id, outcome, prompt_tokens") == [("r1", "ok", 7), ("r2", "ok", 5)]
+
+
+FULL_DISK = """
+import resource, signal, sys, time
+from serving.config import load
+from serving.errors import Refusal
+from serving.gateway.ledger.ledger import Ledger
+from serving.gateway.nouns import Caller, CallRecord, Outcome, Usage
+from serving.gateway.store.store import Store
+
+settings = load()
+try:
+    with Store.open(settings.home, settings.store) as store, Ledger(store, clock=time.time) as ledger:
+        # No file can grow any more, as on a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        for number in range(50):
+            call = CallRecord(request_id=f"r{number:02}", started_at=0.0, caller=Caller("t1", "acme", "k1"))
+            ledger.open(call)
+            call.usage, call.outcome, call.status = Usage(number, 3), Outcome.OK, 200
+            ledger.close(call)
+except Refusal as refusal:
+    sys.exit(str(refusal))
+"""
+
+
+def test_a_full_disk_loses_no_row_in_silence(tmp_path: Path) -> None:
+    """The process that cannot write them says each of them and ends with a code that is not 0."""
+    place = SqlitePlace(tmp_path)
+    place.open().close()
+    environment = dict(os.environ) | place.environment()
+    ended = subprocess.run(
+        [sys.executable, "-c", FULL_DISK], env=environment, capture_output=True, text=True, check=False
+    )
+    lines = [json.loads(line) for line in ended.stderr.splitlines() if line.startswith("{")]
+    assert ended.returncode == 1 and "50 ledger rows could be written neither" in ended.stderr, ended.stderr
+    assert [(line["request_id"], line["prompt_tokens"]) for line in lines] == [(f"r{n:02}", n) for n in range(50)]
+    assert rows(place) == []
 
 
 def test_no_call_begins_when_nothing_takes_its_row(place: Place, store: Store) -> None:

@@ -68,3 +68,25 @@ def test_a_torn_line_is_reported_without_its_content(tmp_path: Path, caplog: pyt
     spill.append([row("2")])
     assert drained(spill) == [row("1"), row("2")]
     assert "line 3 of ledger-spill.jsonl is not a ledger row" in caplog.text and "torn" not in caplog.text
+
+
+def test_rows_that_come_while_others_are_taken_stay(tmp_path: Path) -> None:
+    """The file is not locked meanwhile, because a database takes its time to fail; nothing that was added is removed."""
+    spill = Spill(tmp_path)
+    spill.append([row("1")])
+    with spill.drained() as found:
+        spill.append([row("2")])
+        assert list(found) == [row("1")]
+    assert drained(spill) == [row("1"), row("2")]
+    assert not spill.path.exists()
+
+
+def test_another_process_may_take_the_same_rows(tmp_path: Path) -> None:
+    """Both write them, which changes nothing the second time; a file that came in its place is left alone."""
+    spill = Spill(tmp_path)
+    spill.append([row("1")])
+    with spill.drained() as found:
+        assert drained(spill) == [row("1")]
+        spill.append([row("2")])
+        assert list(found) == [row("1")]
+    assert drained(spill) == [row("2")]

@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import delete, insert, select
 
 from serving.errors import Refusal, StoreUnavailable
 from serving.gateway.store.sqlite import BUSY_TIMEOUT_MS
@@ -56,3 +56,34 @@ def test_a_writer_waits_for_another_and_then_gives_up(tmp_path: Path) -> None:
             assert connection.exec_driver_sql("pragma journal_mode").scalar() == "wal"
         with place.writers_wait(), store.begin() as connection:
             assert connection.execute(select(tenants)).all() == []
+
+
+def test_a_stay_keeps_the_log_between_transactions(tmp_path: Path) -> None:
+    """Writing the log back takes most of a small transaction; at rest the file is complete without it."""
+    log = tmp_path / "serving.db-wal"
+    with SqlitePlace(tmp_path).open() as store:
+        for _ in range(2):
+            store.stay()
+            with store.begin() as connection:
+                connection.execute(delete(tenants))
+                connection.execute(insert(tenants).values(id="t1", name="acme", created_at=1.0))
+            assert log.stat().st_size
+            store.rest()
+            assert not log.exists()
+
+
+def test_a_stay_does_not_hide_that_the_file_is_gone(tmp_path: Path) -> None:
+    """It holds the old file open, and no transaction goes there; the file that comes back is used again."""
+    place = SqlitePlace(tmp_path)
+    with place.open() as store:
+        store.stay()
+        with store.begin() as connection:
+            connection.execute(insert(tenants).values(id="t1", name="acme", created_at=1.0))
+        place.take_away()
+        with pytest.raises(StoreUnavailable), store.begin() as connection:
+            connection.execute(select(tenants))
+        store.rest()
+        place.bring_back()
+        store.stay()
+        with store.begin() as connection:
+            assert [found.name for found in connection.execute(select(tenants))] == ["acme"]
