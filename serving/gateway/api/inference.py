@@ -99,6 +99,8 @@ class Inference:
             visit.request.cancel_when_client_leaves(responder),
             self._admission.admit(caller, call, record) as ticket,
         ):
+            # Not while an answer comes in: of an engine that dies right behind its end, what is not read yet is lost.
+            await self._ledger.kept(record)
             await self._relay.relay(exchange, ticket)
 
     def _out_of_time(self, visit: Visit) -> ApiError:

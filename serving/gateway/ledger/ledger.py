@@ -1,8 +1,8 @@
 """Ledger: what every call cost, exact or marked estimated. A row is opened with the call and closed on every way out of it,
 the gateway's own death included.
 
-Calls only put rows into memory; one thread writes them in groups. Before its first byte goes out, a call waits until its
-opening is in the database (`kept`). While the database is away openings go to a file beside it, and so do other rows when
+Calls only put rows into memory; one thread writes them in groups. Before an engine gets a call and before any byte goes
+out, the call waits until its opening is in the database (`kept`). While the database is away openings go to a file beside it, and so do other rows when
 too many wait; the file is written into the database later, each row once.
 """
 
@@ -29,11 +29,11 @@ from serving.gateway.ledger.watch import BEAT_S, Watch, own_gateway_id
 from serving.gateway.nouns import CallRecord
 from serving.gateway.store.store import Store
 
-#: Seconds rows gather before they are written together, unless a call's first byte waits for one of them.
+#: Seconds in which ends of calls gather before they are written together; an opening is waited for.
 GROUP_S = 0.05
 #: Seconds without a row after which the database is not kept open between writes.
 QUIET_S = 1.0
-#: Seconds a first byte waits for the database before its call's opening goes to the file instead.
+#: Seconds a call waits for the database before its opening goes to the file instead.
 KEPT_S = 0.25
 #: Seconds between attempts while the database is away, at most.
 RETRY_MAX_S = 5.0
@@ -70,7 +70,7 @@ class Ledger:
         self._openings = Openings()
         self._lock = threading.Lock()
         self._arrived = threading.Event()
-        #: A first byte waits.
+        #: A call waits for its opening.
         self._hurry = threading.Event()
         self._closing = threading.Event()
         # One writer at a time: the thread, or `flush()` of another.
@@ -128,6 +128,7 @@ class Ledger:
         record.entry_id, record.opened_at_epoch_s = secrets.token_hex(8), self._clock()
         self._openings.note(record.entry_id)
         self._put(opening_row(record, self._gateway_id))
+        self._hurry.set()
 
     async def kept(self, record: CallRecord) -> None:
         """Return when a call's opening is where no killed gateway loses it: in the database or, while that is away, the file.
@@ -137,10 +138,8 @@ class Ledger:
         entry_id = record.entry_id
         if self._openings.is_kept(entry_id):
             return
-        if self.is_store_up:
-            self._hurry.set()
-            if await self._openings.wait(entry_id, KEPT_S):
-                return
+        if self.is_store_up and await self._openings.wait(entry_id, KEPT_S):
+            return
         await asyncio.to_thread(self._spill_openings, entry_id)
 
     def close(self, record: CallRecord) -> None:
