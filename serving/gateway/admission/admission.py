@@ -58,7 +58,7 @@ class Admission:
         """
         record.asked_for_engine = True
         model = call.model
-        rates = self._estimates.rates(model)
+        rates = self._estimates.rates(model, call.dialect.path)
         prompt_tokens = rates.prompt_tokens(call) if call.dialect.is_billed else 0
         if self._fleet.lists(model):  # other names are a client's, and without number
             self._demands.arrive(self._fleet.base_of(model), prompt_tokens, rates.output_tokens(call))

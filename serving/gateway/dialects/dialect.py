@@ -50,8 +50,12 @@ class ChunkStream(Stream, frozen=True, kw_only=True):
 class EventStream(Stream, frozen=True, kw_only=True):
     """Typed events, usage in the last one."""
 
-    #: Bytes that stand in each event that carries text.
+    #: Bytes that stand in each event that carries text, and bytes in those of them whose text is no token's.
     text_event: bytes
+    no_text: bytes | None = None
+    #: Name of the event that opens a part of the answer, and bytes in those of them that open a call of a tool.
+    part_event: bytes
+    tool_part: bytes
     #: Names of the events after which nothing but usage follows.
     last_events: tuple[bytes, ...]
     #: Name of an event that tells the prompt's tokens at the start, where there is one.

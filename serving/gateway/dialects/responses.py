@@ -341,6 +341,8 @@ RESPONSES = Dialect(
         endings=_LAST_EVENTS,
         last_events=_LAST_EVENTS,
         text_event=b".delta\ndata: ",
+        part_event=b"event: response.output_item.added\n",
+        tool_part=b'"type":"function_call"',
         error_event=_error_event,
     ),
     check=_check,

@@ -162,6 +162,7 @@ class Fleet:
                 own_requests=self._own[replica.report.replica_id],
                 own_when_reported=replica.own_when_reported,
                 reported_requests=replica.report.load.running_requests + replica.report.load.waiting_requests,
+                context_tokens=replica.report.context_tokens,
             )
             for replica in ready(self._known, self._lost_at, model)
         ]

@@ -19,6 +19,8 @@ class Candidate(msgspec.Struct, frozen=True):
     own_when_reported: int = 0
     #: Requests it reported, running and waiting, of all gateways.
     reported_requests: int = 0
+    #: Tokens of its context; 0 where it is not known.
+    context_tokens: int = 0
 
     @property
     def committed_requests(self) -> int:

@@ -64,11 +64,11 @@ class Exchange:
     def events_passed(self) -> int:
         return self._meter.events_passed if self._meter else 0
 
-    def begin(self, replica_id: str, rates: Rates) -> Meter:
-        """An engine gets the call now."""
+    def begin(self, replica_id: str, rates: Rates, context_tokens: int = 0) -> Meter:
+        """An engine gets the call now; `context_tokens` is its context, 0 where that is not known."""
         self._record.replica_id = replica_id
         self._sent_at = self._clock()
-        self._meter = meter = metering.meter_for(self.call, rates)
+        self._meter = meter = metering.meter_for(self.call, rates, context_tokens)
         self.has_begun = False
         dialect = self.call.dialect
         self._shaper = dialect.shaper(self.call.asked, lambda: meter.usage(self._clock() - self._sent_at))

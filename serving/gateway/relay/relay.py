@@ -127,7 +127,8 @@ class Relay:
 
     async def _tried(self, replica: Candidate, exchange: Exchange) -> None:
         call, session = exchange.call, self._upstream.session
-        meter = exchange.begin(replica.replica_id, self._estimates.kept(call.model))
+        rates = self._estimates.kept(call.model, call.dialect.path)
+        meter = exchange.begin(replica.replica_id, rates, replica.context_tokens)
         try:
             with exchange.trace.attempt(replica.replica_id) as context:
                 async with self._posted(session, replica.url + call.dialect.path, call, context) as response:
