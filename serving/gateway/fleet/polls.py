@@ -57,8 +57,10 @@ class Polls:
                 async with asyncio.timeout(POLL_TIMEOUT_S):
                     report = GatewayReport(self._gateway_id, reporting.read_at - reported.read_at, traffic)
                     answer = await source.ask(session, report)
-            except (Silence, TimeoutError) as silence:
-                self._log_silence(source, silence)
+            except TimeoutError:
+                self._log_silence(source, f"nothing within {POLL_TIMEOUT_S:g} s")
+            except Silence as silence:
+                self._log_silence(source, str(silence))
             else:
                 reported = reporting
                 self._up.add(source.name)
@@ -76,10 +78,10 @@ class Polls:
         cells = self._fleet.cells_serving()
         return {name: shared(seen, cells[name]) for name, seen in self._demands.since(reported, reporting).items()}
 
-    def _log_silence(self, source: Source, silence: Exception) -> None:
+    def _log_silence(self, source: Source, reason: str) -> None:
         """Log it when it begins: at every poll would be noise."""
         if source.name not in self._silent:
-            log.warning("no answer from %s (%s); its replicas stay as they were", source.name, silence)
+            log.warning("no answer from %s (%s); its replicas stay as they were", source.name, reason)
         self._silent.add(source.name)
         self._up.discard(source.name)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import aiohttp
 import msgspec
@@ -22,8 +22,15 @@ from serving.wire import (
 
 #: Connections that one poll of a directory may try: of two pods behind an address, one in 256 polls misses it.
 CONNECTS_MAX = 8
-#: What a source's answer can fail with once it has been reached; msgspec leaves broken UTF-8 to Python's own error.
-_NO_ANSWER = (aiohttp.ClientError, TimeoutError, msgspec.DecodeError, UnicodeDecodeError)
+#: Bytes of an answer that are read: thousands of replicas.
+ANSWER_BYTES_MAX = 4 * 1024 * 1024
+#: What an answer that was read cannot be; msgspec leaves broken UTF-8 and deep nesting to Python's own errors.
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+#: What a source can fail with besides.
+_NO_ANSWER = (aiohttp.ClientError, TimeoutError)
+
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Silence(Exception):
@@ -58,9 +65,7 @@ class DirectorySource:
             # Not kept open: two Ray clusters stand behind one address while one takes the other's place, and both must be asked.
             headers = bearer(self._secret) | {"Connection": "close"}
             async with await self._post(session, body, headers) as response:
-                if response.status != 200:
-                    raise Silence(f"status {response.status}")
-                answer = msgspec.json.decode(await response.read(), type=DirectoryAnswer)
+                answer = await _answered(response, DirectoryAnswer)
         except _NO_ANSWER as error:
             raise Silence(type(error).__name__) from None
         self.label = plain_name(answer.cell)
@@ -72,10 +77,10 @@ class DirectorySource:
         """Some pods behind the address have no proxy: Ray Serve runs one where a replica is. The next may have one."""
         for _ in range(CONNECTS_MAX - 1):
             try:
-                return await session.post(self._url, data=body, headers=headers)
+                return await session.post(self._url, data=body, headers=headers, allow_redirects=False)
             except aiohttp.ClientConnectorError:
                 continue
-        return await session.post(self._url, data=body, headers=headers)
+        return await session.post(self._url, data=body, headers=headers, allow_redirects=False)
 
 
 class _ModelCard(msgspec.Struct):
@@ -115,14 +120,13 @@ class EngineSource:
         return self._answer(state)
 
     async def _is_healthy(self, session: aiohttp.ClientSession) -> bool:
-        async with session.get(self._url + LIVENESS_ROUTE[1]) as response:
+        async with session.get(self._url + LIVENESS_ROUTE[1], allow_redirects=False) as response:
             return response.status == 200
 
     async def _list_models(self, session: aiohttp.ClientSession) -> Sequence[_ModelCard]:
-        async with session.get(f"{self._url}/v1/models", headers=bearer(self._secret)) as response:
-            if response.status != 200:
-                raise Silence(f"status {response.status}")
-            return msgspec.json.decode(await response.read(), type=_ModelList).data
+        headers = bearer(self._secret)
+        async with session.get(f"{self._url}/v1/models", headers=headers, allow_redirects=False) as response:
+            return (await _answered(response, _ModelList)).data
 
     def _answer(self, state: ReplicaState) -> DirectoryAnswer:
         listed = [
@@ -139,6 +143,21 @@ class EngineSource:
             for card in self._models
         ]
         return DirectoryAnswer(cell=self._url, incarnation="", is_complete=True, replicas=tuple(listed))
+
+
+async def _answered(response: aiohttp.ClientResponse, shape: type[T]) -> T:
+    """The answer of a source, within its bound; raises Silence with the reason for the log."""
+    if response.status != 200:
+        raise Silence(f"status {response.status}")
+    body = bytearray()
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > ANSWER_BYTES_MAX:
+            raise Silence(f"an answer of more than {ANSWER_BYTES_MAX} bytes")
+    try:
+        return msgspec.json.decode(body, type=shape)
+    except _UNREADABLE:
+        raise Silence("an answer in another shape") from None
 
 
 def bearer(secret: PlaneSecret | None) -> dict[str, str]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Self
 
 import aiohttp
 import pytest
+from aiohttp import web
 
-from serving.gateway.fleet.sources import DirectorySource, EngineSource, Silence, bearer
+from serving.gateway.fleet.sources import ANSWER_BYTES_MAX, DirectorySource, EngineSource, Silence, bearer
 from serving.secret import PlaneSecret
-from serving.wire import GatewayReport, ReplicaState, Traffic
+from serving.wire import LIVENESS_ROUTE, GatewayReport, ReplicaState, Traffic
 from tests.gateway.fleet.directory import Directory
 from tests.gateway.fleet.reports import answer, report
 from tests.scripted_engine import MODEL, ScriptedEngine
@@ -83,3 +85,68 @@ def test_no_secret_is_no_header(tmp_path: Path) -> None:
     """Engines outside this plane may ask for none."""
     (tmp_path / "secret").write_text("new\nold\n")
     assert bearer(None) == {} and bearer(PlaneSecret(tmp_path / "secret")) == {"Authorization": "Bearer new"}
+
+
+class Wrong:
+    """A server that redirects, or goes on for ever, at every path."""
+
+    def __init__(self, location: str | None = None) -> None:
+        self.location = location
+        self.url = ""
+        self.bytes_sent = 0
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._answer)
+        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
+
+    async def __aenter__(self) -> Self:
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._runner.cleanup()
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        if request.path == LIVENESS_ROUTE[1]:
+            return web.Response()
+        if self.location:
+            raise web.HTTPTemporaryRedirect(self.location)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(b"[" * 1024 * 1024)
+            self.bytes_sent += 1024 * 1024
+
+
+@pytest.mark.parametrize("kind", [DirectorySource, EngineSource])
+async def test_an_endless_answer_is_read_to_a_bound(
+    session: aiohttp.ClientSession, kind: type[DirectorySource | EngineSource]
+) -> None:
+    """A source cannot fill a gateway's memory; the reason is for the log."""
+    async with Wrong() as server:
+        with pytest.raises(Silence, match=f"more than {ANSWER_BYTES_MAX} bytes"):
+            await kind(server.url, None, "d").ask(session, REPORT)
+    assert server.bytes_sent < 16 * ANSWER_BYTES_MAX
+
+
+@pytest.mark.parametrize("kind", [DirectorySource, EngineSource])
+async def test_no_source_leads_elsewhere(
+    session: aiohttp.ClientSession, kind: type[DirectorySource | EngineSource]
+) -> None:
+    """A redirect is not followed: the plane secret and the demand are for that address alone."""
+    async with ScriptedEngine() as engine, Directory() as directory:
+        directory.says = answer(report("1"), cell="a")
+        target = directory.url + "/directory" if kind is DirectorySource else engine.url + "/v1/models"
+        async with Wrong(target) as server:
+            with pytest.raises(Silence, match="status 307"):
+                await kind(server.url, None, "d").ask(session, REPORT)
+    assert directory.reports == []
+
+
+async def test_a_nested_answer_is_silence(session: aiohttp.ClientSession) -> None:
+    """However deep: no source can end the polls of the others."""
+    async with Directory() as directory:
+        directory.says = b'{"cell":' + b"[" * 100_000
+        with pytest.raises(Silence, match="another shape"):
+            await DirectorySource(directory.url, None, "d").ask(session, REPORT)
