@@ -47,7 +47,8 @@ class Timeouts(_Group):
     wake_wait_s: Annotated[float, Field(gt=0)] = 420.0
     """Seconds a request waits for a model's cold start from zero, before 503 with Retry-After; leaves time for the answer."""
     engine_silence_s: Annotated[float, Field(gt=0)] = 300.0
-    """Seconds an engine may send nothing (a long prefill, or a wedged engine) before the call fails."""
+    """Seconds an engine may send no event of a stream (a long prefill, or a wedged engine), or count no token in its metrics while
+    a whole answer is waited for, before the call fails."""
     request_body_s: Annotated[float, Field(gt=0)] = 60.0
     """Seconds a client may take to send its body: 8 MiB at 1 Mbit/s; a slower client would hold a place without using it."""
     replica_wait_s: Annotated[float, Field(gt=0)] = 30.0

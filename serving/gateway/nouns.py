@@ -96,6 +96,8 @@ class Failure(StrEnum):
     ERRORED = "errored"
     #: The engine answered 200 with something that is no answer of the route.
     MALFORMED = "malformed"
+    #: Its cell said that the engine has failed, or no longer lists it.
+    EJECTED = "ejected"
     #: The engine cannot take the call now.
     BUSY = "busy"
 

@@ -17,7 +17,7 @@ from serving.gateway.admission.waiting_room import WaitingRoom
 from serving.gateway.dialects.call import Call
 from serving.gateway.fleet import router
 from serving.gateway.fleet.demand import Demands
-from serving.gateway.fleet.fleet import Fleet
+from serving.gateway.fleet.fleet import Fleet, Watcher
 from serving.gateway.fleet.router import Candidate
 from serving.gateway.nouns import Caller, CallRecord, Decision
 
@@ -114,6 +114,10 @@ class Ticket:
         chosen = await self._next(suspects)
         with self._fleet.committed(chosen.replica_id):
             yield chosen
+
+    def watched(self, replica_id: str, watcher: Watcher) -> AbstractContextManager[None]:
+        """While inside, `watcher` gets the replica's state whenever its cell has said it."""
+        return self._fleet.watched(replica_id, watcher)
 
     def report_lost(self, replica_id: str) -> None:
         """Its address refuses connections: no call gets it until it reports READY again."""

@@ -20,6 +20,10 @@ MODEL_MEMORY_S = 3600.0
 CELL_MEMORY_S = 30.0
 
 
+#: Takes the state of a replica, or None where it is not listed.
+Watcher = Callable[[ReplicaState | None], None]
+
+
 class Model(msgspec.Struct, frozen=True):
     """A model as clients may see it."""
 
@@ -55,6 +59,8 @@ class Fleet:
         self._known: dict[str, Known] = {}
         self._lost_at: dict[str, float] = {}
         self._own: Counter[str] = Counter()
+        #: Replica → what its running calls want to know of it after every answer.
+        self._watchers: dict[str, list[Watcher]] = {}
         #: Sources that have not answered yet: what they serve is not known.
         self._unanswered = set(source_names)
         #: Called after every answer: those who wait look again.
@@ -92,6 +98,10 @@ class Fleet:
             self._take_names(listed.name, listed.adapters, asked_at)
         for observer in self._observers:
             observer()
+        for replica_id, watchers in list(self._watchers.items()):
+            known = self._known.get(replica_id)
+            for watcher in list(watchers):
+                watcher(known.report.state if known else None)
 
     def _take_names(self, model: str, adapters: Sequence[str], listed_at: float) -> None:
         self._base_of.pop(model, None)  # it may have been an adapter's name
@@ -152,6 +162,18 @@ class Fleet:
             self._own[replica_id] -= 1
             if not self._own[replica_id]:
                 del self._own[replica_id]
+
+    @contextmanager
+    def watched(self, replica_id: str, watcher: Watcher) -> Iterator[None]:
+        """While inside, `watcher` gets the replica's state after every answer; None when it is not listed any more."""
+        watchers = self._watchers.setdefault(replica_id, [])
+        watchers.append(watcher)
+        try:
+            yield
+        finally:
+            watchers.remove(watcher)
+            if not watchers:
+                del self._watchers[replica_id]
 
     def candidates(self, model: str) -> list[Candidate]:
         """The ready replicas of a model."""

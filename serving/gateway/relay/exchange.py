@@ -61,6 +61,11 @@ class Exchange:
         return self._first_byte_at is not None
 
     @property
+    def has_all(self) -> bool:
+        """The engine is no longer needed: the client has everything, or a whole answer is being handed to it."""
+        return self.sink.is_whole or (self.has_content and not self.call.is_streamed)
+
+    @property
     def events_passed(self) -> int:
         return self._meter.events_passed if self._meter else 0
 

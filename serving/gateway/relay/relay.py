@@ -29,11 +29,15 @@ from serving.gateway.relay import events, translation
 from serving.gateway.relay.exchange import JSON_HEADERS, Exchange
 from serving.gateway.relay.held import Room
 from serving.gateway.relay.metering import Meter
+from serving.gateway.relay.progress import Progress
 from serving.gateway.relay.translation import ENGINE_FAILED, Blame
 from serving.secret import PlaneSecret
+from serving.wire import ReplicaState
 
 #: Replicas that may fail under one call before the call itself is suspected of killing them.
 FAILURES_MAX = 3
+#: Failures that the call itself may have caused.
+SUSPICIOUS = frozenset({Failure.BROKEN, Failure.ERRORED, Failure.MALFORMED, Failure.EJECTED})
 #: Bytes of an engine's error body that are read.
 ERROR_BYTES_MAX = 64 * 1024
 #: Seconds in which an engine says that a request is at fault.
@@ -80,6 +84,7 @@ class Relay:
         self._secret = secret
         self._clock = clock
         self._room = Room()
+        self._progress = Progress(upstream, secret, clock)
 
     async def relay(self, exchange: Exchange, ticket: Ticket) -> None:
         """Answer an admitted call. Raises ApiError; the sink knows how far the answer had got."""
@@ -94,7 +99,8 @@ class Relay:
         while failures < FAILURES_MAX:
             async with ticket.replica({replica_id for replica_id, _ in seen}) as replica:
                 try:
-                    return await self._attempt(replica, exchange)
+                    async with self._while_served(replica, ticket, exchange), self._while_working(replica, exchange):
+                        return await self._attempt(replica, exchange)
                 except AttemptFailed as attempt:
                     failure = attempt.failure
             exchange.fail(failure)
@@ -102,10 +108,48 @@ class Relay:
             if _is_lost(replica.replica_id, failure, seen):
                 ticket.report_lost(replica.replica_id)
             seen.add((replica.replica_id, failure))
-            failures += failure in (Failure.BROKEN, Failure.ERRORED, Failure.MALFORMED)
+            failures += failure in SUSPICIOUS
             if failure is Failure.BUSY:
                 ticket.require_time()
         raise EngineFailed(ENGINE_FAILED)
+
+    @asynccontextmanager
+    async def _while_served(self, replica: Candidate, ticket: Ticket, exchange: Exchange) -> AsyncIterator[None]:
+        """End the attempt once its cell has ejected the replica: it failed, or it is gone and has sent nothing yet."""
+        limit = asyncio.timeout(None)
+
+        def look(state: ReplicaState | None) -> None:
+            is_gone = state is ReplicaState.FAILED or (state is None and not exchange.has_content)
+            if is_gone and not exchange.has_all:
+                _end(limit)
+
+        try:
+            async with limit:
+                with ticket.watched(replica.replica_id, look):
+                    yield
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise (EngineFailed(ENGINE_FAILED) if exchange.has_content else AttemptFailed(Failure.EJECTED)) from None
+
+    @asynccontextmanager
+    async def _while_working(self, replica: Candidate, exchange: Exchange) -> AsyncIterator[None]:
+        """End a call whose whole answer is waited for once its engine has made nothing for `engine_silence_s`."""
+        if exchange.call.is_streamed or exchange.call.is_assembled:
+            yield
+            return
+        limit = asyncio.timeout(None)
+        silence = asyncio.create_task(self._progress.silence(replica.url, self._timeouts.engine_silence_s))
+        silence.add_done_callback(lambda task: None if task.cancelled() or exchange.has_content else _end(limit))
+        try:
+            async with limit:
+                yield
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise _silent() from None
+        finally:
+            silence.cancel()
 
     async def _attempt(self, replica: Candidate, exchange: Exchange) -> None:
         try:
@@ -285,6 +329,12 @@ class Relay:
             await exchange.write(data, headers)
         meter.close()
         exchange.learn()
+
+
+def _end(limit: asyncio.Timeout) -> None:
+    """Let a limit run out now; it may have been left already."""
+    with suppress(RuntimeError):
+        limit.reschedule(asyncio.get_running_loop().time())
 
 
 def _silent() -> EngineTimedOut:

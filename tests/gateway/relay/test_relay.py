@@ -619,3 +619,43 @@ async def test_memory_stays_bounded_before_a_slow_client(tmp_path: Path) -> None
         is_held_back = engine.running == 1
         body = await response.read()
     assert is_held_back and body.count(text.encode()) == 400
+
+
+async def test_a_whole_answer_that_never_comes_is_given_up(tmp_path: Path) -> None:
+    """An engine that counts no token for so long is as wedged as one whose stream falls silent."""
+    timeouts = QUICK.model_copy(update={"engine_silence_s": 0.3})
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,), timeouts=timeouts) as world:
+        engine.say(Script(is_mute=True), Script([chat_answer("Hi")[:20]], ending=Ending.HANG))
+        answers = [await world.chat(), await world.chat()]
+        await until(lambda: engine.aborted == 2)
+    assert [(answer.status, answer.error["code"]) for answer in answers] == [(504, "engine_timeout")] * 2
+
+
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "streamed"])
+async def test_a_call_on_an_ejected_replica_goes_to_another(tmp_path: Path, is_streamed: bool) -> None:
+    """Its cell says that it failed while it still holds the connection: what had no byte yet is asked for again at once."""
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
+        engine.say(Script(is_mute=True))
+        asking = asyncio.create_task(world.chat(stream=is_streamed))
+        await until(lambda: engine.running == 1)
+        engine.is_healthy = False
+        await until(lambda: engine.aborted == 1)
+        engine.is_healthy = True
+        answer = await asking
+    assert answer.status == 200 and b"Hi" in answer.body and len(engine.received) == 2
+
+
+async def test_a_stream_on_an_ejected_replica_ends_in_an_error_event(tmp_path: Path) -> None:
+    """What it has sent stands; the client hears that there is no more, and not after minutes of silence."""
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
+        engine.say(Script(chat_stream(["Hi"])[:2], ending=Ending.HANG))
+        response = await world.client.post(
+            world.url + "/v1/chat/completions", json=CHAT | STREAMED, headers=world.headers()
+        )
+        while b"Hi" not in await response.content.readline():
+            pass
+        engine.is_healthy = False
+        rest = await response.read()
+        row = await world.row()
+    assert data_of(rest)[-1]["error"]["code"] == "engine_failed"  # type: ignore[index]
+    assert (row["outcome"], row["completion_tokens"]) == ("error", 1)

@@ -1,0 +1,86 @@
+"""Progress: an engine's own counters say whether it gets on while whole answers are waited for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from itertools import count
+
+import pytest
+from aiohttp import web
+
+from serving.gateway.http.upstream import Upstream
+from serving.gateway.relay.progress import Progress, tokens_in
+from tests.clock import Clock
+
+PAGE = """# TYPE vllm:generation_tokens_total counter
+vllm:generation_tokens_total{engine="0",model_name="m"} 1.5e+02
+vllm:prompt_tokens_total{engine="0",model_name="m"} 50.0
+vllm:generation_tokens_created{engine="0",model_name="m"} 1.7e+09
+vllm:prompt_tokens_total_by_source{engine="0"} 9.0
+"""
+
+
+class Counted:
+    """An engine whose metrics say what a test wants; each look at them is an hour on the clock."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.looks = 0
+        self.tokens = iter(count())
+        self.page = "vllm:generation_tokens_total {}"
+        app = web.Application()
+        app.router.add_get("/metrics", self._answer)
+        self._runner = web.AppRunner(app, access_log=None)
+        self.url = ""
+
+    async def start(self) -> None:
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def stop(self) -> None:
+        await self._runner.cleanup()
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        self.looks += 1
+        self.clock.advance(3600)
+        return web.Response(text=self.page.format(next(self.tokens)))
+
+
+@pytest.fixture
+async def counted() -> AsyncIterator[Counted]:
+    engine = Counted()
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+def test_tokens_are_read_off_the_metrics() -> None:
+    """Those it made and those it read, whatever labels they have; other lines say nothing."""
+    assert tokens_in(PAGE.encode()) == 200.0
+    assert tokens_in(b"") is None and tokens_in(b"llamacpp:tokens_predicted_total 5") is None
+
+
+async def test_an_engine_that_counts_on_is_not_silent(counted: Counted) -> None:
+    """However long a whole answer takes: hours pass here, and the limit is a fifth of a second."""
+    async with Upstream(5.0).opened():
+        pass
+    upstream = Upstream(5.0)
+    async with upstream.opened():
+        silence = asyncio.create_task(Progress(upstream, None, counted.clock).silence(counted.url, 0.2))
+        while counted.looks < 5:
+            await asyncio.sleep(0.01)
+            assert counted.looks < 2 or not silence.done()
+        counted.tokens = iter([7] * 100)
+        await silence
+
+
+@pytest.mark.parametrize("page", ["", "vllm:generation_tokens_total 7"])
+async def test_an_engine_whose_counters_stand_still_or_are_not_there_is_silent(counted: Counted, page: str) -> None:
+    """Nothing says that it works on this call."""
+    counted.page = page
+    upstream = Upstream(5.0)
+    async with upstream.opened():
+        await Progress(upstream, None, counted.clock).silence(counted.url, 0.01)
+    assert counted.looks >= 1
