@@ -5,6 +5,7 @@ answer is waited for, the engine's own counters are read.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import Callable
 
@@ -15,10 +16,9 @@ from serving.gateway.http.upstream import Upstream
 from serving.secret import PlaneSecret
 from serving.wire import METRICS_ROUTE
 
-#: Looks at an engine's counters within the time that it may be silent.
+#: Looks at an engine's counters within the time that it may be silent; calls on one engine share those close together.
 LOOKS = 4
-#: Seconds in which one look serves every call on that engine, and the longest that one may take.
-FRESH_S = 1.0
+#: Seconds that a look may take.
 LOOK_TIMEOUT_S = 5.0
 #: Bytes of a metrics page that are read.
 PAGE_BYTES_MAX = 4 * 1024 * 1024
@@ -44,14 +44,14 @@ class Progress:
         moved_at, before = self._clock(), None
         while self._clock() - moved_at < silence_s:
             await asyncio.sleep(silence_s / LOOKS)
-            tokens = await self._tokens(url)
+            tokens = await self._tokens(url, fresh_s=silence_s / LOOKS / 2)
             if None not in (tokens, before) and tokens != before:
                 moved_at = self._clock()
             before = before if tokens is None else tokens
 
-    async def _tokens(self, url: str) -> float | None:
-        looked_at, tokens = self._looks.get(url, (-FRESH_S, None))
-        if self._clock() - looked_at < FRESH_S:
+    async def _tokens(self, url: str, *, fresh_s: float) -> float | None:
+        looked_at, tokens = self._looks.get(url, (-math.inf, None))
+        if self._clock() - looked_at < fresh_s:
             return tokens
         try:
             async with asyncio.timeout(LOOK_TIMEOUT_S):
