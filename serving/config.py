@@ -108,7 +108,9 @@ class GatewaySettings(_Group):
     max_body_bytes: Annotated[int, Field(ge=1024)] = 8 * 1024 * 1024
     """Bytes of one request body; 131,072 tokens of text are well under 1 MiB."""
     max_open_requests: Annotated[int, Field(ge=1)] = 1024
-    """Requests held at once, waiting and streaming together: bounds memory (each holds at most its body and one chunk). Beyond it: 503 `overloaded`."""
+    """Requests held at once, waiting and streaming together. Beyond it: 503 `overloaded`."""
+    max_held_bytes: Annotated[int, Field(ge=512 * 1024)] = 384 * 1024 * 1024
+    """Bytes that all of them hold together: bodies as they arrive, and 224 KiB each for answers that clients have not read yet. Beyond it: 503 `overloaded`. The process and the kernel's buffers take up to 512 MiB besides; a pod's memory limit must have room for both."""
     max_waiting_requests: Annotated[int, Field(ge=1)] = 256
     """Requests of one model that wait while no replica is ready, first come first served. Beyond it: 503 with Retry-After."""
     poll_interval_s: Annotated[float, Field(gt=0, le=2)] = 0.5

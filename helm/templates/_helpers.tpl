@@ -251,6 +251,15 @@ rewrites any other form and makes KubeRay the field's owner: Helm 4 then refuses
 {{- $text -}}
 {{- end -}}
 
+{{/* A quantity of memory in whole MiB, rounded down; 0 for what is none. Takes a number or a string. */}}
+{{- define "gpt-oss-serving.mib" -}}
+{{- $text := kindIs "string" . | ternary . (printf "%d" (int64 .)) -}}
+{{- $number := regexFind "^[0-9]+([.][0-9]+)?" $text -}}
+{{- $units := dict "" 1.0 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 -}}
+{{- $bytes := mulf (float64 ($number | default "0")) (get $units (trimPrefix $number $text) | default 0.0) -}}
+{{- int64 (floor (divf $bytes 1048576.0)) -}}
+{{- end -}}
+
 {{/* Requests and limits of a container of a RayService. Takes a map of maps. */}}
 {{- define "gpt-oss-serving.resources" -}}
 {{- $resources := dict -}}

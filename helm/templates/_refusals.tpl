@@ -50,6 +50,12 @@ gateway.terminationGracePeriodSeconds is {{ . }}, and a stopping gateway may tak
 {{- if lt (float64 $gateway.settings.drain_timeout_s) 1.0 }}
 gateway.settings.drain_timeout_s is {{ $gateway.settings.drain_timeout_s }}: a stopping gateway would cut off every running answer; set at least 1 s, or request_total_s ({{ $gateway.timeouts.request_total_s }}) or more to let all of them finish.
 {{- end }}
+{{- with dig "limits" "memory" "" $gateway.resources }}
+{{- $heldMib := div (int64 $gateway.settings.max_held_bytes) 1048576 }}
+{{- if lt (include "gpt-oss-serving.mib" . | int64) (add 512 $heldMib) }}
+gateway.resources.limits.memory is {{ . }}, and a gateway may hold {{ $heldMib }} MiB of bodies and answers besides the 512 MiB that it and its connections take: raise it to {{ add 512 $heldMib }}Mi, or lower gateway.settings.max_held_bytes.
+{{- end }}
+{{- end }}
 {{- if gt (len $edges) 1 }}
 {{ join " and " $edges }} are enabled together: enable one of them.
 {{- end }}

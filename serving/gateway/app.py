@@ -93,6 +93,8 @@ class Gateway:
             await self._answer_error(visit, InternalError("The gateway met an internal error."))
         finally:
             self._recorder.settle(visit.record, visit.responder, visit.trace, error)
+            # It holds this frame by its traceback, and with it the body: a circle that only the garbage collector would find.
+            error = None
 
     async def _dispatch(self, visit: Visit) -> None:
         visit.request.require_http()

@@ -158,6 +158,7 @@ async def running_gateway(
     tracing: Tracing | None = None,
     slo: Slo | None = None,
     cors_origins: tuple[str, ...] = (),
+    max_held_bytes: int = 64 * 1024 * 1024,
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[World]:
     """Serve until the end of the `with`; by default it begins when a model is ready."""
@@ -171,6 +172,7 @@ async def running_gateway(
         log_prompts=log_prompts,
         slo=slo or Slo(),
         cors_origins=cors_origins,
+        max_held_bytes=max_held_bytes,
         timeouts=timeouts,
     )
     with ExitStack() as opened:

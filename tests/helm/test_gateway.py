@@ -11,7 +11,7 @@ import yaml
 from serving import config
 from serving.config import Settings
 from serving.gateway.server import IDLE_CLIENT_S
-from tests.helm.cells import CHART, Object, render
+from tests.helm.cells import CHART, Object, refusal, render
 from tests.helm.chart import FILES, Pod, helm, named, of_kind, pods, read, shipped
 
 #: Seconds that openai-python waits by default.
@@ -354,3 +354,41 @@ def _over(base: Object, values: Object) -> Object:
             _over(merged[key], value) if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
         )
     return merged
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_memory_limit_contains_what_clients_may_make_a_gateway_hold(name: str, tmp_path: Path) -> None:
+    """Of every values file: the budget of bodies and answers, and 512 MiB for the process and its connections."""
+    rendered = shipped(name)
+    settings = _loaded(_settings_file(rendered), tmp_path)
+    (pod,) = [pod for pod in pods(rendered) if pod.owner.startswith("Deployment/")]
+    limit = str(pod.spec["containers"][0]["resources"]["limits"]["memory"])
+    unit = {"Mi": 1, "Gi": 1024}[limit[-2:]]
+    assert int(limit[:-2]) * unit >= settings.gateway.max_held_bytes / 2**20 + 512
+
+
+def test_the_charts_budget_is_the_settings_own() -> None:
+    """What stands in values.yaml is the default of serving/config.py."""
+    values = read(CHART / "values.yaml")
+    assert values["gateway"]["settings"]["max_held_bytes"] == config.GatewaySettings().max_held_bytes
+
+
+@pytest.mark.parametrize(
+    ("limit", "is_enough"),
+    [
+        ("896Mi", True),
+        ("895Mi", False),
+        ("1Gi", True),
+        ("0.8Gi", False),
+        ("939524096", True),
+        ("900M", False),
+        ("1T", True),
+    ],
+)
+def test_a_limit_is_understood_in_any_unit(limit: str, is_enough: bool) -> None:
+    """As Kubernetes writes quantities."""
+    given: Object = {"gateway": {"resources": {"limits": {"memory": limit}}}}
+    if is_enough:
+        render(given)
+    else:
+        assert "raise it to 896Mi" in refusal(given)

@@ -32,6 +32,10 @@ REFUSED: dict[str, tuple[Object, str]] = {
         },
         "gateway.autoscaling.minReplicas is above maxReplicas.",
     ),
+    "a memory limit below what clients may fill": (
+        {"gateway": {"resources": {"limits": {"memory": "512Mi"}}}},
+        "gateway.resources.limits.memory is 512Mi, and a gateway may hold 384 MiB of bodies and answers besides the 512 MiB that it and its connections take: raise it to 896Mi, or lower gateway.settings.max_held_bytes.",
+    ),
     "an alias of nobody": (
         {"aliases": {"gpt-4o": "gpt-oss-20b"}},
         "aliases.gpt-4o is gpt-oss-20b, which no cell serves: name one of gpt-oss-120b, or add it to models.",

@@ -13,6 +13,7 @@ from serving.config import GatewaySettings
 from serving.errors import GatewayFull, NoReplicaReady
 from serving.gateway.admission.estimates import Estimates
 from serving.gateway.admission.gate import Gate
+from serving.gateway.admission.memory import Memory, Share
 from serving.gateway.admission.waiting_room import WaitingRoom
 from serving.gateway.dialects.call import Call
 from serving.gateway.fleet import router
@@ -41,13 +42,13 @@ class Admission:
         self._estimates = estimates
         self._timeouts = settings.timeouts
         self._clock = clock
-        self._gate = Gate(settings.max_open_requests)
+        self._gate = Gate(settings.max_open_requests, Memory(settings.max_held_bytes))
         self._room = WaitingRoom(fleet, demands, settings.max_waiting_requests, clock)
         #: Replicas that are equal take turns, over all attempts of all calls.
         self._turns = count(1)
 
-    def entered(self, record: CallRecord) -> AbstractContextManager[None]:
-        """A request is open while inside, its body yet to be read; raises GatewayFull."""
+    def entered(self, record: CallRecord) -> AbstractContextManager[Share]:
+        """A request is open while inside, its body yet to be read into its share of the memory; raises GatewayFull."""
         return self._gate.entered(record)
 
     @asynccontextmanager

@@ -11,6 +11,7 @@ from functools import partial
 from serving.config import GatewaySettings
 from serving.errors import ApiError, EngineTimedOut, RequestTimedOut
 from serving.gateway.admission.admission import Admission
+from serving.gateway.admission.memory import Share
 from serving.gateway.answers.reasoning import Reasoning
 from serving.gateway.api.aside import Aside
 from serving.gateway.api.visit import Visit
@@ -54,20 +55,20 @@ class Inference:
 
     async def serve(self, dialect: Dialect, visit: Visit) -> None:
         """Answer one call; raises ApiError, and ClientLeft when the client does not wait for the answer."""
-        with self._admission.entered(visit.record):
+        with self._admission.entered(visit.record) as share:
             visit.record.caller = caller = await self._tenants.identify(visit.request.presented_key())
             self._ledger.open(visit.record)
             visit.responder.wait_for(partial(self._ledger.kept, visit.record))
             try:
                 async with asyncio.timeout(self._settings.timeouts.request_total_s):
-                    await self._relayed(await self._read(dialect, caller, visit), caller, visit)
+                    await self._relayed(await self._read(dialect, caller, visit, share), caller, visit)
             except TimeoutError:
                 if not visit.responder.is_complete:
                     raise self._out_of_time(visit) from None
 
-    async def _read(self, dialect: Dialect, caller: Caller, visit: Visit) -> Call:
+    async def _read(self, dialect: Dialect, caller: Caller, visit: Visit, share: Share) -> Call:
         require_json(visit.request)
-        body = await self._body(visit)
+        body = await self._body(visit, share)
         if self._settings.log_prompts:
             visit.record.prompt = body[:LOGGED_PROMPT_BYTES].decode(errors="replace")
         draft = await self._aside.done(partial(calls.read, dialect, body), len(body))
@@ -78,12 +79,12 @@ class Inference:
         keeper = self._reasoning.of(caller.tenant_id)
         return await self._aside.done(partial(draft.finish, model, salt, limit, keeper), len(body))
 
-    async def _body(self, visit: Visit) -> bytes:
+    async def _body(self, visit: Visit, share: Share) -> bytes:
         limit_s = self._settings.timeouts.request_body_s
         began_at = visit.clock()
         try:
             async with asyncio.timeout(limit_s):
-                return await visit.request.read_body(self._settings.max_body_bytes)
+                return await visit.request.read_body(self._settings.max_body_bytes, share.take)
         except TimeoutError:
             raise RequestTimedOut(f"The request body did not arrive within {limit_s:g} seconds.") from None
         finally:

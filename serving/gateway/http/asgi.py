@@ -45,6 +45,10 @@ class Flow(Protocol):
         """Close the connection now, whatever the client has not read."""
 
 
+def _free(_: int) -> None:
+    """There is room for anything."""
+
+
 class Request:
     """What the client sent: method, path, headers at once, the body when asked for."""
 
@@ -91,8 +95,10 @@ class Request:
         if fault is not None:
             raise fault
 
-    async def read_body(self, max_bytes: int) -> bytes:
+    async def read_body(self, max_bytes: int, take: Callable[[int], None] = _free) -> bytes:
         """The whole body; raises RequestTooLarge past `max_bytes`, before or while reading, ClientLeft and InvalidRequest.
+
+        `take` is asked for room before each piece is kept, and may raise.
 
         What is left unread the HTTP server throws away after the answer.
         """
@@ -105,9 +111,11 @@ class Request:
             if message["type"] == "http.disconnect":
                 raise ClientLeft
             self.require_http()
-            body += message.get("body", b"")
-            if len(body) > max_bytes:
+            piece = message.get("body", b"")
+            if len(body) + len(piece) > max_bytes:
                 raise RequestTooLarge(f"The request body is larger than {max_bytes} bytes.")
+            take(len(piece))
+            body += piece
             if not message.get("more_body", False):
                 return bytes(body)
 

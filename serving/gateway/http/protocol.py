@@ -32,6 +32,9 @@ REST_S = 1.0
 REST_BYTES_MAX = 16 * 1024 * 1024
 
 
+#: Bytes of an answer that wait in this process for the client, besides the piece that came last.
+WRITE_BYTES = 16 * 1024
+
 _UPGRADE = re.compile(rb"\r\nupgrade(?=[ \t]*:)", re.IGNORECASE)
 
 
@@ -97,6 +100,7 @@ class BoundedHeaders(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=WRITE_BYTES)
         self.flow = TimedFlow(transport, self.clock)
         self.flow.on_cut = self._lose
         self._await_headers()
