@@ -48,7 +48,7 @@ class ChunkShaper(Shaper):
 def ordinary(block: bytes) -> bytes | None:
     """One chunk in the middle of its choice, without private keys; None for any other block."""
     head, found, tail = block.partition(_ORDINARY)
-    return head + _LEFT + tail if found and _NEXT not in tail else None
+    return head + _LEFT + tail if found and _NEXT not in block else None
 
 
 def without_private_keys(block: bytes) -> bytes:

@@ -34,6 +34,16 @@ def test_a_recorded_stream_loses_nothing_else() -> None:
             assert before == after
 
 
+def test_events_that_came_together_lose_the_same() -> None:
+    """However a stream was read, it comes out the same."""
+    events = stream("tiny-chat-reasoned")
+    one_by_one = b"".join(map(ChatShaper(Asked(), Usage).events, events))
+    for size in range(2, len(events) + 1):
+        shaper = ChatShaper(Asked(), Usage)
+        blocks = [b"".join(events[at : at + size]) for at in range(0, len(events), size)]
+        assert b"".join(map(shaper.events, blocks)) == one_by_one
+
+
 @pytest.mark.parametrize("kind", [ChunkShaper, ChatShaper])
 def test_the_last_chunks_usage_has_the_documented_keys(kind: type[Shaper]) -> None:
     """vLLM counts cache tokens that it created under a name of its own."""
