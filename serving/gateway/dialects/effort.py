@@ -11,11 +11,12 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET
 
+from serving.errors import InvalidRequest
 from serving.gateway.dialects.checks import TemplateSwitches, TopK
 from serving.gateway.dialects.dialect import Body
 
-#: What clients may say.
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+#: A client's word; `level` says which there are.
+Effort = str
 #: The models' words.
 Level = Literal["low", "medium", "high"]
 
@@ -56,8 +57,11 @@ class Wish(msgspec.Struct):
         return self.effort or effort_of(-1 if budget is None else budget)
 
 
-def level(effort: Effort) -> Level:
-    """The model's word for a client's."""
+def level(effort: Effort, where: str) -> Level:
+    """The model's word for a client's. Raises InvalidRequest that names all there are."""
+    if effort not in _LEVELS:
+        words = ", ".join(_LEVELS)
+        raise InvalidRequest(f"Invalid value for '{where}': '{effort[:64]}' is none of {words}.", param=where)
     return _LEVELS[effort]
 
 
@@ -84,7 +88,7 @@ def adapt(kept: Body) -> None:
         said.append("none")
     wanted = next((word for word in said if word), None)
     if wanted:
-        kept["reasoning_effort"] = level(wanted)
+        kept["reasoning_effort"] = level(wanted, "reasoning_effort")
     if is_on is not None or wanted == "none":
         switch(kept, bool(is_on))
 

@@ -100,11 +100,11 @@ def sift(table: Table, body: Mapping[str, Any]) -> Sifted:
 
 def _sift(name: str, value: Any, field: Field, sifted: Sifted) -> None:
     match field.disposition:
+        case _ if field.asks_for_nothing(value):
+            return
         case Disposition.IGNORED:
             if field.check:
                 field.check(name, value)
-        case _ if field.asks_for_nothing(value):
-            return
         case Disposition.REFUSED:
             raise field.error(f"Unsupported parameter: '{name}'. {field.note}", param=name)
         case Disposition.LEFT_OUT:

@@ -198,7 +198,7 @@ def _adapt_thinking(kept: Body) -> None:
     elif thinking:
         kept["thinking"] = Thinking(thinking.type)
     if wanted:
-        kept["output_config"] = OutputConfig(effort=effort.level(wanted), format=config.format)
+        kept["output_config"] = OutputConfig(effort=effort.level(wanted, "output_config.effort"), format=config.format)
     if wanted == "none":
         effort.switch(kept, False)
 

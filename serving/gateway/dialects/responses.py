@@ -249,7 +249,7 @@ def _adapt(kept: Body) -> Iterable[str]:
 
 
 def _reasoning(wished: Reasoning) -> dict[str, Any]:
-    said: dict[str, Any] = {"effort": effort.level(wished.effort)} if wished.effort else {}
+    said: dict[str, Any] = {"effort": effort.level(wished.effort, "reasoning.effort")} if wished.effort else {}
     for name in ("summary", "generate_summary"):
         if getattr(wished, name) in _SUMMARIES:
             said[name] = getattr(wished, name)

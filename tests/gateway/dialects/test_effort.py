@@ -6,14 +6,22 @@ import typing
 
 import pytest
 
+from serving.errors import InvalidRequest
 from serving.gateway.dialects import effort
+from serving.gateway.dialects.chat import CHAT
 from serving.gateway.dialects.checks import TemplateSwitches
-from serving.gateway.dialects.effort import Effort, Level, Wish
+from serving.gateway.dialects.dialect import Dialect
+from serving.gateway.dialects.effort import Level, Wish
+from serving.gateway.dialects.messages import MESSAGES
+from serving.gateway.dialects.responses import RESPONSES
+from tests.gateway.calls import draft
+
+WORDS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
 def test_every_word_of_clients_is_one_of_the_models() -> None:
     """None and minimal are low, what is above high is high."""
-    said = [effort.level(word) for word in typing.get_args(Effort)]
+    said = [effort.level(word, "e") for word in WORDS]
     assert said == ["low", "low", "low", "medium", "high", "high", "high"] and set(said) == set(typing.get_args(Level))
 
 
@@ -50,3 +58,16 @@ def test_a_clients_own_switches_stay() -> None:
     none: dict[str, TemplateSwitches] = {}
     effort.switch(none, False)
     assert none["chat_template_kwargs"] == TemplateSwitches(enable_thinking=False, thinking=False)
+
+
+def test_another_word_is_refused_with_all_there_are() -> None:
+    """In every API, at its own place."""
+    asked: list[tuple[Dialect, dict[str, object], str]] = [
+        (CHAT, {"reasoning_effort": "very"}, "reasoning_effort"),
+        (RESPONSES, {"reasoning": {"effort": "very"}}, "reasoning.effort"),
+        (MESSAGES, {"output_config": {"effort": "very"}}, "output_config.effort"),
+    ]
+    for dialect, fields, place in asked:
+        with pytest.raises(InvalidRequest) as refused:
+            draft(dialect, **fields)
+        assert refused.value.param == place and all(word in refused.value.message for word in WORDS)
