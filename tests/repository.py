@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TOP_LEVEL = {
     "pyproject.toml", "README.md", "Makefile", "CHANGELOG.md", "LICENSE", "serving", "deploy", "helm", "tests", "loadtest",
+    "findings",
 }  # fmt: skip
 
 
