@@ -140,6 +140,7 @@ class Engine:
         self._member = member
         self._log = log
         self._supervisor = supervisor
+        self._supervisor_id = supervisor.pid
         #: What the supervisor reports, one event a line; a pipe was asked for, so there is one.
         self._events = supervisor.stdout or asyncio.StreamReader()
         self._secret = PlaneSecret(Path(spec.secret_file))
@@ -327,7 +328,7 @@ class Engine:
 
     def vitals(self) -> Vitals:
         """Its processes as the kernel sees them; once all of them have joined."""
-        return Vitals(self._supervisor.pid)
+        return Vitals(self._supervisor_id)
 
     async def stop(self) -> None:
         """End the tree; returns when no process of it is left."""
@@ -342,6 +343,9 @@ class Engine:
             event, _, what = line.decode().strip().partition(" ")
             if event == "joined":
                 self._members[what] += 1
+            elif event == "supervised":
+                # Not the process that was started: the supervisor goes on as a child of that one's (ENG-50).
+                self._supervisor_id = int(what.rpartition(" ")[2])
             else:
                 reason = what
         await self._supervisor.wait()

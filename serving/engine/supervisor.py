@@ -4,8 +4,8 @@
 
 It is no child of its replica: Ray's worker SIGKILLs its children when it exits, before a lifeline is read (ENG-50).
 
-On standard output it reports to its replica which processes joined the tree (`joined EngineCore`) and, last, why it
-ended (`ended its replica is gone`). The tree ends when the command ends, when any process that vLLM named dies, or when
+On standard output it reports to its replica its own process id (`supervised by 4711`), which processes joined the tree
+(`joined EngineCore`) and, last, why it ended (`ended its replica is gone`). The tree ends when the command ends, when any process that vLLM named dies, or when
 the lifeline closes because the replica is gone. The supervisor exits only after the last member: from then on the
 devices are free.
 """
@@ -143,6 +143,7 @@ def main() -> None:
         signal.signal(number, lambda *_: None)  # SIG_IGN would be inherited by the command
     processes.become_subreaper()
     tree = Tree(arguments.command, arguments.log)
+    _report(f"supervised by {os.getpid()}")
     reason = watch(tree, sys.stdin.fileno())
     tree.stop()
     _report(f"ended {reason}")

@@ -1,6 +1,5 @@
 """All of an engine's tree runs, or none of it."""
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -35,9 +34,9 @@ class Supervised:
             env={processes.TREE_VARIABLE: self.tree, processes.TITLES_KEEP_ENVIRONMENT: "1"},
             start_new_session=True,
         )
-        assert {self.line() for _ in ROLES} == {f"joined {role}" for role in ROLES}
         #: Not what was started, which has ended: a grandchild.
-        (self.supervisor,) = [it for it in processes.of_tree(self.tree) if _is_supervisor(it)]
+        self.supervisor = psutil.Process(int(self.line().removeprefix("supervised by ")))
+        assert {self.line() for _ in ROLES} == {f"joined {role}" for role in ROLES}
 
     def members(self) -> dict[str | None, psutil.Process]:
         return {processes.role(process): process for process in processes.of_tree(self.tree)}
@@ -52,12 +51,6 @@ class Supervised:
     def last_line(self) -> str:
         assert self.process.stdout is not None
         return self.process.stdout.read().decode().splitlines()[-1]
-
-
-def _is_supervisor(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):  # a helper that ends early
-        return "serving.engine.supervisor" in process.cmdline()
-    return False
 
 
 @pytest.fixture
