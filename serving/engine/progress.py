@@ -49,9 +49,8 @@ class Evidence(msgspec.Struct, frozen=True):
     calls: int
     #: A process that is stopped, by vLLM's name for it.
     stopped: str | None
-    #: Processor seconds of its cores and workers so far, and of its whole tree.
+    #: Processor seconds of its cores and workers so far.
     computing_s: float
-    tree_s: float
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -97,7 +96,9 @@ class Watch:
         else:
             self._idle_s = 0.0
             self._still_s += gap_s
-            self._quiet_s = self._quiet_s + gap_s if _is_quiet(last, seen) else 0.0
+            # A server that does not answer says nothing of calls, so an idle engine on a starved machine looks the same.
+            is_quiet = seen.figures is not None and _is_quiet(last, seen)
+            self._quiet_s = self._quiet_s + gap_s if is_quiet else 0.0
         return self._verdict(seen)
 
     def must_ask(self) -> bool:
@@ -127,6 +128,5 @@ class Watch:
 
 
 def _is_quiet(last: Evidence, seen: Evidence) -> bool:
-    """Did nothing compute between the two? While the server does not answer, it may be what computes."""
-    used_s = seen.tree_s - last.tree_s if seen.figures is None else seen.computing_s - last.computing_s
-    return used_s < QUIET_SHARE * (seen.at - last.at)
+    """Did nothing compute between the two?"""
+    return seen.computing_s - last.computing_s < QUIET_SHARE * (seen.at - last.at)

@@ -54,8 +54,8 @@ _SENSE_INTERVAL_S = 60.0
 #: Seconds for an answer to one; the first may choose kernels on its way.
 _SENSE_TIMEOUT_S = 30.0
 _FIRST_SENSE_TIMEOUT_S = 120.0
-#: Seconds after which figures are too old to say anything.
-_LOOK_AGE_MAX_S = 3.0
+#: Seconds after which an engine that is asked for its figures counts as silent.
+_LOOK_LIMIT_S = 3.0
 #: Seconds between two checks for running streams while draining. The first check comes after one interval, because
 #: gateways that do not know yet may still send: it is longer than a heartbeat and a gateway's poll together.
 _DRAIN_POLL_INTERVAL_S = 1.0
@@ -78,8 +78,9 @@ class Replica:
         self._member = ONLY_MEMBER
         self._state = ReplicaState.STARTING
         self._load = EngineLoad()
-        #: The last look at the engine, and when it was taken.
-        self._look: tuple[float, Look] | None = None
+        #: The last look at the engine; None if it did not answer. And since when the next one has been waited for.
+        self._look: Look | None = None
+        self._asked_at: float | None = None
         self._reason: str | None = None
         #: Why this replica ended its engine itself, for the directory's count.
         self._ejected: str | None = None
@@ -368,7 +369,6 @@ class Replica:
                     calls=seen.calls if seen else 0,
                     stopped=reading.stopped,
                     computing_s=reading.computing_s,
-                    tree_s=reading.tree_s,
                 )
                 if reason := watch.judge(evidence):
                     return reason
@@ -380,9 +380,10 @@ class Replica:
         """What a core said last; None if that is too long ago. A node without a server has no figures, and no calls."""
         if self._member.rank:
             return CoreFigures((), 0)
-        if self._look is None or time.monotonic() - self._look[0] > _LOOK_AGE_MAX_S:
+        # An old look is no silence: the report that follows each may be what takes long.
+        if self._asked_at is not None and time.monotonic() - self._asked_at > _LOOK_LIMIT_S:
             return None
-        return self._look[1].cores.get(core)
+        return self._look.cores.get(core) if self._look else None
 
     async def _fail(self, reason: str) -> None:
         logger.error("%s failed: %s", self._id, reason)
@@ -398,10 +399,13 @@ class Replica:
             await asyncio.sleep(self._spec.settings.heartbeat_s)
 
     async def _take_look(self, engine: Engine) -> None:
-        if look := await engine.look():
-            own = min(look.load.running_requests, engine.own_requests)
-            load = msgspec.structs.replace(look.load, running_requests=look.load.running_requests - own)
-            self._look, self._load = (time.monotonic(), look), load
+        self._asked_at = time.monotonic()
+        self._look = await engine.look()
+        self._asked_at = None
+        if self._look:
+            own = min(self._look.load.running_requests, engine.own_requests)
+            running = self._look.load.running_requests - own
+            self._load = msgspec.structs.replace(self._look.load, running_requests=running)
 
     async def _report(self) -> None:
         report = await self.report()

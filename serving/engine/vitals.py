@@ -22,9 +22,8 @@ class Reading(msgspec.Struct, frozen=True):
 
     #: The first that is stopped.
     stopped: str | None = None
-    #: Processor seconds so far.
+    #: Processor seconds of cores and workers so far.
     computing_s: float = 0.0
-    tree_s: float = 0.0
 
 
 class Vitals:
@@ -36,7 +35,7 @@ class Vitals:
     def read(self) -> Reading:
         """What they are doing; reads a few small files of /proc."""
         stopped: str | None = None
-        computing_s = tree_s = 0.0
+        computing_s = 0.0
         for process, name in self._named.items():
             try:
                 with process.oneshot():
@@ -45,9 +44,8 @@ class Vitals:
                     times = process.cpu_times()
             except psutil.NoSuchProcess:
                 continue
-            tree_s += times.user + times.system
             computing_s += times.user + times.system if name.startswith(_COMPUTING) else 0.0
-        return Reading(stopped, computing_s, tree_s)
+        return Reading(stopped, computing_s)
 
 
 def _named(supervisor_pid: int) -> Iterable[tuple[psutil.Process, str]]:

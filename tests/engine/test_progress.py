@@ -30,15 +30,13 @@ def trace(
     calls: int = 1,
     stopped: str | None = None,
     share: float = 0.0,
-    tree_share: float | None = None,
     answers: bool = True,
 ) -> Iterator[Evidence]:
     """Looks at an engine that goes on in one way; `share` is the part of a processor that its ranks use."""
     for n in range(round(seconds / every) + 1):
         at = start + n * every
         figures = (at if moves else 7.0,) if answers else None
-        tree_s = at * (share if tree_share is None else tree_share)
-        yield Evidence(at, figures, calls, stopped, at * share, tree_s)
+        yield Evidence(at, figures, calls, stopped, at * share)
 
 
 def noticed(looks: Iterable[Evidence], limits: Limits = CPU) -> tuple[float, str] | None:
@@ -76,11 +74,11 @@ def test_calls_that_nothing_computes_are_noticed() -> None:
     assert found and QUIET_LIMIT_S <= found[0] < NOTICED_S and "computes nothing" in found[1]
 
 
-def test_a_server_that_hangs_is_noticed() -> None:
-    """No answer and no process of the tree at work; while the server itself works, it has the time of a busy engine."""
-    found = noticed(trace(30, answers=False))
-    assert found and found[0] < NOTICED_S
-    assert noticed(trace(60, answers=False, share=0.0, tree_share=0.9)) is None
+def test_a_server_that_hangs_has_the_time_of_a_busy_engine() -> None:
+    """Its silence says nothing of calls: on a starved machine an idle engine looks the same for a while."""
+    assert noticed(trace(60, answers=False)) is None
+    found = noticed(trace(300, answers=False))
+    assert found and CPU.still_s <= found[0] <= CPU.still_s + 1
 
 
 @pytest.mark.parametrize(("limits", "seconds"), [(CPU, 122.4), (GPU, 28.192)], ids=["CPU", "GPU"])
@@ -93,13 +91,13 @@ def test_a_hang_that_spins_is_noticed_after_the_longest_step(limits: Limits, sec
 
 def test_steps_of_a_long_prompt_are_progress() -> None:
     """A prompt of 100,000 tokens is computed in 49 steps of 2,048; each may take long, and the figures move at its end."""
-    steps = [Evidence(at, (float(at // 60),), 1, None, at * 1.9, at * 1.9) for at in map(float, range(49 * 60))]
+    steps = [Evidence(at, (float(at // 60),), 1, None, at * 1.9) for at in map(float, range(49 * 60))]
     assert noticed(steps) is None
 
 
 def test_a_starved_engine_is_no_wedge() -> None:
     """On a saturated machine the ranks get a twentieth of a core, and a step takes a minute and a half."""
-    starved = [Evidence(at, (float(at // 90),), 64, None, at * 0.05, at * 0.06) for at in map(float, range(600))]
+    starved = [Evidence(at, (float(at // 90),), 64, None, at * 0.05) for at in map(float, range(600))]
     assert noticed(starved) is None
 
 
@@ -107,7 +105,7 @@ def test_an_idle_engine_is_no_wedge_and_says_how_long_it_was() -> None:
     """Nothing moves because nothing is asked; the time counts until the next call."""
     watch = Watch(CPU)
     assert [watch.judge(seen) for seen in trace(300, calls=0)] == [None] * 301 and watch.idle_s == 300
-    watch.judge(Evidence(301.0, (8.0,), 1, None, 0.1, 0.1))
+    watch.judge(Evidence(301.0, (8.0,), 1, None, 0.1))
     assert watch.idle_s == 0
 
 
