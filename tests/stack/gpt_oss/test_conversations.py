@@ -5,6 +5,7 @@ real tokens, real Harmony, real parsers. Nothing here says anything about the qu
 """
 
 import json
+import re
 from typing import Any
 
 import anthropic
@@ -15,6 +16,7 @@ from serving.engine.checkpoints import bodies
 from serving.engine.checkpoints.conversations import (
     CONVERSATIONS,
     REASONED,
+    REASONING_DROPPED,
     STRUCTURED,
     TOOL_ANSWERED,
     TOOL_CALLED,
@@ -36,6 +38,12 @@ def sent(stack: Stack, route: str, body: dict[str, Any]) -> Any:
     status, _, answer = call(stack.url, "POST", route, body, bearer(stack.key))
     assert status == 200, answer
     return json.loads(answer)
+
+
+def _text(stack: Stack, route: str, body: dict[str, Any]) -> str:
+    status, _, answer = call(stack.url, "POST", route, body, bearer(stack.key))
+    assert status == 200, answer
+    return answer.decode()
 
 
 def as_said(message: Any) -> Assistant:
@@ -123,6 +131,39 @@ def test_a_multi_turn_tool_call_keeps_its_reasoning(tiny_client: openai.OpenAI) 
     messages += [first.model_dump(exclude_none=True), result]
     second = tiny_client.chat.completions.create(messages=messages, **arguments).choices[0].message
     assert as_said(second) == TOOL_ANSWERED.answer
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_reasoning_survives_a_client_that_drops_it(tiny: Stack, stream: bool) -> None:
+    """It sends the call and its result alone; what the model thought between is put back, on each route."""
+    chat, messages = "/v1/chat/completions", "/v1/messages"
+    body = bodies.chat_body(TOOL_CALLED, TINY) | {"stream": stream}
+    call_id = re.findall(r'"id": ?"(chatcmpl-tool-[0-9a-f]+)"', _text(tiny, chat, body))[0]
+    turns = bodies.chat_messages(REASONING_DROPPED)
+    turns = json.loads(json.dumps(turns).replace(str(turns[-1]["tool_call_id"]), call_id))
+    answer = sent(tiny, chat, bodies.chat_body(REASONING_DROPPED, TINY) | {"messages": turns})
+    assert answer["choices"][0]["message"]["content"] == TOOL_ANSWERED.answer.content
+
+    body = bodies.messages_body(TOOL_CALLED, TINY) | {"stream": stream}
+    call_id = re.findall(r'"id": ?"(chatcmpl-tool-[0-9a-f]+)"', _text(tiny, messages, body))[0]
+    dropped: dict[str, Any] = bodies.messages_body(REASONING_DROPPED, TINY)
+    used = next(block["id"] for block in dropped["messages"][1]["content"] if block["type"] == "tool_use")
+    answer = sent(tiny, messages, json.loads(json.dumps(dropped).replace(used, call_id)))
+    assert [block.get("text") for block in answer["content"]] == [TOOL_ANSWERED.answer.content]
+
+
+def test_reasoning_is_carried_sealed_or_by_reference(tiny_client: openai.OpenAI) -> None:
+    """By clients of the Responses API, which send no text of it."""
+    body: dict[str, Any] = bodies.responses_body(TOOL_CALLED, TINY)
+    first = tiny_client.responses.create(**body, include=["reasoning.encrypted_content"])
+    thought, called = first.output
+    call_item = {"type": "function_call", "call_id": called.call_id, "name": called.name, "arguments": called.arguments}
+    result = {"type": "function_call_output", "call_id": called.call_id, "output": "18 degrees, sunny"}
+    sealed = {"type": "reasoning", "id": "rs_x", "summary": [], "encrypted_content": thought.encrypted_content}
+    ways: list[list[object]] = [[sealed], [{"type": "item_reference", "id": thought.id}], []]
+    for carried in ways:
+        again = body | {"input": [*body["input"], *carried, call_item, result]}
+        assert tiny_client.responses.create(**again).output_text == TOOL_ANSWERED.answer.content
 
 
 def test_structured_output_of_an_untrained_schema(tiny_client: openai.OpenAI) -> None:
