@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from serving.errors import InvalidRequest
 from serving.gateway.admission.estimates import Rates
 from serving.gateway.dialects.chat import CHAT
 from serving.gateway.http.asgi import Responder
 from serving.gateway.nouns import CallRecord, Failure, Usage
 from serving.gateway.observe.tracing import Trace
 from serving.gateway.relay.events import KEEP_ALIVE
-from serving.gateway.relay.exchange import STREAM_HEADERS, Exchange
+from serving.gateway.relay.exchange import ASSEMBLED_CHARS_MAX, STREAM_HEADERS, Exchange
 from tests.clock import Clock
 from tests.gateway.asgi import Wire
 from tests.gateway.calls import call
@@ -107,3 +108,18 @@ def test_before_an_engine_has_the_call_nothing_has_happened() -> None:
     one.exchange.learn()
     one.exchange.settle()
     assert (one.exchange.events_passed, one.record.usage, one.record.first_byte_at) == (0, Usage(), None)
+
+
+async def test_an_answer_that_is_put_together_is_bounded_and_gets_no_comments() -> None:
+    """Its client sees nothing before its end, and one that is too long for that is told to ask for a stream."""
+    one = One(is_streamed=False)
+    whole = call(CHAT, stop="never")
+    exchange = Exchange(whole, Responder(one.wire.send, "r"), one.record, Trace(), one.clock)
+    exchange.begin("a", one.rates)
+    await exchange.keep_alive()
+    (chunk,) = [event for event in chat_stream(["x" * (ASSEMBLED_CHARS_MAX // 2)]) if b"xxx" in event]
+    await exchange.pass_on(chunk)
+    await exchange.pass_on(chunk)
+    with pytest.raises(InvalidRequest, match="ask for a stream"):
+        await exchange.pass_on(chunk)
+    assert whole.is_assembled and one.wire.sent == []
