@@ -128,5 +128,5 @@ class Watch:
 
 
 def _is_quiet(last: Evidence, seen: Evidence) -> bool:
-    """Did nothing compute between the two?"""
-    return seen.computing_s - last.computing_s < QUIET_SHARE * (seen.at - last.at)
+    """Did nothing compute between the two? No answer where no process was found: one that serves has computed."""
+    return seen.computing_s > 0 and seen.computing_s - last.computing_s < QUIET_SHARE * (seen.at - last.at)

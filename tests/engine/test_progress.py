@@ -17,6 +17,8 @@ from serving.engine.progress import (
 
 CPU = Limits.of(2048, on_gpus=False)
 GPU = Limits.of(8192, on_gpus=True)
+#: Processor seconds that an engine's start takes.
+STARTED_S = 30.0
 #: Seconds within which a stopped process must have been noticed.
 NOTICED_S = 10.0
 
@@ -36,7 +38,7 @@ def trace(
     for n in range(round(seconds / every) + 1):
         at = start + n * every
         figures = (at if moves else 7.0,) if answers else None
-        yield Evidence(at, figures, calls, stopped, at * share)
+        yield Evidence(at, figures, calls, stopped, STARTED_S + at * share)
 
 
 def noticed(looks: Iterable[Evidence], limits: Limits = CPU) -> tuple[float, str] | None:
@@ -72,6 +74,12 @@ def test_calls_that_nothing_computes_are_noticed() -> None:
     """A deadlock: figures stand still, no token comes and no process computes."""
     found = noticed(trace(30))
     assert found and QUIET_LIMIT_S <= found[0] < NOTICED_S and "computes nothing" in found[1]
+
+
+def test_without_processes_there_is_no_quiet() -> None:
+    """Whose processor time is not known, as if they were none, is given the time of a busy engine."""
+    unknown = [Evidence(at, (7.0,), 1, None, 0.0) for at in map(float, range(100))]
+    assert noticed(unknown) is None
 
 
 def test_a_server_that_hangs_has_the_time_of_a_busy_engine() -> None:
