@@ -45,6 +45,8 @@ class Client:
     #: The script that tries it, and the script's arguments.
     script: str
     arguments: tuple[str, ...] = ()
+    #: Is it a command line with tools of its own, rather than a library?
+    is_agent: bool = False
     #: What it raises for a wrong key, an unknown model, a bad value, and a prompt that is too long.
     raises: tuple[str, ...] = ("AuthenticationError", "NotFoundError", "BadRequestError")
     too_long: tuple[str, ...] = ("BadRequestError", "context_length_exceeded")
@@ -87,11 +89,18 @@ class Client:
 
 
 _TOOLS = ("tools", "kept_reasoning")
-_NO_EMBEDDINGS = {"embeddings": "the API has none"}
+_NO_EMBEDDINGS = {"embeddings": "it has none"}
 _NO_LIST = {"models": "it has no call for it", "request_id": "it shows none"}
 _OTHER_ROW = {"models": "see its chat row", "embeddings": "see its chat row"}
 _SDK = {"tools_streamed": "its loop is written by hand"}
 _TOO_LONG_ON_MESSAGES = ("BadRequestError", "prompt is too long")
+_COMMAND = dict.fromkeys(("errors", "overflow"), "a command line prints its errors") | _NO_LIST | _NO_EMBEDDINGS
+_HIDDEN = {
+    "stream": "it streams always",
+    "tools_streamed": "it streams always",
+    "reasoning": "not printed",
+}
+_LOOKS_IN_TEXT = {"overflow": "it looks for the error's code in a text from which openai 3 leaves it out"}
 _LEAVES_OPEN = {"abort": "its `cancel()` leaves the HTTP stream open, so the engine goes on"}
 _AI_SDK_RAISES = ("AI_APICallError 401", "AI_APICallError 404", "AI_APICallError 400")
 _READS_OLD_NAME = {"reasoning": "it reads `reasoning_content`, vLLM's older name, only"}
@@ -187,10 +196,11 @@ CLIENTS = (
             raises=("OpenAIAuthenticationError", "OpenAIModelNotFoundError", "OpenAIInvalidRequestError"),
             too_long=("OpenAIContextOverflowError", "context_length_exceeded"),
             lacks=_NO_LIST | _SDK | lacks,
+            fails=fails,
         )
-        for api, lacks in (
-            ("chat", _NO_PLACE_FOR_IT),
-            ("responses", {"reasoning": "it shows OpenAI's summaries only"}),
+        for api, lacks, fails in (
+            ("chat", _NO_PLACE_FOR_IT, _LOOKS_IN_TEXT),
+            ("responses", {"reasoning": "it shows OpenAI's summaries only"}, _LOOKS_IN_TEXT),
         )
     ),
     Client(
@@ -213,6 +223,23 @@ CLIENTS = (
             lacks=_NO_LIST | _SDK | lacks,
         )
         for provider, api, lacks in (("openai", "chat", {}), ("anthropic", "messages", _NO_EMBEDDINGS))
+    ),
+    Client("@openai/codex (CLI)", "responses", "codex", "codex.mjs", is_agent=True, lacks=_COMMAND | _HIDDEN),
+    Client(
+        "@anthropic-ai/claude-code (CLI)",
+        "messages",
+        "claude-code",
+        "claude_code.mjs",
+        is_agent=True,
+        lacks=_COMMAND | _HIDDEN | {"structured": "see its SDK's row"},
+    ),
+    Client(
+        "opencode-linux-x64-baseline (CLI)",
+        "chat",
+        "opencode",
+        "opencode.mjs",
+        is_agent=True,
+        lacks=_COMMAND | _HIDDEN | dict.fromkeys(("structured", "usage", "abort"), "its `run` has no such thing"),
     ),
 )
 BY_NAME = {client.name: client for client in CLIENTS}
