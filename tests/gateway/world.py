@@ -71,6 +71,7 @@ class World:
         self.lines: list[dict[str, object]] = []
         #: How often a write to a client began to wait for it, or ended: odd while the only one waits.
         self.write_waits = 0
+        self.registry: Registry
         #: The server's connections of clients, now.
         self.connections: Set[object] = set()
         self._store = store
@@ -191,6 +192,7 @@ async def running_gateway(
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
         client = aiohttp.ClientSession()
         world = World(url, key, store, ledger, client)
+        world.registry = registry
 
         def write_clock() -> float:
             world.write_waits += 1

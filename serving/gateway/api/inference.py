@@ -71,7 +71,7 @@ class Inference:
         body = await self._body(visit, share)
         if self._settings.log_prompts:
             visit.record.prompt = body[:LOGGED_PROMPT_BYTES].decode(errors="replace")
-        draft = await self._aside.done(partial(calls.read, dialect, body), len(body))
+        draft = await self._aside.done(partial(calls.read, dialect, body, caller.rights), len(body))
         visit.responder.announce(*draft.headers())
         visit.record.model = model = self._names.resolve(draft.requested_model)
         abilities.require(dialect, draft.kept, self._names.prompt_format(model))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Set
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from serving.gateway.dialects import constraints, fields, structure
 from serving.gateway.dialects.checks import StreamOptions
 from serving.gateway.dialects.dialect import Body, ChunkStream, Dialect
 from serving.gateway.http.asgi import Header
+from serving.gateway.nouns import Right
 
 #: Objects and lists inside one another; tool schemas need about ten. The engine's parsers recurse.
 NESTING_MAX = 64
@@ -118,12 +120,12 @@ class Draft(msgspec.Struct, frozen=True):
         )
 
 
-def read(dialect: Dialect, raw: bytes) -> Draft:
-    """Parse and check a body; raises InvalidRequest and its kinds."""
+def read(dialect: Dialect, raw: bytes, rights: Set[Right] = frozenset()) -> Draft:
+    """Parse and check a body of a key with these rights; raises InvalidRequest and its kinds."""
     body = _decode(raw)
     if not isinstance(body, dict):
         raise InvalidRequest("The request body must be a JSON object.")
-    sifted = fields.sift(dialect.fields, body)
+    sifted = fields.sift(dialect.fields, body, rights)
     kept = sifted.kept
     dialect.check(body, kept)
     left_out = [*sifted.left_out, *dialect.adapt(kept)]

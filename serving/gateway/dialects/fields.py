@@ -7,7 +7,7 @@ Asked of each field that cannot be served: does it change what the answer means?
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from enum import StrEnum
 from typing import Any
 
@@ -15,6 +15,7 @@ import msgspec
 
 from serving.errors import InvalidRequest, UnknownParameter, UnsupportedParameter
 from serving.gateway.dialects.checks import Check
+from serving.gateway.nouns import Right
 
 
 class Disposition(StrEnum):
@@ -39,6 +40,8 @@ class Field(msgspec.Struct, frozen=True):
     neutral: tuple[Any, ...] = ()
     #: The error of a refused field.
     error: type[UnsupportedParameter] = UnsupportedParameter
+    #: The right with which a key has this refused field honoured.
+    right: Right | None = None
 
     def asks_for_nothing(self, value: Any) -> bool:
         """Would leaving the field out be the same request?"""
@@ -69,6 +72,12 @@ def refused(reason: str, *neutral: object, error: type[UnsupportedParameter] = U
     return Field(Disposition.REFUSED, reason, neutral=neutral, error=error)
 
 
+def granted(right: Right, reason: str, check: Check) -> Field:
+    """Refused, but for keys that have the right."""
+    note = f"{reason} A key has it honoured that an operator made with `--allow {right}`."
+    return Field(Disposition.REFUSED, note, check, right=right)
+
+
 Table = Mapping[str, Field]
 
 
@@ -79,8 +88,8 @@ class Sifted(msgspec.Struct, frozen=True):
     left_out: list[str]
 
 
-def sift(table: Table, body: Mapping[str, Any]) -> Sifted:
-    """The fields to send on, checked; null counts as absent, as it does at OpenAI.
+def sift(table: Table, body: Mapping[str, Any], rights: Set[Right] = frozenset()) -> Sifted:
+    """The fields to send on for a key with these rights, checked; null counts as absent, as it does at OpenAI.
 
     Raises UnknownParameter, UnsupportedParameter or InvalidRequest for the first field at fault.
     """
@@ -91,20 +100,22 @@ def sift(table: Table, body: Mapping[str, Any]) -> Sifted:
         field = table.get(name)
         if field is None:
             raise UnknownParameter(name[:128])
-        _sift(name, value, field, sifted)
+        _sift(name, value, field, rights, sifted)
     for name, field in table.items():
         if field.is_required and name not in sifted.kept:
             raise InvalidRequest(f"Missing required parameter: '{name}'.", param=name)
     return sifted
 
 
-def _sift(name: str, value: Any, field: Field, sifted: Sifted) -> None:
+def _sift(name: str, value: Any, field: Field, rights: Set[Right], sifted: Sifted) -> None:
     match field.disposition:
         case _ if field.asks_for_nothing(value):
             return
         case Disposition.IGNORED:
             if field.check:
                 field.check(name, value)
+        case Disposition.REFUSED if field.right in rights:
+            sifted.kept[name] = field.check(name, value) if field.check else value
         case Disposition.REFUSED:
             raise field.error(f"Unsupported parameter: '{name}'. {field.note}", param=name)
         case Disposition.LEFT_OUT:

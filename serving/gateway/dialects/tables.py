@@ -9,8 +9,9 @@ from msgspec import Meta
 from serving.gateway.dialects import checks
 from serving.gateway.dialects.checks import typed
 from serving.gateway.dialects.effort import BUDGETS, MAPPING, Effort, Wish
-from serving.gateway.dialects.fields import Table, honoured, ignored, refused
+from serving.gateway.dialects.fields import Table, granted, honoured, ignored, refused
 from serving.gateway.dialects.tools import LEFT_OUT, tool_list
+from serving.gateway.nouns import Right
 
 FLAG = typed(bool)
 OPERATOR = "It belongs to the operator."
@@ -54,7 +55,9 @@ OPERATORS: Table = {
 
 GENERATION_OPERATORS: Table = {
     **OPERATORS,
-    "ignore_eos": refused("It makes the engine generate past the end of the answer."),
+    "ignore_eos": granted(
+        Right.IGNORE_EOS, "It makes the engine generate past the end of the answer, as load tests do.", FLAG
+    ),
     "use_beam_search": refused("A beam holds many sequences for one answer and cannot stream."),
     "length_penalty": refused("Only beam search reads it.", 1, 1.0),
     "prompt_logprobs": refused("It bypasses the prefix cache and multiplies the work of a prompt."),

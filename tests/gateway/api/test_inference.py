@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from serving.gateway.nouns import Right
 from tests.gateway.answers.recorded_answers import stream
 from tests.gateway.world import CHAT, QUICK, World, running_gateway, until
 from tests.scripted_engine import (
@@ -238,3 +239,12 @@ async def test_a_client_that_leaves_while_it_waits_is_not_billed(tmp_path: Path,
         await world.until_ready()
         assert (await world.chat()).status == 200
     assert (row["outcome"], row["status"], row["prompt_tokens"]) == ("client_disconnected", 499, 0)
+
+
+async def test_a_load_tests_key_generates_past_the_end(world: World, engine: ScriptedEngine) -> None:
+    """`ignore_eos` reaches the engine for a key that was made with the right, and is a 400 for the others."""
+    refused = await world.chat(ignore_eos=True)
+    assert refused.status == 400 and refused.error["code"] == "unsupported_parameter"
+    world.key = world.registry.create_key("acme", allowed=[Right.IGNORE_EOS])
+    assert (await world.chat(ignore_eos=True)).status == 200
+    assert engine.received[-1].body["ignore_eos"] is True

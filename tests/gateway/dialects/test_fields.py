@@ -19,13 +19,15 @@ import pytest
 from serving.errors import InvalidRequest, UnsupportedParameter
 from serving.gateway.dialects import DIALECTS, call, fields
 from serving.gateway.dialects.chat import CHAT
+from serving.gateway.dialects.checks import typed
 from serving.gateway.dialects.completions import COMPLETIONS
 from serving.gateway.dialects.dialect import Dialect
 from serving.gateway.dialects.embeddings import EMBEDDINGS
-from serving.gateway.dialects.fields import Disposition
+from serving.gateway.dialects.fields import Disposition, Table, granted, sift
 from serving.gateway.dialects.messages import COUNT_TOKENS, MESSAGES
 from serving.gateway.dialects.responses import RESPONSES
 from serving.gateway.dialects.tokenize import TOKENIZE
+from serving.gateway.nouns import Right
 from tests.gateway.calls import LEAST, draft, sent
 from tests.gateway.calls import call as call_of
 
@@ -127,3 +129,16 @@ def test_any_value_in_any_field_is_taken_or_refused_cleanly(dialect: Dialect) ->
 
 
 _NONE = fields.refused("")
+
+
+def test_a_granted_field_is_honoured_for_keys_with_its_right_alone() -> None:
+    """Others read who can grant it; what asks for nothing is absent for everyone, and what is kept is checked."""
+    table: Table = {"ignore_eos": granted(Right.IGNORE_EOS, "It goes on.", typed(bool))}
+    for empty in (None, False):
+        for rights in (frozenset[Right](), frozenset({Right.IGNORE_EOS})):
+            assert sift(table, {"ignore_eos": empty}, rights).kept == {}
+    assert sift(table, {"ignore_eos": True}, {Right.IGNORE_EOS}).kept == {"ignore_eos": True}
+    with pytest.raises(UnsupportedParameter, match="an operator made with `--allow ignore_eos`"):
+        sift(table, {"ignore_eos": True})
+    with pytest.raises(InvalidRequest):
+        sift(table, {"ignore_eos": "yes"}, {Right.IGNORE_EOS})
