@@ -38,6 +38,11 @@ def _require_harmony(dialect: Dialect, kept: Body) -> None:
         raise UnsupportedParameter(
             f"'add_generation_prompt' false is not supported: {reason}", param="add_generation_prompt"
         )
+    if dialect.path == "/v1/chat/completions" and kept.get("truncate_prompt_tokens", -1) != -1:
+        raise UnsupportedParameter(
+            "'truncate_prompt_tokens' is not supported: this model's conversations are not cut.",
+            param="truncate_prompt_tokens",
+        )
     for name in ("messages", "input"):
         if dialect.path != "/v1/messages/count_tokens" and _ends_with_assistant(kept.get(name)):
             raise UnsupportedParameter(f"The last of '{name}' is the assistant's: {_NEW_TURN}", param=name)

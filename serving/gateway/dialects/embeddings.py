@@ -30,7 +30,10 @@ FIELDS: Table = {
     **MODEL,
     "input": honoured("text or token ids, up to 2048", prompt, is_required=True),
     "encoding_format": honoured("`float` or `base64`", typed(Literal["float", "base64"])),
-    "dimensions": honoured("1 to 65536", typed(Annotated[int, Meta(ge=1, le=65536)])),
+    "dimensions": honoured(
+        "1 to 65536; refused for models of one size, such as all-minilm-l6-v2",
+        typed(Annotated[int, Meta(ge=1, le=65536)]),
+    ),
     "user": ignored(NOT_SENT_FOR_PRIVACY, typed(str)),
     "truncate_prompt_tokens": SAMPLING["truncate_prompt_tokens"],
     "truncation_side": SAMPLING["truncation_side"],

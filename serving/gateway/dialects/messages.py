@@ -94,7 +94,7 @@ SHARED_FIELDS: Table = {
     "system": honoured("text, or text blocks", anthropic_system),
     "thinking": honoured(
         f"`enabled`, `disabled`, `adaptive`; a budget is a hint that becomes an effort where none is given: {BUDGETS};"
-        " below 1024 it is none",
+        " below 1024 it is none; models without efforts think as much as they do",
         typed(Thinking),
     ),
     "output_config": honoured(
@@ -103,7 +103,10 @@ SHARED_FIELDS: Table = {
         typed(OutputConfig),
     ),
     "tools": honoured(f"up to 128; `custom` ones are the client's own; {LEFT_OUT}", anthropic_tools),
-    "tool_choice": honoured("`auto`, `any`, `none` (then no tools are sent) or one tool", typed(AnthropicToolChoice)),
+    "tool_choice": honoured(
+        "`auto`, `any`, `none` (then no tools are sent) or one tool; SmolLM2's template has no place for tools",
+        typed(AnthropicToolChoice),
+    ),
     "chat_template_kwargs": TEMPLATE["chat_template_kwargs"],
     "cache_control": ignored(NOTHING_CACHED_BY_KEY, typed(dict)),
     "speed": ignored(NO_TIERS, typed(str)),

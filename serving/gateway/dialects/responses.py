@@ -168,7 +168,9 @@ FIELDS: Table = {
     ),
     "instructions": honoured("text", typed(str)),
     "max_output_tokens": honoured(f"1 or more; includes reasoning; {DEFAULT_LIMIT}", typed(checks.Tokens)),
-    "max_tool_calls": honoured("1 or more", typed(checks.Tokens)),
+    "max_tool_calls": honoured(
+        "1 or more, returned as sent; it limits calls of hosted tools, and none run here", typed(checks.Tokens)
+    ),
     "metadata": honoured("up to 16 pairs, returned as sent", typed(checks.Metadata)),
     "parallel_tool_calls": honoured("true or false", FLAG),
     "reasoning": honoured(
@@ -176,7 +178,9 @@ FIELDS: Table = {
         " `summary`: `none` and unknown ones count as absent; other keys are ignored",
         typed(Reasoning),
     ),
-    "include_reasoning": honoured("true or false", FLAG),
+    "include_reasoning": honoured(
+        "true or false; of models that reason; gpt-oss's responses hold it all the same", FLAG
+    ),
     "include": honoured(
         "`reasoning.encrypted_content` (opened by gateways when it comes back, for a week), `message.output_text.logprobs`"
         " (refused for gpt-oss); others are ignored",

@@ -80,7 +80,7 @@ SAMPLING: Table = {
     "top_p": honoured("0 to 1", typed(Annotated[float, Meta(gt=0, le=1)])),
     "seed": honoured("a 64-bit integer", typed(checks.Seed)),
     "stop": honoured("a string, or up to 4; searched in the answer's text alone", typed(checks.Stops)),
-    "n": honoured("1 to 8", typed(checks.Choices)),
+    "n": honoured("1 to 8; more than 1 needs a temperature above 0", typed(checks.Choices)),
     "logit_bias": honoured("token id → -100 to 100, up to 1024", typed(checks.LogitBias)),
     "stream": honoured("true or false", FLAG),
     "stream_options": honoured(
@@ -95,11 +95,15 @@ SAMPLING: Table = {
     "logprob_token_ids": honoured("up to 1024 token ids", typed(checks.TokenIds)),
     "bad_words": honoured("up to 128 strings", typed(checks.BadWords)),
     "include_stop_str_in_output": honoured("true or false", FLAG),
-    "skip_special_tokens": honoured("true or false", FLAG),
-    "spaces_between_special_tokens": honoured("true or false", FLAG),
-    "truncate_prompt_tokens": honoured("-1 or more", typed(checks.TopK)),
-    "truncation_side": honoured("`left` or `right`", typed(Literal["left", "right"])),
-    "add_special_tokens": honoured("true or false", FLAG),
+    "skip_special_tokens": honoured("true or false; chat and responses of gpt-oss never show them", FLAG),
+    "spaces_between_special_tokens": honoured("true or false; SmolLM2's and gpt-oss's tokenizers put none", FLAG),
+    "truncate_prompt_tokens": honoured(
+        "-1 or more; more is refused for gpt-oss's conversations, which are not cut", typed(checks.TopK)
+    ),
+    "truncation_side": honoured(
+        "`left` or `right`; gpt-oss's conversations are not cut", typed(Literal["left", "right"])
+    ),
+    "add_special_tokens": honoured("true or false; SmolLM2's and gpt-oss's tokenizers add none", FLAG),
     "response_format": honoured(f"`text`, `json_object` or `json_schema`; {RELAXED}", checks.response_format),
     "structured_outputs": honoured(
         "exactly one of json, regex, choice, json_object; always strict, bounded", checks.structured_outputs
@@ -114,7 +118,10 @@ TEMPLATE: Table = {
     "add_generation_prompt": honoured("true or false; false is refused for gpt-oss", FLAG),
     "continue_final_message": honoured("true or false; true is refused for gpt-oss", FLAG),
     "chat_template": refused("The operator's template decides what is an instruction and what is a user's text."),
-    "chat_template_kwargs": honoured("`enable_thinking`, `thinking`", typed(checks.TemplateSwitches)),
+    "chat_template_kwargs": honoured(
+        "`enable_thinking`, `thinking`, where the model's template has such a switch: gpt-oss and SmolLM2 have none",
+        typed(checks.TemplateSwitches),
+    ),
 }
 
 CHAT_TOOLS: Table = {
@@ -129,13 +136,13 @@ THINKING: Table = {
         f"`low`, `medium` or `high`; {MAPPING}; models without efforts think as much as they do", typed(Effort)
     ),
     "thinking_token_budget": honoured(
-        f"a hint that becomes an effort where none is given: {BUDGETS}; -1 is none", typed(checks.TopK)
+        f"as `reasoning_effort`: a hint that becomes one where none is given: {BUDGETS}; -1 is none", typed(checks.TopK)
     ),
     # Other services' spellings of the same.
-    "thinking_budget": honoured("the same as `thinking_token_budget`", typed(checks.TopK)),
-    "reasoning": honoured("the same: `effort`, `max_tokens`, `enabled`", typed(Wish)),
-    "thinking": honoured("the same: `type`, `budget_tokens`", typed(Wish)),
-    "enable_thinking": honoured("the same: false is an effort of `none`", FLAG),
+    "thinking_budget": honoured("as `reasoning_effort`: the same as `thinking_token_budget`", typed(checks.TopK)),
+    "reasoning": honoured("as `reasoning_effort`: `effort`, `max_tokens`, `enabled`", typed(Wish)),
+    "thinking": honoured("as `reasoning_effort`: `type`, `budget_tokens`", typed(Wish)),
+    "enable_thinking": honoured("as `reasoning_effort`: false is an effort of `none`", FLAG),
 }
 
 OPENAI_HINTS: Table = {

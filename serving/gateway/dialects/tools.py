@@ -23,7 +23,7 @@ _POINTS_ELSEWHERE = {
 }
 LEFT_OUT = (
     "tools of other types, and keywords of schemas that take long to compile without `strict`, are left out and named"
-    " in the header `x-left-out`"
+    " in the header `x-left-out`; SmolLM2's template has no place for tools, so that it calls one only when it has to"
 )
 
 

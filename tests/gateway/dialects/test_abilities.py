@@ -28,6 +28,7 @@ BEGUN = {"role": "assistant", "content": "The sum is"}
             "continue_",
         ),
         (CHAT, {"messages": [ASKED], "add_generation_prompt": False}, "add_generation_prompt"),
+        (CHAT, {"messages": [ASKED], "truncate_prompt_tokens": 100}, "truncate_prompt_tokens"),
         (TOKENIZE, {"prompt": None, "messages": [ASKED, BEGUN]}, "messages"),
         (TOKENIZE, {"prompt": None, "messages": [ASKED], "add_generation_prompt": False}, "add_generation_prompt"),
         (RESPONSES, {"input": [ASKED, BEGUN]}, "input"),
@@ -35,8 +36,9 @@ BEGUN = {"role": "assistant", "content": "The sum is"}
         (RESPONSES, {"input": "hi", "include": ["message.output_text.logprobs"]}, "include"),
     ],
 )
-def test_harmony_answers_in_a_new_turn(dialect: Dialect, fields: dict[str, Any], param: str) -> None:
-    """A message is not continued in silence as a new one; of other models and unknown engines nothing is refused."""
+def test_harmony_refuses_what_it_would_not_do(dialect: Dialect, fields: dict[str, Any], param: str) -> None:
+    """A message is not continued in silence as a new one, nor a prompt left whole that was to be cut; of other models and
+    unknown engines nothing is refused."""
     kept = draft(dialect, **fields).kept
     with pytest.raises(UnsupportedParameter) as refused:
         require(dialect, kept, PromptFormat.HARMONY)
@@ -57,3 +59,8 @@ def test_what_every_model_does_passes(dialect: Dialect) -> None:
     """A conversation that ends with its user's words."""
     fields: dict[str, Any] = {"input": [ASKED]} if dialect is RESPONSES else {"messages": [ASKED]}
     require(dialect, draft(dialect, **fields).kept, PromptFormat.HARMONY)
+
+
+def test_a_cut_to_the_context_passes() -> None:
+    """-1 cuts only a prompt that is too long, which Harmony's models refuse as such."""
+    require(CHAT, draft(CHAT, messages=[ASKED], truncate_prompt_tokens=-1).kept, PromptFormat.HARMONY)
