@@ -16,7 +16,7 @@ ANY_ORIGIN = "*"
 #: Seconds for which a browser remembers a preflight's answer; it takes a change of `gateway.cors_origins` as long.
 PREFLIGHT_AGE_S = 600
 #: Headers of an answer that a page may read, beside those that every page may.
-EXPOSED = ("x-request-id", "request-id", "x-left-out", "retry-after", "retry-after-ms", "x-should-retry", "x-left-out")
+EXPOSED = ("x-request-id", "request-id", "x-left-out", "retry-after", "retry-after-ms", "x-should-retry")
 #: Every method that a path here takes.
 _METHODS = b"GET, HEAD, POST"
 #: Names of headers that a page asks for are repeated; they are names, and not without end.
