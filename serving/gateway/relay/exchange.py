@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 from serving.errors import InvalidRequest
 from serving.gateway.admission.estimates import Rates
 from serving.gateway.answers.shaper import Assembly, Shaper
+from serving.gateway.dialects import shapes
 from serving.gateway.dialects.call import Call
 from serving.gateway.dialects.dialect import ChunkStream
 from serving.gateway.http.asgi import Header
@@ -28,6 +33,31 @@ PIECE_BYTES = 64 * 1024
 ASSEMBLED_CHARS_MAX = 4 * 1024 * 1024
 
 JSON_HEADERS: list[Header] = [(b"content-type", b"application/json")]
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Misshapen(Exception):
+    """An engine's answer cannot be read as one of its route. Never leaves this room."""
+
+
+def _reads_answer(read: Callable[P, T]) -> Callable[P, T]:
+    """What an engine said is taken apart in `read`, key by key: raises Misshapen where it lacks one or has another kind of value."""
+
+    @wraps(read)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return read(*args, **kwargs)
+        except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            # Its text may quote the answer; where it was raised says enough.
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            log.warning("an answer in no shape of its route: %s in %s", type(error).__name__, place.name)
+            raise Misshapen from None
+
+    return guarded
 
 
 class Exchange:
@@ -73,6 +103,7 @@ class Exchange:
         """An engine gets the call now; `context_tokens` is its context, 0 where that is not known."""
         self._record.replica_id = replica_id
         self._sent_at = self._clock()
+        self.sink.is_whole = False
         self._meter = meter = metering.meter_for(self.call, rates, context_tokens)
         self.has_begun = False
         dialect = self.call.dialect
@@ -94,6 +125,7 @@ class Exchange:
         """The client has its answer, though the engine goes on."""
         return self._shaper is not None and self._shaper.is_over
 
+    @_reads_answer
     def shaped(self, block: bytes) -> bytes:
         """What the client gets for whole events that the meter has seen."""
         if self._shaper is None or self._meter is None:
@@ -105,6 +137,7 @@ class Exchange:
             self.sink.is_whole = True
         return block
 
+    @_reads_answer
     def shaped_whole(self, body: bytes) -> bytes:
         """What the client gets for a whole answer."""
         return body if self._shaper is None else self._shaper.whole(body)
@@ -136,7 +169,7 @@ class Exchange:
         """Events for the client: sent on, or put together."""
         if self._assembly is None:
             return await self.write(block, STREAM_HEADERS)
-        self._assembly.add(block)
+        self._put_together(self._assembly, block)
         if self._assembly.held_chars > ASSEMBLED_CHARS_MAX:
             raise InvalidRequest("The answer is too long to be given whole; ask for a stream.", param="stream")
         return None
@@ -144,8 +177,19 @@ class Exchange:
     async def finish(self) -> None:
         """The answer is complete."""
         if self._assembly is not None:
-            await self.write_whole(self._assembly.body())
+            await self.write_whole(self._assembled(self._assembly))
         await self.sink.finish()
+
+    @_reads_answer
+    def _put_together(self, assembly: Assembly, block: bytes) -> None:
+        assembly.add(block)
+
+    @_reads_answer
+    def _assembled(self, assembly: Assembly) -> bytes:
+        body = assembly.body()
+        if not shapes.is_answer(body, self.call.dialect.answer):
+            raise ValueError("events that make no answer")
+        return body
 
     async def write_whole(self, body: bytes) -> None:
         """A whole answer, in pieces: what a client has not read waits here, where all such bytes are counted together."""

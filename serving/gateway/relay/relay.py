@@ -26,7 +26,7 @@ from serving.gateway.fleet.sources import bearer
 from serving.gateway.http.upstream import Upstream
 from serving.gateway.nouns import Failure
 from serving.gateway.relay import events, translation
-from serving.gateway.relay.exchange import JSON_HEADERS, Exchange
+from serving.gateway.relay.exchange import JSON_HEADERS, Exchange, Misshapen
 from serving.gateway.relay.held import Room
 from serving.gateway.relay.metering import Meter
 from serving.gateway.relay.progress import Progress
@@ -186,6 +186,8 @@ class Relay:
             raise AttemptFailed(Failure.REFUSED) from None
         except aiohttp.ClientError:
             raise self._broken(exchange) from None
+        except Misshapen:
+            raise (EngineFailed(ENGINE_FAILED) if exchange.has_content else AttemptFailed(Failure.MALFORMED)) from None
         except TimeoutError:
             raise _silent() from None
 

@@ -361,6 +361,41 @@ async def test_an_engine_that_never_answers_in_the_routes_shape_is_a_502(tmp_pat
     assert world.lines[-1]["retries"] == 3
 
 
+OFFERING = {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]}
+MISSHAPEN: dict[str, tuple[str, dict[str, object], list[bytes]]] = {
+    "choice without delta": (
+        "/v1/chat/completions",
+        CHAT | {"stream": True, "stop": ["."]},
+        [b'data: {"choices":[{}]}\n\n'],
+    ),
+    "chunk without choices": ("/v1/chat/completions", CHAT | OFFERING, [b'data: {"choices":[]}\n\ndata: {"x":1}\n\n']),
+    "no choice at all": ("/v1/chat/completions", CHAT | OFFERING, [b'data: {"choices":[]}\n\n', DONE]),
+    "calls without reason": ("/v1/chat/completions", CHAT, [b'{"choices":[{"message":{"tool_calls":[{}]}}]}']),
+}
+
+
+@pytest.mark.parametrize(("path", "asked", "said"), MISSHAPEN.values(), ids=MISSHAPEN)
+async def test_an_answer_that_cannot_be_read_is_a_failed_attempt(
+    tmp_path: Path, path: str, asked: dict[str, object], said: list[bytes]
+) -> None:
+    """It begins as its route's do, and further in a key is missing: another follows unseen, and it costs nothing."""
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
+        engine.say(Script(said))
+        answer = await world.post(path, asked)
+        row = await world.row()
+    assert answer.status == 200 and len(engine.received) == 2 and b"Hi" in answer.body
+    assert (row["outcome"], row["completion_tokens"], row["estimated_by"]) == ("ok", 2, None)
+
+
+async def test_a_stream_that_cannot_be_read_any_more_ends_in_an_error_event(tmp_path: Path) -> None:
+    """It is the engine's failure: an error event once bytes went out, another attempt if it was all read together."""
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
+        engine.say(Script([*chat_stream(["Hi"])[:2], b'data: {"choices":[{}]}\n\n', DONE], pace_s=0.2))
+        answer = await world.chat(stream=True, stop=["."])
+    has_failed = data_of(answer.body)[-1].get("error", {}).get("code") == "engine_failed"  # type: ignore[attr-defined]
+    assert answer.status == 200 and has_failed != (b"internal_error" in answer.body or b'"content":"!"' in answer.body)
+
+
 async def test_a_first_event_in_another_shape_behind_comments_is_no_answer(tmp_path: Path) -> None:
     """A proxy's comments before it make it no better, and are not passed on either."""
     async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
