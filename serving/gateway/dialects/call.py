@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Set
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -23,6 +24,8 @@ NESTING_MAX = 64
 
 #: Names what of a request was left out, such as hosted tools; the answer came about without it.
 LEFT_OUT_HEADER = b"x-left-out"
+#: Characters of names in it: a proxy such as nginx takes all headers of an answer in 4 KiB.
+LEFT_OUT_CHARS_MAX = 1024
 UNSAFE_IN_HEADER = re.compile(r"[^A-Za-z0-9_.:-]")
 
 #: Fields that carry schemas an engine may compile.
@@ -75,7 +78,7 @@ class Draft(msgspec.Struct, frozen=True):
     def headers(self) -> list[Header]:
         """What the client is told besides its answer."""
         names = [UNSAFE_IN_HEADER.sub("_", name) for name in self.left_out]
-        return [(LEFT_OUT_HEADER, ", ".join(names).encode("ascii"))] if names else []
+        return [(LEFT_OUT_HEADER, _listed(names).encode("ascii"))] if names else []
 
     def finish(
         self, model: str, cache_salt: str, default_output_tokens: int | None = None, keeper: Keeper = FORGETFUL
@@ -118,6 +121,14 @@ class Draft(msgspec.Struct, frozen=True):
             output_tokens_max=dialect.output_limit(kept),
             asked=asked,
         )
+
+
+def _listed(names: list[str]) -> str:
+    """The names, or as many of the first as a header takes and how many more there are."""
+    ends = accumulate(len(name) + len(", ") for name in names)
+    count = sum(end <= LEFT_OUT_CHARS_MAX for end in ends)
+    more = [f"{len(names) - count} more"] if count < len(names) else []
+    return ", ".join(names[:count] + more)
 
 
 def read(dialect: Dialect, raw: bytes, rights: Set[Right] = frozenset()) -> Draft:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 
 from serving.errors import InvalidRequest
@@ -172,6 +173,15 @@ def test_the_body_is_json_of_the_fields_kept() -> None:
     """One document, without what is ignored."""
     one = call(CHAT, user="alice@example.org", temperature=0.5)
     assert json.loads(one.body).keys() == {"model", "messages", "temperature", "cache_salt"}
+
+
+def test_many_names_are_cut_to_a_header_that_proxies_take() -> None:
+    """Tools and keywords without end: the first are named and the others counted."""
+    ((_, said),) = msgspec.structs.replace(
+        draft(CHAT), left_out=tuple(f"maxLength:tool_{n}" for n in range(500))
+    ).headers()
+    assert said.startswith(b"maxLength:tool_0, maxLength:tool_1, ") and len(said) < 1100
+    assert said.count(b"maxLength") + int(said.split(b", ")[-1].removesuffix(b" more")) == 500
 
 
 def test_what_a_schema_lost_is_told_and_the_echo_keeps_it() -> None:
