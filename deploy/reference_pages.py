@@ -63,6 +63,20 @@ are given. A test fails when one of them does other than this page says ([GW-40]
 * ✗: fails. `–`: the client has no such thing. Both have their reason in the note. Empty: see the client's other row.
 """
 
+CLIENTS_TAIL = """\
+## Standard suites and load testers
+
+* LangChain's own standard tests of a chat model (`langchain-tests`): all that are about text, tool calls, structured output and usage
+  pass for langchain-openai (chat, responses) and langchain-anthropic, in `make test`: 38 of 50 each. The others are skipped, being
+  about images, audio, PDFs, JSON mode and choosing another model a call. With a base URL that is not OpenAI's, langchain-openai asks for a stream's usage only when
+  `stream_usage=True` is set.
+* guidellm 0.8.1: what it sends is tested, as its source writes it: `GET /health` before it begins, the usage of every chunk, and
+  `ignore_eos`, for which its key has to be made with `serving keys create --allow ignore_eos`. It is not installed: its only
+  data loader is PyTorch's, and PyPI's PyTorch for Linux comes with gigabytes of CUDA.
+* aiperf 0.13.0: the body that it sends is tested, as its source writes it. It was not seen to run: its services did not start within
+  its own time-outs on a busy machine with two cores.
+"""
+
 Schema = dict[str, Any]
 
 
@@ -89,6 +103,7 @@ def clients() -> str:
             "",
             *(f"{number}. {note.removeprefix('not supported: ')}" for note, number in notes.items()),
             "",
+            CLIENTS_TAIL,
         ]
     )
 

@@ -120,13 +120,13 @@ def _schema(body: Body) -> Any:
     return next((place["schema"] for place in places if place and "schema" in place), None)
 
 
-def instance(schema: Any, numbers: Iterator[int], definitions: Any = None) -> Any:
-    """A value that follows a schema; integers are taken from `numbers` while there are any."""
+def instance(schema: Any, numbers: Iterator[int], definitions: Any = None, *, text: str = "text") -> Any:
+    """A value that follows a schema; integers are taken from `numbers` while there are any, free strings are `text`."""
     definitions = definitions or schema.get("$defs", {})
     if "$ref" in schema:
-        return instance(definitions[schema["$ref"].rpartition("/")[2]], numbers, definitions)
+        return instance(definitions[schema["$ref"].rpartition("/")[2]], numbers, definitions, text=text)
     if options := schema.get("anyOf"):
-        return instance(options[0], numbers, definitions)
+        return instance(options[0], numbers, definitions, text=text)
     if "enum" in schema:
         return schema["enum"][0]
     match schema.get("type"):
@@ -134,13 +134,13 @@ def instance(schema: Any, numbers: Iterator[int], definitions: Any = None) -> An
             wanted = {
                 name: it for name, it in schema.get("properties", {}).items() if name in schema.get("required", ())
             }
-            return {name: instance(it, numbers, definitions) for name, it in wanted.items()}
+            return {name: instance(it, numbers, definitions, text=text) for name, it in wanted.items()}
         case "array":
-            return [instance(schema.get("items", {}), numbers, definitions)]
+            return [instance(schema.get("items", {}), numbers, definitions, text=text)]
         case "integer" | "number":
             return next(numbers, 1)
         case "boolean":
             return True
         case "null":
             return None
-    return json.dumps(schema.get("const", "text")).strip('"')
+    return json.dumps(schema.get("const", text), ensure_ascii=False).strip('"')

@@ -68,7 +68,7 @@ async def perform(client: Client, endpoint: Endpoint) -> dict[str, str]:
     command = _command(client)
     with tempfile.TemporaryDirectory() as home:
         process = await asyncio.create_subprocess_exec(
-            *command, env=_environment(endpoint, Path(home)), cwd=home, stdin=PIPE, stdout=PIPE, stderr=PIPE
+            *command, env=environment(endpoint, Path(home)), cwd=home, stdin=PIPE, stdout=PIPE, stderr=PIPE
         )
         errors = asyncio.create_task(_read_to_end(process))
         lines = await _lines(process, endpoint)
@@ -93,7 +93,7 @@ def _command(client: Client) -> list[str]:
     return [str(environments.node()), str(folder / client.script), *client.arguments]
 
 
-def _environment(endpoint: Endpoint, home: Path) -> dict[str, str]:
+def environment(endpoint: Endpoint, home: Path) -> dict[str, str]:
     """Base URL and key under the names that the SDKs read, a home of its own, and nothing of this machine's user."""
     return {
         "PATH": f"{environments.node().parent}{os.pathsep}{os.environ['PATH']}",

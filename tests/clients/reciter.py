@@ -2,7 +2,7 @@
 
 So one expectation holds for both engines. Its bytes were recorded from vLLM 0.32 with tiny-gpt-oss, `null` keys and
 vLLM's own included: that none of those reaches a client is part of what is tested. Beyond the conversations it follows a
-schema, calls a tool that is named in the question, and streams without end when it is told to.
+schema, calls a tool that the question names or needs, and streams without end when it is told to.
 """
 
 from __future__ import annotations
@@ -84,11 +84,15 @@ def _is_asked(known: Conversation, question: Asked) -> bool:
 
 
 def _called(question: Asked) -> str | None:
-    """The tool that must be called, or that the question names."""
+    """The tool that must be called, or that the question names, or the only one when it gets what the question asks for."""
     if isinstance(question.must_call, str):
         return question.must_call
     named = [name for name in question.tools if re.search(rf"\b{re.escape(name)}\b", question.question)]
-    return next(iter(named or (question.tools if question.must_call else [])), None)
+    if named or question.must_call:
+        return next(iter(named or question.tools), None)
+    only = next(iter(question.tools), "") if len(question.tools) == 1 else ""
+    wanted = re.fullmatch(r"get_(\w+)", only)
+    return only if wanted and wanted[1] in question.question.split() else None
 
 
 def _arguments(name: str, question: Asked, numbers: Iterator[int]) -> str:
@@ -98,7 +102,9 @@ def _arguments(name: str, question: Asked, numbers: Iterator[int]) -> str:
         return spelled[1]
     if STRUCTURED.turns[0] == User(question.question) and STRUCTURED.answer.content:
         return STRUCTURED.answer.content
-    return json.dumps(instance(question.tools[name], numbers))
+    quoted = re.search(r"'([^'\s]+)'", question.question)
+    made = instance(question.tools[name], numbers, text=quoted[1] if quoted else "text")
+    return json.dumps(made, ensure_ascii=False)
 
 
 def _pieces(text: str | None) -> list[str]:
