@@ -38,7 +38,8 @@ _GRAMMAR = re.compile(r"structural.?tag|grammar_|Check failed", re.IGNORECASE)
 _COMPILED = ("tools", "response_format", "structured_outputs", "text", "output_config")
 #: vLLM's Messages stream does not understand its own error, and quotes the ends of it.
 _WRAPPED = re.compile(r"'code': (4\d\d)\}")
-_CANNOT = re.compile(r"does not support|not supported by (?:this|the) model", re.IGNORECASE)
+#: Sentences about a whole API; other things that a model does not support are named by the engine.
+_CANNOT = re.compile(r"does not support [\w ]+ API\b|not supported by (?:this|the) model", re.IGNORECASE)
 #: Addresses, paths, object addresses and tracebacks.
 _INNER = (
     (re.compile(r"Traceback \(most recent call last\).*", re.DOTALL), ""),

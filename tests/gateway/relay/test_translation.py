@@ -34,6 +34,13 @@ CALL = call(CHAT)
         (404, "Not Found", InvalidRequest, None, "does not support"),
         (404, "The model `m` does not exist.", ModelNotFound, "model_not_found", "'m'"),
         (501, "The model does not support Chat Completions API", InvalidRequest, None, "support"),
+        (
+            400,
+            "Model 'm' does not support Matryoshka embeddings; dimensions must be unset.",
+            InvalidRequest,
+            None,
+            "dimensions",
+        ),
         (413, "Too large", RequestTooLarge, "request_too_large", "too large"),
         (
             422,
