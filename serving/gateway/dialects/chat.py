@@ -179,7 +179,10 @@ FIELDS: Table = {
     "max_tokens": honoured("1 or more; see `max_completion_tokens`", typed(checks.Tokens)),
     "max_completion_tokens": honoured(f"1 or more; includes reasoning; {DEFAULT_LIMIT}", typed(checks.Tokens)),
     "logprobs": honoured("true or false; the entries are those of the content", FLAG),
-    "top_logprobs": honoured("0 to 20", typed(Annotated[int, Meta(ge=0, le=20)])),
+    "top_logprobs": honoured(
+        "0 to 20; a whole answer has room for about 3,000 tokens with 20, a stream for any number",
+        typed(Annotated[int, Meta(ge=0, le=20)]),
+    ),
     "tool_choice": honoured(
         "`none` (then no tools are sent), `auto`, `required`, one function, or `allowed_tools`", tool_choice
     ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection
 
 
 class Openings:
@@ -32,7 +32,7 @@ class Openings:
         with self._lock:
             return list(self._unkept)
 
-    def tick_off(self, entry_ids: Iterable[str]) -> None:
+    def tick_off(self, entry_ids: Collection[str]) -> None:
         """These are safe; calls that wait for one go on."""
         with self._lock:
             self._unkept.difference_update(entry_ids)
