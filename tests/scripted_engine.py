@@ -276,17 +276,20 @@ def responses_stream(words: Sequence[str]) -> list[bytes]:
 
 
 def messages_stream(words: Sequence[str]) -> list[bytes]:
-    """A streamed Messages answer."""
+    """A streamed Messages answer: its beginning, one write a word, and its end in two."""
     message: dict[str, object] = {"id": "m", "type": "message", "role": "assistant", "content": [], "model": MODEL}
     message["usage"] = {"input_tokens": 9, "output_tokens": 0}
     start = event("message_start", {"type": "message_start", "message": message})
+    block = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
+    texts = [{"type": "text_delta", "text": word} for word in words]
     deltas = [
-        event("content_block_delta", {"type": "content_block_delta", "delta": {"type": "text_delta", "text": word}})
-        for word in words
+        event("content_block_delta", {"type": "content_block_delta", "index": 0, "delta": text}) for text in texts
     ]
+    stop = event("content_block_stop", {"type": "content_block_stop", "index": 0})
     end: dict[str, object] = {"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None}}
     end["usage"] = {"input_tokens": 9, "output_tokens": len(words)}
-    return [start, *deltas, event("message_delta", end), event("message_stop", {"type": "message_stop"})]
+    beginning = start + event("content_block_start", block)
+    return [beginning, *deltas, stop + event("message_delta", end), event("message_stop", {"type": "message_stop"})]
 
 
 def error_body(status: int, message: str, kind: str = "BadRequestError", param: str | None = None) -> bytes:

@@ -141,9 +141,14 @@ def read(dialect: Dialect, raw: bytes, rights: Set[Right] = frozenset()) -> Draf
     dialect.check(body, kept)
     left_out = [*sifted.left_out, *dialect.adapt(kept)]
     # Copied before schemas are fitted: that changes what the body shares.
-    echoed = copy.deepcopy({name: body[name] for name in dialect.echoed if body.get(name) is not None})
+    echoed = copy.deepcopy({name: body[name] for name in dialect.echoed if _says(dialect, name, body.get(name))})
     left_out += constraints.fit({name: kept[name] for name in _SCHEMA_FIELDS & kept.keys()})
     return Draft(dialect, kept["model"], kept, tuple(left_out), echoed)
+
+
+def _says(dialect: Dialect, name: str, value: Any) -> bool:
+    """Has a field's value a meaning that its answer repeats? Null and empty ones count as absent."""
+    return value is not None and not dialect.fields[name].asks_for_nothing(value)
 
 
 def _decode(raw: bytes) -> Any:

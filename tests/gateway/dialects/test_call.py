@@ -192,3 +192,10 @@ def test_what_a_schema_lost_is_told_and_the_echo_keeps_it() -> None:
     assert read.headers() == [(b"x-left-out", b"maxLength")]
     assert read.echoed["text"] == text
     assert b"maxLength" not in read.finish("m", "salt").body
+
+
+@pytest.mark.parametrize("empty", ["", [], {}, None])
+def test_an_empty_field_is_not_repeated(empty: object) -> None:
+    """It counts as absent, whatever its type: the answer has what an absent one gives."""
+    assert draft(RESPONSES, text=empty, tools=empty, reasoning=empty).echoed == {}
+    assert draft(RESPONSES, metadata={"note": "mine"}).echoed == {"metadata": {"note": "mine"}}

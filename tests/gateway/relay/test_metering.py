@@ -114,7 +114,7 @@ def test_a_whole_answer_without_usage_is_not_free_either() -> None:
 
 def harmony(thoughts: int, words: int) -> bytes:
     """A stream of Messages as gpt-oss makes it: a part of reasoning, then one of text."""
-    start, *_ = messages_stream([])
+    start = messages_stream([])[0].partition(b"event: content_block_start")[0]
     parts = []
     for kind, count in (("thinking", thoughts), ("text", words)):
         parts.append(event("content_block_start", {"type": "content_block_start", "content_block": {"type": kind}}))

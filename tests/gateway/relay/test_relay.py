@@ -28,12 +28,15 @@ from tests.scripted_engine import (
     chat_stream,
     completion_stream,
     error_body,
+    event,
     failing,
     messages_stream,
     responses_stream,
 )
 
 STREAMED = {"stream": True}
+#: The end of a stream of Messages.
+LAST = messages_stream(["Hi"])[-1:]
 ROUTES: dict[str, dict[str, object]] = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": {"model": MODEL, "prompt": "Hello"},
@@ -370,6 +373,11 @@ MISSHAPEN: dict[str, tuple[str, dict[str, object], list[bytes]]] = {
     ),
     "chunk without choices": ("/v1/chat/completions", CHAT | OFFERING, [b'data: {"choices":[]}\n\ndata: {"x":1}\n\n']),
     "no choice at all": ("/v1/chat/completions", CHAT | OFFERING, [b'data: {"choices":[]}\n\n', DONE]),
+    "delta without index": (
+        "/v1/messages",
+        CHAT | {"max_tokens": 5, "tools": [{"name": "f", "input_schema": {"type": "object"}}]},
+        [messages_stream([])[0], event("content_block_delta", {"type": "content_block_delta"}), *LAST],
+    ),
     "calls without reason": ("/v1/chat/completions", CHAT, [b'{"choices":[{"message":{"tool_calls":[{}]}}]}']),
 }
 
@@ -575,7 +583,7 @@ async def test_a_call_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     [
         ("/v1/chat/completions", chat_stream(["Hi", "there"])[:3], (7, 2), "last_chunk"),
         ("/v1/responses", responses_stream(["Hi", "there"])[:4], None, "events_seen"),
-        ("/v1/messages", messages_stream(["Hi", "there"])[:3], (9, 2), "events_seen"),
+        ("/v1/messages", messages_stream(["Hi", "there"])[:3], (9, 3 + 2), "events_seen"),
         ("/v1/chat/completions", [], None, "prompt_bytes"),
     ],
 )
