@@ -73,8 +73,8 @@ CLIENTS_TAIL = """\
 * guidellm 0.8.1: what it sends is tested, as its source writes it: `GET /health` before it begins, the usage of every chunk, and
   `ignore_eos`, for which its key has to be made with `serving keys create --allow ignore_eos`. It is not installed: its only
   data loader is PyTorch's, and PyPI's PyTorch for Linux comes with gigabytes of CUDA.
-* aiperf 0.13.0: the body that it sends is tested, as its source writes it. It is not installed: its tokenizer
-  comes from the Internet at each first use, also the `builtin` one.
+* aiperf 0.13.0: a streamed benchmark runs, and counts the stream with an error event as its one error (`make test-long`). Its
+  tokenizer is a local one there: the `builtin` one is fetched from the Internet at first use.
 """
 
 Schema = dict[str, Any]

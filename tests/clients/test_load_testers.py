@@ -1,13 +1,23 @@
-"""Load testers: what guidellm and aiperf send is served. Neither is installed: the page of clients says why."""
+"""Load testers: aiperf runs, and what guidellm sends is served. The page of clients says why that is not installed."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
 import tempfile
+from asyncio.subprocess import PIPE, STDOUT
 from pathlib import Path
 
+import pytest
+
 from serving.gateway.nouns import Right
-from tests.gateway.world import running_gateway
-from tests.scripted_engine import MODEL, ScriptedEngine
+from tests.clients import environments
+from tests.clients.performance import MAX_BODY_BYTES, SCRIPTS
+from tests.gateway.world import World, running_gateway
+from tests.scripted_engine import DONE, MODEL, Script, ScriptedEngine, chat_stream
+
+ENGINE_ERROR = b'data: {"error":{"message":"boom","type":"InternalServerError","param":null,"code":500}}\n\n'
 
 #: `guidellm/backends/openai/request_handlers.py` of 0.8.1, for a data set with a number of output tokens.
 OF_GUIDELLM: dict[str, object] = {
@@ -18,14 +28,6 @@ OF_GUIDELLM: dict[str, object] = {
     "stop": None,
     "ignore_eos": True,
     "messages": [{"role": "user", "content": [{"type": "text", "text": "A long prompt."}]}],
-}
-
-#: `aiperf/endpoints/openai_chat.py` of 0.13.0, with `--streaming` and no number of output tokens.
-OF_AIPERF: dict[str, object] = {
-    "messages": [{"role": "user", "content": "A long prompt."}],
-    "model": MODEL,
-    "stream": True,
-    "stream_options": {"include_usage": True},
 }
 
 
@@ -44,12 +46,40 @@ async def test_what_guidellm_sends_is_served() -> None:
     assert all(b'"usage":{' in event for event in events)
 
 
-async def test_what_aiperf_sends_is_served() -> None:
-    """It reads the numbers of tokens from one last chunk."""
+@pytest.mark.long
+async def test_aiperf_counts_an_error_event_and_no_other() -> None:
+    """A benchmark of six streams, the third of which fails after its first words."""
+    cut = Script([*chat_stream(["Hi", "!"])[:2], ENGINE_ERROR, DONE])
     with tempfile.TemporaryDirectory() as home:
-        async with ScriptedEngine() as engine, running_gateway(Path(home), (engine.url,)) as world:
-            answer = await world.post("/v1/chat/completions", OF_AIPERF)
-    events = [event for event in answer.body.split(b"\n\n") if event]
-    assert events.pop() == b"data: [DONE]"
-    assert b'"choices":[]' in events[-1]
-    assert [b'"usage":{' in event for event in events] == [False] * (len(events) - 1) + [True]
+        async with (
+            ScriptedEngine() as engine,
+            running_gateway(Path(home), (engine.url,), max_body_bytes=MAX_BODY_BYTES) as world,
+        ):
+            hi = Script(chat_stream(["Hi", "!"]))
+            engine.say(hi, hi, cut, hi, hi, hi)
+            await _run_aiperf(world, Path(home))
+        assert _counts(Path(home)) == (5, 1)
+
+
+async def _run_aiperf(world: World, home: Path) -> None:
+    python = environments.python("aiperf")
+    # Its own time-out is for idle machines: a dozen services start at once.
+    env = {"PATH": os.environ["PATH"], "HOME": str(home), "AIPERF_SERVICE_REGISTRATION_TIMEOUT": "200"}
+    for command in (
+        (python, SCRIPTS / "aiperf_tokenizer.py", "tokenizer"),
+        (
+            python.parent / "aiperf", "profile", "--model", MODEL, "--url", world.url, "--api-key", world.key,
+            "--endpoint-type", "chat", "--streaming", "--tokenizer", "./tokenizer", "--request-count", "6",
+            "--concurrency", "1", "--ui", "none",
+        ),
+    ):  # fmt: skip
+        process = await asyncio.create_subprocess_exec(*command, env=env, cwd=home, stdout=PIPE, stderr=STDOUT)
+        printed, _ = await process.communicate()
+        assert process.returncode == 0, printed.decode(errors="replace")[-2000:]
+
+
+def _counts(home: Path) -> tuple[float, float]:
+    """Requests that it counts as answered, and as failed."""
+    (report,) = home.rglob("profile_export_aiperf.json")
+    seen = json.loads(report.read_text())
+    return seen["request_count"]["avg"], seen["error_request_count"]["avg"]
