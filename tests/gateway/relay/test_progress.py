@@ -13,11 +13,13 @@ from serving.gateway.http.upstream import Upstream
 from serving.gateway.relay.progress import Progress, tokens_in
 from tests.clock import Clock
 
-PAGE = """# TYPE vllm:generation_tokens_total counter
-vllm:generation_tokens_total{engine="0",model_name="m"} 1.5e+02
-vllm:prompt_tokens_total{engine="0",model_name="m"} 50.0
-vllm:generation_tokens_created{engine="0",model_name="m"} 1.7e+09
-vllm:prompt_tokens_total_by_source{engine="0"} 9.0
+#: Counters whose names begin as those that are read.
+OTHERS = ("generation_tokens_created", "prompt_tokens_total_by_source")
+PAGE = f"""# TYPE vllm:generation_tokens_total counter
+vllm:generation_tokens_total{{engine="0",model_name="m"}} 1.5e+02
+vllm:prompt_tokens_total{{engine="0",model_name="m"}} 50.0
+vllm:{OTHERS[0]}{{engine="0",model_name="m"}} 1.7e+09
+vllm:{OTHERS[1]}{{engine="0"}} 9.0
 """
 
 
