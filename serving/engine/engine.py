@@ -225,7 +225,7 @@ class Engine:
             why = await self._nonsense(sanity, core, timeout)
         except Refused:
             return False
-        except (msgspec.DecodeError, StopIteration):
+        except msgspec.DecodeError:
             raise Senseless("its answer about a known text is none") from None
         if why:
             raise Senseless(why)
