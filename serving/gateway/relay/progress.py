@@ -58,7 +58,10 @@ class Progress:
                 tokens = tokens_in(await self._page(url))
         except (aiohttp.ClientError, TimeoutError):
             tokens = None
-        self._looks[url] = self._clock(), tokens
+        now = self._clock()
+        # An older look is taken again, and its engine may be gone: replicas come and go under new addresses.
+        self._looks = {it: look for it, look in self._looks.items() if now - look[0] < fresh_s}
+        self._looks[url] = now, tokens
         return tokens
 
     async def _page(self, url: str) -> bytes:
