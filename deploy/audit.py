@@ -16,6 +16,7 @@ import re
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -103,9 +104,11 @@ def unaccepted(licences: Mapping[str, str], given: Rules) -> list[str]:
 
 
 def installed(given: Rules) -> dict[str, str]:
-    """Every installed distribution and its licence."""
+    """Every installed distribution and its licence; not what setuptools carries and puts on `sys.path` once imported."""
     found = {}
-    for it in importlib.metadata.distributions():
+    for it in importlib.metadata.distributions(
+        path=sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    ):
         name = normal(it.metadata["Name"])
         found[name] = given.stated.get(name) or licence(it.metadata, it.metadata.get_all("Classifier") or [])  # type: ignore[arg-type]
     found.pop("gpt-oss-serving", None)

@@ -39,6 +39,8 @@ KEPT_S = 0.25
 RETRY_MAX_S = 5.0
 #: Rows of one transaction: about 5 ms of work, so that other writers get their turn.
 BATCH_ROWS_MAX = 500
+#: Attempts at a batch of which another gateway keeps taking request ids; an attempt sees all that were taken before it.
+COLLISIONS_MAX = 5
 #: Rows that wait in memory before they go to the spill file; about 1 KB each.
 SPILL_ROWS = 1_000
 #: Rows after which no call may begin while neither database nor file takes them: unbilled work is refused.
@@ -246,12 +248,12 @@ class Ledger:
                     del self._pending[row.entry_id]
 
     def _write(self, rows: Sequence[LedgerRow]) -> None:
-        try:
-            with self._store.begin() as connection:
+        for _ in range(COLLISIONS_MAX):
+            # Another gateway may take one of these ids between our query and our write; the next attempt sees it.
+            with contextlib.suppress(IntegrityError), self._store.begin() as connection:
                 upsert(connection, rows)
-        except IntegrityError:
-            # Another gateway took one of these ids between our query and our write; the next attempt sees it.
-            raise StoreUnavailable("a request id was taken at the same moment") from None
+                return
+        raise StoreUnavailable("request ids were taken at the same moment")
 
     def _recover(self) -> None:
         """After a start or an outage: write the spilled rows."""

@@ -154,6 +154,28 @@ def test_two_gateways_file_the_same_request_ids_side_by_side(shared: PostgresPla
     ]
 
 
+def test_an_id_taken_while_a_gateway_ends_is_filed_beside_it(shared: PostgresPlace) -> None:
+    """The last write is repeated at once: there is no later one, and the file beside the database would stay."""
+    with shared.open() as store:
+        with Ledger(store, clock=time.time, gateway_id="pod-a:1:1") as other:
+            settle(other, "elsewhere", Usage(1, 1))
+        ledger = Ledger(store, clock=time.time, gateway_id="pod-b:1:1")
+        settle(ledger, "r", Usage(2, 2))
+        ended: list[int] = []
+        ending = threading.Thread(target=lambda: ended.append(ledger.stop()))
+        with store.begin() as taking:
+            taking.exec_driver_sql("update ledger set request_id = 'r'")
+            ending.start()
+            waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event = 'transactionid'"
+            until(lambda: shared.execute(waiting) == [(1,)])
+        ending.join()
+
+    assert ended == [0]
+    assert not (shared.home / "ledger-spill.jsonl").exists()
+    found = shared.execute("select gateway_id, split_part(request_id, '~', 1) from ledger order by 1")
+    assert found == [("pod-a:1:1", "r"), ("pod-b:1:1", "r")]
+
+
 def test_connections_are_bounded(shared: PostgresPlace) -> None:
     """Past `pool_size` a transaction waits, and gives up as in an outage: gateways share the server's connections."""
     with (
