@@ -28,10 +28,15 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield it
 
 
+@pytest.fixture
+def client(stack: Stack) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{stack.url}/v1", api_key=stack.key, max_retries=0) as it:
+        yield it
+
+
 @pytest.mark.parametrize("victim", ["EngineCore", "Worker", "server"])
-def test_a_stopped_engine_is_ended_and_replaced(stack: Stack, victim: str) -> None:
+def test_a_stopped_engine_is_ended_and_replaced(stack: Stack, client: openai.OpenAI, victim: str) -> None:
     """Its stream ends in an error, the reason is told, and another engine answers; no process of it is left."""
-    client = openai.OpenAI(base_url=f"{stack.url}/v1", api_key=stack.key, max_retries=0)
     engine = {name: it for name, it in stack.engine_members().items() if name not in ("replica", "directory")}
     errors: list[openai.APIError] = []
     reader = threading.Thread(target=_read_at_length, args=(client, errors))

@@ -278,6 +278,7 @@ class ResponseAssembly(Assembly):
         for event in framing.split(block):
             if _RESPONSE in event and (document := framing.read(event)):
                 self._last = document["response"]
+                self.held_chars = len(event)
 
     def body(self) -> bytes:
         return msgspec.json.encode(self._last)

@@ -23,5 +23,8 @@ class Aside:
         """What `work` on a body of this size returns or raises."""
         if body_bytes <= BODY_BYTES_INLINE:
             return work()
-        async with self._turn:
-            return await asyncio.to_thread(work)
+        await self._turn.acquire()
+        working = asyncio.create_task(asyncio.to_thread(work))
+        # Not when the call that waits is cancelled: the thread works on.
+        working.add_done_callback(lambda _: self._turn.release())
+        return await asyncio.shield(working)

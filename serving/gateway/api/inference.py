@@ -61,7 +61,7 @@ class Inference:
             visit.responder.wait_for(partial(self._ledger.kept, visit.record))
             try:
                 async with asyncio.timeout(self._settings.timeouts.request_total_s):
-                    await self._relayed(await self._read(dialect, caller, visit, share), caller, visit)
+                    await self._relayed(await self._read(dialect, caller, visit, share), caller, visit, share)
             except TimeoutError:
                 if not visit.responder.is_complete:
                     raise self._out_of_time(visit) from None
@@ -90,10 +90,10 @@ class Inference:
         finally:
             visit.record.body_s = visit.clock() - began_at
 
-    async def _relayed(self, call: Call, caller: Caller, visit: Visit) -> None:
+    async def _relayed(self, call: Call, caller: Caller, visit: Visit, share: Share) -> None:
         record, responder = visit.record, visit.responder
         record.is_streamed = call.is_streamed
-        exchange = Exchange(call, responder, record, visit.trace, visit.clock)
+        exchange = Exchange(call, responder, record, visit.trace, visit.clock, share.take)
         if call.is_streamed and call.dialect.stream:
             visit.error_event = partial(_error_event, exchange, responder.request_id)
         async with (

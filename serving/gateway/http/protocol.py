@@ -36,6 +36,7 @@ REST_BYTES_MAX = 16 * 1024 * 1024
 WRITE_BYTES = 16 * 1024
 
 _UPGRADE = re.compile(rb"\r\nupgrade(?=[ \t]*:)", re.IGNORECASE)
+_UPGRADE_BEGINS = b"\r\nupgrade:"
 
 
 def _without_upgrade(data: bytes) -> bytes:
@@ -49,6 +50,14 @@ def _without_upgrade(data: bytes) -> bytes:
     if not _UPGRADE.search(head):
         return data
     return _UPGRADE.sub(b"\r\nx-upgrade", head) + data[len(head) :]
+
+
+def _without_beginning(data: bytes) -> bytes:
+    """The same without an end of its head that may be the beginning of that header: the rest comes with the next read."""
+    end = data.rfind(b"\r")
+    if end < 0 or b"\r\n\r\n" in data or not _UPGRADE_BEGINS.startswith(data[end:].lower()):
+        return data
+    return data[:end]
 
 
 class TimedFlow(FlowControl):
@@ -90,6 +99,8 @@ class BoundedHeaders(HttpToolsProtocol):
     _is_in_headers = False
     _header_bytes = 0
     _header_deadline: asyncio.TimerHandle | None = None
+    #: The end of what came, while it may be the beginning of a header that is renamed.
+    _held_back = b""
     #: While the rest of a body comes whose request has been answered.
     _rest_deadline: asyncio.TimerHandle | None = None
     _rest_bytes = 0
@@ -119,7 +130,9 @@ class BoundedHeaders(HttpToolsProtocol):
         if self._is_broken:
             return
         if self._is_in_headers or self.cycle is None or not self.cycle.more_body:
-            data = _without_upgrade(data)
+            data = _without_upgrade(self._held_back + data)
+            whole, data = data, _without_beginning(data)
+            self._held_back = whole[len(data) :]
         super().data_received(data)
         if self._is_in_headers:
             self._header_bytes += len(data)

@@ -31,6 +31,8 @@ STREAM_HEADERS: list[Header] = [
 PIECE_BYTES = 64 * 1024
 #: Characters of text in a whole answer that is put together from a stream: four times the longest contexts.
 ASSEMBLED_CHARS_MAX = 4 * 1024 * 1024
+#: Bytes that such a character takes of the gateway's memory, log probabilities as Python's objects being the most: 22 MiB of 4 Mi.
+ASSEMBLED_CHAR_BYTES = 6
 
 JSON_HEADERS: list[Header] = [(b"content-type", b"application/json")]
 
@@ -63,7 +65,16 @@ def _reads_answer(read: Callable[P, T]) -> Callable[P, T]:
 class Exchange:
     """Filled in by the relay. What is counted per chunk is kept here and goes into the record once, in `settle`."""
 
-    def __init__(self, call: Call, sink: Sink, record: CallRecord, trace: Trace, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        call: Call,
+        sink: Sink,
+        record: CallRecord,
+        trace: Trace,
+        clock: Callable[[], float],
+        take: Callable[[int], None],
+    ) -> None:
+        """`take` takes bytes of memory for this call; it raises GatewayFull when all calls have too many."""
         self.call = call
         self.sink = sink
         self.trace = trace
@@ -73,6 +84,7 @@ class Exchange:
         )
         self._record = record
         self._clock = clock
+        self._take = take
         self._first_byte_at: float | None = None
         self._last_byte_at = 0.0
         self._bytes_relayed = 0
@@ -169,9 +181,11 @@ class Exchange:
         """Events for the client: sent on, or put together."""
         if self._assembly is None:
             return await self.write(block, STREAM_HEADERS)
+        before = self._assembly.held_chars
         self._put_together(self._assembly, block)
         if self._assembly.held_chars > ASSEMBLED_CHARS_MAX:
             raise InvalidRequest("The answer is too long to be given whole; ask for a stream.", param="stream")
+        self._take((self._assembly.held_chars - before) * ASSEMBLED_CHAR_BYTES)
         return None
 
     async def finish(self) -> None:

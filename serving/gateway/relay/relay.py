@@ -326,11 +326,15 @@ class Relay:
             headers.append((b"content-length", length.encode("ascii")))
         meter.scan(beginning)
         await exchange.write(beginning, headers)
-        async for data in response.content.iter_any():
+        while data := await self._more(response.content):
             meter.scan(data)
             await exchange.write(data, headers)
         meter.close()
         exchange.learn()
+
+    async def _more(self, content: aiohttp.StreamReader) -> bytes:
+        async with asyncio.timeout(self._timeouts.engine_silence_s):
+            return await content.readany()
 
 
 def _end(limit: asyncio.Timeout) -> None:

@@ -29,6 +29,28 @@ async def test_what_is_refused_is_refused_here(size: int) -> None:
         await Aside().done(refuse, size)
 
 
+async def test_a_call_that_gives_up_leaves_its_thread_the_turn() -> None:
+    """Its work cannot be cancelled: the next one begins when it has ended, not beside it."""
+    aside, go = Aside(), threading.Event()
+    loop, begun = asyncio.get_running_loop(), asyncio.Event()
+    ended: list[str] = []
+
+    def work() -> None:
+        loop.call_soon_threadsafe(begun.set)
+        go.wait(10)
+        ended.append("cancelled")
+
+    first = asyncio.create_task(aside.done(work, BODY_BYTES_INLINE + 1))
+    await begun.wait()
+    first.cancel()
+    second = asyncio.create_task(aside.done(lambda: ended.append("next"), BODY_BYTES_INLINE + 1))
+    await asyncio.wait([first])
+    await asyncio.sleep(0)
+    go.set()
+    await second
+    assert ended == ["cancelled", "next"]
+
+
 async def test_the_loop_turns_while_long_bodies_wait_for_one_another() -> None:
     """Two at once would hold the interpreter twice as long."""
     aside, go = Aside(), threading.Event()

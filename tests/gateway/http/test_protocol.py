@@ -158,12 +158,17 @@ async def test_a_body_that_ends_after_its_answer_keeps_the_connection() -> None:
         writer.close()
 
 
-async def test_a_client_that_asks_for_http_2_gets_http_1() -> None:
-    """As Java's does with every request (`Upgrade: h2c`), with its whole body."""
+@pytest.mark.parametrize("bytes_at_once", [1, 7, 10_000])
+async def test_a_client_that_asks_for_http_2_gets_http_1(bytes_at_once: int) -> None:
+    """As Java's does with every request (`Upgrade: h2c`), with its whole body; wherever the network cuts it."""
     asked = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n"
     async with served(BoundedHeaders) as address:
         reader, writer = await asyncio.open_connection(*address)
-        writer.write(GOOD.replace(b"Host: x\r\n", b"Host: x\r\n" + asked))
+        request = GOOD.replace(b"Host: x\r\n", b"Host: x\r\n" + asked)
+        for start in range(0, len(request), bytes_at_once):
+            writer.write(request[start : start + bytes_at_once])
+            await writer.drain()
+            await asyncio.sleep(0)
         assert (await asyncio.wait_for(reader.readuntil(b"hi"), 10)).startswith(b"HTTP/1.1 200")
         writer.close()
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from serving.errors import InvalidRequest
+from serving.errors import GatewayFull, InvalidRequest
 from serving.gateway.admission.estimates import Rates
+from serving.gateway.admission.memory import Memory, Share
 from serving.gateway.dialects.chat import CHAT
 from serving.gateway.http.asgi import Responder
 from serving.gateway.nouns import CallRecord, Failure, Usage
 from serving.gateway.observe.tracing import Trace
 from serving.gateway.relay.events import KEEP_ALIVE
-from serving.gateway.relay.exchange import ASSEMBLED_CHARS_MAX, STREAM_HEADERS, Exchange
+from serving.gateway.relay.exchange import ASSEMBLED_CHAR_BYTES, ASSEMBLED_CHARS_MAX, STREAM_HEADERS, Exchange
 from tests.clock import Clock
 from tests.gateway.asgi import Wire
 from tests.gateway.calls import call
@@ -27,7 +28,8 @@ class One:
         self.rates = Rates()
         responder = Responder(self.wire.send, "r")
         one = call(CHAT, stream=is_streamed)
-        self.exchange = Exchange(one, responder, self.record, Trace(), self.clock)
+        self.share = Share(Memory(1024 * 1024))
+        self.exchange = Exchange(one, responder, self.record, Trace(), self.clock, self.share.take)
 
 
 async def test_a_comment_is_no_content() -> None:
@@ -114,7 +116,7 @@ async def test_an_answer_that_is_put_together_is_bounded_and_gets_no_comments() 
     """Its client sees nothing before its end, and one that is too long for that is told to ask for a stream."""
     one = One(is_streamed=False)
     whole = call(CHAT, stop="never")
-    exchange = Exchange(whole, Responder(one.wire.send, "r"), one.record, Trace(), one.clock)
+    exchange = Exchange(whole, Responder(one.wire.send, "r"), one.record, Trace(), one.clock, lambda _: None)
     exchange.begin("a", one.rates)
     await exchange.keep_alive()
     (chunk,) = [event for event in chat_stream(["x" * (ASSEMBLED_CHARS_MAX // 2)]) if b"xxx" in event]
@@ -123,3 +125,17 @@ async def test_an_answer_that_is_put_together_is_bounded_and_gets_no_comments() 
     with pytest.raises(InvalidRequest, match="ask for a stream"):
         await exchange.pass_on(chunk)
     assert whole.is_assembled and one.wire.sent == []
+
+
+async def test_an_answer_that_is_put_together_counts_as_held() -> None:
+    """Of all calls together no more is kept than the gateway's bound; past it the call may be tried again."""
+    one = One(is_streamed=False)
+    whole = call(CHAT, stop="never")
+    exchange = Exchange(whole, Responder(one.wire.send, "r"), one.record, Trace(), one.clock, one.share.take)
+    exchange.begin("a", one.rates)
+    (chunk,) = [event for event in chat_stream(["x" * 100_000]) if b"xxx" in event]
+    await exchange.pass_on(chunk)
+    assert one.share.held_bytes == 100_000 * ASSEMBLED_CHAR_BYTES
+    with pytest.raises(GatewayFull):
+        await exchange.pass_on(chunk)
+    assert one.wire.sent == []

@@ -448,6 +448,17 @@ async def test_an_answer_past_the_bound_goes_on_as_it_comes(tmp_path: Path) -> N
     ]
 
 
+async def test_an_engine_silent_within_a_large_answer_is_given_up(tmp_path: Path) -> None:
+    """It goes on as it comes, so it breaks off there, within `engine_silence_s`."""
+    timeouts = QUICK.model_copy(update={"engine_silence_s": 0.3})
+    head = chat_answer("x" * 2 * ANSWER_BYTES_MAX)[: ANSWER_BYTES_MAX + 1]
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,), timeouts=timeouts) as world:
+        engine.say(Script([head], ending=Ending.HANG))
+        with pytest.raises(Exception, match=r"payload|disconnect|transfer"):
+            await world.chat()
+        await until(lambda: engine.aborted == 1)
+
+
 async def test_a_compressed_answer_arrives_whole(tmp_path: Path) -> None:
     """An engine, or a proxy before it, that compresses unasked: the length is that of what the client gets."""
     small, large = chat_answer("Hi"), chat_answer("x" * 2 * ANSWER_BYTES_MAX)

@@ -67,6 +67,6 @@ async def test_an_answer_goes_into_any_sink_and_is_billed() -> None:
     async with ScriptedEngine() as engine, upstream.opened():
         fleet.take(answer(report("a", url=engine.url)), clock.now)
         async with admission.admit(CALLER, one, record) as ticket:
-            await relay.relay(Exchange(one, page, record, Trace(), clock), ticket)
+            await relay.relay(Exchange(one, page, record, Trace(), clock, lambda _: None), ticket)
     assert (page.status, page.is_whole, page.is_finished) == (200, True, True) and page.text.endswith(DONE)
     assert record.usage == Usage(7, 2, 3, 1) and record.bytes_relayed == len(page.text) and record.replica_id == "a"
