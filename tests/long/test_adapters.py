@@ -76,8 +76,10 @@ def test_adapters_come_and_go_while_their_engine_stays(tmp_path: Path) -> None:
     narrow, stranger = peft.write(folder / "narrow", 7, narrower_by=64), peft.write(folder / "stranger", 8)
     feeble, empty = peft.write(folder / "feeble", 9, deviation=1e-18), peft.write(folder / "empty", 9, deviation=0)
     peft.rename(folder / "stranger", lambda name: name.replace(".model.layers.", ".language_model.model.layers."))
-    with running(tmp_path / "home", SMOLLM2, environment((first, second))) as stack:
-        client = openai.OpenAI(base_url=f"{stack.url}/v1", api_key=stack.key, max_retries=0)
+    with (
+        running(tmp_path / "home", SMOLLM2, environment((first, second))) as stack,
+        openai.OpenAI(base_url=f"{stack.url}/v1", api_key=stack.key, max_retries=0) as client,
+    ):
         before = pids(stack)
         _are_listed(client)
         plain = said(client, SMOLLM2)

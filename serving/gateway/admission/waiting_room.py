@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import nullcontext
 
-from serving.errors import GatewayFull, NoReplicaReady
+from serving.errors import GatewayFull, ModelNotFound, NoReplicaReady
 from serving.gateway.fleet.demand import Demands
 from serving.gateway.fleet.fleet import Fleet
 
@@ -25,7 +25,8 @@ class WaitingRoom:
     async def until_ready(self, model: str, deadline: float, prompt_tokens: int = 0) -> None:
         """Return when a replica of `model` is ready, first come first woken.
 
-        Raises NoReplicaReady at the deadline, and GatewayFull when too many wait for this model already.
+        Raises NoReplicaReady at the deadline, GatewayFull when too many wait for this model already, and ModelNotFound when the
+        model is withdrawn meanwhile.
         """
         base = self._fleet.base_of(model)
         if self._demands.held_requests(base) >= self._waiting_requests_max:
@@ -35,6 +36,8 @@ class WaitingRoom:
             held = nullcontext() if self._fleet.candidates(base) else self._demands.held(base, prompt_tokens)
             with held:
                 await self._wait(model, deadline)
+            if not self._fleet.may_know(model):
+                raise ModelNotFound(model)
 
     async def _wait(self, model: str, deadline: float) -> None:
         waiter = asyncio.get_running_loop().create_future()
@@ -48,7 +51,7 @@ class WaitingRoom:
             del self._waiting[waiter]
 
     def _wake(self) -> None:
-        """Wake the calls whose model is ready now, in the order they came."""
+        """Wake the calls whose model is ready now or withdrawn, in the order they came."""
         for waiter, model in list(self._waiting.items()):
-            if not waiter.done() and self._fleet.candidates(model):
+            if not waiter.done() and (self._fleet.candidates(model) or not self._fleet.may_know(model)):
                 waiter.set_result(None)

@@ -7,7 +7,7 @@ import asyncio
 import msgspec
 import pytest
 
-from serving.errors import GatewayFull, NoReplicaReady
+from serving.errors import GatewayFull, ModelNotFound, NoReplicaReady
 from serving.gateway.admission.waiting_room import WaitingRoom
 from serving.gateway.fleet.demand import Demands
 from serving.gateway.fleet.fleet import Fleet
@@ -36,7 +36,7 @@ async def test_waiting_ends_when_a_replica_is_ready_in_order_of_arrival() -> Non
 
     tasks = [asyncio.create_task(wait(name, model)) for name, model in (("1", "m"), ("2", "other"), ("3", "m"))]
     await asyncio.sleep(0)
-    one.fleet.take(answer(report("1")), clock.now)
+    one.fleet.take(answer(report("1"), report("2", ReplicaState.LOADING, model="other")), clock.now)
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     await asyncio.gather(tasks[0], tasks[2])
     assert woken == ["1", "3"] and not tasks[1].done()
@@ -57,13 +57,27 @@ async def test_a_call_for_an_adapter_is_woken_by_a_replica_that_offers_it() -> N
     one = Room(clock)
     waiting = asyncio.create_task(one.room.until_ready("x", clock.now + 5))
     await asyncio.sleep(0)
-    one.fleet.take(answer(report("1")), clock.now)
+    loading = report("2", ReplicaState.LOADING, adapters=("x",))
+    one.fleet.take(answer(report("1"), loading), clock.now)
     await asyncio.sleep(0)
     assert not waiting.done()
     clock.advance(1)
     one.fleet.take(answer(report("1", adapters=("x",))), clock.now)
     await waiting
     assert [it.replica_id for it in one.fleet.candidates("x")] == ["1"]
+
+
+async def test_a_call_whose_model_is_withdrawn_waits_no_longer() -> None:
+    """It is told that there is no such model as soon as the fleet says so: a later call would be told the same."""
+    clock = Clock()
+    one = Room(clock)
+    one.fleet.take(answer(report("1"), report("2", ReplicaState.LOADING, adapters=("x",))), clock.now)
+    waiting = asyncio.create_task(one.room.until_ready("x", clock.now + 5))
+    await asyncio.sleep(0)
+    clock.advance(1)
+    one.fleet.take(answer(report("1")), clock.now)
+    with pytest.raises(ModelNotFound):
+        await asyncio.wait_for(waiting, 10)
 
 
 async def test_the_waiting_room_has_a_last_place() -> None:
