@@ -43,7 +43,7 @@ SLOW = [
     )
     for phase in PHASES
     for number in SIGNALS
-    for again in range(5)
+    for again in range(10)
 ]
 
 

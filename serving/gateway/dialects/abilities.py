@@ -46,6 +46,10 @@ def _require_harmony(dialect: Dialect, kept: Body) -> None:
     for name in ("messages", "input"):
         if dialect.path != "/v1/messages/count_tokens" and _ends_with_assistant(kept.get(name)):
             raise UnsupportedParameter(f"The last of '{name}' is the assistant's: {_NEW_TURN}", param=name)
+    if dialect.path == "/v1/responses" and kept.get("include_reasoning") is False:
+        raise UnsupportedParameter(
+            "'include_reasoning' false is not supported by this model on this API: use chat.", param="include_reasoning"
+        )
     if dialect.path == "/v1/responses" and kept.get("top_logprobs"):
         raise UnsupportedParameter(
             "'top_logprobs' is not supported by this model on this API: use chat.", param="top_logprobs"

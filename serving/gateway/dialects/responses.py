@@ -178,9 +178,7 @@ FIELDS: Table = {
         " `summary`: `none` and unknown ones count as absent; other keys are ignored",
         typed(Reasoning),
     ),
-    "include_reasoning": honoured(
-        "true or false; of models that reason; gpt-oss's responses hold it all the same", FLAG
-    ),
+    "include_reasoning": honoured("true or false; of models that reason; false is refused for gpt-oss", FLAG),
     "include": honoured(
         "`reasoning.encrypted_content` (opened by gateways when it comes back, for a week), `message.output_text.logprobs`"
         " (refused for gpt-oss); others are ignored",

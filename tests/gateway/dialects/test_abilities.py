@@ -32,6 +32,7 @@ BEGUN = {"role": "assistant", "content": "The sum is"}
         (TOKENIZE, {"prompt": None, "messages": [ASKED, BEGUN]}, "messages"),
         (TOKENIZE, {"prompt": None, "messages": [ASKED], "add_generation_prompt": False}, "add_generation_prompt"),
         (RESPONSES, {"input": [ASKED, BEGUN]}, "input"),
+        (RESPONSES, {"input": "hi", "include_reasoning": False}, "include_reasoning"),
         (RESPONSES, {"input": "hi", "top_logprobs": 2}, "top_logprobs"),
         (RESPONSES, {"input": "hi", "include": ["message.output_text.logprobs"]}, "include"),
     ],
