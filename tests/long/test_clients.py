@@ -29,8 +29,15 @@ CANNOT = {
     "embeddings": "it makes none",
     "abort": "it writes nothing that is long enough to be left",
 }
-#: What it cannot show of one client: client and feature → why.
-DIFFERS: dict[tuple[str, str], str] = {}
+_TOOLS = ("tools", "tools_streamed", "kept_reasoning")
+_SCHEMAS = "the schemas that it makes of functions have keys with which the model has not learned the conversation"
+#: What it cannot show of some clients, which in front of its stand-in pass: the beginning of their names and features → why.
+DIFFERS = {
+    ("anthropic (Python) messages, tool_runner", _TOOLS): _SCHEMAS,
+    ("openai-agents (Python)", _TOOLS): _SCHEMAS,
+    ("@ai-sdk/openai", _TOOLS): _SCHEMAS,
+    ("@ai-sdk/anthropic", ("structured",)): "it asks for a tool of its own, which the model has not learned",
+}
 
 Verdicts = Callable[[Client], dict[str, str]]
 
@@ -62,18 +69,21 @@ def mount_greedy_tiny(home: Path) -> None:
 
 
 def cells() -> list[object]:
-    """Each library with each feature that both it and the model have."""
+    """Each library with each feature that both it and the model have; a known failure that begins to pass fails its test."""
     return [
         pytest.param(client, feature, id=f"{client.name}-{feature}", marks=_marks(client, feature))
         for client in CLIENTS
         for feature in client.tried
-        if not client.is_agent and feature not in CANNOT
+        if not client.is_agent and feature not in CANNOT and not _differs(client, feature)
     ]
 
 
+def _differs(client: Client, feature: str) -> bool:
+    return any(client.name.startswith(name) and feature in features for name, features in DIFFERS)
+
+
 def _marks(client: Client, feature: str) -> list[pytest.MarkDecorator]:
-    why = client.fails.get(feature) or DIFFERS.get((client.name, feature))
-    return [pytest.mark.xfail(reason=why)] if why else []
+    return [pytest.mark.xfail(reason=client.fails[feature])] if feature in client.fails else []
 
 
 @pytest.mark.parametrize(("client", "feature"), cells())
