@@ -19,18 +19,22 @@ from itertools import islice
 from typing import Self
 
 import msgspec
+from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from serving.errors import Refusal, StoreUnavailable
 from serving.gateway.ledger import spill
 from serving.gateway.ledger.openings import Openings
-from serving.gateway.ledger.rows import OPEN, LedgerRow, closing_row, opening_row, upsert
+from serving.gateway.ledger.rows import OPEN, LedgerRow, closing_row, opening_row, upsert, write
 from serving.gateway.ledger.watch import BEAT_S, Watch, own_gateway_id
 from serving.gateway.nouns import CallRecord
 from serving.gateway.store.store import Store
 
 #: Seconds in which ends of calls gather before they are written together; an opening is waited for.
 GROUP_S = 0.05
+#: Seconds between two transactions while several calls at a time wait for one: a transaction for each would take more of the
+#: interpreter than the calls' rows.
+GATHER_S = 0.002
 #: Seconds without a row after which the database is not kept open between writes.
 QUIET_S = 1.0
 #: Seconds a call waits for the database before its opening goes to the file instead.
@@ -76,11 +80,13 @@ class Ledger:
         self._hurry = threading.Event()
         self._closing = threading.Event()
         # One writer at a time: the thread, or `flush()` of another.
-        self._writing = threading.Lock()
+        self._writing = threading.RLock()
         self._spilling = threading.Lock()
         #: The last attempt to write the file failed.
         self._is_spill_failing = False
         self._must_recover = True
+        #: Openings in the last transaction.
+        self._opened_together = 0
         self._failures = 0
         #: When the store first failed to take rows, on the clock; None while it takes them.
         self._behind_since: float | None = None
@@ -130,7 +136,8 @@ class Ledger:
         record.entry_id, record.opened_at_epoch_s = secrets.token_hex(8), self._clock()
         self._openings.note(record.entry_id)
         self._put(opening_row(record, self._gateway_id))
-        self._hurry.set()
+        if not self._hurry.is_set():
+            self._hurry.set()
 
     async def kept(self, record: CallRecord) -> None:
         """Return when a call's opening is where no killed gateway loses it: in the database or, while that is away, the file.
@@ -157,9 +164,9 @@ class Ledger:
                 # Before any row: others close the rows of gateways without a heartbeat.
                 self._watch.check_if_due()
                 while batch := self._batch():
-                    self._write(batch)
-                    self._store.stay()
+                    self._write(batch, write)
                     self._forget(batch)
+                    self._opened_together = sum(row.outcome == OPEN for row in batch)
             except StoreUnavailable as error:
                 return self._failed(error.reason)
             except OSError as error:
@@ -182,7 +189,7 @@ class Ledger:
         if self._empty():
             with contextlib.suppress(StoreUnavailable):
                 self._watch.leave()
-        self._store.rest()
+        self._rest()
         return len(self._pending)
 
     def _empty(self) -> bool:
@@ -197,14 +204,16 @@ class Ledger:
         with self._lock:
             # A call that ends before its opening was written needs one row, not two.
             self._pending[row.entry_id] = row
-        self._arrived.set()
+        # Asked first, because to set it takes the interpreter from the event loop.
+        if not self._arrived.is_set():
+            self._arrived.set()
         if self._closing.is_set() and not self._thread.is_alive():
             self._empty()
 
     def _run(self) -> None:
         while not self._closing.is_set():
             if not self._arrived.wait(QUIET_S):
-                self._store.rest()
+                self._rest()
                 self._arrived.wait(BEAT_S)
             self._arrived.clear()
             self._hurry.clear()
@@ -222,11 +231,17 @@ class Ledger:
         """Let more rows gather; while the database is away, back off."""
         if self._failures:
             self._closing.wait(min(GROUP_S * 2.0 ** min(self._failures, 16), RETRY_MAX_S))
+        elif self._opened_together > 1:
+            self._closing.wait(GATHER_S)
         else:
             self._hurry.wait(GROUP_S)
 
+    def _rest(self) -> None:
+        with self._writing:
+            self._store.rest()
+
     def _failed(self, reason: str) -> bool:
-        self._store.rest()
+        self._rest()
         if self._failures == 0:
             self._behind_since = self._clock()
             log.warning("the ledger waits for the store (%s): %d rows in memory", reason, len(self._pending))
@@ -247,11 +262,11 @@ class Ledger:
                 if self._pending.get(row.entry_id) is row:
                     del self._pending[row.entry_id]
 
-    def _write(self, rows: Sequence[LedgerRow]) -> None:
-        for _ in range(COLLISIONS_MAX):
+    def _write(self, rows: Sequence[LedgerRow], first: Callable[[Connection, Sequence[LedgerRow]], None]) -> None:
+        for put in (first, *[upsert] * COLLISIONS_MAX):
             # Another gateway may take one of these ids between our query and our write; the next attempt sees it.
-            with contextlib.suppress(IntegrityError), self._store.begin() as connection:
-                upsert(connection, rows)
+            with contextlib.suppress(IntegrityError), self._store.following() as connection:
+                put(connection, rows)
                 return
         raise StoreUnavailable("request ids were taken at the same moment")
 
@@ -264,7 +279,7 @@ class Ledger:
         try:
             with self._spill.drained() as rows:
                 while batch := list(islice(rows, BATCH_ROWS_MAX)):
-                    self._write(batch)
+                    self._write(batch, upsert)
         except BaseException:
             self._must_recover = True
             raise

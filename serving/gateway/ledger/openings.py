@@ -48,14 +48,13 @@ class Openings:
             if entry_id not in self._unkept:
                 return True
             kept = self._waiting[entry_id] = asyncio.get_running_loop().create_future()
+        limit = kept.get_loop().call_later(timeout_s, _release, [kept])
         try:
-            async with asyncio.timeout(timeout_s):
-                await kept
-        except TimeoutError:
-            return self.is_kept(entry_id)
+            await kept
         finally:
+            limit.cancel()
             self._waiting.pop(entry_id, None)
-        return True
+        return self.is_kept(entry_id)
 
 
 def _release(waiting: list[asyncio.Future[None]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, or_, select, update
 
 from serving.gateway.nouns import CallRecord
 from serving.gateway.store.tables import ledger
@@ -82,6 +82,19 @@ def _counted(tokens: int) -> int:
     return min(max(tokens, 0), _TOKENS_MAX)
 
 
+def write(connection: Connection, rows: Sequence[LedgerRow]) -> None:
+    """Write rows as nearly all of them come: openings under ids that are free, and ends of openings that are there.
+
+    Ends that are not so are written by `upsert`. Raises IntegrityError where an id is taken: then `upsert` has to write all.
+    """
+    news = [msgspec.structs.asdict(row) for row in rows if row.outcome == OPEN]
+    ends = [row for row in rows if row.outcome != OPEN]
+    if news:
+        connection.execute(_NEW, news)
+    if ends and connection.execute(_OWN_END, [_end(row) for row in ends]).rowcount != len(ends):
+        upsert(connection, ends)
+
+
 def upsert(connection: Connection, rows: Sequence[LedgerRow]) -> None:
     """Write rows: an entry's end replaces its opening, nothing else is ever replaced, a repetition changes nothing.
 
@@ -100,16 +113,39 @@ def upsert(connection: Connection, rows: Sequence[LedgerRow]) -> None:
             ends.append(msgspec.structs.asdict(row) | {"filed_as": row.request_id})
         owners[row.request_id] = (row.entry_id, row.outcome)
     if news:
-        connection.execute(insert(ledger), news)
+        connection.execute(_NEW, news)
     if ends:
         connection.execute(_END, ends)
 
 
+_NEW = insert(ledger)
 _END = (
     update(ledger)
     .where(ledger.c.request_id == bindparam("filed_as"))
     .values({name: bindparam(name) for name in LedgerRow.__struct_fields__ if name != "request_id"})
 )
+
+
+#: What a call's end changes in its row.
+_ENDING = tuple(
+    name
+    for name in LedgerRow.__struct_fields__
+    if name not in ("request_id", "entry_id", "tenant_id", "key_id", "route", "started_at", "gateway_id")
+)
+_OWN_END = (
+    update(ledger)
+    .where(
+        ledger.c.request_id == bindparam("filed_as"),
+        ledger.c.entry_id == bindparam("of_entry"),
+        or_(ledger.c.outcome == OPEN, ledger.c.outcome == CRASHED),
+    )
+    .values({name: bindparam(name) for name in _ENDING})
+)
+
+
+def _end(row: LedgerRow) -> dict[str, object]:
+    changed = {name: getattr(row, name) for name in _ENDING}
+    return changed | {"filed_as": row.request_id, "of_entry": row.entry_id}
 
 
 def close_rows_of(connection: Connection, gateway_id: str) -> int:

@@ -39,7 +39,7 @@ class Store:
         #: Its name in messages.
         self.name = name
         # PostgreSQL's pool keeps its own connections.
-        self._stay = None if self.is_shared else sqlite.Stay(home / FILE_NAME)
+        self._lasting = None if self.is_shared else sqlite.Lasting(engine, home / FILE_NAME)
 
     @classmethod
     def open(cls, home: Path, settings: StoreSettings = _LOCAL, *, may_migrate: bool = False) -> Self:
@@ -110,16 +110,6 @@ class Store:
         self.rest()
         self._engine.dispose()
 
-    def stay(self) -> None:
-        """More transactions follow at once: spare each the cost of opening and closing the database."""
-        if self._stay:
-            self._stay.begin()
-
-    def rest(self) -> None:
-        """None follow for now. For the thread that called `stay`."""
-        if self._stay:
-            self._stay.end()
-
     @property
     def is_shared(self) -> bool:
         """May gateways of other machines use it too?"""
@@ -138,6 +128,28 @@ class Store:
             raise
         except SQLAlchemyError as error:
             raise StoreUnavailable(self._reason(error)) from error
+
+    @contextmanager
+    def following(self) -> Iterator[Connection]:
+        """The same for transactions that follow one another, of one thread at a time: they share a connection until `rest`."""
+        if self._lasting is None:
+            with self.begin() as connection:
+                yield connection
+            return
+        try:
+            connection = self._lasting.connection()
+            with connection.begin():
+                yield connection
+        except IntegrityError:
+            raise
+        except SQLAlchemyError as error:
+            self.rest()
+            raise StoreUnavailable(self._reason(error)) from error
+
+    def rest(self) -> None:
+        """None follow for now. For the thread that called `following`."""
+        if self._lasting:
+            self._lasting.end()
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:

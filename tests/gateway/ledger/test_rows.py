@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 
 import pytest
+from sqlalchemy import event
+from sqlalchemy.exc import IntegrityError
 
 from serving.gateway.ledger.ledger import Ledger
-from serving.gateway.ledger.rows import CRASHED, OPEN, close_rows_of, closing_row, opening_row, upsert
+from serving.gateway.ledger.rows import CRASHED, OPEN, close_rows_of, closing_row, opening_row, upsert, write
 from serving.gateway.nouns import Caller, Outcome, Usage
 from serving.gateway.store.store import Store
 from tests.gateway.calls import CALLER, open_call, record, rows, settle
@@ -77,6 +79,41 @@ def test_an_end_is_written_once(place: Place, store: Store) -> None:
         with store.begin() as connection:
             upsert(connection, group)
     assert rows(place, "request_id, outcome, prompt_tokens") == [("r", "ok", 1)]
+
+
+def test_openings_and_ends_take_one_statement_each(place: Place, store: Store) -> None:
+    """However many there are, and without a look at what is there: that is most of what a call costs the database."""
+    openings = [opening_row(record(request_id=name, entry_id=name), "gateway") for name in ("a", "b", "c")]
+    ends = [closing_row(record(request_id=name, entry_id=name), "gateway", 2.0) for name in ("a", "b")]
+    statements: list[str] = []
+    with store.begin() as connection:
+        event.listen(connection, "before_cursor_execute", lambda _1, _2, sql, *_: statements.append(sql.split()[0]))
+        write(connection, openings)
+        write(connection, ends)
+    assert statements == ["INSERT", "UPDATE"]
+    assert rows(place, "request_id, outcome") == [("a", "ok"), ("b", "ok"), ("c", OPEN)]
+
+
+def test_ends_that_are_not_as_usual_are_written_too(place: Place, store: Store) -> None:
+    """One whose opening never came, one under an id that another entry holds, and one that is repeated."""
+    owner = closing_row(record(entry_id="first", usage=Usage(1, 1)), "gateway", 2.0)
+    with store.begin() as connection:
+        write(connection, [owner])
+    newcomer = closing_row(record(entry_id="second", usage=Usage(2, 2)), "gateway", 2.0)
+    again = closing_row(record(entry_id="first", usage=Usage(9, 9)), "gateway", 3.0)
+    with store.begin() as connection:
+        write(connection, [newcomer, again])
+    assert rows(place, "request_id, prompt_tokens") == [("r", 1), ("r~second", 2)]
+
+
+def test_an_opening_under_a_taken_id_is_an_error_for_its_group(place: Place, store: Store) -> None:
+    """Nothing of the group is written then; all of it is by way of `upsert`."""
+    with store.begin() as connection:
+        write(connection, [opening_row(record(request_id="taken", entry_id="first"), "gateway")])
+    group = [opening_row(record(request_id=name, entry_id="second"), "gateway") for name in ("free", "taken")]
+    with pytest.raises(IntegrityError), store.begin() as connection:
+        write(connection, group)
+    assert rows(place, "request_id") == [("taken",)]
 
 
 def test_the_open_rows_of_a_dead_gateway_are_closed(place: Place, store: Store) -> None:

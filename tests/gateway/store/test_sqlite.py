@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import delete, insert, select
+from sqlalchemy.exc import IntegrityError
 
 from serving.errors import Refusal, StoreUnavailable
 from serving.gateway.store.sqlite import BUSY_TIMEOUT_MS
@@ -58,13 +59,12 @@ def test_a_writer_waits_for_another_and_then_gives_up(tmp_path: Path) -> None:
             assert connection.execute(select(tenants)).all() == []
 
 
-def test_a_stay_keeps_the_log_between_transactions(tmp_path: Path) -> None:
+def test_the_log_is_kept_between_transactions_that_follow(tmp_path: Path) -> None:
     """Writing the log back takes most of a small transaction; at rest the file is complete without it."""
     log = tmp_path / "serving.db-wal"
     with SqlitePlace(tmp_path).open() as store:
         for _ in range(2):
-            store.stay()
-            with store.begin() as connection:
+            with store.following() as connection:
                 connection.execute(delete(tenants))
                 connection.execute(insert(tenants).values(id="t1", name="acme", created_at=1.0))
             assert log.stat().st_size
@@ -72,18 +72,43 @@ def test_a_stay_keeps_the_log_between_transactions(tmp_path: Path) -> None:
             assert not log.exists()
 
 
-def test_a_stay_does_not_hide_that_the_file_is_gone(tmp_path: Path) -> None:
+def test_transactions_that_follow_share_a_connection(tmp_path: Path) -> None:
+    """One for each would cost more than what it is for; a failed one does not end it for the next."""
+    with SqlitePlace(tmp_path).open() as store:
+        with store.following() as first:
+            first.execute(insert(tenants).values(id="t1", name="acme", created_at=1.0))
+        with pytest.raises(IntegrityError), store.following() as second:
+            second.execute(insert(tenants).values(id="t1", name="other", created_at=1.0))
+        with store.following() as third:
+            assert [found.name for found in third.execute(select(tenants))] == ["acme"]
+
+    assert first is second is third
+
+
+def test_a_kept_connection_does_not_hide_that_the_file_is_gone(tmp_path: Path) -> None:
     """It holds the old file open, and no transaction goes there; the file that comes back is used again."""
     place = SqlitePlace(tmp_path)
     with place.open() as store:
-        store.stay()
-        with store.begin() as connection:
+        with store.following() as connection:
             connection.execute(insert(tenants).values(id="t1", name="acme", created_at=1.0))
         place.take_away()
-        with pytest.raises(StoreUnavailable), store.begin() as connection:
+        with pytest.raises(StoreUnavailable), store.following() as connection:
             connection.execute(select(tenants))
-        store.rest()
         place.bring_back()
-        store.stay()
-        with store.begin() as connection:
+        with store.following() as connection:
             assert [found.name for found in connection.execute(select(tenants))] == ["acme"]
+
+
+def test_a_kept_connection_does_not_write_into_a_file_that_was_replaced(tmp_path: Path) -> None:
+    """A database that was put in the other's place, by a restore for instance, gets the next transaction."""
+    place, other = SqlitePlace(tmp_path / "a"), SqlitePlace(tmp_path / "b")
+    with place.open() as store, other.open() as replacement:
+        replacement.close()
+        with store.following() as connection:
+            connection.execute(insert(tenants).values(id="t1", name="acme", created_at=1.0))
+        place.take_away()
+        (tmp_path / "b" / "serving.db").rename(tmp_path / "a" / "serving.db")
+        with store.following() as connection:
+            connection.execute(insert(tenants).values(id="t2", name="newer", created_at=1.0))
+
+    assert ("newer",) in place.execute("select name from tenants")
