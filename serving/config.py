@@ -87,6 +87,32 @@ class Slo(_Group):
     """Seconds per token after the first, the mean of one answer: ten tokens a second are more than people read."""
 
 
+class Retries(_Group):
+    """How much more a failing fleet, or a key whose calls are refused, may be asked than a healthy one."""
+
+    share: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Retries of a model's calls at other replicas, as a share of its calls (retry budget): a fleet that fails everywhere gets at most 1.2 times the calls, and ten more. 0 turns retries off once those ten are used up."""
+    refused_per_key: Annotated[int, Field(ge=1)] = 20
+    """Calls of one key that may be refused in a row, with a 502 or 503, before its next ones are refused unread, with Retry-After; one a second more, and one for each call that is admitted. Clients' own routers try five times in half a second."""
+
+
+class Outliers(_Group):
+    """When a replica that fails more than others gets no calls for a while (outlier ejection), and how it comes back."""
+
+    consecutive_failures: Annotated[int, Field(ge=1)] = 5
+    """Failed calls in a row after which a replica is ejected."""
+    failure_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of failed calls within half a minute from which a replica is ejected; counts from 20 calls on."""
+    ejected_share_max: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Most of a model's replicas that may be ejected at a time, rounded down: where all fail, the fault is not theirs. 0 turns ejection off."""
+    ejection_s: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds of the first ejection; each further one takes twice as long."""
+    ejection_max_s: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds of the longest ejection; a replica that has behaved for as long starts again at the first."""
+    return_s: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds in which a replica that comes back gets a growing share of its calls, from a tenth to all: its caches are cold. One failure in that time ejects it again."""
+
+
 class GatewaySettings(_Group):
     host: str = "127.0.0.1"
     """Address to listen on; the chart sets 0.0.0.0 behind its NetworkPolicy."""
@@ -130,6 +156,8 @@ class GatewaySettings(_Group):
     log_prompts: bool = False
     """Write each call's body into its log line, as it was sent, up to 64 KiB. Everyone who can read the log can then read prompts."""
     timeouts: Timeouts = Timeouts()
+    retries: Retries = Retries()
+    outliers: Outliers = Outliers()
 
     def slo_of(self, model: str) -> Slo:
         """The SLO of a served model."""

@@ -29,6 +29,7 @@ from serving.gateway.dialects import DIALECTS
 from serving.gateway.fleet.demand import Demands
 from serving.gateway.fleet.fleet import Fleet
 from serving.gateway.fleet.names import Names
+from serving.gateway.fleet.outliers import Outliers
 from serving.gateway.fleet.polls import Polls
 from serving.gateway.fleet.sources import DirectorySource, EngineSource, Source
 from serving.gateway.http.cors import Cors
@@ -77,7 +78,8 @@ def assemble(settings: GatewaySettings, tenants: Tenants, ledger: Ledger, edges:
     clock = edges.clock
     sources = list(_sources(settings, edges.secret))
     demands = Demands(clock)
-    fleet = Fleet((source.name for source in sources), demands, clock, edges.wall_clock)
+    outliers = Outliers(settings.outliers, clock)
+    fleet = Fleet((source.name for source in sources), demands, clock, edges.wall_clock, outliers)
     polls = Polls(sources, fleet, demands, settings.poll_interval_s, clock)
     names = Names(fleet, settings.aliases)
     upstream = Upstream(settings.timeouts.engine_connect_s, edges.tls)
@@ -91,7 +93,7 @@ def assemble(settings: GatewaySettings, tenants: Tenants, ledger: Ledger, edges:
         ledger,
         names,
         Admission(fleet, demands, estimates, settings, clock),
-        Relay(upstream, estimates, settings.timeouts, edges.secret, clock),
+        Relay(upstream, estimates, settings, edges.secret, clock),
         Reasoning(Seal(tenants.derived_key(seal.PURPOSE), edges.wall_clock), clock),
     )
     entries = [

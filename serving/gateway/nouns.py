@@ -83,6 +83,8 @@ class Decision(StrEnum):
     REFUSED_FULL = "refused_full"
     #: No replica could take it in time, or its client left while it waited.
     REFUSED_WAIT = "refused_wait"
+    #: Its key's calls were refused in bulk just before.
+    REFUSED_KEY = "refused_key"
 
 
 class Failure(StrEnum):
@@ -170,6 +172,11 @@ class CallRecord(msgspec.Struct, kw_only=True):
     failures: Counter[str] = msgspec.field(default_factory=Counter)
     #: Replicas whose addresses refused connections.
     replicas_lost: int = 0
+    #: Attempts that the model's retry budget paid for, and whether it had none left for one more.
+    retries_granted: int = 0
+    is_retry_refused: bool = False
+    #: Replicas that were ejected for this call's failure and those before it.
+    replicas_ejected: int = 0
     first_byte_at: float | None = None
     #: Seconds that writes waited because the client read more slowly than the engine wrote.
     reading_s: float = 0.0

@@ -15,7 +15,7 @@ import aiohttp
 import uvicorn
 from sqlalchemy import select
 
-from serving.config import GatewaySettings, Slo, Timeouts
+from serving.config import GatewaySettings, Retries, Slo, Timeouts
 from serving.gateway.assembly import Edges, assemble
 from serving.gateway.http.protocol import BoundedHeaders
 from serving.gateway.identity.keyring import Keyring
@@ -161,6 +161,7 @@ async def running_gateway(
     cors_origins: tuple[str, ...] = (),
     max_held_bytes: int = 64 * 1024 * 1024,
     clock: Callable[[], float] = time.monotonic,
+    refused_per_key: int = 20,
 ) -> AsyncIterator[World]:
     """Serve until the end of the `with`; by default it begins when a model is ready."""
     settings = GatewaySettings(
@@ -175,6 +176,7 @@ async def running_gateway(
         cors_origins=cors_origins,
         max_held_bytes=max_held_bytes,
         timeouts=timeouts,
+        retries=Retries(refused_per_key=refused_per_key),
     )
     with ExitStack() as opened:
         store = opened.enter_context(Store.open(home))

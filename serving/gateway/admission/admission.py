@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Set
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from itertools import count
@@ -10,10 +11,11 @@ from itertools import count
 import msgspec
 
 from serving.config import GatewaySettings
-from serving.errors import GatewayFull, NoReplicaReady
+from serving.errors import ApiError, GatewayFull, NoReplicaReady
 from serving.gateway.admission.estimates import Estimates
 from serving.gateway.admission.gate import Gate
 from serving.gateway.admission.memory import Memory, Share
+from serving.gateway.admission.refusals import Refusals
 from serving.gateway.admission.waiting_room import WaitingRoom
 from serving.gateway.dialects.call import Call
 from serving.gateway.fleet import router
@@ -24,6 +26,9 @@ from serving.gateway.nouns import Caller, CallRecord, Decision
 
 #: Seconds before a replica that could not take a call is asked again.
 PAUSE_S = 0.25
+
+
+log = logging.getLogger(__name__)
 
 
 class Admission:
@@ -44,12 +49,32 @@ class Admission:
         self._clock = clock
         self._gate = Gate(settings.max_open_requests, Memory(settings.max_held_bytes))
         self._room = WaitingRoom(fleet, demands, settings.max_waiting_requests, clock)
+        self._refusals = Refusals(settings.retries.refused_per_key, clock)
         #: Replicas that are equal take turns, over all attempts of all calls.
         self._turns = count(1)
 
     def entered(self, record: CallRecord) -> AbstractContextManager[Share]:
         """A request is open while inside, its body yet to be read into its share of the memory; raises GatewayFull."""
         return self._gate.entered(record)
+
+    @contextmanager
+    def within_refusals(self, caller: Caller, record: CallRecord) -> Iterator[None]:
+        """A call of this key runs inside, its body yet to be read; raises GatewayFull when too many of its calls were refused.
+
+        What broke off after its beginning was no refusal.
+        """
+        try:
+            self._refusals.require(caller.key_id)
+        except GatewayFull:
+            record.decision = Decision.REFUSED_KEY
+            raise
+        try:
+            yield
+        except ApiError as error:
+            if error.is_retryable and record.first_byte_at is None:
+                self._refusals.refused(caller.key_id)
+            raise
+        self._refusals.admitted(caller.key_id)
 
     @asynccontextmanager
     async def admit(self, caller: Caller, call: Call, record: CallRecord) -> AsyncIterator[Ticket]:
@@ -112,13 +137,24 @@ class Ticket:
 
         Raises GatewayFull and NoReplicaReady when none is left and none becomes ready in time.
         """
-        chosen = await self._next(suspects)
+        chosen = await self._next(suspects | self._fleet.outliers.avoided(self._claim.model))
         with self._fleet.committed(chosen.replica_id):
             yield chosen
 
     def watched(self, replica_id: str, watcher: Watcher) -> AbstractContextManager[None]:
         """While inside, `watcher` gets the replica's state whenever its cell has said it."""
         return self._fleet.watched(replica_id, watcher)
+
+    def report_failed(self, replica_id: str) -> None:
+        """A call failed there: it is ejected when it is an outlier."""
+        replicas = len(self._fleet.candidates(self._claim.model))
+        if self._fleet.outliers.fail(replica_id, self._claim.model, replicas):
+            log.warning("replica %s: ejected as an outlier", replica_id)
+            self._record.replicas_ejected += 1
+
+    def report_served(self, replica_id: str) -> None:
+        """A call ended there by no fault of the replica's."""
+        self._fleet.outliers.succeed(replica_id)
 
     def report_lost(self, replica_id: str) -> None:
         """Its address refuses connections: no call gets it until it reports READY again."""
@@ -128,8 +164,12 @@ class Ticket:
     def require_time(self) -> None:
         """Every replica is busy: raises NoReplicaReady once the time to wait for one is over."""
         if self._clock() >= self._claim.deadline:
-            self._record.decision = Decision.REFUSED_WAIT
-            raise NoReplicaReady(f"The model '{self._claim.model}' is busy; try again soon.", retry_after_s=5)
+            raise self.busy()
+
+    def busy(self) -> NoReplicaReady:
+        """The error of a call for which every replica is busy."""
+        self._record.decision = Decision.REFUSED_WAIT
+        return NoReplicaReady(f"The model '{self._claim.model}' is busy; try again soon.", retry_after_s=5)
 
     async def _next(self, suspects: Set[str]) -> Candidate:
         turn = next(self._turns)

@@ -1,6 +1,6 @@
 """Inference: calls that an engine answers, in every dialect.
 
-gate → identify → open the ledger's row → read → resolve → admit → relay; the recorder settles whatever ends it.
+gate → identify → refused in bulk? → open the ledger's row → read → resolve → admit → relay; the recorder settles whatever ends it.
 """
 
 from __future__ import annotations
@@ -57,14 +57,18 @@ class Inference:
         """Answer one call; raises ApiError, and ClientLeft when the client does not wait for the answer."""
         with self._admission.entered(visit.record) as share:
             visit.record.caller = caller = await self._tenants.identify(visit.request.presented_key())
-            self._ledger.open(visit.record)
-            visit.responder.wait_for(partial(self._ledger.kept, visit.record))
-            try:
-                async with asyncio.timeout(self._settings.timeouts.request_total_s):
-                    await self._relayed(await self._read(dialect, caller, visit, share), caller, visit, share)
-            except TimeoutError:
-                if not visit.responder.is_complete:
-                    raise self._out_of_time(visit) from None
+            with self._admission.within_refusals(caller, visit.record):
+                await self._serve(dialect, caller, visit, share)
+
+    async def _serve(self, dialect: Dialect, caller: Caller, visit: Visit, share: Share) -> None:
+        self._ledger.open(visit.record)
+        visit.responder.wait_for(partial(self._ledger.kept, visit.record))
+        try:
+            async with asyncio.timeout(self._settings.timeouts.request_total_s):
+                await self._relayed(await self._read(dialect, caller, visit, share), caller, visit, share)
+        except TimeoutError:
+            if not visit.responder.is_complete:
+                raise self._out_of_time(visit) from None
 
     async def _read(self, dialect: Dialect, caller: Caller, visit: Visit, share: Share) -> Call:
         require_json(visit.request)

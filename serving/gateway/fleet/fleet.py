@@ -8,7 +8,9 @@ from contextlib import contextmanager
 
 import msgspec
 
+from serving.config import Outliers as Limits
 from serving.gateway.fleet.demand import Demands
+from serving.gateway.fleet.outliers import Outliers
 from serving.gateway.fleet.replicas import Known, is_withdrawn, merge, ready, served_names
 from serving.gateway.fleet.router import Candidate
 from serving.wire import DirectoryAnswer, ListedModel, PromptFormat, ReplicaReport, ReplicaState
@@ -37,6 +39,9 @@ class Model(msgspec.Struct, frozen=True):
     may_sleep: bool = False
     #: Of an adapter, the model it belongs to.
     base: str | None = None
+    #: Replicas of it that this gateway has ejected as outliers, and those that come back.
+    ejected: int = 0
+    returning: int = 0
     #: Calls that this gateway holds for it, because no replica can take them.
     waiting_requests: int = 0
     #: Seconds the first of them has waited.
@@ -52,7 +57,10 @@ class Fleet:
         demands: Demands,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
+        outliers: Outliers | None = None,
     ) -> None:
+        #: Which replicas fail more than others: calls report it, and go by it.
+        self.outliers = outliers or Outliers(Limits(), clock)
         self._demands = demands
         self._clock = clock
         self._wall_clock = wall_clock
@@ -215,7 +223,8 @@ class Fleet:
 
     def models(self) -> list[Model]:
         """Every model that some replica is for, in whatever state, or that a cell serves without one now."""
-        return self._with_states(lambda listed: (listed.name,), lambda report: (report.model,))
+        models = self._with_states(lambda listed: (listed.name,), lambda report: (report.model,))
+        return [msgspec.structs.replace(it, **self.outliers.states(it.name)) for it in models]
 
     def adapters(self) -> list[Model]:
         """Every adapter that some replica offers; of a model without any, those that the settings name."""

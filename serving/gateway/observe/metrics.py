@@ -43,6 +43,10 @@ OTHER_TENANTS = "(others)"
 TOKEN_KINDS = ("prompt", "completion", "cached_prompt", "reasoning")
 
 
+#: What a retry budget said.
+GRANTED, REFUSED = BUDGET_DECISIONS = ("granted", "refused")
+
+
 class Snapshot(msgspec.Struct, frozen=True):
     """What is as it is when asked."""
 
@@ -147,6 +151,8 @@ class Metrics:
         )
         self._admissions = self._counter("admissions", "What became of calls that were in order.", "model", "decision")
         self._retries = self._counter("upstream_retries", "Attempts at replicas that failed.", "model", "failure")
+        self._budgeted = self._counter("retry_budget", "Retries that were due.", "model", "decision")
+        self._ejections = self._counter("outlier_ejections", "Replicas ejected as outliers.", "model")
         self._bytes = self._counter("relayed_bytes", "Bytes of answers passed on.", "model")
         self._keep_alives = self._counter("keep_alives", "Comments sent while an engine said nothing.", "model")
         self._slo = self._counter("slo_requests", "Calls judged by their model's SLO.", "model", "verdict")
@@ -168,10 +174,11 @@ class Metrics:
             (self._admissions, Decision),
             (self._retries, Failure),
             (self._tokens, TOKEN_KINDS),
+            (self._budgeted, BUDGET_DECISIONS),
         ):
             for value in values:
                 counter(model, value)
-        for plain in (self._bytes, self._keep_alives, self._lost):
+        for plain in (self._bytes, self._keep_alives, self._lost, self._ejections):
             plain(model)
 
     @contextmanager
@@ -228,6 +235,12 @@ class Metrics:
             self._keep_alives(model).inc(record.keep_alives)
         for failure, count in record.failures.items():
             self._retries(model, failure).inc(count)
+        if record.retries_granted:
+            self._budgeted(model, GRANTED).inc(record.retries_granted)
+        if record.is_retry_refused:
+            self._budgeted(model, REFUSED).inc()
+        if record.replicas_ejected:
+            self._ejections(model).inc(record.replicas_ejected)
         if record.replicas_lost:
             self._lost(model).inc(record.replicas_lost)
         if record.inter_token is not None:
@@ -277,6 +290,11 @@ def _of_models(models: Sequence[Model]) -> Iterator[GaugeMetricFamily]:
     yield replicas
     wanted = {model.name: model.wanted for model in models if model.wanted is not None}
     yield _family("wanted_replicas", "Replicas that the directories want, as last reported here.", "model", wanted)
+    outliers = _empty("outlier_replicas", "Replicas that get no calls, or few, because they failed.", "model", "state")
+    for model in models:
+        outliers.add_metric([model.name, "ejected"], model.ejected)
+        outliers.add_metric([model.name, "returning"], model.returning)
+    yield outliers
     waiting = {model.name: model.waiting_requests for model in models}
     yield _family("waiting_requests", "Requests held because no replica can take them.", "model", waiting)
     oldest = {model.name: model.oldest_wait_s for model in models}

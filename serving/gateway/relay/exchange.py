@@ -19,6 +19,7 @@ from serving.gateway.nouns import CallRecord, Failure, InterTokenLatency, Usage
 from serving.gateway.observe.tracing import Trace
 from serving.gateway.relay import events, metering
 from serving.gateway.relay.metering import Meter
+from serving.gateway.relay.retries import Retries
 from serving.gateway.relay.sink import Sink
 
 STREAM_HEADERS: list[Header] = [
@@ -127,6 +128,13 @@ class Exchange:
         """The attempt gave the client nothing."""
         self.forget()
         self._record.failures[failure] += 1
+
+    def take_retry(self, retries: Retries) -> bool:
+        """Whether the model's budget has room for one more attempt, which is counted either way."""
+        is_granted = retries.take(self.call.model)
+        self._record.retries_granted += is_granted
+        self._record.is_retry_refused = not is_granted
+        return is_granted
 
     def forget(self) -> None:
         """That engine did nothing the client can be billed for."""

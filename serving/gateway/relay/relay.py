@@ -11,11 +11,12 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from itertools import count
 
 import aiohttp
 
-from serving.config import Timeouts
-from serving.errors import EngineFailed, EngineTimedOut
+from serving.config import GatewaySettings
+from serving.errors import ApiError, EngineFailed, EngineTimedOut
 from serving.gateway.admission.admission import Ticket
 from serving.gateway.admission.estimates import Estimates
 from serving.gateway.dialects import shapes
@@ -30,6 +31,7 @@ from serving.gateway.relay.exchange import JSON_HEADERS, Exchange, Misshapen
 from serving.gateway.relay.held import Room
 from serving.gateway.relay.metering import Meter
 from serving.gateway.relay.progress import Progress
+from serving.gateway.relay.retries import Retries
 from serving.gateway.relay.translation import ENGINE_FAILED, Blame
 from serving.secret import PlaneSecret
 from serving.wire import ReplicaState
@@ -38,6 +40,8 @@ from serving.wire import ReplicaState
 FAILURES_MAX = 3
 #: Failures that the call itself may have caused.
 SUSPICIOUS = frozenset({Failure.BROKEN, Failure.ERRORED, Failure.MALFORMED, Failure.EJECTED})
+#: Failures that make a replica an outlier; a busy one works, and an ejected one is out already.
+HELD_AGAINST = SUSPICIOUS - {Failure.EJECTED} | {Failure.REFUSED}
 #: Bytes of an engine's error body that are read.
 ERROR_BYTES_MAX = 64 * 1024
 #: Seconds in which an engine says that a request is at fault.
@@ -74,13 +78,14 @@ class Relay:
         self,
         upstream: Upstream,
         estimates: Estimates,
-        timeouts: Timeouts,
+        settings: GatewaySettings,
         secret: PlaneSecret | None,
         clock: Callable[[], float],
     ) -> None:
         self._upstream = upstream
         self._estimates = estimates
-        self._timeouts = timeouts
+        self._timeouts = settings.timeouts
+        self._retries = Retries(settings.retries.share)
         self._secret = secret
         self._clock = clock
         self._room = Room()
@@ -96,22 +101,50 @@ class Relay:
     async def _relay(self, exchange: Exchange, ticket: Ticket) -> None:
         seen: set[tuple[str, Failure]] = set()
         failures = 0
-        while failures < FAILURES_MAX:
+        self._retries.arrive(exchange.call.model)
+        for retry in count(1):
             async with ticket.replica({replica_id for replica_id, _ in seen}) as replica:
                 try:
                     async with self._while_served(replica, ticket, exchange), self._while_working(replica, exchange):
-                        return await self._attempt(replica, exchange)
+                        await self._judged(replica, ticket, exchange)
+                    return
                 except AttemptFailed as attempt:
                     failure = attempt.failure
             exchange.fail(failure)
             log.warning("replica %s: attempt %s", replica.replica_id, failure)
+            if failure in HELD_AGAINST:
+                ticket.report_failed(replica.replica_id)
             if _is_lost(replica.replica_id, failure, seen):
                 ticket.report_lost(replica.replica_id)
             seen.add((replica.replica_id, failure))
             failures += failure in SUSPICIOUS
-            if failure is Failure.BUSY:
-                ticket.require_time()
+            if failures >= FAILURES_MAX:
+                raise EngineFailed(ENGINE_FAILED)
+            self._require_retry(failure, ticket, exchange)
+            await asyncio.sleep(self._retries.pause_s(retry))
+
+    def _require_retry(self, failure: Failure, ticket: Ticket, exchange: Exchange) -> None:
+        """Raise the call's error when it may not be tried again: its time is over, or its model's retry budget is."""
+        if failure is Failure.BUSY:
+            ticket.require_time()
+        # A connection that was refused has cost no engine anything.
+        if failure is Failure.REFUSED or exchange.take_retry(self._retries):
+            return
+        if failure is Failure.BUSY:
+            raise ticket.busy()
         raise EngineFailed(ENGINE_FAILED)
+
+    async def _judged(self, replica: Candidate, ticket: Ticket, exchange: Exchange) -> None:
+        """One attempt, whose end is held for or against its replica. One that another replica may replace is judged there."""
+        try:
+            await self._attempt(replica, exchange)
+        except (EngineFailed, EngineTimedOut):
+            ticket.report_failed(replica.replica_id)
+            raise
+        except ApiError:
+            ticket.report_served(replica.replica_id)
+            raise
+        ticket.report_served(replica.replica_id)
 
     @asynccontextmanager
     async def _while_served(self, replica: Candidate, ticket: Ticket, exchange: Exchange) -> AsyncIterator[None]:

@@ -15,6 +15,7 @@ from serving.gateway.answers.chunk_answers import without_private_keys
 from serving.gateway.nouns import Usage
 from serving.gateway.relay.held import ANSWER_BYTES_MAX
 from tests.clock import Clock
+from tests.exposition import value
 from tests.gateway.answers import recorded_answers
 from tests.gateway.world import CHAT, QUICK, running_gateway, until
 from tests.scripted_engine import (
@@ -277,6 +278,55 @@ async def test_a_call_that_kills_engines_is_given_up(tmp_path: Path) -> None:
         answer = await world.chat()
     assert answer.status == 502 and answer.error["code"] == "engine_failed" and len(engine.received) == 3
     assert b"EngineDeadError" not in answer.body
+
+
+@pytest.mark.parametrize("status", [500, 503])
+async def test_a_fleet_that_fails_everywhere_is_not_asked_much_more_often(tmp_path: Path, status: int) -> None:
+    """1.2 times the calls, and ten more; every call still has its answer in time."""
+    calls = 60
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,), refused_per_key=calls) as world:
+        engine.improvise = lambda path, body: failing(status, "no", "InternalServerError")
+        answers = [await world.chat() for _ in range(calls)]
+        page = (await world.ask("GET", "/metrics")).body
+    assert {answer.status for answer in answers} == {502 if status == 500 else 503}
+    assert len(engine.received) <= 1.2 * calls + 10
+    granted = value(page, "serving_gateway_retry_budget_total", model=MODEL, decision="granted")
+    assert granted == len(engine.received) - calls
+    assert value(page, "serving_gateway_retry_budget_total", model=MODEL, decision="refused") > 0
+
+
+async def test_a_replica_that_fails_its_calls_is_left_out(tmp_path: Path) -> None:
+    """Five failures, none of which a client sees; then all calls go to the other."""
+    async with (
+        ScriptedEngine() as bad,
+        ScriptedEngine() as good,
+        running_gateway(tmp_path, (bad.url, good.url)) as world,
+    ):
+        bad.improvise = lambda path, body: failing(500, "no", "InternalServerError")
+        answers = [await world.chat() for _ in range(20)]
+        page = (await world.ask("GET", "/metrics")).body
+    assert {answer.status for answer in answers} == {200} and len(good.received) == 20
+    assert len(bad.received) == 5
+    assert value(page, "serving_gateway_outlier_ejections_total", model=MODEL) == 1
+    assert value(page, "serving_gateway_outlier_replicas", model=MODEL, state="ejected") == 1
+
+
+async def test_a_key_that_tries_again_at_once_is_refused_unread(tmp_path: Path) -> None:
+    """Its refusals cost the gateway and the ledger no more than a few calls'; another key is served on."""
+    brief = QUICK.model_copy(update={"replica_wait_s": 0.01})
+    async with (
+        ScriptedEngine() as engine,
+        running_gateway(tmp_path, (engine.url,), timeouts=brief, refused_per_key=3) as world,
+    ):
+        await engine.stop()
+        answers = [await world.chat() for _ in range(20)]
+        rows, page = world.rows(), (await world.ask("GET", "/metrics")).body
+        other = {"Authorization": f"Bearer {world.key_of_another('b')}", "Content-Type": "application/json"}
+        another = await world.ask("POST", "/v1/chat/completions", CHAT, other)
+    assert {answer.status for answer in answers} == {503} and len(rows) < 10
+    assert answers[-1].error["code"] == "overloaded" and int(answers[-1].headers["retry-after"]) >= 2
+    assert value(page, "serving_gateway_admissions_total", decision="refused_key") == 20 - len(rows)
+    assert another.error["code"] == "no_replica_ready"
 
 
 @pytest.mark.parametrize("ending", [Ending.DIE, Ending.END])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from serving.config import GatewaySettings, Timeouts
+from serving.config import GatewaySettings
 from serving.gateway.admission.admission import Admission
 from serving.gateway.admission.estimates import Estimates
 from serving.gateway.dialects.chat import CHAT
@@ -62,7 +62,7 @@ async def test_an_answer_goes_into_any_sink_and_is_billed() -> None:
     demands, estimates, upstream = Demands(clock), Estimates(), Upstream(5.0)
     fleet = Fleet([], demands, clock, clock)
     admission = Admission(fleet, demands, estimates, GatewaySettings(), clock)
-    relay = Relay(upstream, estimates, Timeouts(), None, clock)
+    relay = Relay(upstream, estimates, GatewaySettings(), None, clock)
     one = call(CHAT, stream=True)
     async with ScriptedEngine() as engine, upstream.opened():
         fleet.take(answer(report("a", url=engine.url)), clock.now)
