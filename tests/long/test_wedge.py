@@ -1,25 +1,37 @@
-"""Wedged engines: a process that is stopped while everything answers is noticed, its engine ended and replaced."""
+"""Wedged engines: a process that is stopped while everything answers is noticed, its engine ended and replaced. Hard work is none."""
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import openai
 import psutil
 import pytest
 
+from serving.catalog import MODELS, MountedSource
 from serving.engine import processes
+from serving.engine.checkpoints import store as checkpoints
 from serving.engine.engine import RUNNING_METRIC
 from serving.wire import WEDGED, ReplicaReport, ReplicaState
-from tests.stack.conftest import SMOLLM2
-from tests.stack.running import Stack, running
+from tests.stack.conftest import SMOLLM2, TINY
+from tests.stack.running import CACHE, Stack, running
 from tests.waiting import until
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 QUESTION = [{"role": "user", "content": "Tell me a very long story."}]
+
+#: Seconds of as much work as the engine takes, in as many streams.
+SATURATED_S = 600.0
+STREAMS = 32
+#: Tokens of the long prompt.
+LONG = 100_000
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +87,45 @@ def _failed(stack: Stack) -> ReplicaReport | None:
 
 def _is_replaced(stack: Stack, old: psutil.Process) -> bool:
     return stack.engine_members().get("server") not in (None, old) and bool(stack.ready())
+
+
+def test_hard_work_is_no_wedge(tmp_path: Path) -> None:
+    """Ten minutes of more streams than the cores can serve, and a prompt of 100,000 tokens among them: nothing is ended."""
+    with running(tmp_path, "far", far_sighted_tiny()) as stack:
+        before = stack.engine_members()["server"]
+        url, key, until_s = f"{stack.url}/v1", stack.key, time.monotonic() + SATURATED_S
+        with openai.OpenAI(base_url=url, api_key=key, max_retries=0) as client, ThreadPoolExecutor(STREAMS + 1) as pool:
+            streams = [pool.submit(_read_until, client, until_s) for _ in range(STREAMS)]
+            answer = client.completions.create(model="far", prompt="sea " * LONG, max_tokens=1)
+            counts = [stream.result() for stream in streams]
+        assert answer.usage and answer.usage.prompt_tokens > LONG
+        assert min(counts) > 0
+        assert stack.engine_members()["server"] == before
+        assert stack.directory().warnings == ()
+
+
+def far_sighted_tiny() -> dict[str, str]:
+    """tiny-gpt-oss with the context of its large relatives."""
+    folder = checkpoints.ensure(MODELS[TINY], CACHE, print)
+    far = MODELS[TINY].model_copy(
+        update={
+            "name": "far",
+            "source": MountedSource(path=str(folder)),
+            "context_tokens": 131_072,
+        }
+    )
+    described = far.model_dump(mode="json", exclude_none=True)
+    return {"SERVING_OWN_MODELS": json.dumps([described]), "SERVING_MODELS": json.dumps([{"name": "far"}])}
+
+
+def _read_until(client: openai.OpenAI, until_s: float) -> int:
+    """Streams that were read to their ends until then; raises what one of them ends in."""
+    count = 0
+    while time.monotonic() < until_s:
+        list(
+            client.chat.completions.create(
+                model="far", messages=QUESTION, max_tokens=200, stream=True, extra_body={"min_tokens": 200}
+            )
+        )
+        count += 1
+    return count
