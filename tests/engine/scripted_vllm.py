@@ -1,8 +1,9 @@
 """A stand-in for `vllm serve` where only its place matters: it takes the same line, has the same processes, says a token.
 
-It writes what it was given to `$SCRIPTED_VLLM_RECORDS/PORT.json`: its devices and its command line. It says that a
-request runs as long as there is a file `busy` beside, and writes a dot to `PORT.looks` each time it is asked. With `$SCRIPTED_VLLM_BROKEN` in its environment it ends at once, as an engine on a bad GPU does;
-with `$SCRIPTED_VLLM_LOADS_S` it listens so many seconds later, as an engine that loads its weights does.
+It writes what it was given to `$SCRIPTED_VLLM_RECORDS/PORT.json`: its devices and its command line. It says that a request
+runs as long as there is a file `busy` beside, finds every text unlikely as long as there is a file `nonsense`, and writes a
+dot to `PORT.looks` each time it is asked for its metrics. With `$SCRIPTED_VLLM_BROKEN` in its environment it ends at once, as
+an engine on a bad GPU does; with `$SCRIPTED_VLLM_LOADS_S` it listens so many seconds later, as one that loads its weights does.
 """
 
 import json
@@ -21,6 +22,8 @@ from serving.engine.engine import expected_members
 from serving.wire import Task
 
 RECORDS = Path(os.environ["SCRIPTED_VLLM_RECORDS"])
+
+NONSENSE = b'{"choices": [{"text": "a", "prompt_logprobs": [null, {"1": {"logprob": -50.0}}]}]}'
 
 
 def flag(name: str, default: int) -> int:
@@ -51,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        self._answer(b'{"choices": [{"text": "a"}]}')
+        self._answer(NONSENSE if (RECORDS / "nonsense").exists() else b'{"choices": [{"text": "a"}]}')
 
     def log_message(self, format: str, *args: object) -> None:
         pass

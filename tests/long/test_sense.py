@@ -24,9 +24,12 @@ from serving.engine import sense
 from serving.engine.checkpoints import store as checkpoints
 from serving.engine.engine import Engine, Senseless, running
 from serving.engine.specs import engine_spec
+from serving.wire import SENSELESS, ReplicaReport, ReplicaState
 from tests.engine.noisy_rank import known_to_vllm
 from tests.stack.conftest import SMOLLM2, TINY
 from tests.stack.running import CACHE
+from tests.stack.scripted import scripted
+from tests.waiting import until
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
@@ -113,6 +116,27 @@ async def test_an_embedding_model_is_examined(tmp_path: Path) -> None:
     """all-MiniLM-L6-v2 puts texts of one meaning near each other."""
     model = catalog.find(MINILM)
     assert await verdict("embeddings", model, ModelSettings(name=MINILM), copied(model, tmp_path), tmp_path)
+
+
+def test_an_engine_that_loses_its_sense_is_taken_out(tmp_path: Path) -> None:
+    """Idle engines are asked again and again; its state, its reason and the directory's warning say what it was."""
+    stack = scripted(tmp_path)
+    try:
+        stack.until_ready()
+        (tmp_path / "records" / "nonsense").touch()
+
+        def failed() -> ReplicaReport | None:
+            found = (it.report for it in stack.listed())
+            return next((it for it in found if it.state is ReplicaState.FAILED), None)
+
+        report = until(failed, 300, 0.5)
+        assert report and report.ejected == SENSELESS
+        assert report.reason and report.reason.startswith("it talks nonsense: it finds a known text unlikely: -50.00")
+        (tmp_path / "records" / "nonsense").unlink()
+        until(lambda: stack.ready(), 120, 0.5)
+        assert any("was taken out: it talks nonsense" in warning for warning in stack.directory().warnings)
+    finally:
+        stack.stop()
 
 
 async def verdict(title: str, model: Model, wanted: ModelSettings, place: Path, home: Path) -> bool:
