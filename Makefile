@@ -101,7 +101,7 @@ client-locks: ## write the locks of tests/clients and of bench-overhead's router
 	@"$(INTERPRETER)" -m venv .cache/locks && .cache/locks/bin/pip --quiet install uv -r $(CLIENTS)/pip/node.in
 	@for list in $(CLIENTS)/pip/*.in loadtest/overhead/pip/*.in; do \
 		.cache/locks/bin/uv pip compile --quiet --no-config --no-annotate --only-binary :all: --universal --python-version 3.11 \
-			--generate-hashes --custom-compile-command "make client-locks" $$list -o $${list%.in}.txt || exit 1; done
+			--override $(CLIENTS)/pip/overrides.txt --generate-hashes --custom-compile-command "make client-locks" $$list -o $${list%.in}.txt || exit 1; done
 	@for folder in $(CLIENTS)/npm/*; do (cd $$folder && PATH=$$(echo $(NPM)/bin):$$PATH \
 		node $(NPM)/lib/node_modules/npm/bin/npm-cli.js install --package-lock-only --ignore-scripts --loglevel=error) || exit 1; done
 

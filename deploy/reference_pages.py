@@ -70,9 +70,8 @@ CLIENTS_TAIL = """\
   pass for langchain-openai (chat, responses) and langchain-anthropic, in `make test`: 38 of 50 each. The others are skipped, being
   about images, audio, PDFs, JSON mode and choosing another model a call. With a base URL that is not OpenAI's, langchain-openai asks for a stream's usage only when
   `stream_usage=True` is set.
-* guidellm 0.8.1: what it sends is tested, as its source writes it: `GET /health` before it begins, the usage of every chunk, and
-  `ignore_eos`, for which its key has to be made with `serving keys create --allow ignore_eos`. It is not installed: its only
-  data loader is PyTorch's, and PyPI's PyTorch for Linux comes with gigabytes of CUDA.
+* guidellm 0.8.1: a streamed benchmark runs, and each answer counts with the engine's tokens (`make test-long`). It sends
+  `ignore_eos`, for which its key has to be made with `serving keys create --allow ignore_eos`.
 * aiperf 0.13.0: a streamed benchmark runs, and counts the stream with an error event as its one error (`make test-long`). Its
   tokenizer is a local one there: the `builtin` one is fetched from the Internet at first use.
 """

@@ -1,12 +1,14 @@
-"""Load testers: aiperf runs, and what guidellm sends is served. The page of clients says why that is not installed."""
+"""Load testers: aiperf and guidellm run with their own settings."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
+import sysconfig
 import tempfile
 from asyncio.subprocess import PIPE, STDOUT
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,39 @@ async def test_what_guidellm_sends_is_served() -> None:
 
 
 @pytest.mark.long
+async def test_guidellm_counts_every_answer() -> None:
+    """A benchmark of six streams, two at a time: all of them complete, with the tokens that the engine said."""
+    with tempfile.TemporaryDirectory() as home:
+        async with (
+            ScriptedEngine() as engine,
+            running_gateway(Path(home), (engine.url,), max_body_bytes=MAX_BODY_BYTES) as world,
+        ):
+            world.key = world.registry.create_key("acme", allowed=[Right.IGNORE_EOS])
+            await _run_guidellm(world, Path(home))
+            assert all(it.body["ignore_eos"] is True for it in engine.received)
+        (benchmark,) = json.loads((Path(home) / "guidellm.json").read_text())["benchmarks"]
+    totals = benchmark["metrics"]["request_totals"]
+    assert (totals["successful"], totals["errored"], totals["incomplete"]) == (6, 0, 0)
+    assert {it["output_tokens"] for it in benchmark["requests"]["successful"]} == {2}
+
+
+async def _run_guidellm(world: World, home: Path) -> None:
+    python = environments.python("guidellm")
+    env = {"PATH": os.environ["PATH"], "HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    backend = f"kind=openai_http,target={world.url},model={MODEL},api_key={world.key}"
+    for command in (
+        (python, SCRIPTS / "byte_tokenizer.py", "tokenizer"),
+        (
+            python, SCRIPTS / "guidellm_run.py", sysconfig.get_path("purelib"), "run", "--disable-progress",
+            "--backend", backend, "--profile", "kind=concurrent,streams=2", "--constraint", "kind=max_requests,count=6",
+            "--tokenizer", "kind=hf_auto,model=./tokenizer", "--data", "kind=synthetic_text,prompt_tokens=16,output_tokens=2",
+            "--output", "kind=json,path=guidellm.json",
+        ),
+    ):  # fmt: skip
+        await _ran(command, env, home)
+
+
+@pytest.mark.long
 async def test_aiperf_counts_an_error_event_and_no_other() -> None:
     """A benchmark of six streams, the third of which fails after its first words."""
     cut = Script([*chat_stream(["Hi", "!"])[:2], ENGINE_ERROR, DONE])
@@ -66,16 +101,21 @@ async def _run_aiperf(world: World, home: Path) -> None:
     # Its own time-out is for idle machines: a dozen services start at once.
     env = {"PATH": os.environ["PATH"], "HOME": str(home), "AIPERF_SERVICE_REGISTRATION_TIMEOUT": "200"}
     for command in (
-        (python, SCRIPTS / "aiperf_tokenizer.py", "tokenizer"),
+        (python, SCRIPTS / "byte_tokenizer.py", "tokenizer"),
         (
             python.parent / "aiperf", "profile", "--model", MODEL, "--url", world.url, "--api-key", world.key,
             "--endpoint-type", "chat", "--streaming", "--tokenizer", "./tokenizer", "--request-count", "6",
             "--concurrency", "1", "--ui", "none",
         ),
     ):  # fmt: skip
-        process = await asyncio.create_subprocess_exec(*command, env=env, cwd=home, stdout=PIPE, stderr=STDOUT)
-        printed, _ = await process.communicate()
-        assert process.returncode == 0, printed.decode(errors="replace")[-2000:]
+        await _ran(command, env, home)
+
+
+async def _ran(command: Sequence[object], env: dict[str, str], home: Path) -> None:
+    arguments = map(str, command)
+    process = await asyncio.create_subprocess_exec(*arguments, env=env, cwd=home, stdout=PIPE, stderr=STDOUT)
+    printed, _ = await process.communicate()
+    assert process.returncode == 0, printed.decode(errors="replace")[-2000:]
 
 
 def _counts(home: Path) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""A tokenizer of bytes in the folder that is named: aiperf fetches any other from the Internet, its `builtin` one included."""
+"""A tokenizer of bytes in the folder that is named: load testers fetch any other from the Internet, aiperf its `builtin` one too."""
 
 import sys
 
