@@ -83,6 +83,11 @@ class EngineLoad(msgspec.Struct, frozen=True):
     kv_cache_used_ratio: float = 0.0
     #: Prompt tokens that wait to be computed: requests waiting times the mean prompt.
     queued_prefill_tokens: int = 0
+    #: Tokens that its KV cache has room for; 0 where it is not known.
+    kv_cache_tokens: int = 0
+    #: Prompt tokens looked up in its prefix cache since it started, and found there; None where it does not say.
+    prefix_queried_tokens: int | None = None
+    prefix_hit_tokens: int = 0
 
 
 #: Why a replica may end its engine: it no longer works, or it talks nonsense.

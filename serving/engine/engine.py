@@ -62,6 +62,11 @@ PROMPTS_SUM_METRIC = "vllm:request_prompt_tokens_sum"
 PROMPTS_COUNT_METRIC = "vllm:request_prompt_tokens_count"
 PROMPT_TOKENS_METRIC = "vllm:prompt_tokens_total"
 GENERATION_TOKENS_METRIC = "vllm:generation_tokens_total"
+PREFIX_QUERIES_METRIC = "vllm:prefix_cache_queries_total"
+PREFIX_HITS_METRIC = "vllm:prefix_cache_hits_total"
+CACHE_CONFIG_METRIC = "vllm:cache_config_info"
+#: Its label with what fits into the KV cache.
+_KV_CACHE_TOKENS_LABEL = "kv_cache_size_tokens"
 #: Of these, some move with each step of a core: a part of a long prompt moves its cache's use alone.
 STEP_METRICS = (
     RUNNING_METRIC,
@@ -80,7 +85,9 @@ READ_METRICS = (
     GENERATION_TOKENS_METRIC,
     PROMPTS_SUM_METRIC,
     PROMPTS_COUNT_METRIC,
-    "vllm:cache_config_info",  # `serving accept` compares its KV tokens with the budget
+    PREFIX_QUERIES_METRIC,
+    PREFIX_HITS_METRIC,
+    CACHE_CONFIG_METRIC,  # `serving accept` compares its KV tokens with the budget
 )
 
 
@@ -514,10 +521,14 @@ def _load(families: list[Metric]) -> EngineLoad:
     ones.
     """
     found: dict[str, list[float]] = {}
+    kv_cache_tokens = 0
     for family in families:
         for sample in family.samples:
             if sample.name in READ_METRICS:
                 found.setdefault(sample.name, []).append(sample.value)
+            if sample.name == CACHE_CONFIG_METRIC:
+                tokens = sample.labels.get(_KV_CACHE_TOKENS_LABEL, "")
+                kv_cache_tokens += int(tokens) if tokens.isdecimal() else 0
     total = {name: sum(values) for name, values in found.items()}
     waiting = total.get(WAITING_METRIC, 0.0)
     mean_prompt = total.get(PROMPTS_SUM_METRIC, 0.0) / max(1.0, total.get(PROMPTS_COUNT_METRIC, 0.0))
@@ -526,6 +537,9 @@ def _load(families: list[Metric]) -> EngineLoad:
         waiting_requests=int(waiting),
         kv_cache_used_ratio=max(found.get(KV_CACHE_METRIC, [0.0])),
         queued_prefill_tokens=round(waiting * mean_prompt),
+        kv_cache_tokens=kv_cache_tokens,
+        prefix_queried_tokens=int(total[PREFIX_QUERIES_METRIC]) if PREFIX_QUERIES_METRIC in total else None,
+        prefix_hit_tokens=int(total.get(PREFIX_HITS_METRIC, 0.0)),
     )
 
 

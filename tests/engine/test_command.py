@@ -12,7 +12,10 @@ from serving.config import EngineSettings
 from serving.engine import command, processes
 from serving.engine.command import EngineSpec, Member, Parallel
 from serving.engine.engine import (
+    CACHE_CONFIG_METRIC,
     KV_CACHE_METRIC,
+    PREFIX_HITS_METRIC,
+    PREFIX_QUERIES_METRIC,
     PROMPTS_COUNT_METRIC,
     PROMPTS_SUM_METRIC,
     RUNNING_METRIC,
@@ -173,7 +176,22 @@ def test_load_adds_up_over_front_ends_and_ranks() -> None:
 {PROMPTS_SUM_METRIC}{{engine="1"}} 100.0
 {PROMPTS_COUNT_METRIC}{{engine="0"}} 3.0
 {PROMPTS_COUNT_METRIC}{{engine="1"}} 1.0
+# TYPE {CACHE_CONFIG_METRIC} gauge
+{CACHE_CONFIG_METRIC}{{engine="0",block_size="16",kv_cache_size_tokens="5000"}} 1.0
+{CACHE_CONFIG_METRIC}{{engine="1",block_size="16",kv_cache_size_tokens="None"}} 1.0
+# TYPE {PREFIX_QUERIES_METRIC.removesuffix("_total")} counter
+{PREFIX_QUERIES_METRIC}{{engine="0"}} 700.0
+{PREFIX_QUERIES_METRIC}{{engine="1"}} 300.0
+# TYPE {PREFIX_HITS_METRIC.removesuffix("_total")} counter
+{PREFIX_HITS_METRIC}{{engine="0"}} 512.0
 """
     assert parse_load(text) == EngineLoad(
-        running_requests=5, waiting_requests=1, kv_cache_used_ratio=0.5, queued_prefill_tokens=250
+        running_requests=5,
+        waiting_requests=1,
+        kv_cache_used_ratio=0.5,
+        queued_prefill_tokens=250,
+        kv_cache_tokens=5000,
+        prefix_queried_tokens=1000,
+        prefix_hit_tokens=512,
     )
+    assert parse_load("").prefix_queried_tokens is None

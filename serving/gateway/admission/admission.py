@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Set
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
-from itertools import count
 
 import msgspec
 
@@ -18,10 +17,10 @@ from serving.gateway.admission.memory import Memory, Share
 from serving.gateway.admission.refusals import Refusals
 from serving.gateway.admission.waiting_room import WaitingRoom
 from serving.gateway.dialects.call import Call
-from serving.gateway.fleet import router
 from serving.gateway.fleet.demand import Demands
 from serving.gateway.fleet.fleet import Fleet, Watcher
-from serving.gateway.fleet.router import Candidate
+from serving.gateway.fleet.router import Candidate, Need
+from serving.gateway.fleet.standing import Commitment
 from serving.gateway.nouns import Caller, CallRecord, Decision
 
 #: Seconds before a replica that could not take a call is asked again.
@@ -50,8 +49,6 @@ class Admission:
         self._gate = Gate(settings.max_open_requests, Memory(settings.max_held_bytes))
         self._room = WaitingRoom(fleet, demands, settings.max_waiting_requests, clock)
         self._refusals = Refusals(settings.retries.refused_per_key, clock)
-        #: Replicas that are equal take turns, over all attempts of all calls.
-        self._turns = count(1)
 
     def entered(self, record: CallRecord) -> AbstractContextManager[Share]:
         """A request is open while inside, its body yet to be read into its share of the memory; raises GatewayFull."""
@@ -85,13 +82,13 @@ class Admission:
         record.asked_for_engine = True
         model = call.model
         rates = self._estimates.rates(model, call.dialect.path)
-        prompt_tokens = rates.prompt_tokens(call) if call.dialect.is_billed else 0
+        need = rates.need(call)
         if self._fleet.lists(model):  # other names are a client's, and without number
-            self._demands.arrive(self._fleet.base_of(model), prompt_tokens, rates.output_tokens(call))
-        is_woken = self._fleet.may_sleep(model) and not self._fleet.candidates(model)
+            self._demands.arrive(self._fleet.base_of(model), need.prompt_tokens, need.output_tokens)
+        is_woken = self._fleet.may_sleep(model) and not self._fleet.is_ready(model)
         wait_s = self._timeouts.wake_wait_s if is_woken else self._timeouts.replica_wait_s
-        claim = _Claim(model, self._clock() + wait_s, prompt_tokens)
-        ticket = Ticket(self._fleet, self._room, claim, record, self._clock, self._turns)
+        claim = _Claim(model, self._clock() + wait_s, need)
+        ticket = Ticket(self._fleet, self._room, claim, record, self._clock)
         await ticket.wait_for_first()
         yield ticket
 
@@ -102,7 +99,7 @@ class _Claim(msgspec.Struct, frozen=True):
     model: str
     #: On the clock: when its time to wait for a replica is over.
     deadline: float
-    prompt_tokens: int
+    need: Need
 
 
 class Ticket:
@@ -115,18 +112,17 @@ class Ticket:
         claim: _Claim,
         record: CallRecord,
         clock: Callable[[], float],
-        turns: Iterator[int],
     ) -> None:
         self._fleet = fleet
         self._room = room
         self._claim = claim
         self._record = record
         self._clock = clock
-        self._turns = turns
+        self._commitment: Commitment | None = None
 
     async def wait_for_first(self) -> None:
         """Return when a replica is ready; raises as `Admission.admit` does."""
-        if self._fleet.candidates(self._claim.model):
+        if self._fleet.is_ready(self._claim.model):
             self._record.decision = Decision.ADMITTED
         else:
             await self._wait()
@@ -138,8 +134,13 @@ class Ticket:
         Raises GatewayFull and NoReplicaReady when none is left and none becomes ready in time.
         """
         chosen = await self._next(suspects | self._fleet.outliers.avoided(self._claim.model))
-        with self._fleet.committed(chosen.replica_id):
+        with self._fleet.committed(chosen.replica_id, self._claim.need) as self._commitment:
             yield chosen
+
+    def begun(self) -> None:
+        """The replica has sent the call's first token: its prompt is computed."""
+        if self._commitment:
+            self._commitment.begun()
 
     def watched(self, replica_id: str, watcher: Watcher) -> AbstractContextManager[None]:
         """While inside, `watcher` gets the replica's state whenever its cell has said it."""
@@ -147,7 +148,7 @@ class Ticket:
 
     def report_failed(self, replica_id: str) -> None:
         """A call failed there: it is ejected when it is an outlier."""
-        replicas = len(self._fleet.candidates(self._claim.model))
+        replicas = self._fleet.count_ready(self._claim.model)
         if self._fleet.outliers.fail(replica_id, self._claim.model, replicas):
             log.warning("replica %s: ejected as an outlier", replica_id)
             self._record.replicas_ejected += 1
@@ -172,21 +173,21 @@ class Ticket:
         return NoReplicaReady(f"The model '{self._claim.model}' is busy; try again soon.", retry_after_s=5)
 
     async def _next(self, suspects: Set[str]) -> Candidate:
-        turn = next(self._turns)
+        fleet, model, need = self._fleet, self._claim.model, self._claim.need
         while True:
-            candidates = self._fleet.candidates(self._claim.model)
-            fresh = [candidate for candidate in candidates if candidate.replica_id not in suspects]
-            if fresh:
-                return router.rank(fresh, turn)[0]
-            if candidates:
-                with self._waited():
-                    await asyncio.sleep(PAUSE_S)
-                return router.rank(candidates, turn)[0]
-            await self._wait()
+            if fresh := fleet.best(model, need, suspects):
+                return fresh
+            if not fleet.is_ready(model):
+                await self._wait()
+                continue
+            with self._waited():
+                await asyncio.sleep(PAUSE_S)
+            if again := fleet.best(model, need):
+                return again
 
     async def _wait(self) -> None:
         with self._waited():
-            await self._room.until_ready(self._claim.model, self._claim.deadline, self._claim.prompt_tokens)
+            await self._room.until_ready(self._claim.model, self._claim.deadline, self._claim.need.prompt_tokens)
 
     @contextmanager
     def _waited(self) -> Iterator[None]:

@@ -11,6 +11,8 @@ import math
 import msgspec
 
 from serving.gateway.dialects.call import Call
+from serving.gateway.dialects.conversation import BLOCK_BYTES
+from serving.gateway.fleet.router import NO_NEED, Need
 from serving.gateway.nouns import Usage
 
 # Before anything was learned: English text has about 4 bytes a token; a slow engine makes 20 tokens a second.
@@ -75,6 +77,13 @@ class Rates(msgspec.Struct):
 
     def prompt_tokens(self, call: Call) -> int:
         return round(len(call.body) / self.bytes_per_prompt_token)
+
+    def need(self, call: Call) -> Need:
+        """What the call asks of a replica."""
+        if not call.dialect.is_billed:
+            return NO_NEED
+        tokens_per_block = BLOCK_BYTES / self.bytes_per_prompt_token
+        return Need(self.prompt_tokens(call), self.output_tokens(call), call.prefix, tokens_per_block)
 
     def output_tokens(self, call: Call) -> float:
         """What this call will probably generate: the mean of those before it, within its own limit."""

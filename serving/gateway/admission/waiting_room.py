@@ -31,9 +31,9 @@ class WaitingRoom:
         base = self._fleet.base_of(model)
         if self._demands.held_requests(base) >= self._waiting_requests_max:
             raise GatewayFull("Too many requests wait for a model to start; please try again.", retry_after_s=5)
-        while not self._fleet.candidates(model):
+        while not self._fleet.is_ready(model):
             # Where its base is ready and does not offer an adapter, more engines would not either.
-            held = nullcontext() if self._fleet.candidates(base) else self._demands.held(base, prompt_tokens)
+            held = nullcontext() if self._fleet.is_ready(base) else self._demands.held(base, prompt_tokens)
             with held:
                 await self._wait(model, deadline)
             if not self._fleet.may_know(model):
@@ -53,5 +53,5 @@ class WaitingRoom:
     def _wake(self) -> None:
         """Wake the calls whose model is ready now or withdrawn, in the order they came."""
         for waiter, model in list(self._waiting.items()):
-            if not waiter.done() and (self._fleet.candidates(model) or not self._fleet.may_know(model)):
+            if not waiter.done() and (self._fleet.is_ready(model) or not self._fleet.may_know(model)):
                 waiter.set_result(None)

@@ -13,7 +13,7 @@ import msgspec
 from serving.errors import InvalidRequest
 from serving.gateway.answers.asked import Asked
 from serving.gateway.answers.reasoning import FORGETFUL, Keeper
-from serving.gateway.dialects import constraints, fields, structure
+from serving.gateway.dialects import constraints, conversation, fields, structure
 from serving.gateway.dialects.checks import StreamOptions
 from serving.gateway.dialects.dialect import Body, ChunkStream, Dialect
 from serving.gateway.http.asgi import Header
@@ -53,6 +53,8 @@ class Call(msgspec.Struct, frozen=True):
     output_tokens_max: int | None
     #: What the answer depends on beside what the engine gets.
     asked: Asked = Asked()
+    #: Its conversation in blocks (`conversation`): calls that begin alike have a prefix in common.
+    prefix: tuple[int, ...] = ()
     #: The engine streams, and the client gets a whole answer put together from that.
     is_assembled: bool = False
 
@@ -120,6 +122,7 @@ class Draft(msgspec.Struct, frozen=True):
             choices=choices,
             output_tokens_max=dialect.output_limit(kept),
             asked=asked,
+            prefix=conversation.blocks(dialect.conversation(kept), (model, cache_salt)),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -12,7 +13,7 @@ from serving.errors import InvalidRequest
 from serving.gateway.answers.asked import Asked
 from serving.gateway.answers.chat_answers import ChatAssembly, ChatShaper
 from serving.gateway.answers.reasoning import Keeper
-from serving.gateway.dialects import checks, effort, history, openai
+from serving.gateway.dialects import checks, conversation, effort, history, openai
 from serving.gateway.dialects.checks import typed
 from serving.gateway.dialects.dialect import Body, Dialect
 from serving.gateway.dialects.fields import Table, honoured, ignored, left_out, refused
@@ -257,6 +258,7 @@ CHAT = Dialect(
     ask=_ask,
     shaper=ChatShaper,
     assembly=ChatAssembly,
+    conversation=partial(conversation.of_turns, "messages"),
     limit_fields=("max_completion_tokens", "max_tokens"),
     default_limit_field="max_completion_tokens",
 )

@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from serving.errors import InvalidRequest, UnsupportedParameter
 from serving.gateway.answers.chunk_answers import ChunkShaper
-from serving.gateway.dialects import checks, openai
+from serving.gateway.dialects import checks, conversation, openai
 from serving.gateway.dialects.checks import typed
 from serving.gateway.dialects.dialect import Body, Dialect
 from serving.gateway.dialects.fields import Table, honoured, ignored, refused
@@ -54,6 +54,7 @@ COMPLETIONS = Dialect(
     check=_check,
     shaper=ChunkShaper,
     prompts=_prompts,
+    conversation=conversation.of_prompt,
     prompt_field="prompt",
     limit_fields=("max_tokens",),
 )

@@ -42,6 +42,10 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
     #: The bytes that end a stream which failed: (error, request id, events sent so far) → an event that a client raises on.
     error_event: Callable[[ApiError, str, int], bytes]
 
+    def has_output(self, block: bytes) -> bool:
+        """Do whole events hold something that the engine made? Its first token comes with the first of them."""
+        return bool(block)
+
 
 class ChunkStream(Stream, frozen=True, kw_only=True):
     """`data: {chunk}` … `data: [DONE]`: usage in every chunk when asked for, and in a last one of its own."""
@@ -60,6 +64,10 @@ class EventStream(Stream, frozen=True, kw_only=True):
     last_events: tuple[bytes, ...]
     #: Name of an event that tells the prompt's tokens at the start, where there is one.
     first_event: bytes | None = None
+
+    def has_output(self, block: bytes) -> bool:
+        # Responses' first events come before anything is computed.
+        return self.part_event in block
 
 
 def _no_rule(body: Body, kept: Body) -> None:
@@ -84,6 +92,10 @@ def _asks_nothing(kept: Body) -> Asked:
 
 def _one_prompt(kept: Body) -> int:
     return 1
+
+
+def _no_conversation(kept: Body) -> Iterable[Any]:
+    return ()
 
 
 class Dialect(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -116,6 +128,9 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     assembly: Callable[[], Assembly] | None = None
     #: Prompts in one request.
     prompts: Callable[[Body], int] = _one_prompt
+    #: What an engine reads, in its order: what opens a prompt, then turn after turn, so that a conversation's next request begins
+    #: as this one. Empty where engines keep no prefix of it.
+    conversation: Callable[[Body], Iterable[Any]] = _no_conversation
     #: The field that holds the prompt, for errors about its length.
     prompt_field: str = "messages"
     #: What the API says of a prompt that exceeds the context; `prompt` may be `at least 9`. OpenAI's own sentence, and its code,

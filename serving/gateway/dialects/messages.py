@@ -13,7 +13,7 @@ from serving.errors import ApiError, InvalidRequest, ThreadUnsupported
 from serving.gateway.answers.asked import Asked
 from serving.gateway.answers.message_answers import CountShaper, MessageAssembly, MessageShaper
 from serving.gateway.answers.reasoning import Keeper
-from serving.gateway.dialects import checks, effort
+from serving.gateway.dialects import checks, conversation, effort
 from serving.gateway.dialects.blocks import TOOL_CHANGES, AnthropicMessage, anthropic_messages, anthropic_system
 from serving.gateway.dialects.checks import typed
 from serving.gateway.dialects.dialect import Body, Dialect, EventStream
@@ -292,6 +292,7 @@ MESSAGES = Dialect(
     ask=_ask,
     shaper=MessageShaper,
     assembly=MessageAssembly,
+    conversation=partial(conversation.of_turns, "messages"),
     too_long=_TOO_LONG,
     limit_fields=("max_tokens",),
     error_body=anthropic_body,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -13,7 +14,7 @@ from serving.gateway.answers.asked import Asked
 from serving.gateway.answers.namespaces import flat
 from serving.gateway.answers.reasoning import Keeper
 from serving.gateway.answers.response_answers import ResponseAssembly, ResponseShaper
-from serving.gateway.dialects import checks, effort, openai
+from serving.gateway.dialects import checks, conversation, effort, openai
 from serving.gateway.dialects.checks import typed
 from serving.gateway.dialects.dialect import Body, Dialect, EventStream
 from serving.gateway.dialects.effort import Effort
@@ -355,6 +356,7 @@ RESPONSES = Dialect(
     echoed=_ECHOED,
     shaper=ResponseShaper,
     assembly=ResponseAssembly,
+    conversation=partial(conversation.of_turns, "input"),
     prompt_field="input",
     limit_fields=("max_output_tokens",),
     default_limit_field="max_output_tokens",

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 
 import msgspec
 
 from serving.config import Outliers as Limits
+from serving.gateway.fleet.choice import Choice
 from serving.gateway.fleet.demand import Demands
 from serving.gateway.fleet.outliers import Outliers
 from serving.gateway.fleet.replicas import Known, is_withdrawn, merge, ready, served_names
-from serving.gateway.fleet.router import Candidate
+from serving.gateway.fleet.router import NO_NEED, Candidate, Need
+from serving.gateway.fleet.standing import Commitment
 from serving.wire import DirectoryAnswer, ListedModel, PromptFormat, ReplicaReport, ReplicaState
 
 #: Seconds after which a model that no source lists any more is unknown (404) instead of not ready (503): a cold restart is
@@ -58,6 +61,7 @@ class Fleet:
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
         outliers: Outliers | None = None,
+        random_: Callable[[], float] = random.random,
     ) -> None:
         #: Which replicas fail more than others: calls report it, and go by it.
         self.outliers = outliers or Outliers(Limits(), clock)
@@ -66,7 +70,7 @@ class Fleet:
         self._wall_clock = wall_clock
         self._known: dict[str, Known] = {}
         self._lost_at: dict[str, float] = {}
-        self._own: Counter[str] = Counter()
+        self._choice = Choice(self._ready, clock, random_)
         #: Replica → what its running calls want to know of it after every answer.
         self._watchers: dict[str, list[Watcher]] = {}
         #: Sources that have not answered yet: what they serve is not known.
@@ -93,8 +97,9 @@ class Fleet:
     def take(self, answer: DirectoryAnswer, asked_at: float, source: str = "") -> None:
         """Take in one answer of a source, asked at `asked_at` on the clock."""
         self._unanswered.discard(source)
-        self._known = merge(self._known, answer, asked_at, self._own)
+        before, self._known = self._known, merge(self._known, answer, asked_at)
         self._lost_at = {lost: lost_at for lost, lost_at in self._lost_at.items() if lost in self._known}
+        self._choice.take(before, self._known)
         self._listed[answer.cell] = {model.name: model for model in answer.models}
         self._answered_at[answer.cell] = asked_at
         self._warnings[answer.cell] = answer.warnings
@@ -159,17 +164,13 @@ class Fleet:
     def report_lost(self, replica_id: str) -> None:
         """It refused a connection: it gets no calls until it reports READY again after now."""
         self._lost_at[replica_id] = self._clock()
+        self._choice.lose(replica_id)
 
     @contextmanager
-    def committed(self, replica_id: str) -> Iterator[None]:
+    def committed(self, replica_id: str, need: Need = NO_NEED) -> Iterator[Commitment]:
         """One request of ours is on this replica."""
-        self._own[replica_id] += 1
-        try:
-            yield
-        finally:
-            self._own[replica_id] -= 1
-            if not self._own[replica_id]:
-                del self._own[replica_id]
+        with self._choice.committed(replica_id, need) as commitment:
+            yield commitment
 
     @contextmanager
     def watched(self, replica_id: str, watcher: Watcher) -> Iterator[None]:
@@ -183,19 +184,24 @@ class Fleet:
             if not watchers:
                 del self._watchers[replica_id]
 
-    def candidates(self, model: str) -> list[Candidate]:
+    def is_ready(self, model: str) -> bool:
+        """Is any replica ready for this model or adapter?"""
+        return self.count_ready(model) > 0
+
+    def count_ready(self, model: str) -> int:
+        """Replicas that are ready for this model or adapter."""
+        return self._choice.count_ready(model)
+
+    def best(self, model: str, need: Need = NO_NEED, suspects: Set[str] = frozenset()) -> Candidate | None:
+        """The first of `router.rank` among a model's ready replicas that are not suspected; None where there is none."""
+        return self._choice.best(model, need, suspects)
+
+    def candidates(self, model: str, need: Need = NO_NEED) -> list[Candidate]:
         """The ready replicas of a model."""
-        return [
-            Candidate(
-                replica_id=replica.report.replica_id,
-                url=replica.report.url,
-                own_requests=self._own[replica.report.replica_id],
-                own_when_reported=replica.own_when_reported,
-                reported_requests=replica.report.load.running_requests + replica.report.load.waiting_requests,
-                context_tokens=replica.report.context_tokens,
-            )
-            for replica in ready(self._known, self._lost_at, model)
-        ]
+        return self._choice.candidates(model, need)
+
+    def _ready(self, model: str) -> list[Known]:
+        return ready(self._known, self._lost_at, model)
 
     def may_sleep(self, model: str) -> bool:
         """May it, or its base, have no replica at all, so that a call has to wake it?"""

@@ -19,13 +19,9 @@ class Known(msgspec.Struct, frozen=True):
     cell: str
     #: When it reported, on this gateway's clock.
     reported_at: float
-    #: This gateway's requests on it then.
-    own_when_reported: int = 0
 
 
-def merge(
-    known: Mapping[str, Known], answer: DirectoryAnswer, asked_at: float, own_requests: Mapping[str, int]
-) -> dict[str, Known]:
+def merge(known: Mapping[str, Known], answer: DirectoryAnswer, asked_at: float) -> dict[str, Known]:
     """The fleet after one directory's answer; `asked_at` is when it was asked, so that latency makes no report younger.
 
     A replica that is missing leaves only when the answer is complete and from the cell that had listed it.
@@ -42,7 +38,7 @@ def merge(
         before = merged.get(replica_id)
         jitter_s = SAME_REPORT_S if before and before.report == entry.report else 0.0
         if before is None or reported_at > before.reported_at + jitter_s:
-            merged[replica_id] = Known(entry.report, answer.cell, reported_at, own_requests.get(replica_id, 0))
+            merged[replica_id] = Known(entry.report, answer.cell, reported_at)
     return merged
 
 

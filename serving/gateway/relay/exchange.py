@@ -13,7 +13,7 @@ from serving.gateway.admission.estimates import Rates
 from serving.gateway.answers.shaper import Assembly, Shaper
 from serving.gateway.dialects import shapes
 from serving.gateway.dialects.call import Call
-from serving.gateway.dialects.dialect import ChunkStream
+from serving.gateway.dialects.dialect import ChunkStream, Stream
 from serving.gateway.http.asgi import Header
 from serving.gateway.nouns import CallRecord, Failure, InterTokenLatency, Usage
 from serving.gateway.observe.tracing import Trace
@@ -45,6 +45,10 @@ T = TypeVar("T")
 
 class Misshapen(Exception):
     """An engine's answer cannot be read as one of its route. Never leaves this room."""
+
+
+def _no_matter() -> None:
+    return None
 
 
 def _reads_answer(read: Callable[P, T]) -> Callable[P, T]:
@@ -94,6 +98,9 @@ class Exchange:
         self._meter: Meter | None = None
         #: The engine's stream has begun as its API's do.
         self.has_begun = False
+        #: Called when an engine has made the first token of a stream.
+        self.on_output: Callable[[], None] = _no_matter
+        self.has_output = False
         self._shaper: Shaper | None = None
         self._assembly: Assembly | None = None
         self._sent_at = 0.0
@@ -118,11 +125,17 @@ class Exchange:
         self._sent_at = self._clock()
         self.sink.is_whole = False
         self._meter = meter = metering.meter_for(self.call, rates, context_tokens)
-        self.has_begun = False
+        self.has_begun = self.has_output = False
         dialect = self.call.dialect
         self._shaper = dialect.shaper(self.call.asked, lambda: meter.usage(self._clock() - self._sent_at))
         self._assembly = dialect.assembly() if self.call.is_assembled and dialect.assembly else None
         return meter
+
+    def look_for_output(self, block: bytes, stream: Stream) -> None:
+        """Tell of the first of an engine's events that holds something it made."""
+        if stream.has_output(block):
+            self.has_output = True
+            self.on_output()
 
     def fail(self, failure: Failure) -> None:
         """The attempt gave the client nothing."""

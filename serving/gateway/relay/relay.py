@@ -99,6 +99,7 @@ class Relay:
             exchange.settle()
 
     async def _relay(self, exchange: Exchange, ticket: Ticket) -> None:
+        exchange.on_output = ticket.begun
         seen: set[tuple[str, Failure]] = set()
         failures = 0
         self._retries.arrive(exchange.call.model)
@@ -292,6 +293,8 @@ class Relay:
             if block and not stream.opening.match(block):
                 raise AttemptFailed(Failure.MALFORMED)
             exchange.has_begun = bool(block)
+        if not exchange.has_output:
+            exchange.look_for_output(block, stream)
         meter.scan(block)
         block = exchange.shaped(block)
         if exchange.strips_usage:

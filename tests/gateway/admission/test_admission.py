@@ -13,6 +13,7 @@ from serving.gateway.admission.admission import Admission
 from serving.gateway.admission.estimates import Estimates
 from serving.gateway.dialects.call import Call
 from serving.gateway.dialects.chat import CHAT
+from serving.gateway.dialects.messages import COUNT_TOKENS
 from serving.gateway.fleet.demand import Demands
 from serving.gateway.fleet.fleet import Fleet
 from serving.gateway.nouns import CallRecord, Decision
@@ -40,11 +41,12 @@ class Door:
     async def admit(self, record: CallRecord, one: Call | None = None) -> str:
         """The replica that the call got."""
         async with self.admission.admit(CALLER, one or call(CHAT), record) as ticket, ticket.replica(set()) as replica:
-            assert self.own(replica.replica_id) == 1
+            assert self.committed(replica.replica_id) > 0
             return replica.replica_id
 
-    def own(self, replica_id: str) -> int:
-        return next(it.own_requests for it in self.fleet.candidates("m") if it.replica_id == replica_id)
+    def committed(self, replica_id: str) -> int:
+        """Tokens."""
+        return next(it.committed_tokens for it in self.fleet.candidates("m") if it.replica_id == replica_id)
 
 
 def record() -> CallRecord:
@@ -57,7 +59,20 @@ async def test_a_call_with_a_ready_replica_is_admitted_at_once() -> None:
     door.ready("a")
     assert await door.admit(one) == "a"
     assert (one.decision, one.waited_s, one.asked_for_engine) == (Decision.ADMITTED, 0.0, True)
-    assert door.own("a") == 0
+    assert door.committed("a") == 0
+
+
+async def test_a_prompt_is_committed_until_the_first_token() -> None:
+    """From then on only the output is to be computed; calls that are not billed compute nothing."""
+    door = Door()
+    door.ready("a")
+    async with door.admission.admit(CALLER, call(CHAT), record()) as ticket:
+        ticket.begun()  # no replica has it yet
+        async with ticket.replica(set()):
+            before = door.committed("a")
+            ticket.begun()
+            assert 0 < door.committed("a") < before
+    assert await door.admit(record(), call(COUNT_TOKENS)) == "a" and door.committed("a") == 0
 
 
 async def test_a_call_that_waited_says_for_how_long() -> None:
@@ -114,7 +129,7 @@ async def test_a_replica_is_free_again_however_its_call_ends(error: type[BaseExc
     with pytest.raises(error):
         async with door.admission.admit(CALLER, call(CHAT), one) as ticket, ticket.replica(set()):
             raise error("") if error is NoReplicaReady else error
-    assert door.own("a") == 0 and one.decision is Decision.ADMITTED
+    assert door.committed("a") == 0 and one.decision is Decision.ADMITTED
 
 
 async def test_a_suspected_replica_is_the_last_choice() -> None:

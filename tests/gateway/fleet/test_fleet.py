@@ -6,6 +6,7 @@ import msgspec
 
 from serving.gateway.fleet.demand import Demands
 from serving.gateway.fleet.fleet import Fleet
+from serving.gateway.fleet.router import CALL_TOKENS
 from serving.wire import ListedModel, ReplicaState
 from tests.clock import Clock
 from tests.gateway.fleet.reports import answer, report
@@ -16,7 +17,7 @@ def fleet(clock: Clock) -> Fleet:
 
 
 def test_our_share_of_a_report_is_what_we_had_when_it_arrived() -> None:
-    """Requests that begin after a report are added to it; those it already counted are not."""
+    """Requests that begin after a report are added to it; those it already counted are not. Others' are half done."""
     clock = Clock()
     one = fleet(clock)
     one.take(answer(report("1")), clock.now)
@@ -25,7 +26,7 @@ def test_our_share_of_a_report_is_what_we_had_when_it_arrived() -> None:
         one.take(answer(report("1", running=3)), clock.now)
         with one.committed("1"):
             (candidate,) = one.candidates("m")
-    assert candidate.committed_requests == 4
+    assert candidate.committed_tokens == 2 * CALL_TOKENS + 2 * CALL_TOKENS / 2
 
 
 def test_a_model_without_replicas_is_remembered_for_a_while() -> None:

@@ -16,7 +16,7 @@ def ids(known: dict[str, Known], lost_at: dict[str, float] | None = None, model:
 def merged(*answers: DirectoryAnswer) -> dict[str, Known]:
     known: dict[str, Known] = {}
     for at, said in enumerate(answers, 100):
-        known = merge(known, said, float(at), {})
+        known = merge(known, said, float(at))
     return known
 
 
@@ -76,7 +76,7 @@ def test_a_refused_connection_holds_until_the_replica_reports_again() -> None:
     """A report from before the loss, however often it is repeated, does not bring a replica back; a later one does."""
     known = merged(answer(report("1"), heard_ago_s=0.1))
     lost_at = {"1": 100.5}
-    known = merge(known, answer(report("1"), heard_ago_s=5.1), 105.0, {})
+    known = merge(known, answer(report("1"), heard_ago_s=5.1), 105.0)
     assert ids(known, lost_at) == set()
-    known = merge(known, answer(report("1"), heard_ago_s=0.1), 106.0, {})
+    known = merge(known, answer(report("1"), heard_ago_s=0.1), 106.0)
     assert ids(known, lost_at) == {"1"}

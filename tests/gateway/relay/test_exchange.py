@@ -8,6 +8,7 @@ from serving.errors import GatewayFull, InvalidRequest
 from serving.gateway.admission.estimates import Rates
 from serving.gateway.admission.memory import Memory, Share
 from serving.gateway.dialects.chat import CHAT
+from serving.gateway.dialects.responses import RESPONSES
 from serving.gateway.http.asgi import Responder
 from serving.gateway.nouns import CallRecord, Failure, Usage
 from serving.gateway.observe.tracing import Trace
@@ -42,6 +43,20 @@ async def test_a_comment_is_no_content() -> None:
     one.exchange.settle()
     assert len(one.wire.sent) == 3  # the answer began once
     assert (one.record.first_byte_at, one.record.bytes_relayed, one.record.keep_alives) == (one.clock.now, 9, 1)
+
+
+def test_an_engines_first_output_is_told_once() -> None:
+    """Then its prompt is computed; an event that only announces the answer says nothing of that. Another attempt begins anew."""
+    one, told = One(is_streamed=True), []
+    one.exchange.on_output = lambda: told.append(len(told))
+    stream = RESPONSES.stream
+    assert stream is not None
+    one.exchange.look_for_output(b"event: response.created\ndata: {}\n\n", stream)
+    assert not one.exchange.has_output and told == []
+    one.exchange.look_for_output(b"event: response.output_item.added\ndata: {}\n\n", stream)
+    assert one.exchange.has_output and told == [0]
+    one.exchange.begin("another", one.rates)
+    assert not one.exchange.has_output
 
 
 async def test_gaps_count_between_pieces() -> None:
