@@ -53,7 +53,7 @@ BESIDE = ["anyOf", "oneOf", "allOf", "enum", "const", "$ref", "not", "if", "desc
 WRONG_NUMBERS = [5, -1, 1.5, 2.0, "a", None, True, 10**30, 2**31, 2**63, -(2**63)]
 VALUES: dict[str, list[Any]] = {
     "pattern": ["^a$", "a{129}", "(", "[a-z]+", r"\b", "(?=a)", 5, "a"],
-    "format": ["date", "email", "bogus", 5, "uuid"],
+    "format": ["date", "email", "bogus", 5, "uuid", ["date"], {}],
     "required": [[], ["a"], ["a", "b"], ["z"], ["a", "a"], "a", [1]],
     "enum": [[], [1], ["a"], [1, "a"], 5, [None], [{}]],
     "const": [1, "a", None, {}, [], True, 1.5],
@@ -62,7 +62,7 @@ VALUES: dict[str, list[Any]] = {
     "dependentRequired": [{"a": ["b"]}],
     "description": ["x", 1, True],
 }
-TYPES: list[Any] = ["bogus", 5, None, [], ["string", "null"], ["bogus", "string"], ["array", "null"]]
+TYPES: list[Any] = ["bogus", 5, None, [], ["string", "null"], ["bogus", "string"], ["array", "null"], {}, [["string"]]]
 
 
 def value(choose: random.Random, keyword: str, depth: int) -> Any:

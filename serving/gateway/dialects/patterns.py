@@ -257,8 +257,9 @@ class _Reader:
 
 
 def _count(digits: str) -> int:
-    """Their number, or one that is too large; Python refuses to read thousands of digits."""
-    return int(digits) if len(digits.lstrip("0")) <= len(str(COUNT_MAX)) else COUNT_MAX + 1
+    """Their number, or one that is too large; Python refuses to read thousands of digits, noughts in front included."""
+    digits = digits.lstrip("0") or "0"
+    return int(digits) if len(digits) <= len(str(COUNT_MAX)) else COUNT_MAX + 1
 
 
 def _is_held(item: str) -> bool:

@@ -178,10 +178,12 @@ _KINDS: dict[str, tuple[type, ...]] = {
 def _fits_type(value: Json, types: Json) -> bool:
     """Whether a constant is of the type beside it; of unknown types it may be."""
     names = _listed(types)
-    return not names or any(name not in _KINDS or _is_of(value, name) for name in names)
+    return not names or any(_is_of(value, name) for name in names)
 
 
-def _is_of(value: Json, name: str) -> bool:
+def _is_of(value: Json, name: Json) -> bool:
+    if not isinstance(name, str) or name not in _KINDS:
+        return True
     if isinstance(value, bool):
         return name == "boolean"
     return isinstance(value, _KINDS[name]) and (name != "integer" or _is_whole(value))
@@ -262,7 +264,7 @@ def _read_string(reading: Reading, schema: Node, place: str) -> None:
     least, most = (_whole(reading, schema, place, keyword) for keyword in ("minLength", "maxLength"))
     if least is not None and most is not None and least > most:
         reading.fault(place, "minLength", "is greater than 'maxLength', so that nothing fits")
-    if "pattern" in schema and not (isinstance(schema["pattern"], str) and schema.get("format") in _FORMATS):
+    if "pattern" in schema and not (isinstance(schema["pattern"], str) and _is_known(schema.get("format"))):
         _read_pattern(reading, schema, place, "pattern", schema["pattern"])
     if "format" in schema:
         _read_format(reading, schema, place)
@@ -273,10 +275,14 @@ def _read_string(reading: Reading, schema: Node, place: str) -> None:
         )
 
 
+def _is_known(form: Json) -> bool:
+    return isinstance(form, str) and form in _FORMATS
+
+
 def _read_format(reading: Reading, schema: Node, place: str) -> None:
     if not isinstance(schema["format"], str):
         reading.fault(place, "format", "is not a string")
-    elif schema["format"] not in _FORMATS:
+    elif not _is_known(schema["format"]):
         reading.not_held(schema, place, "format", f"'{schema['format'][:32]}' is not enforced")
     else:
         cost_ms = _FORMAT_MS.get(schema["format"], 20.0)

@@ -1,5 +1,7 @@
 """Schemas: what cannot be compiled, what nothing can fit, and what takes long, each found where it stands."""
 
+import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -7,6 +9,17 @@ import pytest
 from serving.gateway.dialects.schemas import read
 
 STRING = {"type": "string"}
+#: A value of every JSON type, the containers with and without others in them.
+ANYTHING: list[Any] = [None, True, 0, -1.5, 1e300, 10**60, "", "a", [], {}, [[]], [{}], ["string", ["a"]], {"a": [1]}]
+#: Each keyword with a value that it may have.
+SOUND: dict[str, Any] = {
+    "$ref": "#", "const": 1, "enum": ["a"], "anyOf": [{}], "oneOf": [{}], "allOf": [{}], "type": "string", "not": {},
+    "format": "date", "pattern": "a", "minLength": 1, "maxLength": 2, "minimum": 1, "exclusiveMaximum": 3.5, "multipleOf": 2,
+    "items": {}, "prefixItems": [{}], "additionalItems": {}, "unevaluatedItems": True, "minItems": 1, "maxItems": 2,
+    "contains": {}, "minContains": 1, "uniqueItems": True, "properties": {"a": {}}, "required": ["a"],
+    "patternProperties": {"a": {}}, "propertyNames": {}, "additionalProperties": {}, "unevaluatedProperties": True,
+    "minProperties": 1, "maxProperties": 2,
+}  # fmt: skip
 
 
 def under(schema: dict[str, Any]) -> dict[str, Any]:
@@ -50,6 +63,13 @@ def test_a_fault_is_found_at_its_place(schema: dict[str, Any], keyword: str, rea
         else (fault,)
     )
     assert nested.keyword == keyword and ("$ref" in schema or nested.place.startswith("properties.a.items.anyOf.1"))
+
+
+def test_any_value_may_stand_under_any_keyword() -> None:
+    """Clients send what they like: beside any other keyword it is read or found at fault, and reading it raises nothing."""
+    kinds = ["string", "integer", "number", "array", "object"]
+    for (keyword, other), value in itertools.product(itertools.permutations(SOUND, 2), ANYTHING):
+        read(copy.deepcopy({"type": kinds, other: SOUND[other], keyword: value}))
 
 
 @pytest.mark.parametrize(
