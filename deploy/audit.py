@@ -34,8 +34,10 @@ LOCKS = (
 )
 CACHE = ROOT / ".cache" / "audit"
 PIP_AUDIT = "pip-audit==2.10.1"
+#: Its environment; another version gets another.
+TOOL = CACHE / PIP_AUDIT
 SERVICE = ("api.osv.dev", 443)
-#: Seconds that the service may take to accept a connection, and the whole look-up.
+#: Seconds that the service may take to accept a connection, and one command of the look-up.
 CONNECT_S, LOOK_UP_S = 3.0, 300.0
 #: Seconds for which an audit of unchanged locks holds.
 FRESH_S = 86_400.0
@@ -87,10 +89,12 @@ def licence(metadata: Mapping[str, Any], classifiers: Iterable[str]) -> str:
 
 
 def is_allowed(expression: str, allowed: Collection[str]) -> bool:
-    """Is one of the alternatives allowed as a whole?"""
+    """Is one of the alternatives allowed as a whole? As in SPDX, AND binds before OR, and parentheses before both."""
+    if group := re.search(r"\(([^()]*)\)", expression):
+        verdict = "allowed" if is_allowed(group[1], allowed) else "refused"
+        return is_allowed(expression.replace(group[0], verdict), {*allowed, "allowed"})
     return any(
-        all(part.strip(" ()") in allowed for part in alternative.split(" AND "))
-        for alternative in expression.split(" OR ")
+        all(part.strip() in allowed for part in alternative.split(" AND ")) for alternative in expression.split(" OR ")
     )
 
 
@@ -99,7 +103,7 @@ def unaccepted(licences: Mapping[str, str], given: Rules) -> list[str]:
     return [
         f"{name} is under {stated or 'no licence that its metadata states'}"
         for name, stated in sorted(licences.items())
-        if not is_allowed(stated, given.allowed) and not stated.startswith(given.accepted.get(name, "\0"))
+        if not is_allowed(stated, given.allowed) and stated != given.accepted.get(name)
     ]
 
 
@@ -161,14 +165,13 @@ def look_up(wanted: list[str], given: Rules) -> list[str] | None:
         fresh.unlink(missing_ok=True)
         if not _equipped():
             return None
-        line = [str(CACHE / "bin" / "pip-audit"), "--disable-pip", "--no-deps", "--vulnerability-service", "osv"]
+        line = [str(TOOL / "bin" / "pip-audit"), "--disable-pip", "--no-deps", "--vulnerability-service", "osv"]
         line += ["--progress-spinner", "off", "--format", "json", "--output", str(fresh)]
         for number, lines in enumerate(files(wanted)):
             part = CACHE / f"pins-{number}.txt"
             part.write_text("\n".join(lines))
             line += ["-r", str(part)]
-        # Exit code 1 also means that it found something: only the report tells.
-        subprocess.run(line, capture_output=True, check=False, timeout=LOOK_UP_S)
+        succeeds(line)  # exit code 1 also means that it found something: only the report tells
         if not fresh.exists():
             return None
         fresh.replace(report)
@@ -177,13 +180,18 @@ def look_up(wanted: list[str], given: Rules) -> list[str] | None:
 
 def _equipped() -> bool:
     """Is pip-audit in its environment, or can it be put there? No part of .venv: what it needs is nobody else's."""
-    if (CACHE / "bin" / "pip-audit").exists():
-        return True
-    made = subprocess.run([sys.executable, "-m", "venv", str(CACHE)], capture_output=True, check=False)
-    got = subprocess.run(
-        [str(CACHE / "bin" / "pip"), "--quiet", "install", PIP_AUDIT], capture_output=True, check=False
+    return (TOOL / "bin" / "pip-audit").exists() or (
+        succeeds([sys.executable, "-m", "venv", str(TOOL)])
+        and succeeds([str(TOOL / "bin" / "pip"), "--quiet", "install", PIP_AUDIT])
     )
-    return made.returncode == got.returncode == 0
+
+
+def succeeds(line: list[str], timeout_s: float = LOOK_UP_S) -> bool:
+    """Does the command end in time, and with exit code 0?"""
+    try:
+        return subprocess.run(line, capture_output=True, check=False, timeout=timeout_s).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def main() -> int:

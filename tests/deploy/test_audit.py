@@ -1,6 +1,7 @@
 """What `make check` says of licences and advisories."""
 
 import json
+import sys
 
 import pytest
 
@@ -11,7 +12,17 @@ GIVEN = audit.Rules(frozenset({"MIT", "Apache-2.0"}), {"haproxy": "GPL-2.0"}, {}
 
 @pytest.mark.parametrize(
     ("expression", "allowed"),
-    [("MIT", True), ("MIT AND Apache-2.0", True), ("MIT AND GPL-2.0", False), ("GPL-2.0 OR MIT", True), ("", False)],
+    [
+        ("MIT", True),
+        ("MIT AND Apache-2.0", True),
+        ("MIT AND GPL-2.0", False),
+        ("GPL-2.0 OR MIT", True),
+        ("GPL-2.0 AND MIT OR GPL-2.0", False),
+        ("(GPL-2.0 OR MIT) AND (Apache-2.0 OR GPL-2.0)", True),
+        ("(MIT OR Apache-2.0) AND GPL-2.0", False),
+        ("GPL-2.0 AND (MIT OR (Apache-2.0 AND MIT))", False),
+        ("", False),
+    ],
 )
 def test_a_licence_is_allowed_as_a_whole_or_as_one_alternative(expression: str, allowed: bool) -> None:
     """All that is joined by AND; any that is joined by OR."""
@@ -25,7 +36,8 @@ def test_another_licence_is_accepted_by_name_alone() -> None:
         "copy is under GPL-2.0",
         "silent is under no licence that its metadata states",
     ]
-    assert audit.unaccepted({"haproxy": "AGPL-3.0"}, GIVEN) == ["haproxy is under AGPL-3.0"]
+    for other in ("AGPL-3.0", "GPL-2.0 AND proprietary"):
+        assert audit.unaccepted({"haproxy": other}, GIVEN) == [f"haproxy is under {other}"]
 
 
 def test_every_installed_licence_is_accepted_and_every_exception_is_needed() -> None:
@@ -62,3 +74,12 @@ def test_an_advisory_is_named_unless_it_was_judged() -> None:
         "fixes": [],
     }
     assert audit.advisories(json.loads(json.dumps(report)), GIVEN.advisories) == ["b 2: GHSA-2, fixed in 2.1"]
+
+
+@pytest.mark.parametrize(
+    ("code", "timeout_s", "is_success"),
+    [("pass", 60, True), ("exit(1)", 60, False), ("import time; time.sleep(600)", 0.5, False)],
+)
+def test_a_command_that_does_not_end_in_time_has_failed(code: str, timeout_s: float, is_success: bool) -> None:
+    """A look-up that hangs is given up like one that cannot be made, and does not break the check."""
+    assert audit.succeeds([sys.executable, "-c", code], timeout_s) is is_success
