@@ -126,7 +126,7 @@ def _members(value: Any) -> Mapping[str, Any]:
 
 
 def _require_few(name: str, document: Any) -> None:
-    if len(msgspec.json.encode(document)) > SCHEMA_CHARS_MAX:
+    if len(msgspec.json.encode(document).decode()) > SCHEMA_CHARS_MAX:
         raise _refusal(name, f"its schemas are longer than {SCHEMA_CHARS_MAX} characters")
     nodes = list(_nodes(document))
     for keys, kind, limit, what in (

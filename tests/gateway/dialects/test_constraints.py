@@ -100,6 +100,12 @@ def test_schemas_that_cannot_be_meant_are_refused(schema: dict[str, Any]) -> Non
     refusal(of(schema))
 
 
+def test_the_length_of_schemas_is_in_characters() -> None:
+    """A description in Chinese may be as long as one in English, though its bytes are three times as many."""
+    fit(of({"description": "\u4e2d" * 100_000}))
+    assert "longer than 120000 characters" in str(refusal(of({"description": "\u4e2d" * 120_000})))
+
+
 def test_recursive_schemas_pass() -> None:
     """A tree of nodes refers to itself through its properties, and that is fine (OpenAI's guide shows both ways)."""
     fit(of({"properties": {"children": {"type": "array", "items": {"$ref": "#"}}}}))
