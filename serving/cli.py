@@ -39,6 +39,7 @@ app.add_typer(bundle, name="bundle")
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
 Port = Annotated[int | None, typer.Option(help="Port of the API.")]
+Workers = Annotated[int | None, typer.Option(help="Processes that serve the API, each on a core of its own.")]
 Parent = Annotated[int | None, typer.Option(hidden=True, help="End with this process, which started it.")]
 Chart = Annotated[Path, typer.Option(help="Folder of the chart.")]
 Values = Annotated[list[Path], typer.Option(help="A values file, as given to helm; repeat for more.")]
@@ -90,6 +91,7 @@ def up(
     model: Annotated[list[str] | None, typer.Option(help="A name from `serving models list`; repeat for more.")] = None,
     port: Port = None,
     host: Host = None,
+    workers: Workers = None,
     parent: Parent = None,
 ) -> None:
     """Serve models on this machine: gateway, directory and an engine for each, until Ctrl-C."""
@@ -103,7 +105,7 @@ def up(
         from serving import local
     except ModuleNotFoundError as missing:
         raise _no_engine_plane(missing) from None
-    chosen = config.override(context.obj, gateway={"port": port, "host": host})
+    chosen = config.override(context.obj, gateway={"port": port, "host": host, "workers": workers})
     local.up(config.with_models(chosen, model) if model else chosen)
 
 
@@ -120,6 +122,7 @@ def gateway(
     ] = None,
     port: Port = None,
     host: Host = None,
+    workers: Workers = None,
     parent: Parent = None,
 ) -> None:
     """Run the gateway alone, in front of vLLM servers that are already running."""
@@ -127,8 +130,9 @@ def gateway(
         end_with(parent, signal.SIGTERM)
     from serving.gateway import server
 
-    overrides = {"engines": engine or None, "directories": directory or None, "port": port, "host": host}
-    server.run(config.override(context.obj, gateway=overrides))
+    sources = {"engines": engine or None, "directories": directory or None}
+    listening = {"port": port, "host": host, "workers": workers}
+    server.run(config.override(context.obj, gateway=sources | listening))
 
 
 @secrets.command("ensure")

@@ -20,6 +20,8 @@ from serving.catalog import Knee, LoraLimits, Model
 from serving.errors import Refusal
 
 ENV_PREFIX = "SERVING_"
+#: Room for one answer and a small body.
+HELD_BYTES_MIN = 512 * 1024
 
 
 class _Group(BaseModel):
@@ -118,6 +120,10 @@ class GatewaySettings(_Group):
     """Address to listen on; the chart sets 0.0.0.0 behind its NetworkPolicy."""
     port: Port = 8080
     """TCP port of the public API."""
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    """Processes that serve the API, each on a core of its own; a further one starts from the same memory and takes about 50 MiB. They
+    share the port, the database and the bounds below: each may hold its part of `max_open_requests`, `max_held_bytes` and
+    `max_waiting_requests`. Each polls directories and has its own cache of keys and connections to the database."""
     metrics_port: Port | None = None
     """TCP port of `/metrics`, and of `/health/models` without a key. Unset, both are on the API's port (for laptops), and every client can read tenants' names and use."""
     tls: Certificate | None = None
@@ -135,7 +141,7 @@ class GatewaySettings(_Group):
     """Bytes of one request body; 131,072 tokens of text are well under 1 MiB."""
     max_open_requests: Annotated[int, Field(ge=1)] = 1024
     """Requests held at once, waiting and streaming together. Beyond it: 503 `overloaded`."""
-    max_held_bytes: Annotated[int, Field(ge=512 * 1024)] = 384 * 1024 * 1024
+    max_held_bytes: Annotated[int, Field(ge=HELD_BYTES_MIN)] = 384 * 1024 * 1024
     """Bytes that all of them hold together: bodies as they arrive, and 224 KiB each for answers that clients have not read yet. Beyond it: 503 `overloaded`. The process and the kernel's buffers take up to 512 MiB besides; a pod's memory limit must have room for both."""
     max_waiting_requests: Annotated[int, Field(ge=1)] = 256
     """Requests of one model that wait while no replica is ready, first come first served. Beyond it: 503 with Retry-After."""
@@ -159,6 +165,12 @@ class GatewaySettings(_Group):
     retries: Retries = Retries()
     outliers: Outliers = Outliers()
 
+    @model_validator(mode="after")
+    def _workers_have_room(self) -> Self:
+        if self.max_held_bytes < self.workers * HELD_BYTES_MIN:
+            raise ValueError(f"max_held_bytes must be {HELD_BYTES_MIN} for each of the workers, or more")
+        return self
+
     def slo_of(self, model: str) -> Slo:
         """The SLO of a served model."""
         return self.model_slos.get(model, self.slo)
@@ -172,7 +184,7 @@ class StoreSettings(_Group):
     first_key_file: Path | None = None
     """File with a key made in advance, registered by `serving store migrate`; unset, a first start with SQLite creates `admin.key` in `home`."""
     pool_size: Annotated[int, Field(ge=1, le=100)] = 5
-    """Maximum connections of one gateway to PostgreSQL: four threads look up keys, one writes the ledger."""
+    """Maximum connections of one worker of a gateway to PostgreSQL: four threads look up keys, one writes the ledger."""
 
 
 class EngineSettings(_Group):

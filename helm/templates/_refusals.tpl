@@ -52,8 +52,10 @@ gateway.settings.drain_timeout_s is {{ $gateway.settings.drain_timeout_s }}: a s
 {{- end }}
 {{- with dig "limits" "memory" "" $gateway.resources }}
 {{- $heldMib := div (int64 $gateway.settings.max_held_bytes) 1048576 }}
-{{- if lt (include "gpt-oss-serving.mib" . | int64) (add 512 $heldMib) }}
-gateway.resources.limits.memory is {{ . }}, and a gateway may hold {{ $heldMib }} MiB of bodies and answers besides the 512 MiB that it and its connections take: raise it to {{ add 512 $heldMib }}Mi, or lower gateway.settings.max_held_bytes.
+{{- $workers := int64 (default 1 $gateway.settings.workers) }}
+{{- $ownMib := ternary 512 (add 512 (mul 64 $workers)) (eq $workers 1) }}
+{{- if lt (include "gpt-oss-serving.mib" . | int64) (add $ownMib $heldMib) }}
+gateway.resources.limits.memory is {{ . }}, and a gateway may hold {{ $heldMib }} MiB of bodies and answers besides the {{ $ownMib }} MiB that it and its connections take: raise it to {{ add $ownMib $heldMib }}Mi, or lower gateway.settings.max_held_bytes.
 {{- end }}
 {{- end }}
 {{- if gt (len $edges) 1 }}

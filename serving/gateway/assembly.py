@@ -21,6 +21,7 @@ from serving.gateway.answers.seal import Seal
 from serving.gateway.api import metrics as metrics_page
 from serving.gateway.api.health import Health
 from serving.gateway.api.inference import Inference
+from serving.gateway.api.merged import MergedMetrics
 from serving.gateway.api.metrics import MetricsPage
 from serving.gateway.api.models import Models
 from serving.gateway.api.visit import Handler
@@ -59,6 +60,8 @@ class Edges(msgspec.Struct, frozen=True):
     expiries: Callable[[], Mapping[str, float]] = dict
     tracing: Tracing = Tracing()
     write_access: Callable[[CallRecord], None] = access.write_text
+    #: Where the page of all workers is; None where this process is the whole gateway.
+    merged_page: str | None = None
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
 
@@ -102,7 +105,8 @@ def assemble(settings: GatewaySettings, tenants: Tenants, ledger: Ledger, edges:
         *_health_routes(health, is_public=settings.metrics_port is None),
     ]
     if settings.metrics_port is None:
-        entries.append(Entry("GET", metrics_page.PATH, page.show))
+        shown = MergedMetrics(edges.merged_page) if edges.merged_page else page
+        entries.append(Entry("GET", metrics_page.PATH, shown.show))
     recorder = Recorder(ledger, metrics, edges.write_access, fleet.lists, clock)
     cors = Cors(settings.cors_origins)
     gateway = Gateway(Routes(entries), recorder, edges.tracing, partial(_running, upstream, polls), clock, cors)

@@ -1,4 +1,4 @@
-"""Server: the gateway as a process: its parts opened in order, one socket for the API, maybe one for metrics."""
+"""Server: the gateway as a process, or as several: its parts opened in order, one socket for the API, maybe one for metrics."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import uvicorn
 import uvloop
 
 from serving.config import GatewaySettings, Settings
 from serving.errors import Refusal
+from serving.gateway import workers
+from serving.gateway.api.merged import MergedPage
 from serving.gateway.api.metrics import MetricsPage
 from serving.gateway.app import Gateway
 from serving.gateway.assembly import Assembled, Edges, assemble
@@ -31,6 +34,7 @@ from serving.gateway.ledger.ledger import Ledger
 from serving.gateway.nouns import CallRecord
 from serving.gateway.observe import access, logs, tracing
 from serving.gateway.observe.tracing import Tracing
+from serving.gateway.workers import Beat, Role
 from serving.secret import PlaneSecret
 
 #: Connections the kernel holds until they are accepted.
@@ -43,33 +47,135 @@ LARGE_BUFFER_BYTES = 128 * 1024
 _M_MMAP_THRESHOLD = -3
 #: Seconds an idle client connection is kept: longer than the 60 s of common load balancers, which must close first.
 IDLE_CLIENT_S = 75
+#: Seconds between two signs of life of a worker to its parent.
+BEAT_S = 0.5
+#: Where the processes of one gateway reach one another.
+_INSIDE = "127.0.0.1"
+
+
+class Sockets(NamedTuple):
+    """Where a gateway listens: its API, and its page of metrics if that has a socket of its own."""
+
+    api: socket.socket
+    page: socket.socket | None = None
+
+
+class Certificates(NamedTuple):
+    """What a gateway shows to clients, and how it checks engines; each None without TLS."""
+
+    shown: Loaded | None
+    trusted: Loaded | None
+
+    @property
+    def tls(self) -> ssl.SSLContext | None:
+        return self.shown.context if self.shown else None
+
+    @property
+    def loaded(self) -> list[Loaded]:
+        return [it for it in self if it is not None]
 
 
 def run(settings: Settings) -> None:
     """Serve the API until SIGTERM or Ctrl-C; raises Refusal when it cannot start."""
     logs.start(settings.log_format)
-    shown = certificates.shown(settings.gateway.tls) if settings.gateway.tls else None
-    trusted = certificates.trusted(settings.plane_tls) if settings.plane_tls else None
-    with _listening(settings.gateway.host, settings.gateway.port) as api:
+    used = Certificates(
+        certificates.shown(settings.gateway.tls) if settings.gateway.tls else None,
+        certificates.trusted(settings.plane_tls) if settings.plane_tls else None,
+    )
+    host, metrics_port = settings.gateway.host, settings.gateway.metrics_port
+    with contextlib.ExitStack() as opened:
+        api = opened.enter_context(_listening(host, settings.gateway.port))
         opening.first_start(settings)
-        with _assembled(settings, shown, trusted) as assembled:
-            serve(assembled, settings.gateway, api, shown, trusted)
+        page = opened.enter_context(_listening(host, metrics_port)) if metrics_port is not None else None
+        if settings.gateway.workers > 1 and sys.platform != "linux":
+            raise Refusal("Several workers need Linux: set gateway.workers to 1.")
+        if settings.gateway.workers > 1:
+            _run_workers(settings, api, page or opened.enter_context(_inside()), used)
+        else:
+            with _assembled(settings, used) as assembled:
+                serve(assembled, settings.gateway, Sockets(api, page), used)
+
+
+def _run_workers(settings: Settings, api: socket.socket, page: socket.socket, used: Certificates) -> None:
+    """Serve with several processes; where their exit code is not 0, it becomes this one's."""
+    shared = settings.model_copy(update={"gateway": workers.share_of(settings.gateway)})
+    apis = _beside(api, settings.gateway.workers)
+    pages = [_inside() for _ in apis]
+    merged_page, own_pages = _url(page), [_url(it) for it in pages]
+
+    def close_but(*kept: socket.socket | None) -> None:
+        for it in (page, *apis, *pages):
+            if it not in kept:
+                it.close()
+
+    def work(own: Sockets, beat: Beat) -> None:
+        close_but(own.api, own.page)
+        with _assembled(shared, used, merged_page) as assembled:
+            serve(assembled, shared.gateway, own, used, beat)
+
+    def merge(beat: Beat) -> None:
+        close_but(page)
+        _turn([(_uvicorn(MergedPage(own_pages), settings.gateway, "off"), page)], [], beat)
+
+    places = map(Sockets, apis, pages)
+    roles = [Role(f"worker {number}", partial(work, own)) for number, own in enumerate(places, start=1)]
+    freeze()
+    if code := workers.supervise([*roles, Role("the page of metrics", merge)], close_but):
+        sys.exit(code)
+
+
+def _beside(api: socket.socket, count: int) -> list[socket.socket]:
+    """So many sockets on one port, `api` the first: the kernel deals new connections out among those that listen (GW-53).
+
+    That one was bound alone, so that a port in use is refused as ever, another gateway's with workers included.
+    """
+    api.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    return [api, *(_bound(api.family, api.getsockname(), socket.SO_REUSEPORT) for _ in range(count - 1))]
+
+
+def _inside() -> socket.socket:
+    """A socket for the gateway's own processes."""
+    bound = socket.socket()
+    bound.bind((_INSIDE, 0))
+    return bound
+
+
+def _url(inside: socket.socket) -> str:
+    return f"http://{_INSIDE}:{inside.getsockname()[1]}"
 
 
 def serve(
-    assembled: Assembled, settings: GatewaySettings, api: socket.socket, shown: Loaded | None, trusted: Loaded | None
+    assembled: Assembled,
+    settings: GatewaySettings,
+    sockets: Sockets,
+    used: Certificates,
+    beat: Beat | None = None,
 ) -> None:
-    """Run the event loop on a bound socket until told to stop; running answers get `drain_timeout_s` to end."""
+    """Run the event loop on bound sockets until told to stop; running answers get `drain_timeout_s` to end."""
     freeze()
     return_memory()
     descriptors.raise_limit()
-    with contextlib.ExitStack() as opened:
-        servers = [(_uvicorn(assembled.gateway, settings, "on", shown.context if shown else None), api)]
-        if settings.metrics_port is not None:
-            metrics_socket = opened.enter_context(_listening(settings.host, settings.metrics_port))
-            servers.append((_uvicorn(assembled.metrics_page, settings, "off"), metrics_socket))
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve_all(servers, [it for it in (shown, trusted) if it is not None]))
+    servers = [(_uvicorn(assembled.gateway, settings, "on", used.tls), sockets.api)]
+    if sockets.page is not None:
+        servers.append((_uvicorn(assembled.metrics_page, settings, "off"), sockets.page))
+    _turn(servers, [certificates.follow(used.loaded), descriptors.follow()], beat)
+
+
+def _turn(
+    servers: list[tuple[_Server, socket.socket]], beside: list[Coroutine[Any, Any, None]], beat: Beat | None = None
+) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        if beat is not None:
+            beside = [*beside, _beat_on([server for server, _ in servers], beat)]
+        runner.run(_serve_all(servers, beside))
+
+
+async def _beat_on(servers: Sequence[_Server], beat: Beat) -> None:
+    """Say that this process serves and that its event loop turns."""
+    while True:
+        if all(server.started for server in servers):
+            beat()
+        await asyncio.sleep(BEAT_S)
 
 
 def return_memory() -> None:
@@ -98,8 +204,8 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _serve_all(servers: list[tuple[_Server, socket.socket]], renewed: Sequence[Loaded]) -> None:
-    """Serve until a signal comes or one of them ends; a second signal cuts what still runs."""
+async def _serve_all(servers: list[tuple[_Server, socket.socket]], beside: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Serve until a signal comes or one of them ends; a second signal cuts what still runs. What runs `beside` ends with it."""
 
     def stop() -> None:
         for server, _ in servers:
@@ -110,7 +216,7 @@ async def _serve_all(servers: list[tuple[_Server, socket.socket]], renewed: Sequ
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
     tasks = [asyncio.create_task(server.serve(sockets=[bound])) for server, bound in servers]
-    following = [asyncio.create_task(it) for it in (certificates.follow(renewed), descriptors.follow())]
+    following = [asyncio.create_task(it) for it in beside]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in following:
         task.cancel()
@@ -120,7 +226,7 @@ async def _serve_all(servers: list[tuple[_Server, socket.socket]], renewed: Sequ
 
 
 def _uvicorn(
-    app: Gateway | MetricsPage,
+    app: Gateway | MetricsPage | MergedPage,
     settings: GatewaySettings,
     lifespan: Literal["on", "off"],
     tls: ssl.SSLContext | None = None,
@@ -143,7 +249,7 @@ def _uvicorn(
 
 
 @contextlib.contextmanager
-def _assembled(settings: Settings, shown: Loaded | None, trusted: Loaded | None) -> Iterator[Assembled]:
+def _assembled(settings: Settings, used: Certificates, merged_page: str | None = None) -> Iterator[Assembled]:
     with contextlib.ExitStack() as opened:
         # First in, last out: a collector that is away holds its spans up, and must not hold up the ledger.
         spans = opened.enter_context(contextlib.closing(_tracing(settings.gateway)))
@@ -153,10 +259,11 @@ def _assembled(settings: Settings, shown: Loaded | None, trusted: Loaded | None)
         ledger = opened.enter_context(Ledger(store, clock=time.time))
         edges = Edges(
             secret=_plane_secret(settings),
-            tls=trusted.context if trusted else None,
-            expiries=lambda: certificates.expiries(shown, trusted),
+            tls=used.trusted.context if used.trusted else None,
+            expiries=lambda: certificates.expiries(*used),
             tracing=spans,
             write_access=_access_log(settings.log_format),
+            merged_page=merged_page,
         )
         yield assemble(settings.gateway, tenants, ledger, edges)
 
@@ -182,15 +289,22 @@ def _plane_secret(settings: Settings) -> PlaneSecret | None:
 
 @contextlib.contextmanager
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as bound:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound = _bound(socket.AF_INET6 if ":" in host else socket.AF_INET, (host, port), socket.SO_REUSEADDR)
+    except OSError as error:
+        raise Refusal(f"Port {port} on {host} cannot be used: {error.strerror}; choose another with --port.") from None
+    with bound:
+        yield bound
+
+
+def _bound(family: int, address: tuple[str, int], option: int) -> socket.socket:
+    bound = socket.socket(family)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, option, 1)
         # Connections inherit it. Left alone, the kernel's buffer grows to megabytes for each client that reads slowly.
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
-        try:
-            bound.bind((host, port))
-        except OSError as error:
-            raise Refusal(
-                f"Port {port} on {host} cannot be used: {error.strerror}; choose another with --port."
-            ) from None
-        yield bound
+        bound.bind(address)
+    except OSError:
+        bound.close()
+        raise
+    return bound

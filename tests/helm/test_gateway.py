@@ -358,19 +358,33 @@ def _over(base: Object, values: Object) -> Object:
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_memory_limit_contains_what_clients_may_make_a_gateway_hold(name: str, tmp_path: Path) -> None:
-    """Of every values file: the budget of bodies and answers, and 512 MiB for the process and its connections."""
+    """Of every values file: the budget of bodies and answers, and 512 MiB for the process and its connections; several workers
+    take 64 MiB each besides."""
     rendered = shipped(name)
     settings = _loaded(_settings_file(rendered), tmp_path)
     (pod,) = [pod for pod in pods(rendered) if pod.owner.startswith("Deployment/")]
     limit = str(pod.spec["containers"][0]["resources"]["limits"]["memory"])
     unit = {"Mi": 1, "Gi": 1024}[limit[-2:]]
-    assert int(limit[:-2]) * unit >= settings.gateway.max_held_bytes / 2**20 + 512
+    workers = settings.gateway.workers
+    own = 512 + (64 * workers if workers > 1 else 0)
+    assert int(limit[:-2]) * unit >= settings.gateway.max_held_bytes / 2**20 + own
 
 
 def test_the_charts_budget_is_the_settings_own() -> None:
     """What stands in values.yaml is the default of serving/config.py."""
     values = read(CHART / "values.yaml")
     assert values["gateway"]["settings"]["max_held_bytes"] == config.GatewaySettings().max_held_bytes
+
+
+def test_workers_need_room_of_their_own() -> None:
+    """Two of them 128 MiB more than one process; what they hold for clients is divided among them, and no more."""
+    assert "raise it to 1024Mi" in refusal(_with_workers(2, "1023Mi"))
+    render(_with_workers(2, "1024Mi"))
+    render(_with_workers(1, "896Mi"))
+
+
+def _with_workers(count: int, limit: str) -> Object:
+    return {"gateway": {"settings": {"workers": count}, "resources": {"limits": {"memory": limit}}}}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import msgspec
@@ -12,6 +13,8 @@ from serving.gateway.observe.metrics import Metrics
 
 PATH = "/metrics"
 MODELS_PATH = "/health/models"
+#: Which process it is that counts: another one counts from 0.
+PROCESS_HEADER = "x-process"
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -26,7 +29,8 @@ class MetricsPage:
         await self._answer(visit.responder)
 
     async def _answer(self, responder: Responder) -> None:
-        await responder.whole(200, await self._metrics.render(), content_type=CONTENT_TYPE)
+        process = (PROCESS_HEADER.encode(), str(os.getpid()).encode())
+        await responder.whole(200, await self._metrics.render(), [process], content_type=CONTENT_TYPE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application of the page's own port: nothing else is there."""
