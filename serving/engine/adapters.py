@@ -80,7 +80,7 @@ def _largest_rank(config: dict[str, Any]) -> int | None:
 
 def _is_pattern(text: str) -> bool:
     try:
-        re.compile(text)
+        fit.ending(text)
     except (re.error, RecursionError):
         return False
     return True

@@ -162,12 +162,17 @@ def _pair_misfit(
 
 
 def described_rank(config: Mapping[str, Any], module: str) -> int:
-    """The rank that the description gives a module; a pattern fits the end of a name, and the first that fits counts."""
+    """The rank that the description gives a module: of the patterns, the first that fits counts."""
     name = _parameter(module)
     for pattern, rank in (config.get("rank_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
+        if ending(pattern).match(name):
             return int(rank)
     return int(config["r"])
+
+
+def ending(pattern: str) -> re.Pattern[str]:
+    """What PEFT makes of a key of `rank_pattern`, which fits the end of a module's name; raises re.error."""
+    return re.compile(rf"(.*\.)?({pattern})$")
 
 
 def _gate_up(module: str) -> str:
@@ -187,7 +192,8 @@ def _sites(base: Base) -> Iterator[tuple[str, _Site]]:
         module, _, kind = name.rpartition(".")
         if found := _EXPERTS.fullmatch(name):
             is_first = found["which"] == "gate_up_proj"
-            yield found["module"] + (_FIRST_OF_TWO if is_first else ""), _experts(shape, bool(found["blocks"]))
+            if site := _experts(shape, bool(found["blocks"])):
+                yield found["module"] + (_FIRST_OF_TWO if is_first else ""), site
         elif kind in _WEIGHTS and len(shape) == 2 and not _is_vocabulary(module):
             is_plain = kind == "weight" and name not in base.packed
             yield module, _Site(width_in=shape[1], width_out=shape[0]) if is_plain else _Site()
@@ -195,12 +201,14 @@ def _sites(base: Base) -> Iterator[tuple[str, _Site]]:
         yield from _vocabularies(base)
 
 
-def _experts(shape: Shape, is_quantised: bool) -> _Site:
-    if is_quantised:  # experts, output, blocks of the input, bytes of a block
-        count, out, blocks, block_bytes = shape
-        return _Site(blocks * block_bytes * _MXFP4_PER_BYTE, out, count)
-    count, into, out = shape
-    return _Site(into, out, count)
+def _experts(shape: Shape, is_quantised: bool) -> _Site | None:
+    """The site of stacked experts; None where they are stored in another form than gpt-oss's."""
+    match shape:
+        case [count, out, blocks, block_bytes] if is_quantised:
+            return _Site(blocks * block_bytes * _MXFP4_PER_BYTE, out, count)
+        case [count, into, out] if not is_quantised:
+            return _Site(into, out, count)
+    return None
 
 
 def _vocabularies(base: Base) -> Iterator[tuple[str, _Site]]:

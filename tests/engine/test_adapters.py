@@ -148,6 +148,7 @@ UNSOUND: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no rank": (described(r=None), "names no rank"),
     "a pattern that is none": (described(rank_pattern={"(": 8}), "names no rank"),
+    "a pattern that is none after others": (described(rank_pattern={"(?i)q_proj": 8}), "names no rank"),
     "what vLLM does not implement": (described(use_dora=True), "asks for DoRA"),
     "layers that the model lacks": (
         renamed("layers.1.", "layers.100."),

@@ -144,6 +144,12 @@ def test_quantised_experts_are_measured_by_their_blocks() -> None:
     assert "192 wide" in (misfit(DESCRIPTION, wider, quantised) or "")
 
 
+def test_experts_in_another_form_take_no_factors() -> None:
+    """A tensor of an expert's name and no three dimensions: its adapter is refused, and the engine goes on."""
+    flat = Base({"model.layers.0.mlp.experts.gate_up_proj": [EXPERTS * HIDDEN, 2 * INNER]}, "OwnForCausalLM")
+    assert "fits no module" in (misfit(DESCRIPTION, EXPERT_PAIRS, flat) or "")
+
+
 def test_packed_weights_have_no_widths_to_compare() -> None:
     """A checkpoint that packs several weights in an element still says which modules it has."""
     name = "model.layers.0.self_attn.q_proj.weight"
