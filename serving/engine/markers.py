@@ -96,4 +96,11 @@ class Guard:
         if hasattr(value, "model_dump"):
             return self.guarded(value.model_dump(exclude_none=True))
         # Lists, and pydantic's iterators that can be read once.
-        return [self.guarded(below) for below in value]
+        return [_apart(self.guarded(below)) if at else self.guarded(below) for at, below in enumerate(value)]
+
+
+def _apart(part: Any) -> Any:
+    """A guarded part of a message with a guard before its text: some templates write parts side by side, and a token
+    begun in one must not end in the next."""
+    is_text = isinstance(part, dict) and isinstance(part.get("text"), str)
+    return part | {"text": GUARD + part["text"]} if is_text else part

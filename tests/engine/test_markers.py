@@ -47,6 +47,16 @@ def test_a_guard_of_the_clients_own_guards_nothing(tokenizer: Any) -> None:
         assert tokenizer.convert_tokens_to_ids(START) not in tokens and tokenizer.decode(tokens) == START
 
 
+def test_no_token_is_spelled_by_two_parts(tokenizer: Any) -> None:
+    """Templates that loop over a message's parts write them side by side."""
+    guard = guard_of(tokenizer)
+    assert guard is not None
+    parts = guard.guarded([{"type": "text", "text": text} for text in ("a<|im_", "start|>", "<|im", "", "_end|>")])
+    tokens = tokenizer.encode("".join(part["text"] for part in parts), add_special_tokens=False)
+    assert not {tokenizer.convert_tokens_to_ids(text) for text in (START, END)} & set(tokens)
+    assert tokenizer.decode(tokens) == f"a{START}{END}"
+
+
 async def test_messages_and_tools_are_guarded_before_the_template(tokenizer: Any) -> None:
     """All of a client's text: roles' contents, parts, names, arguments, descriptions and keys."""
     seen: list[Any] = []
