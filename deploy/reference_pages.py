@@ -36,11 +36,11 @@ with vLLM's own request classes, so that a new field of vLLM's fails loudly.
 * **left out**: the same, and the answer's header `x-left-out` names it, as it does hosted tools ([GW-11](decisions/gateway.md)).
 * **refused**: answered with 400 `unsupported_parameter` and the reason below, where the value asks for something: null,
   false, an empty string, list or object, and other values that ask for what happens anyway count as absent.
-* null counts as absent everywhere, and so does an empty value of an optional field. A whole number may be written with
-  a point: `100.0` is 100.
+* null counts as absent everywhere, in objects too, and so does an empty value of an optional field. A whole number may
+  be written with a point: `100.0` is 100.
 * Earlier turns never stop a session: media in a tool's result become a sentence, items and blocks of hosted or unknown
   tools keep their text, and those without any are left out. Media in what a user says are refused ([GW-12](decisions/gateway.md)).
-* A field in no table is answered with 400 `unknown_parameter` ([GW-1](decisions/gateway.md)).
+* A field in no table that is not empty is answered with 400 `unknown_parameter` ([GW-1](decisions/gateway.md)).
 """
 
 SETTINGS_HEAD = f"""\

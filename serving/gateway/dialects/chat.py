@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -34,14 +34,8 @@ from serving.gateway.dialects.tables import (
 )
 from serving.gateway.dialects.tools import AUTO, Choice, choose
 
-
-class Part(msgspec.Struct):
-    """One content part; media parts are recognised by their type and refused."""
-
-    type: str
-    text: str | UnsetType = UNSET
-    refusal: str | UnsetType = UNSET
-    thinking: str | UnsetType = UNSET
+#: A content part, as a decoded JSON object.
+Part = dict[str, Any]
 
 
 class FunctionCall(msgspec.Struct):
@@ -70,6 +64,7 @@ class ChatMessage(msgspec.Struct):
     reasoning: str | UnsetType | None = UNSET
     #: The older name of `reasoning`; the engine reads both.
     reasoning_content: str | UnsetType | None = UNSET
+    refusal: str | UnsetType | None = UNSET
 
 
 class NamedFunction(msgspec.Struct):
@@ -101,17 +96,51 @@ class AllowedChoice(msgspec.Struct):
 _TEXT_PARTS = frozenset({"text", "refusal", "thinking"})
 
 
-def _as_text(part: Part, where: str, role: str) -> Part:
-    """The part, or in earlier turns and under other names its text. Raises for what a user says in no text."""
-    if part.type in _TEXT_PARTS:
-        if getattr(part, part.type) is UNSET:
-            raise InvalidRequest(f"Missing required parameter: '{where}.{part.type}'.", param=where)
-        return part
-    instead = history.sentence(part.type) if role in ("tool", "assistant") else None
-    text = instead or (part.text if not checks.medium(part.type) else UNSET)
-    if text is UNSET:
-        raise checks.unsupported_part(part.type, where)
-    return Part("text", text=text)
+def _content(message: ChatMessage, where: str) -> str | list[Part] | None:
+    """What a message says, in the kinds of parts that engines read. Raises for what a user says in no text."""
+    content = message.content
+    if message.role == "assistant" and not content and message.refusal:
+        return message.refusal
+    if content is None and message.role != "assistant":
+        raise InvalidRequest(f"Missing required parameter: '{where}'.", param=where)
+    if content is None or isinstance(content, str):
+        return content
+    parts = [read for index, part in enumerate(content) for read in _read(part, f"{where}[{index}]", message.role)]
+    return parts or (None if content else [])
+
+
+def _read(part: Part, where: str, role: str) -> Iterator[Part]:
+    """The part, or in earlier turns and under other names its text, if it has any."""
+    kind = part.get("type")
+    if not isinstance(kind, str):
+        raise InvalidRequest(f"Invalid value for '{where}': Expected an object with a type.", param=where)
+    if kind in _TEXT_PARTS:
+        yield {"type": kind, kind: _text(part.get(kind), kind, where)}
+    elif role == "tool":
+        yield {"type": "text", "text": history.in_result(part)}
+    elif role == "assistant":
+        yield from _said(part, kind)
+    elif checks.medium(kind) or not (text := history.text_of(part)):
+        raise checks.unsupported_part(kind, where)
+    else:
+        yield {"type": "text", "text": text}
+
+
+def _text(text: Any, kind: str, where: str) -> str:
+    if text is None:
+        raise InvalidRequest(f"Missing required parameter: '{where}.{kind}'.", param=where)
+    if not isinstance(text, str):
+        raise InvalidRequest(f"Invalid value for '{where}.{kind}': Expected str.", param=f"{where}.{kind}")
+    return text
+
+
+def _said(part: Part, kind: str) -> Iterator[Part]:
+    """A part of an earlier answer in another API's kinds: reasoning stays reasoning, and what has no text is left out."""
+    text = history.sentence(kind) or history.text_of(part)
+    if kind.startswith("reasoning") and text:
+        yield {"type": "thinking", "thinking": text}
+    elif text and kind != "redacted_thinking":
+        yield {"type": "text", "text": text}
 
 
 def _as_function_calls(calls: list[ToolCall], where: str) -> None:
@@ -134,12 +163,7 @@ def chat_messages(name: str, value: Any) -> Any:
     messages: list[ChatMessage] = _messages(name, value)
     for index, message in enumerate(messages):
         where = f"{name}[{index}]"
-        if isinstance(message.content, list):
-            message.content = [
-                _as_text(part, f"{where}.content[{place}]", message.role) for place, part in enumerate(message.content)
-            ]
-        elif message.content is None and message.role != "assistant":
-            raise InvalidRequest(f"Missing required parameter: '{where}.content'.", param=f"{where}.content")
+        message.content, message.refusal = _content(message, f"{where}.content"), UNSET
         if message.role == "tool" and not message.tool_call_id:
             raise InvalidRequest(f"Missing required parameter: '{where}.tool_call_id'.", param=f"{where}.tool_call_id")
         if message.tool_calls == []:

@@ -44,8 +44,8 @@ RepetitionPenalty = Annotated[float, Meta(gt=0, le=10)]
 TopK = Annotated[int, Meta(ge=-1, le=TOKENS_MAX)]
 Choices = Annotated[int, Meta(ge=1, le=8)]
 ShortText = Annotated[str, Meta(max_length=512)]
-#: Characters of a tool's or a format's name.
-NAME_CHARS_MAX = 64
+#: Characters of a tool's or a format's name: Anthropic's bound, and OpenAI's for Responses.
+NAME_CHARS_MAX = 128
 Name = Annotated[str, Meta(pattern=rf"^[a-zA-Z0-9_-]{{1,{NAME_CHARS_MAX}}}\Z")]
 ModelName = Annotated[str, Meta(min_length=1, max_length=256)]
 Stop = Annotated[str, Meta(min_length=1, max_length=STOP_CHARS_MAX)]
@@ -67,8 +67,8 @@ class FunctionDefinition(msgspec.Struct):
     strict: bool | UnsetType | None = UNSET
 
 
-class FunctionTool(msgspec.Struct):
-    type: Literal["function"]
+class FunctionTool(msgspec.Struct, kw_only=True):
+    type: Literal["function"] = "function"
     function: FunctionDefinition
 
     @property
@@ -120,29 +120,45 @@ class RepetitionDetection(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def typed(kind: Any) -> Check:
-    """A check by msgspec's rules: exact types, an int where a float is asked, and 100.0 where 100 is."""
+    """A check by msgspec's rules: exact types, an int where a float is asked, 100.0 where 100 is, and null for absent."""
 
     def check(name: str, value: Any) -> Any:
-        # JSON has one kind of number: clients in languages that have one too send 100.0.
         with suppress(msgspec.ValidationError, OverflowError):
             return msgspec.convert(value, kind, strict=True)
         try:
-            return msgspec.convert(_with_whole_numbers(value), kind, strict=True)
+            return msgspec.convert(_plain(value), kind, strict=True)
         except (msgspec.ValidationError, OverflowError) as error:
             raise invalid(name, str(error)) from None
 
     return check
 
 
-def _with_whole_numbers(value: Any) -> Any:
+#: Members that hold JSON of the client's own, in which null, {} and 1.0 mean what they say.
+_CLIENTS_OWN = frozenset({"parameters", "input_schema", "schema", "json", "input", "arguments"})
+
+
+def _plain(value: Any) -> Any:
+    """The value as a client means it that has one kind of number and fills in every member: 100.0 is 100, null and {} are
+    absent."""
     match value:
         case float() if value.is_integer():
             return int(value)
         case list():
-            return [_with_whole_numbers(it) for it in value]
+            return [_plain(it) for it in value]
         case dict():
-            return {name: _with_whole_numbers(it) for name, it in value.items()}
+            said = {name: it for name, it in value.items() if it is not None and (it != {} or name in _CLIENTS_OWN)}
+            return {name: it if name in _CLIENTS_OWN else _plain(it) for name, it in said.items()}
     return value
+
+
+def stops(kind: Any) -> Check:
+    """A check of stop strings by msgspec's rules; an empty one stops nothing and is left out."""
+    check = typed(kind)
+
+    def said(name: str, value: Any) -> Any:
+        return check(name, [it for it in value if it != ""] if isinstance(value, list) else value)
+
+    return said
 
 
 def invalid(name: str, text: str) -> InvalidRequest:
@@ -201,7 +217,9 @@ def structured_outputs(name: str, value: Any) -> Any:
 def response_format(name: str, value: Any) -> Any:
     """OpenAI's response formats."""
     chosen: ResponseFormat = typed(ResponseFormat)(name, value)
-    if chosen.type == "json_schema" and (chosen.json_schema is UNSET or chosen.json_schema.schema in (UNSET, None)):
+    if chosen.type != "json_schema":
+        return ResponseFormat(chosen.type)
+    if chosen.json_schema is UNSET or chosen.json_schema.schema in (UNSET, None):
         where = f"{name}.json_schema.schema"
         raise InvalidRequest(f"Missing required parameter: '{where}'.", param=where)
     return chosen

@@ -15,7 +15,7 @@ from serving.gateway.dialects.fields import Table, honoured, ignored, refused
 from serving.gateway.dialects.openai import ChatCounts
 from serving.gateway.dialects.prompts import count_prompts, prompt
 from serving.gateway.dialects.shapes import CompletionAnswer
-from serving.gateway.dialects.tables import FLAG, GENERATION_OPERATORS, LABELS, MODEL, SAMPLING
+from serving.gateway.dialects.tables import FLAG, GENERATION_OPERATORS, MODEL, OPENAI_HINTS, SAMPLING
 
 FIELDS: Table = {
     **MODEL,
@@ -28,7 +28,7 @@ FIELDS: Table = {
     "thinking_token_budget": ignored("A hint, and this API has no effort that it could become.", typed(checks.TopK)),
     "suffix": refused("The models served here do not fill in the middle."),
     "prompt_embeds": refused("Tensors from outside are not loaded."),
-    **LABELS,
+    **OPENAI_HINTS,
     **GENERATION_OPERATORS,
 }
 

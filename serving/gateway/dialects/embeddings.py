@@ -17,9 +17,9 @@ from serving.gateway.dialects.prompts import count_prompts, prompt
 from serving.gateway.dialects.shapes import EmbeddingsAnswer
 from serving.gateway.dialects.tables import (
     FLAG,
-    LABELS,
     MODEL,
     NOT_SENT_FOR_PRIVACY,
+    OPENAI_HINTS,
     OPERATOR,
     OPERATORS,
     SAMPLING,
@@ -47,7 +47,7 @@ FIELDS: Table = {
     "embed_dtype": refused("OpenAI's formats are float and base64 of 32 bits."),
     "endianness": refused("OpenAI's formats are float and base64 of 32 bits."),
     "padding": refused(OPERATOR),
-    **LABELS,
+    **OPENAI_HINTS,
     **{name: field for name, field in OPERATORS.items() if name not in {"vllm_xargs", "watermarking"}},
 }
 

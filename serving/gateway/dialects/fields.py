@@ -49,7 +49,12 @@ class Field(msgspec.Struct, frozen=True):
             return not (self.is_required or self.takes_empty)
         if self.disposition is Disposition.HONOURED:
             return False
-        return value is False or any(type(value) is type(it) and value == it for it in self.neutral)
+        return value is False or any(_is_same(value, it) for it in self.neutral)
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    """Are these the same JSON? true is not 1, and 1.0 is."""
+    return isinstance(value, bool) is isinstance(other, bool) and bool(value == other)
 
 
 def _is_empty(value: Any) -> bool:
@@ -89,7 +94,8 @@ class Sifted(msgspec.Struct, frozen=True):
 
 
 def sift(table: Table, body: Mapping[str, Any], rights: Set[Right] = frozenset()) -> Sifted:
-    """The fields to send on for a key with these rights, checked; null counts as absent, as it does at OpenAI.
+    """The fields to send on for a key with these rights, checked; null counts as absent, as it does at OpenAI, and
+    so does an empty value of a field that nothing here knows.
 
     Raises UnknownParameter, UnsupportedParameter or InvalidRequest for the first field at fault.
     """
@@ -98,6 +104,8 @@ def sift(table: Table, body: Mapping[str, Any], rights: Set[Right] = frozenset()
         if value is None:
             continue
         field = table.get(name)
+        if field is None and _is_empty(value):
+            continue
         if field is None:
             raise UnknownParameter(name[:128])
         _sift(name, value, field, rights, sifted)

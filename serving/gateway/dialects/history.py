@@ -15,7 +15,7 @@ from serving.gateway.dialects import checks
 #: Keys under which the APIs keep what a part says, in the order in which it is read.
 _TEXT_KEYS = (
     *("title", "text", "thinking", "refusal", "tool_name", "tool_references", "source", "content", "output", "stdout"),
-    *("stderr", "logs", "data", "url"),
+    *("stderr", "logs", "summary", "data", "url"),
 )
 #: Lists and objects inside one another in which text is looked for.
 _DEPTH_MAX = 8

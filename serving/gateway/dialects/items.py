@@ -24,8 +24,10 @@ Item = dict[str, Any]
 _ROLES = frozenset({"system", "developer", "user", "assistant"})
 #: Parts of text, whatever they are called.
 _TEXT_PARTS = frozenset({"input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text"})
+#: Where a hosted tool's call keeps what came of it.
+_OUTPUTS = ("output", "outputs", "results", "error")
 #: What of a hosted tool's call is no argument of it.
-_NO_ARGUMENTS = frozenset({"type", "id", "call_id", "status", "name", "output", "created_by", "caller", "namespace"})
+_NO_ARGUMENTS = frozenset({*_OUTPUTS, "type", "id", "call_id", "status", "name", "created_by", "caller", "namespace"})
 _items = typed(str | Annotated[list[dict[str, checks.Json]], Meta(min_length=1, max_length=checks.MESSAGES_MAX)])
 
 
@@ -89,7 +91,9 @@ def _read(item: Item, where: str, calls: set[str]) -> Iterator[Item]:
     if not isinstance(kind, str):
         raise InvalidRequest(f"Invalid value for '{where}.type': Expected str.", param=f"{where}.type")
     if kind == "message":
-        yield _message(item, where)
+        # An answer of calls alone has no text.
+        if item.get("role") != "assistant" or item.get("content") is not None:
+            yield _message(item, where)
     elif kind == "reasoning":
         yield _reasoning(item, where)
     elif kind == "item_reference":
@@ -97,7 +101,7 @@ def _read(item: Item, where: str, calls: set[str]) -> Iterator[Item]:
     elif kind == "function_call":
         yield _function_call(item, where, calls)
     elif kind.endswith("_output"):
-        yield _output(item, where, kind, calls)
+        yield from _output(item, where, kind, calls)
     elif kind.endswith("_call"):
         yield from _hosted_call(item, kind, calls)
     elif text := history.text_of(item):
@@ -203,9 +207,13 @@ def _function_call(item: Item, where: str, calls: set[str]) -> Item:
     return {key: value for key, value in item.items() if key != "namespace"} | {"name": flattened}
 
 
-def _output(item: Item, where: str, kind: str, calls: set[str]) -> Item:
-    """A tool's output as a function's, whatever the tool's kind, as one string."""
+def _output(item: Item, where: str, kind: str, calls: set[str]) -> Iterator[Item]:
+    """A tool's output as a function's, whatever the tool's kind, as one string; of a tool that ran elsewhere, its text."""
     call_id = item.get("call_id") or item.get("id")
+    if call_id is None and kind != "function_call_output":
+        if text := history.text_of(item):
+            yield {"type": "message", "role": "user", "content": text}
+        return
     if not isinstance(call_id, str):
         raise InvalidRequest(f"Invalid value for '{where}.call_id': Expected str.", param=f"{where}.call_id")
     if "output" in item or kind == "function_call_output":
@@ -216,19 +224,20 @@ def _output(item: Item, where: str, kind: str, calls: set[str]) -> Item:
         text = _as_json(_payload(item))
     if call_id not in calls:
         if kind != "function_call_output":
-            return {"type": "message", "role": "user", "content": text}
+            yield {"type": "message", "role": "user", "content": text}
+            return
         raise InvalidRequest(
             f"'{where}' is the output of a call that no earlier item makes: no response is stored here, send the call"
             " as well.",
             param=where,
         )
-    return {"type": "function_call_output", "call_id": call_id, "output": text}
+    yield {"type": "function_call_output", "call_id": call_id, "output": text}
 
 
 def _hosted_call(item: Item, kind: str, calls: set[str]) -> Iterator[Item]:
     """A call of a tool that is no function as a function's; its output comes with it or in an item of its own."""
     call_id = item.get("call_id") or item.get("id")
-    output = item.get("output")
+    output = next((item[key] for key in _OUTPUTS if item.get(key) not in (None, [])), item.get("output"))
     if not isinstance(call_id, str) or (output is None and "call_id" not in item and kind != "local_shell_call"):
         return
     name = item["name"] if isinstance(item.get("name"), str) else kind.removesuffix("_call")

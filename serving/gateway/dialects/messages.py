@@ -56,7 +56,9 @@ class AnthropicToolChoice(msgspec.Struct, forbid_unknown_fields=True):
     disable_parallel_tool_use: bool | UnsetType | None = UNSET
 
 
-class Thinking(msgspec.Struct, forbid_unknown_fields=True):
+class Thinking(msgspec.Struct):
+    """Keys that no engine knows are hints, as all of it is."""
+
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: checks.TopK | UnsetType | None = UNSET
     display: str | UnsetType | None = UNSET
@@ -102,6 +104,7 @@ SHARED_FIELDS: Table = {
         " do; other keys are ignored",
         typed(OutputConfig),
     ),
+    "output_format": honoured("the older name of `output_config.format`", typed(AnthropicFormat)),
     "tools": honoured(f"up to 128; `custom` ones are the client's own; {LEFT_OUT}", anthropic_tools),
     "tool_choice": honoured(
         "`auto`, `any`, `none` (then no tools are sent) or one tool; SmolLM2's template has no place for tools",
@@ -116,7 +119,10 @@ SHARED_FIELDS: Table = {
     "diagnostics": ignored("It belongs to Anthropic's own service."),
     "metadata": ignored(NOT_SENT_FOR_PRIVACY, typed(dict)),
     **LABELS,
-    "betas": ignored("What is known here needs no switch."),
+    **{
+        name: ignored("What is known here needs no switch.")
+        for name in ("betas", "anthropic_beta", "anthropic_version")
+    },
     "fallbacks": ignored("No model here declines for another to take over."),
     "fallback_credit_token": ignored("It is about Anthropic's bill."),
     "billing_policy": refused("The tenant of the key pays.", {"type": "billing_policy", "bill_to": "self"}),
@@ -132,7 +138,7 @@ FIELDS: Table = {
     **SHARED_FIELDS,
     "max_tokens": honoured("1 or more", typed(checks.Tokens), is_required=True),
     "stop_sequences": honoured(
-        f"up to {STOP_STRINGS_MAX}", typed(Annotated[list[checks.Stop], Meta(max_length=STOP_STRINGS_MAX)])
+        f"up to {STOP_STRINGS_MAX}", checks.stops(Annotated[list[checks.Stop], Meta(max_length=STOP_STRINGS_MAX)])
     ),
     "stream": honoured("true or false", FLAG),
     "temperature": honoured("0 to 2", typed(checks.Temperature)),
@@ -140,6 +146,15 @@ FIELDS: Table = {
     "top_k": SAMPLING["top_k"],
     **{name: OPERATORS[name] for name in ("cache_salt", "kv_transfer_params", "ec_transfer_params", "vllm_xargs")},
     **{name: OPERATORS[name] for name in ("mm_payload", "return_mm_kwargs", "watermarking")},
+}
+
+#: Fields of a message that its count does not depend on; clients count the body that they are about to send.
+COUNT_FIELDS: Table = {
+    **{
+        name: ignored("The count of a prompt does not depend on it.", FIELDS[name].check)
+        for name in ("max_tokens", "stop_sequences", "stream", "temperature", "top_p", "top_k")
+    },
+    **SHARED_FIELDS,
 }
 
 
@@ -152,6 +167,7 @@ def _check(body: Body, kept: Body) -> None:
 
 
 def _adapt(kept: Body) -> Iterable[str]:
+    _adapt_format(kept)
     _adapt_thinking(kept)
     kept["tools"] = changed_tools(kept.get("tools", []), kept["messages"])
     chosen: AnthropicToolChoice | None = kept.get("tool_choice")
@@ -187,6 +203,14 @@ def _change(tools: dict[str, Any], block: dict[str, Any], where: str) -> None:
     elif "definition" in change:
         for tool in anthropic_tools(f"{where}.definition", [change["definition"]]):
             tools[tool.called if isinstance(tool, AnthropicTool) else tool.label] = tool
+
+
+def _adapt_format(kept: Body) -> None:
+    """The format under its older name, unless it is given under both."""
+    older: AnthropicFormat | None = kept.pop("output_format", None)
+    config: OutputConfig = kept.get("output_config") or OutputConfig()
+    if older and not config.format:
+        kept["output_config"] = OutputConfig(config.effort, older)
 
 
 def _adapt_thinking(kept: Body) -> None:
@@ -299,7 +323,7 @@ MESSAGES = Dialect(
 )
 COUNT_TOKENS = Dialect(
     path="/v1/messages/count_tokens",
-    fields=SHARED_FIELDS,
+    fields=COUNT_FIELDS,
     answer=CountAnswer,
     counts=None,
     adapt=_adapt,

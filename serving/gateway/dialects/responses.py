@@ -65,7 +65,7 @@ class TextConfig(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ResponsesTool(msgspec.Struct):
-    type: str
+    type: str = "function"
     name: checks.Name | UnsetType = UNSET
     description: str | UnsetType | None = UNSET
     parameters: dict[str, checks.Json] | UnsetType | None = UNSET
@@ -154,6 +154,22 @@ def includes(name: str, value: Any) -> Any:
     return [it for it in typed(list[str])(name, value) if it in INCLUDED]
 
 
+_text_config = typed(TextConfig)
+
+
+def text_config(name: str, value: Any) -> Any:
+    """The answer's form; a schema needs a name, as at OpenAI."""
+    config: TextConfig = _text_config(name, value)
+    if config.format and config.format.type == "json_schema":
+        for key in ("name", "schema"):
+            if getattr(config.format, key) is UNSET:
+                where = f"{name}.format.{key}"
+                raise InvalidRequest(f"Missing required parameter: '{where}'.", param=where)
+    elif config.format:
+        config.format = TextFormat(config.format.type)
+    return config
+
+
 #: Reasoning that the client carries and only gateways open.
 SEALED = "reasoning.encrypted_content"
 INCLUDED = (SEALED, "message.output_text.logprobs")
@@ -185,7 +201,7 @@ FIELDS: Table = {
         " (refused for gpt-oss); others are ignored",
         includes,
     ),
-    "text": honoured("`format`, `verbosity`", typed(TextConfig)),
+    "text": honoured("`format`, `verbosity`", text_config),
     "tools": honoured(
         "up to 128; functions are the client's own; those of a `namespace` go to the model as `namespace__name`, and"
         f" calls come back as the client knows them; {LEFT_OUT}",

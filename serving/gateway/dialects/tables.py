@@ -14,6 +14,7 @@ from serving.gateway.dialects.tools import LEFT_OUT, tool_list
 from serving.gateway.nouns import Right
 
 FLAG = typed(bool)
+STOPS = checks.stops(checks.Stops)
 OPERATOR = "It belongs to the operator."
 TENANT_SALT = "The gateway sets it per tenant, so that no tenant can probe another's prefix cache."
 NO_MEDIA = "The models served here read text."
@@ -59,7 +60,7 @@ GENERATION_OPERATORS: Table = {
         Right.IGNORE_EOS, "It makes the engine generate past the end of the answer, as load tests do.", FLAG
     ),
     "use_beam_search": refused("A beam holds many sequences for one answer and cannot stream."),
-    "length_penalty": refused("Only beam search reads it.", 1, 1.0),
+    "length_penalty": refused("Only beam search reads it.", 1),
     "prompt_logprobs": refused("It bypasses the prefix cache and multiplies the work of a prompt."),
     "return_token_ids": refused("It would show the tokens of the template and of hidden reasoning."),
     "return_token_offsets": refused(RENDER_ONLY),
@@ -79,7 +80,7 @@ SAMPLING: Table = {
     "temperature": honoured("0 to 2", typed(checks.Temperature)),
     "top_p": honoured("0 to 1", typed(Annotated[float, Meta(gt=0, le=1)])),
     "seed": honoured("a 64-bit integer", typed(checks.Seed)),
-    "stop": honoured("a string, or up to 4; searched in the answer's text alone", typed(checks.Stops)),
+    "stop": honoured("a string, or up to 4; searched in the answer's text alone", STOPS),
     "n": honoured("1 to 8; more than 1 needs a temperature above 0", typed(checks.Choices)),
     "logit_bias": honoured("token id → -100 to 100, up to 1024", typed(checks.LogitBias)),
     "stream": honoured("true or false", FLAG),
@@ -146,7 +147,7 @@ THINKING: Table = {
 }
 
 OPENAI_HINTS: Table = {
-    "metadata": ignored("Nothing is stored that it could label.", typed(checks.Metadata)),
+    "metadata": ignored("Nothing is stored that it could label.", typed(dict)),
     "prompt_cache_key": ignored(NOTHING_CACHED_BY_KEY, typed(str)),
     "prompt_cache_retention": ignored(NOTHING_CACHED_BY_KEY, typed(str)),
     "prompt_cache_options": ignored(NOTHING_CACHED_BY_KEY, typed(dict)),

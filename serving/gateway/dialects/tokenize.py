@@ -8,7 +8,7 @@ from serving.gateway.dialects.checks import typed
 from serving.gateway.dialects.dialect import Body, Dialect
 from serving.gateway.dialects.fields import Table, honoured
 from serving.gateway.dialects.shapes import TokenizeAnswer
-from serving.gateway.dialects.tables import CHAT_TOOLS, FLAG, LABELS, MODEL, OPERATORS, SAMPLING, TEMPLATE
+from serving.gateway.dialects.tables import CHAT_TOOLS, FLAG, MODEL, OPENAI_HINTS, OPERATORS, SAMPLING, TEMPLATE
 
 FIELDS: Table = {
     **MODEL,
@@ -16,7 +16,7 @@ FIELDS: Table = {
     "messages": honoured("1 to 4096 messages of text", chat_messages),
     "add_special_tokens": SAMPLING["add_special_tokens"],
     "return_token_strs": honoured("true or false", FLAG),
-    **LABELS,
+    **OPENAI_HINTS,
     **TEMPLATE,
     **CHAT_TOOLS,
     "media_io_kwargs": OPERATORS["media_io_kwargs"],

@@ -187,3 +187,26 @@ def test_a_search_that_runs_nowhere_is_left_out_and_said() -> None:
 def test_the_error_of_a_prompt_names_the_messages() -> None:
     """Where its length is at fault."""
     assert CHAT.prompt_field == "messages" and CHAT.is_billed
+
+
+EARLIER: list[tuple[dict[str, object], object]] = [
+    ({"role": "assistant", "content": None, "refusal": "No."}, "No."),
+    ({"role": "assistant", "content": "a", "refusal": None}, "a"),
+    ({"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {}}]}, None),
+    ({"role": "assistant", "content": [{"type": "redacted_thinking", "data": "AAAA"}, {"type": "text", "text": "a"}]},
+     [{"type": "text", "text": "a"}]),
+    ({"role": "assistant", "content": [{"type": "reasoning", "text": "b"}]}, [{"type": "thinking", "thinking": "b"}]),
+    ({"role": "tool", "tool_call_id": "1", "content": [{"type": "tool_reference", "tool_name": "f"}]},
+     [{"type": "text", "text": "[The tool f is available.]"}]),
+    ({"role": "tool", "tool_call_id": "1", "content": [{"type": "json", "json": {"a": 1}}]},
+     [{"type": "text", "text": '{"type":"json","json":{"a":1}}'}]),
+    ({"role": "tool", "tool_call_id": "1", "content": [{"type": "search_result", "title": "T", "content": [{"text": "b"}]}]},
+     [{"type": "text", "text": "T\nb"}]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("message", "content"), EARLIER, ids=str)
+def test_a_part_of_an_earlier_turn_never_stops_a_session(message: dict[str, object], content: object) -> None:
+    """It keeps its text, whatever API its kind comes from; what has none is left out, as in the other APIs."""
+    kept, _ = sent(call(CHAT, messages=[message, {"role": "user", "content": "b"}]))["messages"]
+    assert kept["content"] == content and "refusal" not in kept

@@ -19,7 +19,7 @@ from serving.gateway.dialects import checks
         (checks.Seed, [-(2**63), 2**63 - 1], [2**63, 10**30]),
         (checks.Temperature, [0, 2, 0.5], [-0.1, 2.1, "hot", True]),
         (checks.Stops, ["a", ["a"] * 4, []], ["", [""], ["a"] * 5, [1]]),
-        (checks.Name, ["a-b_1"], ["no spaces", "", "a" * 65, "a\n"]),
+        (checks.Name, ["a-b_1"], ["no spaces", "", "a" * 129, "a\n"]),
         (checks.LogitBias, [{"50256": -100}], [{"x": 1}, {"1": 101}, {"-1": 0}]),
         (checks.Metadata, [{"a": "b"}], [{"a": 1}, {str(n): "" for n in range(17)}]),
     ],
@@ -99,3 +99,23 @@ def test_a_part_that_is_no_text_is_refused_by_its_medium(kind: str, words: str) 
     refused = checks.unsupported_part(kind, "messages[0].content[1]")
     assert isinstance(refused, UnsupportedParameter) and words in refused.message
     assert refused.param == "messages[0].content[1]"
+
+
+def test_a_null_or_empty_member_is_absent_and_a_schema_stays_as_it_is() -> None:
+    """Clients fill in every member of an object; in JSON of their own null means what it says."""
+    assert checks.response_format("f", {"type": "json_object", "json_schema": None}) == checks.ResponseFormat(
+        "json_object"
+    )
+    assert checks.typed(checks.TemplateSwitches)("f", {"thinking": None}) == checks.TemplateSwitches()
+    schema = {"properties": {"a": {"const": None, "default": {}, "minimum": 1.0}}}
+    function = {"name": "f", "parameters": schema, "strict": {}}
+    tool = checks.typed(checks.FunctionTool)("tool", {"type": None, "function": function})
+    assert tool.function.parameters == schema and repr(tool.function.parameters) == repr(schema)
+
+
+def test_an_empty_stop_string_stops_nothing() -> None:
+    """Forms have an empty line; others in the list still stop."""
+    check = checks.stops(checks.Stops)
+    assert check("stop", ["", "a"]) == ["a"] and check("stop", [""]) == []
+    with pytest.raises(InvalidRequest):
+        check("stop", ["a"] * 5)

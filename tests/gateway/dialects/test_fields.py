@@ -16,7 +16,7 @@ import openai.types.embedding_create_params as embedding_params
 import openai.types.responses.response_create_params as response_params
 import pytest
 
-from serving.errors import InvalidRequest, UnsupportedParameter
+from serving.errors import InvalidRequest, UnknownParameter, UnsupportedParameter
 from serving.gateway.dialects import DIALECTS, call, fields
 from serving.gateway.dialects.chat import CHAT
 from serving.gateway.dialects.checks import typed
@@ -142,3 +142,27 @@ def test_a_granted_field_is_honoured_for_keys_with_its_right_alone() -> None:
         sift(table, {"ignore_eos": True})
     with pytest.raises(InvalidRequest):
         sift(table, {"ignore_eos": "yes"}, {Right.IGNORE_EOS})
+
+
+def test_an_unknown_field_that_holds_nothing_is_no_fault() -> None:
+    """Wrappers pass their own options on, empty ones too; false and 0 may ask for something."""
+    for value in ("", [], {}):
+        assert sent(call_of(CHAT, extra_body=value)) == sent(call_of(CHAT))
+    for unknown in (False, 0, " "):
+        with pytest.raises(UnknownParameter):
+            draft(CHAT, extra_body=unknown)
+
+
+def test_a_neutral_number_may_be_written_with_a_point() -> None:
+    """JSON has one kind of number; true is none."""
+    assert sent(call_of(CHAT, priority=0.0, length_penalty=1.0)) == sent(call_of(CHAT, priority=0, length_penalty=1))
+    with pytest.raises(UnsupportedParameter):
+        draft(CHAT, length_penalty=True)
+
+
+@pytest.mark.parametrize("dialect", [CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS, TOKENIZE], ids=lambda it: it.path)
+def test_a_hint_is_none_the_less_one_on_a_neighbouring_api(dialect: Dialect) -> None:
+    """Wrappers add their labels to every call."""
+    hints = {"prompt_cache_key": "k", "safety_identifier": "u", "service_tier": "auto", "metadata": {"a": "b"}}
+    plain = sent(call_of(dialect))
+    assert {name: it for name, it in sent(call_of(dialect, **hints)).items() if name != "metadata"} == plain

@@ -12,6 +12,7 @@ from serving.gateway.dialects.responses import RESPONSES
 from tests.gateway.calls import call, draft, sent
 
 CALL = {"type": "function_call", "name": "f", "arguments": "{}", "call_id": "c"}
+USER = {"role": "user", "content": "a"}
 SENTENCE = "[Image left out: the models served here read text.]"
 
 
@@ -196,3 +197,32 @@ def test_references_that_lead_nowhere_leave_something_to_read() -> None:
     """An input of nothing else is a fault of the request."""
     with pytest.raises(InvalidRequest, match="none of its items"):
         call(RESPONSES, input=[{"type": "item_reference", "id": "rs_2"}])
+
+
+@pytest.mark.parametrize(
+    ("item", "output"),
+    [
+        ({"type": "code_interpreter_call", "id": "c", "code": "1", "outputs": [{"type": "logs", "logs": "2"}]}, "2"),
+        ({"type": "file_search_call", "id": "c", "queries": ["q"], "results": [{"text": "found"}]}, "found"),
+        ({"type": "mcp_call", "id": "c", "name": "n", "arguments": "{}", "output": None, "error": "no"}, "no"),
+    ],
+    ids=str,
+)
+def test_what_came_of_a_hosted_call_is_kept(item: dict[str, object], output: str) -> None:
+    """Under whichever name its kind keeps it."""
+    made, answered, _ = sent(call(RESPONSES, input=[item, USER]))["input"]
+    assert made["call_id"] == answered["call_id"] == "c" and answered["output"] == output
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"type": "tool_search_output", "call_id": None, "tools": [{"type": "function", "name": "f"}]},
+        {"type": "message", "role": "assistant", "content": None},
+        {"role": "assistant", "content": None},
+    ],
+    ids=str,
+)
+def test_an_earlier_item_that_says_nothing_is_left_out(item: dict[str, object]) -> None:
+    """A vendor's search of tools has no call of the client's, and an answer of calls alone no text."""
+    assert sent(call(RESPONSES, input=[item, USER]))["input"] == [USER]

@@ -131,3 +131,22 @@ def test_a_stream_is_whole_with_message_stop() -> None:
     assert MESSAGES.stream is not None
     *before, last = messages_stream(["a"])
     assert MESSAGES.stream.endings[0] in last and MESSAGES.stream.endings[0] not in b"".join(before)
+
+
+@pytest.mark.parametrize("dialect", [MESSAGES, COUNT_TOKENS], ids=["messages", "count_tokens"])
+def test_a_format_has_an_older_name(dialect: Dialect) -> None:
+    """SDKs of the beta send `output_format`; the newer name goes first."""
+    older = {"type": "json_schema", "schema": {"type": "object", "properties": {"a": {"type": "string"}}}}
+    newer = {"type": "json_schema", "schema": {"type": "object", "properties": {"b": {"type": "string"}}}}
+    config = sent(call(dialect, output_format=older, output_config={"effort": "low"}))["output_config"]
+    assert config == {"effort": "low", "format": older}
+    assert sent(call(dialect, output_format=older, output_config={"format": newer}))["output_config"]["format"] == newer
+    assert "output_format" not in sent(call(dialect, output_format=older))
+
+
+def test_the_body_of_a_message_can_be_counted() -> None:
+    """Clients count what they are about to send; the count does not depend on how the answer is made."""
+    said = {"max_tokens": 5, "stop_sequences": ["a"], "stream": True, "temperature": 0.5, "top_p": 0.5, "top_k": 5}
+    assert sent(call(COUNT_TOKENS, **said)) == sent(call(COUNT_TOKENS))
+    with pytest.raises(InvalidRequest):
+        draft(COUNT_TOKENS, max_tokens="5")

@@ -99,3 +99,20 @@ def test_a_stream_is_whole_with_its_last_event() -> None:
     assert RESPONSES.stream is not None
     assert any(ending in responses_stream(["a"])[-1] for ending in RESPONSES.stream.endings)
     assert not any(ending in b"".join(responses_stream(["a"])[:-1]) for ending in RESPONSES.stream.endings)
+
+
+@pytest.mark.parametrize("missing", ["name", "schema"])
+def test_a_schema_has_a_name_and_is_there(missing: str) -> None:
+    """As at OpenAI; the engine's own refusal names its classes."""
+    whole = {"type": "json_schema", "name": "n", "schema": {"type": "object"}}
+    with pytest.raises(InvalidRequest) as refused:
+        draft(RESPONSES, text={"format": whole | {missing: None}})
+    assert refused.value.param == f"text.format.{missing}"
+
+
+def test_a_format_that_asks_for_nothing_is_none() -> None:
+    """Typed clients fill in every member."""
+    assert sent(call(RESPONSES, text={"format": {"type": "text", "name": None, "schema": None}}))["text"] == {
+        "format": {"type": "text"}
+    }
+    assert sent(call(RESPONSES, text={"format": {}}))["text"] == {}

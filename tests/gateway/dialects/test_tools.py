@@ -22,8 +22,8 @@ HOSTED: list[tuple[dict[str, Any], bytes]] = [
         b"namespace:agents__c",
     ),
     (
-        {"type": "namespace", "name": "n" * 60, "tools": [FUNCTION | {"name": "long"}]},
-        b"namespace:" + b"n" * 60 + b"__long",
+        {"type": "namespace", "name": "n" * 124, "tools": [FUNCTION | {"name": "long"}]},
+        b"namespace:" + b"n" * 124 + b"__long",
     ),
     ({"type": "custom", "name": "apply_patch", "format": {"type": "grammar"}}, b"custom:apply_patch"),
     ({"type": "local_shell"}, b"local_shell"),
