@@ -107,7 +107,7 @@ def test_a_null_or_empty_member_is_absent_and_a_schema_stays_as_it_is() -> None:
         "json_object"
     )
     assert checks.typed(checks.TemplateSwitches)("f", {"thinking": None}) == checks.TemplateSwitches()
-    schema = {"properties": {"a": {"const": None, "default": {}, "minimum": 1.0}}}
+    schema: dict[str, object] = {"properties": {"a": {"const": None, "default": {}, "minimum": 1.0}}}
     function = {"name": "f", "parameters": schema, "strict": {}}
     tool = checks.typed(checks.FunctionTool)("tool", {"type": None, "function": function})
     assert tool.function.parameters == schema and repr(tool.function.parameters) == repr(schema)

@@ -146,7 +146,8 @@ def test_a_granted_field_is_honoured_for_keys_with_its_right_alone() -> None:
 
 def test_an_unknown_field_that_holds_nothing_is_no_fault() -> None:
     """Wrappers pass their own options on, empty ones too; false and 0 may ask for something."""
-    for value in ("", [], {}):
+    empty: list[object] = ["", [], {}]
+    for value in empty:
         assert sent(call_of(CHAT, extra_body=value)) == sent(call_of(CHAT))
     for unknown in (False, 0, " "):
         with pytest.raises(UnknownParameter):
