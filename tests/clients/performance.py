@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import tempfile
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
@@ -68,8 +69,9 @@ async def perform(client: Client, endpoint: Endpoint) -> dict[str, str]:
     command = _command(client)
     with tempfile.TemporaryDirectory() as home:
         process = await asyncio.create_subprocess_exec(
-            *command, env=environment(endpoint, Path(home)), cwd=home, stdin=PIPE, stdout=PIPE, stderr=PIPE
-        )
+            *command, env=environment(endpoint, Path(home)), cwd=home, stdin=PIPE, stdout=PIPE, stderr=PIPE,
+            start_new_session=True,
+        )  # fmt: skip
         errors = asyncio.create_task(_read_to_end(process))
         lines = await _lines(process, endpoint)
         await process.wait()
@@ -124,7 +126,8 @@ async def _lines(process: Process, endpoint: Endpoint) -> dict[str, Line]:
                 lines[feature] = Line(error="the engine went on after the client had left")
             process.stdin.write(b"\n")
     except TimeoutError:
-        process.kill()
+        # Its children too: an agent's would hold its standard error open.
+        os.killpg(process.pid, signal.SIGKILL)
     return lines
 
 
