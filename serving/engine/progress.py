@@ -2,10 +2,10 @@
 
     replica ── every second ──► Evidence ──► Watch.judge() ──► nothing, or why it is wedged
 
-Pure, the time given. An engine is wedged when a process of it is stopped; when calls run, its figures stand still, it
-answers with no token and none of its processes computes; or when it stands still for longer than its largest step can
-take, computing or not: a GPU that hangs keeps a processor busy (ENG-31). Long prompts are no wedge: vLLM computes them in steps, and each moves
-the figures.
+Pure, the time given. An engine is wedged when one of its processes is stopped; when calls run, its figures stand
+still, it answers with no token and none of its processes computes; or when it stands still for longer than its largest
+step can take, computing or not: a GPU that hangs keeps a processor busy (ENG-31). Long prompts are no wedge: vLLM
+computes them in steps, and each moves the figures.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ STOPPED_LIMIT_S = 5.0
 #: Seconds for which calls may run while nothing computes. A process that waits for the kernel's scheduler gets its turn
 #: several times in it, on a machine with fifty times more work than cores.
 QUIET_LIMIT_S = 8.0
-#: Seconds of quiet after which one token is asked for, and between two; while something computes, not before half of its
-#: time is over. If nothing is left to do, the token comes:
-#: vLLM shows an aborted call as running until its next step.
+#: Seconds of quiet after which a core is asked for one token, and between two such questions; a core that computes is asked
+#: only after half of its time to stand still. One with nothing left to do answers: vLLM shows an aborted call as running
+#: until its next step.
 ASK_AFTER_S = 3.0
 ASK_INTERVAL_S = 5.0
 #: Processor seconds per second below which nothing computes: an idle engine's core and worker take 0.013 (measured, 2

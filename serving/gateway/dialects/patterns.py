@@ -124,7 +124,7 @@ class _Reader:
         self._first: str | None = None
         self._second: str | None = None
 
-    def take(self, kind: str, text: str, at: int) -> None:
+    def take(self, kind: str, text: str, start: int) -> None:
         group = self._groups[-1]
         if group.is_looked_at:
             self._look_at(kind, text)
@@ -135,7 +135,7 @@ class _Reader:
             case "class":
                 self._class(group, text)
             case "open":
-                self._open(text, at)
+                self._open(text, start)
             case "close" if len(self._groups) == 1:
                 self._neither("an unmatched ')'")
             case "close":
@@ -182,7 +182,7 @@ class _Reader:
         elif (kind == "class" and not text.endswith("]")) or not set(text) <= _PRINTABLE:
             self._neither("a lookahead")
 
-    def _open(self, text: str, at: int) -> None:
+    def _open(self, text: str, start: int) -> None:
         if text in ("(?=", "(?!"):
             self._second = self._second or "a lookahead"
         elif text in ("(?<=", "(?<!"):
@@ -194,7 +194,7 @@ class _Reader:
                 self._second = self._second or "such a group name"
         elif text == "(?i)":
             self._second = self._second or "the flag '(?i)'"
-            if at:
+            if start:
                 self._first = self._first or "the flag '(?i)' after the start"
             return
         elif text not in ("(", "(?:"):
