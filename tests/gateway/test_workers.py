@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import aiohttp
@@ -16,6 +17,7 @@ import pytest
 from serving.config import GatewaySettings
 from serving.gateway import workers
 from serving.lifetime import start_of
+from tests.gateway.http.test_certificates import der, issued, put, seen
 from tests.gateway.places import PostgresPlace, SqlitePlace
 from tests.gateway.test_server import free_port, served, start
 from tests.gateway.world import CHAT, until
@@ -49,6 +51,15 @@ def test_deaths_that_follow_one_another_are_answered_more_slowly() -> None:
 def below(pid: int) -> list[int]:
     """The processes that a gateway's parent has."""
     return [int(it) for it in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+async def all_there(process: asyncio.subprocess.Process, but: Sequence[int] = ()) -> None:
+    """Two workers and the page, none of them one of those."""
+
+    def are_there() -> bool:
+        return len(children := below(process.pid)) == 3 and not set(but) & set(children)
+
+    await until(are_there, timeout_s=60)
 
 
 def key_of(home: Path) -> dict[str, str]:
@@ -88,7 +99,7 @@ async def test_two_workers_are_one_gateway(tmp_path: Path) -> None:
             raise AssertionError("one worker had 199 calls")
 
         made = await enough()
-        await until(lambda: SqlitePlace(tmp_path).execute(rows) == [(made, 2)])
+        await until(lambda: SqlitePlace(tmp_path).execute(rows) == [(made, 2)], timeout_s=60)
         assert await counted(page) == made
         async with aiohttp.ClientSession() as client, client.get(f"{page}/health/models") as states:
             assert states.status == 200
@@ -112,13 +123,13 @@ async def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
     port = free_port()
     async with ScriptedEngine() as engine, served(tmp_path, port, engine.url, **TWO) as process:
         url, headers = f"http://127.0.0.1:{port}", key_of(tmp_path)
-        await until(lambda: len(below(process.pid)) == 3)
+        await all_there(process)
         first, _, _ = below(process.pid)
         for _ in range(6):
             await call(f"{url}/v1/chat/completions", headers)
         assert await counted(url) == 6
         os.kill(first, signal.SIGKILL)
-        await until(lambda: len(below(process.pid)) == 3 and first not in below(process.pid))
+        await all_there(process, but=(first,))
         for _ in range(6):
             await call(f"{url}/v1/chat/completions", headers)
         assert await counted(url) == 12
@@ -128,15 +139,34 @@ async def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
     assert said == [f"worker 1 (pid {first}) ended by SIGKILL; another starts in 0.1 s"] and process.returncode == 0
 
 
+async def test_every_worker_shows_the_renewed_certificate(tmp_path: Path) -> None:
+    """One that takes another's place too: its parent has read the files that were there at the start."""
+    files, other, port = issued(tmp_path / "tls"), issued(tmp_path / "other"), free_port()
+    settings = TWO | {
+        "SERVING_GATEWAY__TLS__CERTIFICATE_FILE": str(files.certificate_file),
+        "SERVING_GATEWAY__TLS__KEY_FILE": str(files.key_file),
+    }
+    async with ScriptedEngine() as engine, served(tmp_path, port, engine.url, **settings) as process:
+        await all_there(process)
+        assert await seen(port) == der(files.certificate_file)
+        put(other, files)
+        first, second, _ = below(process.pid)
+        for child in (first, second):
+            os.kill(child, signal.SIGKILL)
+        await all_there(process, but=(first, second))
+        for _ in range(12):
+            assert await seen(port) == der(other.certificate_file)
+
+
 async def test_workers_end_with_their_parent(tmp_path: Path) -> None:
     """Killed, it cannot tell them: the kernel does, and they shut down gracefully."""
     port = free_port()
     async with ScriptedEngine() as engine, served(tmp_path, port, engine.url, **TWO) as process:
-        await until(lambda: len(below(process.pid)) == 3)
+        await all_there(process)
         children = below(process.pid)
         process.kill()
         await process.wait()
-        await until(lambda: [start_of(child) for child in children] == [None] * 3)
+        await until(lambda: [start_of(child) for child in children] == [None] * 3, timeout_s=60)
 
 
 async def test_a_port_in_use_is_refused_also_where_workers_share_it(tmp_path: Path) -> None:
@@ -203,7 +233,7 @@ async def test_a_child_that_served_once_is_replaced(does: str, reason: bytes, tm
     """Whatever became of it, and again and again; the parent goes on until it is told to stop."""
     log = tmp_path / "log"
     process = supervised(does, log)
-    await until(lambda: log.exists() and len(log.read_text()) >= 3, timeout_s=30)
+    await until(lambda: log.exists() and len(log.read_text()) >= 3, timeout_s=60)
     code, said, complained = await ended(process)
     assert (code, said) == (0, b"released\n") and reason in complained and b"other" in complained
 
@@ -224,7 +254,7 @@ async def test_a_second_signal_reaches_the_children_too(tmp_path: Path) -> None:
     """They cut what still runs; what the children need is released once."""
     log = tmp_path / "log"
     process = supervised(TWICE, log)
-    await until(lambda: log.exists() and len(log.read_text()) == 2, timeout_s=30)
+    await until(lambda: log.exists() and len(log.read_text()) == 2, timeout_s=60)
     process.terminate()
     assert process.stdout is not None and await asyncio.to_thread(process.stdout.readline) == b"released\n"
     assert process.poll() is None

@@ -34,9 +34,11 @@ class Loaded:
     end_of_chain: Callable[[Iterable[float]], float]
     #: When what is in use ends, in seconds since the epoch; None where its file cannot be read as certificates.
     ends_at_s: float | None = field(init=False)
+    #: Of the files when they were last looked at.
+    seen: tuple[tuple[int, int], ...] | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self.ends_at_s = self._end()
+        self.ends_at_s, self.seen = self._end(), self.stamp()
 
     def stamp(self) -> tuple[tuple[int, int], ...] | None:
         """Changes when a file changes; None while one is missing."""
@@ -96,18 +98,21 @@ def expiries(api: Loaded | None, plane: Loaded | None) -> dict[str, float]:
 
 
 async def follow(all_loaded: Sequence[Loaded], look_s: float = CHECK_INTERVAL_S) -> None:
-    """Load renewed files into the contexts in use, until cancelled."""
-    known = [loaded.stamp() for loaded in all_loaded]
+    """Load renewed files into the contexts in use, until cancelled; at once where they were renewed before this process began."""
     while True:
+        for loaded in all_loaded:
+            _look(loaded)
         await asyncio.sleep(look_s)
-        for at, loaded in enumerate(all_loaded):
-            stamp = loaded.stamp()
-            if stamp == known[at]:
-                continue
-            known[at] = stamp
-            try:
-                loaded.renew()
-            except OSError:  # SSLError is one
-                log.warning("%s cannot be used as it is now; what was read before stays", loaded.files[0])
-            else:
-                log.info("%s was renewed", loaded.files[0])
+
+
+def _look(loaded: Loaded) -> None:
+    stamp = loaded.stamp()
+    if stamp == loaded.seen:
+        return
+    loaded.seen = stamp
+    try:
+        loaded.renew()
+    except OSError:  # SSLError is one
+        log.warning("%s cannot be used as it is now; what was read before stays", loaded.files[0])
+    else:
+        log.info("%s was renewed", loaded.files[0])

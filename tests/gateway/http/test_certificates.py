@@ -91,6 +91,17 @@ async def test_files_that_do_not_belong_together_change_nothing(
     server.close()
 
 
+async def test_what_was_renewed_before_they_are_followed_is_loaded_at_once(tmp_path: Path) -> None:
+    """A process that begins later has a context from before: it must not wait for the renewal after that."""
+    files, other = issued(tmp_path / "tls"), issued(tmp_path / "other")
+    loaded = certificates.trusted(files)
+    put(other, files)
+    following = asyncio.create_task(certificates.follow([loaded], look_s=600))
+    await asyncio.sleep(0)
+    assert len(loaded.context.get_ca_certs()) == 2
+    following.cancel()
+
+
 async def test_files_that_are_away_for_a_while_change_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """From the beginning on, or between two looks: what was read serves on, and what comes back is taken."""
     files, other = issued(tmp_path / "tls"), issued(tmp_path / "other")
