@@ -118,9 +118,9 @@ class Replica:
         self.number = number
         self.ready_at = ready_at
         self.draining = False
-        #: Calls whose prompt is not computed, and how many tokens of the first one are.
+        #: Calls whose prompt is not computed, and how many tokens of the first one are once it has begun.
         self.queue: deque[TracedCall] = deque()
-        self._computed = 0
+        self._computed: int | None = None
         #: When the last step ended.
         self._now = 0.0
         #: Steps so far, and running requests by the step at which they end: with that, a number of their own and when
@@ -154,18 +154,32 @@ class Replica:
             self._finish(done)
         return done
 
+    def cached_tokens(self, call: TracedCall) -> int:
+        """Tokens of its prompt that need not be computed; asked when it begins. Here nothing is kept."""
+        return 0
+
+    def prompted(self, call: TracedCall, now: float) -> None:
+        """Its first token has come."""
+
+    def _computed_of_first(self) -> int:
+        if self._computed is None:
+            self._computed = self.cached_tokens(self.queue[0])
+            self.queued_tokens -= self._computed
+        return self._computed
+
     def _steps_of_one_prompt(self, end: float) -> None:
         """The steps that the first prompt fills and does not end in, all at once: until a request ends or the tick is over.
 
         Nothing but speed: `_step_with_prompts` would do the same one after another.
         """
         room = max(1, self._model.chunk_tokens - len(self.running))
-        steps = (self.queue[0].prompt_tokens - self._computed - 1) // room
+        computed = self._computed_of_first()
+        steps = (self.queue[0].prompt_tokens - computed - 1) // room
         if self.running:
             steps = min(steps, self.running[0][0] - self._steps - 1)
         step_s = self._model.step_s(len(self.running)) + room / self._model.prefill_tokens_per_s
         steps = min(steps, int((end - self._now) / step_s))
-        self._computed += steps * room
+        self._computed = computed + steps * room
         self.queued_tokens -= steps * room
         self._now += steps * step_s
         self._steps += steps
@@ -177,11 +191,12 @@ class Replica:
         computed: list[TracedCall] = []
         while room and self._has_prompt(len(computed)):
             call = self.queue[0]
-            missing = call.prompt_tokens - self._computed
+            done = self._computed_of_first()
+            missing = call.prompt_tokens - done
             if missing > room:
-                self._computed, room = self._computed + room, 0
+                self._computed, room = done + room, 0
                 break
-            room, self._computed = room - missing, 0
+            room, self._computed = room - missing, None
             computed.append(self.queue.popleft())
             self.kv += self._kv_of(call)
         tokens = budget - room
@@ -191,6 +206,7 @@ class Replica:
         for call in computed:
             ends_at = self._steps + call.output_tokens - 1
             heapq.heappush(self.running, (ends_at, id(call), self._now, call))
+            self.prompted(call, self._now)
 
     def _steps_without(self, end: float) -> None:
         """Whole steps of running requests alone: until one ends, a call comes or the tick is over."""

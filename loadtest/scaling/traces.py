@@ -20,6 +20,9 @@ from pathlib import Path
 AZURE = "AzureLLMInferenceTrace_conv.csv"
 MOONCAKE = "mooncake_conversation_trace.jsonl"
 
+#: Tokens of one of Mooncake's `hash_ids`.
+BLOCK_TOKENS = 512
+
 
 @dataclass(frozen=True, slots=True)
 class TracedCall:
@@ -28,6 +31,8 @@ class TracedCall:
     arrived_at: float
     prompt_tokens: int
     output_tokens: int
+    #: Its prompt in blocks of `BLOCK_TOKENS`, where the trace has them: two with equal beginnings share a prefix.
+    blocks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +89,13 @@ def _seconds(stamp: str) -> float:
 
 
 def read_mooncake(path: Path) -> list[TracedCall]:
-    """Mooncake's: `timestamp` in ms, `input_length`, `output_length`. Shared prefixes are not modelled."""
+    """Mooncake's: `timestamp` in ms, `input_length`, `output_length`, `hash_ids`."""
     with path.open() as file:
         rows = [json.loads(line) for line in file]
-    return [TracedCall(row["timestamp"] / 1000, row["input_length"], max(1, row["output_length"])) for row in rows]
+    return [
+        TracedCall(row["timestamp"] / 1000, row["input_length"], max(1, row["output_length"]), tuple(row["hash_ids"]))
+        for row in rows
+    ]
 
 
 def stretch(source: list[TracedCall], shape: Shape, seed: int) -> Iterator[TracedCall]:

@@ -98,7 +98,10 @@ def test_traces_are_read_with_their_instants_and_tokens(tmp_path: Path) -> None:
     first, second = arrivals.read_trace(tmp_path / "azure.csv")
     assert (first, second.prompt_tokens, second.output_tokens) == (TracedCall(0.0, 374, 44), 396, 109)
     assert second.arrived_at == pytest.approx(4.314579, abs=1e-5)
-    assert arrivals.read_trace(tmp_path / "mooncake.jsonl") == [TracedCall(0.0, 6955, 52), TracedCall(3.0, 30, 5)]
+    assert arrivals.read_trace(tmp_path / "mooncake.jsonl") == [
+        TracedCall(0.0, 6955, 52, blocks=(0, 1)),
+        TracedCall(3.0, 30, 5, blocks=(0,)),
+    ]
 
 
 @pytest.mark.parametrize(

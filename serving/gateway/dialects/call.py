@@ -122,7 +122,7 @@ class Draft(msgspec.Struct, frozen=True):
             choices=choices,
             output_tokens_max=dialect.output_limit(kept),
             asked=asked,
-            prefix=conversation.blocks(dialect.conversation(kept), (model, cache_salt)),
+            prefix=conversation.blocks(dialect.conversation(kept), f"{cache_salt} {model}"),
         )
 
 

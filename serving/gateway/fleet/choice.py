@@ -6,6 +6,7 @@ Of a large fleet a call looks at those that have most of its prefix, and at a fe
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from itertools import count
@@ -22,6 +23,9 @@ LOOKED_AT = 16
 LEARNING_RATE = 0.02
 #: Seconds over which this gateway's rate and its share of all requests are averaged.
 AVERAGED_S = 10.0
+#: Share of a conversation that is hoped for at its home where other gateways may have sent it before. Of 0, 0.3, 0.7 and 1 all but
+#: 0 do well in `python -m loadtest.routing`: with generated conversations and 16 gateways twice the hits.
+HOPE = 0.5
 
 
 class _Typical:
@@ -52,6 +56,11 @@ class _Typical:
         self._age()
         return self._tokens_per_s * self._others / self._own if self._own else 0.0
 
+    def others_share(self) -> float:
+        """Of the requests there are, other gateways' share."""
+        self._age()
+        return self._others / (self._own + self._others) if self._others else 0.0
+
     def _age(self) -> None:
         now = self._clock()
         left = math.exp((self._at - now) / AVERAGED_S)
@@ -68,6 +77,14 @@ class _Pool:
         self.members = {standing.replica_id: standing for standing in standings}
         self._ring = list(self.members.values())
         self._next = 0
+        self._points: list[tuple[int, str]] = []
+
+    def home(self, block: int) -> str:
+        """The member behind this block on the ring: when others come and go it is mostly the same (consistent hashing)."""
+        if not self._points:
+            self._points = sorted((point, standing.replica_id) for standing in self._ring for point in standing.points)
+        at = bisect_left(self._points, (block, ""))
+        return self._points[at % len(self._points)][1]
 
     def some(self) -> list[Standing]:
         """The next few, all of them where they are few."""
@@ -147,10 +164,26 @@ class Choice:
             return None
         level = water_level(sorted(it.committed_tokens for it in seen), self._unseen_tokens(seen, pool))
         looked_at = {it.replica_id: it for it in seen if it.committed_tokens <= level}
-        for replica_id in self._prefixes.holders(need.prefix):
+        home, hoped_tokens = self._home(pool, need)
+        for replica_id in (*self._prefixes.holders(need.prefix), home):
             if replica_id in pool.members and replica_id not in suspects:
                 looked_at[replica_id] = pool.members[replica_id]
-        return rank([self._candidate(it, need) for it in looked_at.values()], level, self._random())[0]
+        candidates = [
+            self._candidate(it, need, hoped_tokens if it.replica_id == home else 0) for it in looked_at.values()
+        ]
+        return rank(candidates, level, self._random())[0]
+
+    def _home(self, pool: _Pool, need: Need) -> tuple[str, int]:
+        """Where all gateways would send this conversation, and tokens of it that are to be hoped for there: none in a lone one.
+
+        Its home hangs on as many blocks as the largest power of two, so that it stays until the conversation has doubled.
+        """
+        share = self._typical.others_share()
+        if not need.prefix or not share:
+            return "", 0
+        depth = 1 << (len(need.prefix).bit_length() - 1)
+        hoped = share * HOPE * depth * need.tokens_per_block
+        return pool.home(need.prefix[depth - 1]), min(need.prompt_tokens, round(hoped))
 
     def _unseen_tokens(self, seen: Sequence[Standing], pool: _Pool) -> float:
         """What other gateways have probably sent to these replicas since they reported."""
@@ -176,13 +209,13 @@ class Choice:
         finally:
             commitment.end()
 
-    def _candidate(self, standing: Standing, need: Need) -> Candidate:
+    def _candidate(self, standing: Standing, need: Need, hoped_tokens: int = 0) -> Candidate:
         return Candidate(
             standing.replica_id,
             standing.url,
             standing.context_tokens,
             standing.committed_tokens,
-            self._cached_tokens(standing.replica_id, need) if need.prefix else 0,
+            max(hoped_tokens, self._cached_tokens(standing.replica_id, need)) if need.prefix else 0,
             standing.turn,
         )
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
+from struct import unpack
+
 from serving.gateway.fleet.router import Need
 from serving.wire import EngineLoad
 
@@ -16,6 +19,7 @@ class Standing:
         "context_tokens",
         "own_begun",
         "own_requests",
+        "points",
         "replica_id",
         "reported_at",
         "turn",
@@ -24,6 +28,8 @@ class Standing:
 
     def __init__(self, replica_id: str) -> None:
         self.replica_id = replica_id
+        #: Where it stands on the ring of homes (`choice`): the same in every gateway.
+        self.points = unpack("8Q", blake2b(replica_id.encode()).digest())
         self.url = ""
         self.context_tokens = 0
         #: On the clock.

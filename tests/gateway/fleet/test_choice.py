@@ -18,9 +18,9 @@ NAMES = ("a", "b", "c")
 
 
 class World:
-    def __init__(self, *replica_ids: str, adapters: tuple[str, ...] = ()) -> None:
+    def __init__(self, *replica_ids: str, adapters: tuple[str, ...] = (), seed: int = 1) -> None:
         self.clock = Clock()
-        self.fleet = Fleet([], Demands(self.clock), self.clock, self.clock, random_=random.Random(1).random)
+        self.fleet = Fleet([], Demands(self.clock), self.clock, self.clock, random_=random.Random(seed).random)
         self.take(answer(*(report(it, adapters=adapters) for it in replica_ids)))
 
     def take(self, said: DirectoryAnswer) -> None:
@@ -135,20 +135,34 @@ def test_of_a_large_fleet_a_call_looks_at_a_few() -> None:
     assert len(chosen) == count and world.best(need(1, 2, 3)) == first
 
 
-def busy(running: int) -> DirectoryAnswer:
-    return answer(*(report(it, running=running) for it in NAMES))
+def beside_others(seed: int, running: int) -> World:
+    """A gateway with two requests on a replica, of so many on each."""
+    world = World(*NAMES, seed=seed)
+    busy = answer(*(report(it, running=running) for it in NAMES))
+    for _ in range(5):
+        world.take(busy)
+        with world.fleet.committed("a", need()), world.fleet.committed("a", need()):
+            world.take(busy)
+    world.clock.advance(AVERAGED_S / 10)
+    return world
 
 
 def test_gateways_that_see_the_fleet_late_do_not_all_choose_the_same() -> None:
     """Where most requests are other gateways', a call takes one of the least committed by chance; a lone gateway, the least."""
     for running, spread in ((0, 1), (60, 3)):
-        world = World(*NAMES)
-        for _ in range(5):
-            world.take(busy(running))
-            with world.fleet.committed("a", need()), world.fleet.committed("a", need()):
-                world.take(busy(running))
-        world.clock.advance(AVERAGED_S / 10)
-        assert len({world.best(need(99)) for _ in range(40)}) == spread
+        world = beside_others(1, running)
+        assert len({world.best(need()) for _ in range(40)}) == spread
+
+
+def test_gateways_agree_where_a_conversation_is_at_home() -> None:
+    """Its next turn may come through another one, which does not know its prefix. A lone gateway knows all there are."""
+    gateways = [beside_others(seed, 60) for seed in range(4)]
+    first_turns = [need(conversation * 2**61 + 99, prompt_tokens=8_000) for conversation in range(8)]
+    homes = [{world.best(turn) for world in gateways} for turn in first_turns]
+    assert {len(agreed) for agreed in homes} == {1}
+    assert len(set().union(*homes)) > 1, "not all conversations live together"
+    lone = World(*NAMES)
+    assert [lone.send(need(conversation * 2**61 + 99)) for conversation in range(3)] == list(NAMES)
 
 
 def test_a_candidate_says_where_its_engine_is() -> None:

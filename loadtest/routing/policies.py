@@ -1,0 +1,132 @@
+"""Policies: one gateway's choice among replicas, as it sees them. The last one is the gateway's own code."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from itertools import count
+
+from loadtest.scaling.traces import BLOCK_TOKENS, TracedCall
+from serving.gateway.fleet.demand import Demands
+from serving.gateway.fleet.fleet import Fleet
+from serving.gateway.fleet.router import Need
+from serving.gateway.fleet.standing import Commitment
+from serving.wire import DirectoryAnswer, ReplicaReport
+
+MODEL = "m"
+
+
+class Policy:
+    """One gateway's. Calls that it sent, and what directories say, are all that it knows."""
+
+    def __init__(self, replica_ids: Sequence[str], chance: random.Random, clock: Callable[[], float]) -> None:
+        self._replica_ids = list(replica_ids)
+        self._chance = chance
+        self._own: Counter[str] = Counter()
+        self._reported: dict[str, tuple[int, int]] = {}
+        self._seen: dict[str, ReplicaReport] = {}
+
+    def take(self, answer: DirectoryAnswer, asked_at: float) -> None:
+        for listed in answer.replicas:
+            report = listed.report
+            if self._seen.get(report.replica_id) is not report:
+                requests = report.load.running_requests + report.load.waiting_requests
+                self._seen[report.replica_id] = report
+                self._reported[report.replica_id] = requests, self._own[report.replica_id]
+
+    def choose(self, call: TracedCall) -> str:
+        raise NotImplementedError
+
+    def sent(self, call: TracedCall, replica_id: str) -> None:
+        self._own[replica_id] += 1
+
+    def begun(self, call: TracedCall) -> None:
+        """Its first token has come."""
+
+    def ended(self, call: TracedCall, replica_id: str) -> None:
+        self._own[replica_id] -= 1
+
+    def requests(self, replica_id: str) -> int:
+        """Those of this gateway now, and those of the others when the replica last reported."""
+        reported, own_then = self._reported.get(replica_id, (0, 0))
+        return self._own[replica_id] + max(0, reported - own_then)
+
+
+class RoundRobin(Policy):
+    """One replica after the other."""
+
+    def __init__(self, replica_ids: Sequence[str], chance: random.Random, clock: Callable[[], float]) -> None:
+        super().__init__(replica_ids, chance, clock)
+        self._turns = count(chance.randrange(len(replica_ids)))
+
+    def choose(self, call: TracedCall) -> str:
+        return self._replica_ids[next(self._turns) % len(self._replica_ids)]
+
+
+class RandomOfTwo(Policy):
+    """Of two drawn at random the one with fewer requests."""
+
+    def choose(self, call: TracedCall) -> str:
+        return min(self._chance.sample(self._replica_ids, 2), key=self.requests)
+
+
+class LeastRequests(RoundRobin):
+    """Fewest requests; equals take turns. What this gateway did before it knew prefixes."""
+
+    def choose(self, call: TracedCall) -> str:
+        first = next(self._turns) % len(self._replica_ids)
+        return min(self._replica_ids[first:] + self._replica_ids[:first], key=self.requests)
+
+
+class ConsistentHashing(Policy):
+    """Each conversation on the replica that its first blocks draw: rendezvous hashing, without a bound on load."""
+
+    def choose(self, call: TracedCall) -> str:
+        # All of a tenant's calls share the first block, a system prompt.
+        key = repr(call.blocks[:3] or call).encode()
+        return max(self._replica_ids, key=lambda it: hashlib.blake2b(key, key=it.encode()).digest())
+
+
+class Gateway(Policy):
+    """The gateway's own code."""
+
+    def __init__(self, replica_ids: Sequence[str], chance: random.Random, clock: Callable[[], float]) -> None:
+        super().__init__(replica_ids, chance, clock)
+        self._fleet = Fleet((), Demands(clock), clock, clock, random_=chance.random)
+        self._open: dict[int, tuple[ExitStack, Commitment]] = {}
+        self._mean_output = 256.0
+
+    def take(self, answer: DirectoryAnswer, asked_at: float) -> None:
+        self._fleet.take(answer, asked_at)
+
+    def choose(self, call: TracedCall) -> str:
+        best = self._fleet.best(MODEL, self._need(call))
+        # Before its first poll a gateway knows no replica.
+        return best.replica_id if best else self._chance.choice(self._replica_ids)
+
+    def _need(self, call: TracedCall) -> Need:
+        # As a gateway learns it; it does not know what a call will generate.
+        return Need(call.prompt_tokens, self._mean_output, call.blocks, float(BLOCK_TOKENS))
+
+    def sent(self, call: TracedCall, replica_id: str) -> None:
+        stack = ExitStack()
+        self._open[id(call)] = stack, stack.enter_context(self._fleet.committed(replica_id, self._need(call)))
+
+    def begun(self, call: TracedCall) -> None:
+        self._open[id(call)][1].begun()
+
+    def ended(self, call: TracedCall, replica_id: str) -> None:
+        self._open.pop(id(call))[0].close()
+        self._mean_output += 0.1 * (call.output_tokens - self._mean_output)
+
+
+POLICIES: dict[str, type[Policy]] = {
+    "round robin": RoundRobin,
+    "random of two": RandomOfTwo,
+    "least requests": LeastRequests,
+    "consistent hashing": ConsistentHashing,
+    "ours": Gateway,
+}
