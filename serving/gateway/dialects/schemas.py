@@ -135,7 +135,8 @@ def _read_reference(reading: Reading, schema: Node, place: str) -> None:
     node: Json = reading.root
     for step in filter(None, reference.removeprefix("#").split("/")):
         if not isinstance(node, dict) or step not in node:
-            reading.fault(place, "$ref", f"points to '{reference[:64]}', which is not in the schema")
+            # The engine looks for each step as it is spelled: `~1` and `%20` are no escapes to it.
+            reading.fault(place, "$ref", f"points to '{reference[:64]}', which is not in the schema as it is spelled")
             return
         node = node[step]
     reading.later(node, _below("", *reference.removeprefix("#/").split("/")) if reference != "#" else "")

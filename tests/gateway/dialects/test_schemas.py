@@ -51,6 +51,7 @@ def under(schema: dict[str, Any]) -> dict[str, Any]:
         ({"anyOf": []}, "anyOf", "nothing fits"),
         ({"oneOf": []}, "oneOf", "nothing fits"),
         ({"$ref": "#/$defs/none"}, "$ref", "not in the schema"),
+        ({"$ref": "#/$defs/a~1b", "$defs": {"a/b": {}}}, "$ref", "as it is spelled"),
     ],
 )
 def test_a_fault_is_found_at_its_place(schema: dict[str, Any], keyword: str, reason: str) -> None:
