@@ -21,8 +21,8 @@ from serving.gateway.answers.logprobs import Visible
 from serving.gateway.answers.shaper import Assembly, Counted
 from serving.gateway.answers.stops import StopSearch
 
-#: How an answer ends of which a call that nobody offered was all there was (RLY-21).
-LEFT_OUT = "content_filter"
+#: How an answer ends when a call of a tool that was not offered was all there was of it (RLY-21).
+NOTHING_LEFT = "content_filter"
 DONE = b"data: [DONE]\n\n"
 
 _CUT = b'"finish_reason":"length"'
@@ -119,7 +119,7 @@ def _reason(said: str, has_left_out: bool, *, has_text: bool) -> str:
     """Why an answer ended whose client offered no tools."""
     if said == "length" or not has_left_out:
         return said
-    return "stop" if has_text else LEFT_OUT
+    return "stop" if has_text else NOTHING_LEFT
 
 
 class ChatShaper(ChunkShaper):

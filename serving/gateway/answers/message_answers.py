@@ -18,8 +18,8 @@ from serving.gateway.answers.headers import is_cut_header, is_header
 from serving.gateway.answers.shaper import Assembly, Counted, Shaper
 from serving.gateway.answers.stops import StopSearch
 
-#: How an answer ends of which a call that nobody offered was all there was (RLY-21).
-LEFT_OUT = "refusal"
+#: How an answer ends when a call of a tool that was not offered was all there was of it (RLY-21).
+NOTHING_LEFT = "refusal"
 
 _START = b"event: content_block_start\n"
 _CALL = b'"type":"tool_use"'
@@ -135,7 +135,7 @@ class MessageShaper(Shaper):
 
     def _end(self, ending: Document) -> None:
         if self._left_out and ending.get("stop_reason") == "tool_use":
-            ending["stop_reason"] = "end_turn" if self._has_text else LEFT_OUT
+            ending["stop_reason"] = "end_turn" if self._has_text else NOTHING_LEFT
 
     def _finished(self, answer: Document) -> Document:
         answer.setdefault("stop_reason", None)
@@ -159,7 +159,7 @@ class MessageShaper(Shaper):
         answer["content"] = kept or [_EMPTY]
         if answer["stop_reason"] == "tool_use":
             has_text = any(block.get("text") for block in kept)
-            answer["stop_reason"] = "end_turn" if has_text else LEFT_OUT
+            answer["stop_reason"] = "end_turn" if has_text else NOTHING_LEFT
 
 
 def _tokens(document: Document) -> int:

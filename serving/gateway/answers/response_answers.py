@@ -24,8 +24,8 @@ from serving.gateway.answers.namespaces import by_flat_name
 from serving.gateway.answers.shaper import Assembly, Counted, Shaper
 from serving.gateway.answers.stops import StopSearch
 
-#: Why a response is incomplete of which calls that nobody offered were all there was (RLY-21).
-LEFT_OUT = "content_filter"
+#: Why a response is incomplete when calls of tools that were not offered were all there was of it (RLY-21).
+NOTHING_LEFT = "content_filter"
 
 _RESPONSE = b'"response":{'
 _MARKS = (_RESPONSE, b"event: response.output_item.")
@@ -197,7 +197,7 @@ class ResponseShaper(Shaper):
         if len(kept) < len(items):
             answer["output"] = kept
             if answer.get("status") == "completed" and all(item["type"] == "reasoning" for item in kept):
-                answer |= {"status": "incomplete", "incomplete_details": {"reason": LEFT_OUT}}
+                answer |= {"status": "incomplete", "incomplete_details": {"reason": NOTHING_LEFT}}
         return answer
 
     def _keep(self, items: list[Document]) -> None:

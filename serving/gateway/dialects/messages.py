@@ -32,7 +32,7 @@ from serving.gateway.dialects.tables import (
     SAVES_CONTEXT,
     TEMPLATE,
 )
-from serving.gateway.dialects.tools import AUTO, LEFT_OUT, Choice, choose, tool_list
+from serving.gateway.dialects.tools import AUTO, TOOLS_NOTE, Choice, choose, tool_list
 from serving.gateway.http.bodies import anthropic_body
 from serving.gateway.nouns import Usage
 from serving.wire import STOP_STRINGS_MAX
@@ -105,7 +105,7 @@ SHARED_FIELDS: Table = {
         typed(OutputConfig),
     ),
     "output_format": honoured("the older name of `output_config.format`", typed(AnthropicFormat)),
-    "tools": honoured(f"up to 128; `custom` ones are the client's own; {LEFT_OUT}", anthropic_tools),
+    "tools": honoured(f"up to 128; `custom` ones are the client's own; {TOOLS_NOTE}", anthropic_tools),
     "tool_choice": honoured(
         "`auto`, `any`, `none` (then no tools are sent) or one tool; SmolLM2's template has no place for tools",
         typed(AnthropicToolChoice),

@@ -34,7 +34,7 @@ from serving.gateway.dialects.tables import (
     SAVES_CONTEXT,
     TEMPLATE,
 )
-from serving.gateway.dialects.tools import AUTO, LEFT_OUT, Choice, HostedTool, choose, tool_list
+from serving.gateway.dialects.tools import AUTO, TOOLS_NOTE, Choice, HostedTool, choose, tool_list
 from serving.gateway.http.bodies import OpenAIError, openai_error
 from serving.gateway.nouns import Usage
 
@@ -204,7 +204,7 @@ FIELDS: Table = {
     "text": honoured("`format`, `verbosity`", text_config),
     "tools": honoured(
         "up to 128; functions are the client's own; those of a `namespace` go to the model as `namespace__name`, and"
-        f" calls come back as the client knows them; {LEFT_OUT}",
+        f" calls come back as the client knows them; {TOOLS_NOTE}",
         responses_tools,
     ),
     "tool_choice": honoured(

@@ -10,7 +10,7 @@ from serving.gateway.dialects import checks
 from serving.gateway.dialects.checks import typed
 from serving.gateway.dialects.effort import BUDGETS, MAPPING, Effort, Wish
 from serving.gateway.dialects.fields import Table, granted, honoured, ignored, refused
-from serving.gateway.dialects.tools import LEFT_OUT, tool_list
+from serving.gateway.dialects.tools import TOOLS_NOTE, tool_list
 from serving.gateway.nouns import Right
 
 FLAG = typed(bool)
@@ -127,7 +127,7 @@ TEMPLATE: Table = {
 
 CHAT_TOOLS: Table = {
     "tools": honoured(
-        f"up to 128; functions are the client's own; {LEFT_OUT}",
+        f"up to 128; functions are the client's own; {TOOLS_NOTE}",
         tool_list(typed(checks.FunctionTool), lambda kind: kind == "function"),
     ),
 }

@@ -21,7 +21,7 @@ _POINTS_ELSEWHERE = {
     "mcp_toolset": "No MCP server is called from here: let the client call it and offer its tools as functions.",
     "file_search": "No vector stores are kept here.",
 }
-LEFT_OUT = (
+TOOLS_NOTE = (
     "tools of other types, and keywords of schemas that take long to compile without `strict`, are left out and named"
     " in the header `x-left-out`; SmolLM2's template has no place for tools, so that it calls one only when it has to"
 )
