@@ -59,6 +59,9 @@ class TimedFlow:
         self.waited_s = waited_s
         self.is_cut = False
         self.is_closed = False
+        self.takes_now = False
+
+    def write_now(self, body: bytes) -> None: ...
 
     def cut(self) -> None:
         self.is_cut = True

@@ -41,6 +41,14 @@ class Flow(Protocol):
         """Can nothing more be written?"""
         ...
 
+    @property
+    def takes_now(self) -> bool:
+        """Has the answer begun, in pieces, and is there room for the next one?"""
+        ...
+
+    def write_now(self, body: bytes) -> None:
+        """Send the next piece of the answer that runs; for a flow that `takes_now`."""
+
     def cut(self) -> None:
         """Close the connection now, whatever the client has not read."""
 
@@ -193,6 +201,16 @@ class Responder:
     async def write(self, body: bytes) -> None:
         """Pass bytes on; waits while the client is slower than the engine."""
         await self._hand_over({"type": "http.response.body", "body": body, "more_body": True})
+
+    @property
+    def takes_now(self) -> bool:
+        """Would a `write` neither wait nor begin anything? Then `write_now` does the same."""
+        return self.is_started and not self.is_complete and self._flow is not None and self._flow.takes_now
+
+    def write_now(self, body: bytes) -> None:
+        """Pass bytes on in this turn of the event loop; for a responder that `takes_now`."""
+        if self._flow is not None:
+            self._flow.write_now(body)
 
     async def finish(self, body: bytes = b"") -> None:
         self.is_complete = True

@@ -66,13 +66,29 @@ class TimedFlow(FlowControl):
     def __init__(self, transport: asyncio.Transport, clock: Callable[[], float]) -> None:
         super().__init__(transport)
         self.waited_s = 0.0
-        #: Called when the connection is cut.
-        self.on_cut: Callable[[], None] = lambda: None
+        #: The request whose application runs; later ones wait in the pipeline.
+        self.running: RequestResponseCycle | None = None
         self._clock = clock
 
     @property
     def is_closed(self) -> bool:
         return self._transport.is_closing()
+
+    @property
+    def takes_now(self) -> bool:
+        cycle = self.running
+        return (
+            cycle is not None
+            and not self.write_paused
+            and bool(cycle.chunked_encoding)
+            and not cycle.response_complete
+            and not cycle.disconnected
+            and not self._transport.is_closing()
+        )
+
+    def write_now(self, body: bytes) -> None:
+        # As the cycle's own `send` frames it.
+        self._transport.write(b"%x\r\n%b\r\n" % (len(body), body))
 
     async def drain(self) -> None:
         began_at = self._clock()
@@ -83,7 +99,10 @@ class TimedFlow(FlowControl):
 
     def cut(self) -> None:
         self._transport.abort()
-        self.on_cut()
+        if self.running is not None:
+            # Its client gets no more of the running answer: the application may leave it as it is.
+            self.running.disconnected = True
+            self.running.message_event.set()
 
 
 class BoundedHeaders(HttpToolsProtocol):
@@ -93,6 +112,7 @@ class BoundedHeaders(HttpToolsProtocol):
     client, and of what is no HTTP.
     """
 
+    flow: TimedFlow
     clock = staticmethod(time.monotonic)
     header_timeout_s = HEADER_TIMEOUT_S
     rest_s = REST_S
@@ -106,14 +126,11 @@ class BoundedHeaders(HttpToolsProtocol):
     _rest_bytes = 0
     #: What came was no HTTP, and neither can be what follows.
     _is_broken = False
-    #: The one whose application runs; later ones wait in the pipeline.
-    _running: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=WRITE_BYTES)
         self.flow = TimedFlow(transport, self.clock)
-        self.flow.on_cut = self._lose
         self._await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -209,14 +226,8 @@ class BoundedHeaders(HttpToolsProtocol):
         return cycle
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._running = cycle
+        self.flow.running = cycle
         super()._start_asgi_task(cycle, app)
-
-    def _lose(self) -> None:
-        """Its client gets no more of the running answer: the application may leave it as it is."""
-        if self._running is not None:
-            self._running.disconnected = True
-            self._running.message_event.set()
 
     def _await_headers(self) -> None:
         self._header_deadline = self.loop.call_later(self.header_timeout_s, self.transport.close)

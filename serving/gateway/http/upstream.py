@@ -1,24 +1,17 @@
-"""Upstream: the one HTTP client of a gateway, for engines and directories; open while the gateway runs."""
+"""Upstream: what a gateway asks engines and directories with; open while it runs. Calls have connections of their own
+(`connections`); aiohttp is for everything else.
+"""
 
 from __future__ import annotations
 
-import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import aiohttp
 
 from serving.errors import GatewayFull
-
-#: Seconds an idle connection is kept: below the 5 s after which vLLM's server closes it.
-IDLE_CONNECTION_S = 2.0
-#: Bytes of an answer that aiohttp holds for a client that reads more slowly than the engine writes: it stops reading past twice
-#: this, and the kernel holds some more.
-READ_BYTES = 16 * 1024
-#: The kernel's buffer of a connection, in each direction; it doubles this. Left alone it grows to megabytes for each slow reader,
-#: and counts as the pod's memory. 64 KiB per round trip to an engine nearby are 100 MB/s.
-SOCKET_BYTES = 32 * 1024
+from serving.gateway.http.connections import IDLE_S, Connections, Reply
 
 
 class Upstream:
@@ -28,6 +21,7 @@ class Upstream:
         self._connect_timeout_s = connect_timeout_s
         self._tls = tls
         self._session: aiohttp.ClientSession | None = None
+        self._connections = Connections(connect_timeout_s, tls)
 
     @property
     def is_open(self) -> bool:
@@ -43,25 +37,23 @@ class Upstream:
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[aiohttp.ClientSession]:
         """Open the session in the running event loop, and close it at the end."""
-        # As many connections as there are calls, not kept long enough to go stale.
-        connector = aiohttp.TCPConnector(
-            limit=0, keepalive_timeout=IDLE_CONNECTION_S, ssl=self._tls or True, socket_factory=_socket
-        )
+        # As many connections as there are questions, not kept long enough to go stale.
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S, ssl=self._tls or True)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout_s)
         async with aiohttp.ClientSession(
-            connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar(), read_bufsize=READ_BYTES
+            connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()
         ) as self._session:
             try:
                 yield self._session
             finally:
                 self._session = None
+                self._connections.close()
 
-
-def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
-    family, kind, protocol, _, _ = address
-    made = socket.socket(family, kind, protocol)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BYTES)
-    return made
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str], head_limit_s: float | None) -> Reply:
+        """Send a call to an engine (`Connections.post`); raises GatewayFull while the gateway starts or stops."""
+        if self._session is None:
+            raise stopping()
+        return await self._connections.post(url, body, headers, head_limit_s)
 
 
 def stopping() -> GatewayFull:

@@ -23,6 +23,7 @@ _COMMENTS = re.compile(rb"\A(?:(?::|retry:)[^\n]*\n|\n)+")
 _NO_CHOICES = b'"choices":[]'
 _FINAL_CHUNK = re.compile(rb'data: \{[^\n]*"choices":\[\],"usage":[^\n]*\n\n')
 
+_ERROR = b"error"
 _ERROR_MARKS = (b'data: {"error"', b"event: error\n", b'data: {"type":"error"', b'data: {"object":"error"')
 _ERROR_EVENT = re.compile(
     rb'(?:\A|(?<=\n\n))(?:event: error\n[^\n]*|(?:event: [^\n]*\n)?data: \{"(?:error"|(?:type|object)":"error")[^\n]*)\n\n'
@@ -35,6 +36,11 @@ class Splitter:
     def __init__(self, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
         self._tail = bytearray()
         self._event_bytes_max = event_bytes_max
+
+    @property
+    def is_empty(self) -> bool:
+        """No unfinished event waits for its rest."""
+        return not self._tail
 
     def feed(self, data: bytes) -> bytes:
         """Everything up to the last event border. A tail past the limit is released as it is: better whole than held."""
@@ -52,6 +58,11 @@ class Splitter:
         released = bytes(self._tail[:end])
         del self._tail[:end]
         return released
+
+
+def are_whole(data: bytes) -> bool:
+    """Does it end where an event ends?"""
+    return data.endswith(_BORDER)
 
 
 def without_usage(block: bytes, *, keeps_final: bool) -> bytes:
@@ -86,7 +97,8 @@ def find_end(block: bytes, endings: Sequence[bytes]) -> int | None:
 
 def find_error(block: bytes) -> tuple[bytes, bytes] | None:
     """An error event among whole events: what stands before it, and its data. None when there is none."""
-    if not any(mark in block for mark in _ERROR_MARKS):
+    # A word of them all: nearly no block has it.
+    if _ERROR not in block or not any(mark in block for mark in _ERROR_MARKS):
         return None
     found = _ERROR_EVENT.search(block)
     if found is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import traceback
 from collections.abc import Callable
 from functools import wraps
@@ -92,6 +93,8 @@ class Exchange:
         self._take = take
         self._first_byte_at: float | None = None
         self._last_byte_at = 0.0
+        #: When events were last passed on in the turn in which they came, on the clock.
+        self.passed_at = -math.inf
         self._bytes_relayed = 0
         self._keep_alives = 0
         self._inter_token = InterTokenLatency()
@@ -158,6 +161,24 @@ class Exchange:
         """The client has its answer, though the engine goes on."""
         return self._shaper is not None and self._shaper.is_over
 
+    @property
+    def takes_now(self) -> bool:
+        """May ordinary events go on in the turn in which they come? Nothing may then be left for afterwards."""
+        return (
+            self.has_content
+            and self.has_output
+            and self._assembly is None
+            and not self.call.asked.stops
+            and self.sink.takes_now
+        )
+
+    def rendered(self, block: bytes) -> bytes:
+        """What the client gets for whole events, which the meter sees; raises Misshapen."""
+        if self._meter is not None:
+            self._meter.scan(block)
+        block = self.shaped(block)
+        return events.without_usage(block, keeps_final=self.call.wants_usage) if self.strips_usage else block
+
     @_reads_answer
     def shaped(self, block: bytes) -> bytes:
         """What the client gets for whole events that the meter has seen."""
@@ -208,6 +229,16 @@ class Exchange:
             raise InvalidRequest("The answer is too long to be given whole; ask for a stream.", param="stream")
         self._take((self._assembly.held_chars - before) * ASSEMBLED_CHAR_BYTES)
         return None
+
+    def pass_on_now(self, block: bytes) -> None:
+        """The same as `rendered` and then `pass_on`, for an exchange that `takes_now`."""
+        data = self.rendered(block)
+        self.passed_at = now = self._clock()
+        if data:
+            self._inter_token.observe(now - self._last_byte_at)
+            self._bytes_relayed += len(data)
+            self._last_byte_at = now
+            self.sink.write_now(data)
 
     async def finish(self) -> None:
         """The answer is complete."""

@@ -13,8 +13,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from itertools import count
 
-import aiohttp
-
 from serving.config import GatewaySettings
 from serving.errors import ApiError, EngineFailed, EngineTimedOut
 from serving.gateway.admission.admission import Ticket
@@ -24,12 +22,14 @@ from serving.gateway.dialects.call import Call
 from serving.gateway.dialects.dialect import EventStream, Stream
 from serving.gateway.fleet.router import Candidate
 from serving.gateway.fleet.sources import bearer
+from serving.gateway.http.connections import ConnectionBroken, NotConnected, Reply
 from serving.gateway.http.upstream import Upstream
 from serving.gateway.nouns import Failure
 from serving.gateway.relay import events, translation
 from serving.gateway.relay.exchange import JSON_HEADERS, Exchange, Misshapen
 from serving.gateway.relay.held import Room
 from serving.gateway.relay.metering import Meter
+from serving.gateway.relay.passage import Passage
 from serving.gateway.relay.progress import Progress
 from serving.gateway.relay.retries import Retries
 from serving.gateway.relay.translation import ENGINE_FAILED, Blame
@@ -195,30 +195,30 @@ class Relay:
     async def _require_sound(self, replica: Candidate, exchange: Exchange) -> None:
         """Raise the engine's refusal of a call, asked whole: its typed streams do not have the words (RLY-23)."""
         call = exchange.call.asked_whole()
-        with suppress(aiohttp.ClientError, TimeoutError):
-            async with (
-                asyncio.timeout(REFUSAL_S),
-                self._posted(self._upstream.session, replica.url + call.dialect.path, call, {}) as response,
-            ):
-                if response.status != 200 and translation.blame(response.status) is Blame.REQUEST:
-                    await self._refused(response, exchange)
+        with suppress(NotConnected, ConnectionBroken, TimeoutError):
+            async with asyncio.timeout(REFUSAL_S):
+                with await self._posted(replica, call, {}) as reply:
+                    if reply.status != 200 and translation.blame(reply.status) is Blame.REQUEST:
+                        await self._refused(reply, exchange)
 
     async def _tried(self, replica: Candidate, exchange: Exchange) -> None:
-        call, session = exchange.call, self._upstream.session
+        call = exchange.call
         rates = self._estimates.kept(call.model, call.dialect.path)
         meter = exchange.begin(replica.replica_id, rates, replica.context_tokens)
         try:
-            with exchange.trace.attempt(replica.replica_id) as context:
-                async with self._posted(session, replica.url + call.dialect.path, call, context) as response:
-                    if response.status != 200:
-                        await self._refused(response, exchange)
-                    elif (call.is_streamed or call.is_assembled) and call.dialect.stream:
-                        await self._stream(response.content, call.dialect.stream, exchange, meter)
-                    else:
-                        await self._whole(response, exchange, meter)
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+            with (
+                exchange.trace.attempt(replica.replica_id) as context,
+                await self._posted(replica, call, context) as reply,
+            ):
+                if reply.status != 200:
+                    await self._refused(reply, exchange)
+                elif (call.is_streamed or call.is_assembled) and call.dialect.stream:
+                    await self._stream(reply, call.dialect.stream, exchange)
+                else:
+                    await self._whole(reply, exchange, meter)
+        except NotConnected:
             raise AttemptFailed(Failure.REFUSED) from None
-        except aiohttp.ClientError:
+        except ConnectionBroken:
             raise self._broken(exchange) from None
         except Misshapen:
             raise (EngineFailed(ENGINE_FAILED) if exchange.has_content else AttemptFailed(Failure.MALFORMED)) from None
@@ -232,47 +232,37 @@ class Relay:
         is_typed = isinstance(exchange.call.dialect.stream, EventStream)
         return Unsaid(failed) if exchange.has_begun and is_typed else failed
 
-    @asynccontextmanager
-    async def _posted(
-        self, session: aiohttp.ClientSession, url: str, call: Call, context: Mapping[str, str]
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _posted(self, replica: Candidate, call: Call, context: Mapping[str, str]) -> Reply:
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **bearer(self._secret), **context}
         # A whole answer's headers come with its end, a stream's at once.
-        async with asyncio.timeout(self._timeouts.engine_silence_s if call.is_streamed or call.is_assembled else None):
-            response = await session.post(url, data=call.body, headers=headers, allow_redirects=False)
-        try:
-            yield response
-        except BaseException:
-            # Closing the connection is what makes the engine stop at once.
-            response.close()
-            raise
-        else:
-            response.release()
+        limit_s = self._timeouts.engine_silence_s if call.is_streamed or call.is_assembled else None
+        return await self._upstream.post(replica.url + call.dialect.path, call.body, headers, limit_s)
 
-    async def _refused(self, response: aiohttp.ClientResponse, exchange: Exchange) -> None:
-        whose = translation.blame(response.status)
+    async def _refused(self, reply: Reply, exchange: Exchange) -> None:
+        whose = translation.blame(reply.status)
         if whose is Blame.BUSY:
             raise AttemptFailed(Failure.BUSY)
         if whose is Blame.REPLICA:
             raise AttemptFailed(Failure.ERRORED)
-        body = await response.content.read(ERROR_BYTES_MAX)
+        body = await reply.beginning(ERROR_BYTES_MAX, REFUSAL_S)
         exchange.forget()
-        raise translation.refusal(response.status, body, exchange.call)
+        raise translation.refusal(reply.status, body, exchange.call)
 
-    async def _stream(self, content: aiohttp.StreamReader, stream: Stream, exchange: Exchange, meter: Meter) -> None:
+    async def _stream(self, reply: Reply, stream: Stream, exchange: Exchange) -> None:
         splitter = events.Splitter()
-        while block := await self._next_events(content, splitter, exchange):
+        passage = Passage(exchange, stream, splitter)
+        while block := await self._next_events(reply, splitter, exchange, passage):
             failed = events.find_error(block)
             whole = block if failed is None else failed[0]
             end = events.find_end(whole, stream.endings)
             if end is not None:
                 # Clients close the connection when they have read it, which is no leaving.
                 exchange.sink.is_whole = True
-                await self._pass_on(whole[:end], stream, exchange, meter)
+                await self._pass_on(whole[:end], stream, exchange)
                 exchange.learn()
                 await exchange.finish()
-                return await self._drop_rest(content)
-            await self._pass_on(whole, stream, exchange, meter)
+                return await self._drop_rest(reply)
+            await self._pass_on(whole, stream, exchange)
             if exchange.is_over:
                 # The engine's connection, not read to its end, is closed on the way out: that stops it.
                 return await exchange.finish()
@@ -280,14 +270,14 @@ class Relay:
                 self._raise_in_stream(failed[1], exchange)
         raise self._broken(exchange)
 
-    async def _drop_rest(self, content: aiohttp.StreamReader) -> None:
+    async def _drop_rest(self, reply: Reply) -> None:
         """What follows the end is not part of the answer; an engine that goes on is cut off."""
-        with suppress(aiohttp.ClientError, TimeoutError):
+        with suppress(ConnectionBroken, TimeoutError):
             async with asyncio.timeout(REST_S):
-                while await content.readany():
+                async for _ in reply.pieces():
                     pass
 
-    async def _pass_on(self, block: bytes, stream: Stream, exchange: Exchange, meter: Meter) -> None:
+    async def _pass_on(self, block: bytes, stream: Stream, exchange: Exchange) -> None:
         if not exchange.has_begun:
             block = events.without_comments(block)
             if block and not stream.opening.match(block):
@@ -295,12 +285,8 @@ class Relay:
             exchange.has_begun = bool(block)
         if not exchange.has_output:
             exchange.look_for_output(block, stream)
-        meter.scan(block)
-        block = exchange.shaped(block)
-        if exchange.strips_usage:
-            block = events.without_usage(block, keeps_final=exchange.call.wants_usage)
-        if block:
-            await exchange.pass_on(block)
+        if data := exchange.rendered(block):
+            await exchange.pass_on(data)
 
     def _raise_in_stream(self, data: bytes, exchange: Exchange) -> None:
         error = translation.in_stream(data, exchange.call)
@@ -311,35 +297,54 @@ class Relay:
         exchange.forget()
         raise Unsaid(error) if translation.is_wrapped(data) else error
 
-    async def _next_events(self, content: aiohttp.StreamReader, splitter: events.Splitter, exchange: Exchange) -> bytes:
-        """The next whole events, b"" at the end; while none are whole the client gets keep-alives."""
+    async def _next_events(
+        self, reply: Reply, splitter: events.Splitter, exchange: Exchange, passage: Passage
+    ) -> bytes:
+        """The next whole events that `passage` leaves, b"" at the end; while none are whole the client gets keep-alives."""
         silent_since = alive_at = self._clock()
-        while True:
-            data = content.read_nowait() or await self._read(content, alive_at)
-            if data == b"":
-                return b""
-            if data is not None and (block := splitter.feed(data)):
+        while not reply.is_over:
+            if not (data := reply.read_nowait()):
+                await self._wait(reply, exchange, passage, alive_at)
+                silent_since, alive_at = max(silent_since, exchange.passed_at), max(alive_at, exchange.passed_at)
+                data = reply.read_nowait()
+            if data and (block := splitter.feed(data)):
                 return block
             now = self._clock()
             if now - silent_since >= self._timeouts.engine_silence_s:
                 raise _silent()
-            if data is None or now - alive_at >= self._timeouts.keep_alive_s:
+            if now - alive_at >= self._timeouts.keep_alive_s:
                 await exchange.keep_alive()
                 alive_at = self._clock()
+        return b""
 
-    async def _read(self, content: aiohttp.StreamReader, alive_at: float) -> bytes | None:
-        """The next bytes, b"" at the end, None when it is time for a keep-alive."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(alive_at + self._timeouts.keep_alive_s - self._clock()):
-                return await content.readany()
-        return None
+    async def _wait(self, reply: Reply, exchange: Exchange, passage: Passage, alive_at: float) -> None:
+        """Return when there is something that `passage` leaves, or when it is time for a keep-alive.
 
-    async def _whole(self, response: aiohttp.ClientResponse, exchange: Exchange, meter: Meter) -> None:
+        One timer, which looks when it fires for how long events have not been passed on, and not one for each event.
+        """
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal timer
+            left_s = max(alive_at, exchange.passed_at) + self._timeouts.keep_alive_s - self._clock()
+            if left_s > 0:
+                timer = loop.call_later(left_s, look)
+            else:
+                reply.wake()
+
+        timer = loop.call_later(alive_at + self._timeouts.keep_alive_s - self._clock(), look)
+        try:
+            await reply.wait(passage.take)
+        finally:
+            timer.cancel()
+
+    async def _whole(self, reply: Reply, exchange: Exchange, meter: Meter) -> None:
         with self._room.answer() as held:
-            if await held.fill(response.content.iter_any()):
+            if await held.fill(reply.pieces()):
                 await self._pass_whole(bytes(held.body), exchange, meter)
             else:
-                await self._pass_large(bytes(held.body), response, exchange, meter)
+                await self._pass_large(bytes(held.body), reply, exchange, meter)
         await exchange.finish()
 
     async def _pass_whole(self, body: bytes, exchange: Exchange, meter: Meter) -> None:
@@ -350,27 +355,24 @@ class Relay:
         exchange.learn()
         await exchange.write_whole(exchange.shaped_whole(body))
 
-    async def _pass_large(
-        self, beginning: bytes, response: aiohttp.ClientResponse, exchange: Exchange, meter: Meter
-    ) -> None:
+    async def _pass_large(self, beginning: bytes, reply: Reply, exchange: Exchange, meter: Meter) -> None:
         """An answer for which there is no room: it goes on as it comes, and breaks off where its engine does."""
         if not shapes.may_be_answer(beginning):
             raise AttemptFailed(Failure.MALFORMED)
         headers = list(JSON_HEADERS)
         # An engine's length counts the bytes before they were decoded.
-        if (length := response.headers.get("Content-Length")) and "Content-Encoding" not in response.headers:
+        if (length := reply.headers.get("content-length")) and "content-encoding" not in reply.headers:
             headers.append((b"content-length", length.encode("ascii")))
         meter.scan(beginning)
         await exchange.write(beginning, headers)
-        while data := await self._more(response.content):
+        while not reply.is_over:
+            data = await reply.read(self._timeouts.engine_silence_s)
+            if not data and not reply.is_over:
+                raise _silent()
             meter.scan(data)
             await exchange.write(data, headers)
         meter.close()
         exchange.learn()
-
-    async def _more(self, content: aiohttp.StreamReader) -> bytes:
-        async with asyncio.timeout(self._timeouts.engine_silence_s):
-            return await content.readany()
 
 
 def _end(limit: asyncio.Timeout) -> None:

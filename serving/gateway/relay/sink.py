@@ -30,6 +30,14 @@ class Sink(Protocol):
         """Pass bytes on; waits while the reader is slower than the engine (backpressure)."""
         ...
 
+    @property
+    def takes_now(self) -> bool:
+        """Would a `write` neither wait nor begin anything? Then `write_now` does the same."""
+        ...
+
+    def write_now(self, body: bytes) -> None:
+        """Pass bytes on in this turn of the event loop; for a sink that `takes_now`."""
+
     async def finish(self, body: bytes = b"") -> None: ...
 
     def cut(self) -> None:

@@ -38,6 +38,12 @@ class Page:
     def is_started(self) -> bool:
         return self.status is not None
 
+    @property
+    def takes_now(self) -> bool:
+        return False
+
+    def write_now(self, body: bytes) -> None: ...
+
     async def start(self, status: int, headers: Iterable[Header]) -> None:
         self.status = status
 

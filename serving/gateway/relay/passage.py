@@ -1,0 +1,31 @@
+"""Passage: a stream's events on their way in the turn of the event loop in which they come, without a task that wakes for each
+(RLY-41).
+
+Only what is ordinary goes so: whole events in the middle of a stream, while the client takes what is written. Everything else is
+left to the relay, which sees it as if this were not there.
+"""
+
+from __future__ import annotations
+
+from serving.gateway.dialects.dialect import Stream
+from serving.gateway.relay import events
+from serving.gateway.relay.events import Splitter
+from serving.gateway.relay.exchange import Exchange
+
+
+class Passage:
+    """One engine's stream to one client."""
+
+    def __init__(self, exchange: Exchange, stream: Stream, splitter: Splitter) -> None:
+        self._exchange = exchange
+        self._stream = stream
+        self._splitter = splitter
+
+    def take(self, data: bytes) -> bool:
+        """Pass on what has come; False, and nothing is done, where it is the relay's; raises Misshapen."""
+        if not (self._exchange.takes_now and self._splitter.is_empty and events.are_whole(data)):
+            return False
+        if events.find_error(data) is not None or events.find_end(data, self._stream.endings) is not None:
+            return False
+        self._exchange.pass_on_now(data)
+        return True

@@ -1,0 +1,156 @@
+"""Passage: what goes on in the turn in which it comes is what the relay's plain path makes of it, byte for byte."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+
+import pytest
+
+from serving.config import GatewaySettings
+from serving.errors import ApiError
+from serving.gateway.admission.admission import Admission
+from serving.gateway.admission.estimates import Estimates
+from serving.gateway.dialects import DIALECTS
+from serving.gateway.dialects.call import Call
+from serving.gateway.fleet.demand import Demands
+from serving.gateway.fleet.fleet import Fleet
+from serving.gateway.http.asgi import Header
+from serving.gateway.http.upstream import Upstream
+from serving.gateway.nouns import CallRecord
+from serving.gateway.observe.tracing import Trace
+from serving.gateway.relay.exchange import Exchange
+from serving.gateway.relay.relay import Relay
+from tests.clock import Clock
+from tests.gateway.answers import recorded_answers
+from tests.gateway.calls import CALLER, call
+from tests.gateway.fleet.reports import answer, report
+from tests.scripted_engine import (
+    Script,
+    ScriptedEngine,
+    chat_stream,
+    completion_stream,
+    error_body,
+    messages_stream,
+    responses_stream,
+)
+
+WORDS = ["Hel", "lo ", 'data: [DONE]\n\n"', "event: error\n", '{"error"', "\u00e9\u4e16", "x" * 500]
+STREAMS = {
+    "/v1/chat/completions": chat_stream(WORDS),
+    "/v1/completions": [*completion_stream([(0, word) for word in WORDS]), b"data: [DONE]\n\n"],
+    "/v1/responses": responses_stream(WORDS),
+    "/v1/messages": messages_stream(WORDS),
+}
+ERROR = b"data: %b\n\n" % error_body(500, "boom", "InternalServerError")
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+
+
+class Page:
+    """Takes an answer; at once as often as `draw` says, like a client that now and then reads slowly."""
+
+    def __init__(self, at_once: float, draw: random.Random) -> None:
+        self.is_whole = False
+        self.waited_s = 0.0
+        self.status: int | None = None
+        self.text = b""
+        self.written_now = 0
+        self._at_once = at_once
+        self._draw = draw
+
+    @property
+    def is_started(self) -> bool:
+        return self.status is not None
+
+    @property
+    def takes_now(self) -> bool:
+        return self._draw.random() < self._at_once
+
+    async def start(self, status: int, headers: Iterable[Header]) -> None:
+        self.status = status
+
+    def write_now(self, body: bytes) -> None:
+        self.text += body
+        self.written_now += 1
+
+    async def write(self, body: bytes) -> None:
+        self.text += body
+
+    async def finish(self, body: bytes = b"") -> None:
+        self.text += body
+
+    def cut(self) -> None: ...
+
+
+def cut(stream: bytes, draw: random.Random) -> list[bytes]:
+    """The same bytes in other pieces: some events together, some in two, some borders in the middle."""
+    ends = sorted(draw.sample(range(1, len(stream)), min(draw.randrange(1, 20), len(stream) - 1)))
+    return [stream[start:end] for start, end in zip([0, *ends], [*ends, None], strict=True)]
+
+
+async def relayed(one: Call, writes: Sequence[bytes], at_once: float, seed: int) -> tuple[Page, tuple[object, ...]]:
+    """The client's page, and all that may not depend on the path."""
+    clock, record = Clock(), CallRecord(request_id="r", started_at=0.0)
+    page = Page(at_once, random.Random(seed))
+    demands, estimates, upstream = Demands(clock), Estimates(), Upstream(5.0)
+    fleet, settings = Fleet([], demands, clock, clock), GatewaySettings()
+    admission = Admission(fleet, demands, estimates, settings, clock)
+    relay = Relay(upstream, estimates, settings, None, clock)
+    error = ""
+    async with ScriptedEngine() as engine, upstream.opened():
+        engine.improvise = lambda *_: Script(writes)
+        fleet.take(answer(report("a", url=engine.url)), clock.now)
+        try:
+            async with admission.admit(CALLER, one, record) as ticket:
+                await relay.relay(Exchange(one, page, record, Trace(), clock, lambda _: None), ticket)
+        except ApiError as raised:
+            error = f"{type(raised).__name__}: {raised.message}"
+    return page, (page.text, page.is_whole, error, record.usage, record.bytes_relayed, record.failures)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        *((path, {}) for path in STREAMS),
+        ("/v1/chat/completions", {"stream_options": {"include_usage": True}}),
+        ("/v1/chat/completions", {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}),
+        ("/v1/chat/completions", {"tools": [TOOL]}),
+    ],
+)
+async def test_events_that_come_one_by_one_are_the_same(path: str, fields: dict[str, object]) -> None:
+    """As engines send them, words that look like the stream's own included; all but the beginning and the end go at once."""
+    one = call(DIALECTS[path], stream=True, **fields)
+    plain, expected = await relayed(one, STREAMS[path], 0.0, 1)
+    page, found = await relayed(one, STREAMS[path], 1.0, 1)
+    assert found == expected and expected[2] == ""
+    assert plain.written_now == 0 and page.written_now >= 2
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("path", STREAMS)
+async def test_random_streams_are_the_same(path: str, seed: int) -> None:
+    """Cut anywhere, events in any order, twice or not at all, an error among them, a client that reads slowly."""
+    draw = random.Random(seed)
+    first, *rest = STREAMS[path]
+    middle, end = rest[:-2], rest[-2:]
+    if seed % 3:
+        middle = draw.choices(middle, k=len(middle))
+    if seed % 5 == 1:
+        middle.insert(draw.randrange(len(middle)), ERROR)
+    writes = cut(b"".join([first, *middle, *end]), draw) if seed % 2 else [first, *middle, *end]
+    one = call(DIALECTS[path], stream=True)
+    _, expected = await relayed(one, writes, 0.0, seed)
+    for at_once in (1.0, 0.5):
+        assert (await relayed(one, writes, at_once, seed))[1] == expected
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in recorded_answers.RECORDED.glob("*.sse")))
+async def test_recorded_streams_are_the_same(name: str) -> None:
+    """vLLM's own bytes, as they came and cut anywhere."""
+    api = name.split("-")[1]
+    path = next(path for path in STREAMS if path.endswith(api) or (api == "chat" and "chat" in path))
+    one = call(DIALECTS[path], stream=True)
+    events = recorded_answers.stream(name)
+    for writes in (events, cut(b"".join(events), random.Random(name))):
+        _, expected = await relayed(one, writes, 0.0, 1)
+        assert (await relayed(one, writes, 1.0, 1))[1] == expected
