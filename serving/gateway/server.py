@@ -240,6 +240,8 @@ def _uvicorn(
         log_config=None,
         access_log=False,
         server_header=False,
+        # Nothing here asks where a client connects from.
+        proxy_headers=False,
         backlog=BACKLOG,
         timeout_keep_alive=IDLE_CLIENT_S,
         timeout_graceful_shutdown=round(settings.drain_timeout_s),

@@ -14,7 +14,7 @@ import msgspec
 from serving.gateway.answers import capture, documented, framing
 from serving.gateway.answers.asked import Asked
 from serving.gateway.answers.capture import Capture
-from serving.gateway.answers.chunk_answers import ChunkShaper, ordinary
+from serving.gateway.answers.chunk_answers import ChunkShaper, ordinary, without_usage
 from serving.gateway.answers.documented import Document
 from serving.gateway.answers.headers import is_cut_header
 from serving.gateway.answers.logprobs import Visible
@@ -149,6 +149,14 @@ class ChatShaper(ChunkShaper):
                 return block
             return block if _CUT not in block else b"".join(map(_without_header, framing.split(block)))
         return b"".join(map(self._event, framing.split(block)))
+
+    def ordinary(self, event: bytes) -> bytes | None:
+        if self._is_read or not self._has_text or (_CALLS in event and not self._asked.offers_tools):
+            return None
+        chunk = without_usage(event)
+        if chunk is not None and self._capture:
+            self._capture.feed(event)
+        return chunk
 
     def _event(self, event: bytes) -> bytes:
         chunk = framing.read(event)

@@ -28,6 +28,11 @@ _MARKS = (b'"stop_reason":', b'"prompt_text":')
 _NO_CHOICES = b'"choices":[]'
 
 
+_BEGINNING = b'data: {"id":"'
+_USAGE = b',"usage":{'
+_END = b"}}\n\n"
+
+
 class ChunkShaper(Shaper):
     """An answer of choices, whole or as deltas."""
 
@@ -49,6 +54,22 @@ def ordinary(block: bytes) -> bytes | None:
     """One chunk in the middle of its choice, without private keys; None for any other block."""
     head, found, tail = block.partition(_ORDINARY)
     return head + _LEFT + tail if found and _NEXT not in block else None
+
+
+def without_usage(event: bytes) -> bytes | None:
+    """`ordinary` for one event, its usage left out too; None for any other.
+
+    By places instead of patterns: usage is the chunk's last key, and nests one object at most.
+    """
+    head, found, tail = event.partition(_ORDINARY)
+    if not (found and tail.startswith(_USAGE) and tail.endswith(_END) and event.startswith(_BEGINNING)):
+        return None
+    if event.find(b"\n") != len(event) - 2 or _USAGE in head or _NO_CHOICES in head:
+        return None
+    opened = tail.count(b"{")
+    if opened > 2 or tail.count(b"}") != opened + 1 or tail.find(b"}") < tail.rfind(b"{"):
+        return None
+    return head + _LEFT + b"}\n\n"
 
 
 def without_private_keys(block: bytes) -> bytes:

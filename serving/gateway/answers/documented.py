@@ -23,7 +23,11 @@ def pruned(value: Any, shape: Shape | None) -> Any:
         return [pruned(item, shape) for item in value]
     if not isinstance(value, dict):
         return value
-    return {name: pruned(inner, shape[name]) for name, inner in value.items() if name in shape}
+    return {
+        name: inner if inner is None or (inside := shape[name]) is None else pruned(inner, inside)
+        for name, inner in value.items()
+        if name in shape
+    }
 
 
 def read(body: bytes, shape: Shape) -> Document | None:

@@ -36,6 +36,10 @@ class Shaper:
         """What the client gets for whole events of the engine's stream; may be nothing."""
         return block
 
+    def ordinary(self, event: bytes) -> bytes | None:
+        """The same for one event in the middle of a stream, without its usage; None, and nothing is done, for any other."""
+        return None
+
     def whole(self, body: bytes) -> bytes:
         """What the client gets for the engine's whole answer; as it is where it is no JSON object."""
         answer = documented.read(body, self.shape) if self.shape else None

@@ -298,8 +298,9 @@ class Reply:
             return b""
         data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         self._pieces, self._waiting_bytes = [], 0
-        if self._is_paused and not self._has_ended:
+        if self._is_paused:
             self._is_paused = False
+            # Also after its end: the next call's answer comes over the same connection.
             self._transport.resume_reading()
         return data
 
@@ -366,7 +367,8 @@ class Reply:
         """The call is over: its connection is kept if the answer is whole."""
         if self._connection is not None:
             connection, self._connection = self._connection, None
-            if self._is_paused and not self._has_ended:
+            if self._waiting_bytes:
+                # Not read to its end, and perhaps paused.
                 connection.abort()
             connection.finish()
 

@@ -28,6 +28,8 @@ class Keyring:
 
     def __init__(self, pepper: bytes) -> None:
         self.pepper = pepper
+        # Copied for each key: what hashes all in one go gives the interpreter to other threads, and waits to get it back.
+        self._keyed = hmac.new(pepper, digestmod=hashlib.sha256)
 
     @classmethod
     def open(cls, store: Store, pepper_file: Path | None = None) -> Keyring:
@@ -55,7 +57,9 @@ class Keyring:
 
     def digest(self, key: str) -> bytes:
         """HMAC-SHA256 of the whole key: 32 bytes."""
-        return hmac.digest(self.pepper, key.encode(), hashlib.sha256)
+        keyed = self._keyed.copy()
+        keyed.update(key.encode())
+        return keyed.digest()
 
     def derived(self, purpose: bytes) -> bytes:
         """A key of 32 bytes for one purpose, the same in all gateways that share the pepper (HKDF-SHA256)."""

@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from typing import Self
 
 import msgspec
@@ -79,7 +80,7 @@ class Tenants:
     ) -> None:
         self._store = store
         self._keyring = keyring
-        self._salt_key = keyring.digest(_SALT_PURPOSE)
+        self._salt_of = lru_cache(valid_keys_max)(partial(_salt, keyring.digest(_SALT_PURPOSE)))
         self._key_cache_s = key_cache_s
         self._clock = clock
         self._wall_clock = wall_clock
@@ -121,7 +122,7 @@ class Tenants:
 
     def cache_salt(self, caller: Caller) -> str:
         """What keeps a tenant's cached prefixes apart from all others': stable, and not guessable from the tenant's id."""
-        return hmac.digest(self._salt_key, b"prefix-cache:" + caller.tenant_id.encode(), "sha256").hex()
+        return self._salt_of(caller.tenant_id)
 
     def derived_key(self, purpose: bytes) -> bytes:
         """A key for one purpose that all gateways of an installation share."""
@@ -191,6 +192,10 @@ _LOOKUP = select(
     tenants_table.c.name,
     tenants_table.c.disabled_at,
 ).join_from(keys, tenants_table)
+
+
+def _salt(key: bytes, tenant_id: str) -> str:
+    return hmac.digest(key, b"prefix-cache:" + tenant_id.encode(), "sha256").hex()
 
 
 def _unauthenticated() -> Unauthenticated:

@@ -75,6 +75,8 @@ def _row(record: CallRecord, gateway_id: str, *, outcome: str, status: int, fini
 
 def _bounded(text: str) -> str:
     """Text from outside that any database takes: no lone surrogates, no NUL, not longer than its column."""
+    if len(text) <= TEXT_MAX and text.isascii() and "\0" not in text:
+        return text
     return text[:TEXT_MAX].encode(errors="replace").decode().replace("\0", "?")
 
 

@@ -60,9 +60,9 @@ class Splitter:
         return released
 
 
-def are_whole(data: bytes) -> bool:
-    """Does it end where an event ends?"""
-    return data.endswith(_BORDER)
+def are_ordinary(block: bytes, endings: Sequence[bytes]) -> bool:
+    """Are these whole events, of which none is an error and none the stream's end?"""
+    return block.endswith(_BORDER) and find_error(block) is None and find_end(block, endings) is None
 
 
 def without_usage(block: bytes, *, keeps_final: bool) -> bytes:

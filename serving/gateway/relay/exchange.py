@@ -19,7 +19,7 @@ from serving.gateway.http.asgi import Header
 from serving.gateway.nouns import CallRecord, Failure, InterTokenLatency, Usage
 from serving.gateway.observe.tracing import Trace
 from serving.gateway.relay import events, metering
-from serving.gateway.relay.metering import Meter
+from serving.gateway.relay.metering import ChunkMeter, Meter
 from serving.gateway.relay.retries import Retries
 from serving.gateway.relay.sink import Sink
 
@@ -179,6 +179,17 @@ class Exchange:
         block = self.shaped(block)
         return events.without_usage(block, keeps_final=self.call.wants_usage) if self.strips_usage else block
 
+    def _rendered_ordinary(self, event: bytes) -> bytes | None:
+        """The same for one chunk in the middle of a chat, at a third of the cost; None, and nothing is done, for any other."""
+        if not (
+            self.strips_usage and self.call.sequences == 1 and self._shaper and isinstance(self._meter, ChunkMeter)
+        ):
+            return None
+        chunk = self._shaper.ordinary(event)
+        if chunk is not None:
+            self._meter.see(event)
+        return chunk
+
     @_reads_answer
     def shaped(self, block: bytes) -> bytes:
         """What the client gets for whole events that the meter has seen."""
@@ -230,15 +241,20 @@ class Exchange:
         self._take((self._assembly.held_chars - before) * ASSEMBLED_CHAR_BYTES)
         return None
 
-    def pass_on_now(self, block: bytes) -> None:
-        """The same as `rendered` and then `pass_on`, for an exchange that `takes_now`."""
-        data = self.rendered(block)
+    def pass_on_now(self, block: bytes, stream: Stream) -> bool:
+        """Ordinary events for the client, of an exchange that `takes_now`; False, and nothing is done, for others."""
+        data = self._rendered_ordinary(block)
+        if data is None:
+            if not events.are_ordinary(block, stream.endings):
+                return False
+            data = self.rendered(block)
         self.passed_at = now = self._clock()
         if data:
             self._inter_token.observe(now - self._last_byte_at)
             self._bytes_relayed += len(data)
             self._last_byte_at = now
             self.sink.write_now(data)
+        return True
 
     async def finish(self) -> None:
         """The answer is complete."""

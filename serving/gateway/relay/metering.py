@@ -202,6 +202,11 @@ class ChunkMeter(Meter):
         else:
             self._last = block
 
+    def see(self, chunk: bytes) -> None:
+        """`scan` for one chunk with usage of a call with one sequence."""
+        self._chunks += 1
+        self._last = chunk
+
     def conclude(self, block: bytes) -> None:
         # As exact as any: nothing that the engine made afterwards is in the answer.
         self.scan(block)

@@ -8,7 +8,6 @@ left to the relay, which sees it as if this were not there.
 from __future__ import annotations
 
 from serving.gateway.dialects.dialect import Stream
-from serving.gateway.relay import events
 from serving.gateway.relay.events import Splitter
 from serving.gateway.relay.exchange import Exchange
 
@@ -23,9 +22,5 @@ class Passage:
 
     def take(self, data: bytes) -> bool:
         """Pass on what has come; False, and nothing is done, where it is the relay's; raises Misshapen."""
-        if not (self._exchange.takes_now and self._splitter.is_empty and events.are_whole(data)):
-            return False
-        if events.find_error(data) is not None or events.find_end(data, self._stream.endings) is not None:
-            return False
-        self._exchange.pass_on_now(data)
-        return True
+        exchange = self._exchange
+        return exchange.takes_now and self._splitter.is_empty and exchange.pass_on_now(data, self._stream)

@@ -36,14 +36,21 @@ class Progress:
         #: Engine → when it was last looked at, and its tokens then.
         self._looks: dict[str, tuple[float, float | None]] = {}
 
-    async def silence(self, url: str, silence_s: float) -> None:
+    def watch(self, url: str, silence_s: float, on_silence: Callable[[], None]) -> Lookout:
+        """Call `on_silence` as soon as `silence` would return, unless the watch is cancelled before."""
+        return Lookout(self, url, silence_s, on_silence)
+
+    async def silence(self, url: str, silence_s: float, *, waited_s: float = 0.0) -> None:
         """Return when the engine at `url` has made no token for `silence_s`, for any call.
 
-        An engine without counters says nothing of itself: it is silent from the beginning.
+        An engine without counters says nothing of itself: it is silent from the beginning. `waited_s` is for how long it has
+        been asked already: until the first look, for one that has waited as long.
         """
-        moved_at, before = self._clock(), None
+        moved_at, before = self._clock() - waited_s, None
+        pause_s = silence_s / LOOKS - waited_s
         while self._clock() - moved_at < silence_s:
-            await asyncio.sleep(silence_s / LOOKS)
+            await asyncio.sleep(pause_s)
+            pause_s = silence_s / LOOKS
             tokens = await self._tokens(url, fresh_s=silence_s / LOOKS / 2)
             if None not in (tokens, before) and tokens != before:
                 moved_at = self._clock()
@@ -74,6 +81,28 @@ class Progress:
                 if response.status != 200 or len(page) > PAGE_BYTES_MAX:
                     return b""
             return bytes(page)
+
+
+class Lookout:
+    """One call's look-out for its engine's silence. Nearly every call is over before the first look: no task until then."""
+
+    def __init__(self, progress: Progress, url: str, silence_s: float, on_silence: Callable[[], None]) -> None:
+        self._progress = progress
+        self._url = url
+        self._silence_s = silence_s
+        self._on_silence = on_silence
+        self._task: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(silence_s / LOOKS, self._begin)
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _begin(self) -> None:
+        waited_s = self._silence_s / LOOKS
+        self._task = asyncio.create_task(self._progress.silence(self._url, self._silence_s, waited_s=waited_s))
+        self._task.add_done_callback(lambda task: None if task.cancelled() else self._on_silence())
 
 
 def tokens_in(page: bytes) -> float | None:

@@ -173,8 +173,9 @@ class Relay:
             yield
             return
         limit = asyncio.timeout(None)
-        silence = asyncio.create_task(self._progress.silence(replica.url, self._timeouts.engine_silence_s))
-        silence.add_done_callback(lambda task: None if task.cancelled() or exchange.has_content else _end(limit))
+        silence = self._progress.watch(
+            replica.url, self._timeouts.engine_silence_s, lambda: None if exchange.has_content else _end(limit)
+        )
         try:
             async with limit:
                 yield

@@ -138,6 +138,16 @@ async def test_a_connection_is_used_again_and_not_beside_another() -> None:
         assert peer.connections == 2
 
 
+async def test_a_connection_that_was_paused_reads_the_next_answer() -> None:
+    """An answer whose last read was past the bound has ended and been read; the connection goes on."""
+    large = b"x" * 8 * READ_BYTES
+    peer = Peer([b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(large) + large], [LENGTH])
+    async with serving(peer) as connections:
+        assert await asked(connections, peer) == (200, large)
+        assert await asked(connections, peer) == (200, b"abcde")
+    assert peer.connections == 1
+
+
 @pytest.mark.parametrize(
     "answer",
     [

@@ -11,14 +11,18 @@ from serving.config import GatewaySettings
 from serving.errors import ApiError
 from serving.gateway.admission.admission import Admission
 from serving.gateway.admission.estimates import Estimates
+from serving.gateway.answers.asked import Asked
+from serving.gateway.answers.chat_answers import ChatShaper
+from serving.gateway.answers.chunk_answers import without_usage
 from serving.gateway.dialects import DIALECTS
 from serving.gateway.dialects.call import Call
 from serving.gateway.fleet.demand import Demands
 from serving.gateway.fleet.fleet import Fleet
 from serving.gateway.http.asgi import Header
 from serving.gateway.http.upstream import Upstream
-from serving.gateway.nouns import CallRecord
+from serving.gateway.nouns import CallRecord, Usage
 from serving.gateway.observe.tracing import Trace
+from serving.gateway.relay import events
 from serving.gateway.relay.exchange import Exchange
 from serving.gateway.relay.relay import Relay
 from tests.clock import Clock
@@ -26,6 +30,7 @@ from tests.gateway.answers import recorded_answers
 from tests.gateway.calls import CALLER, call
 from tests.gateway.fleet.reports import answer, report
 from tests.scripted_engine import (
+    DONE,
     Script,
     ScriptedEngine,
     chat_stream,
@@ -150,7 +155,33 @@ async def test_recorded_streams_are_the_same(name: str) -> None:
     api = name.split("-")[1]
     path = next(path for path in STREAMS if path.endswith(api) or (api == "chat" and "chat" in path))
     one = call(DIALECTS[path], stream=True)
-    events = recorded_answers.stream(name)
-    for writes in (events, cut(b"".join(events), random.Random(name))):
+    said = recorded_answers.stream(name)
+    for writes in (said, cut(b"".join(said), random.Random(name))):
         _, expected = await relayed(one, writes, 0.0, 1)
         assert (await relayed(one, writes, 1.0, 1))[1] == expected
+
+
+PIECES = (
+    *(b'"', b"{", b"}", b"},", b"\n", b"\n\n", b"error", b"data: {", b'"choices":[],', b'"tool_calls":[', b"[DONE]"),
+    *(b',"usage":{', b',"usage":null', b'"finish_reason":null,"token_ids":null}]', b',"token_ids":null', b"}}\n\n"),
+    *(b'data: {"error":{}}\n\n', b"data: [DONE]\n\n", b"event: error\n", b'"stop_reason":null', b": comment\n"),
+)
+
+
+def test_a_short_cut_is_never_another_way() -> None:
+    """Chunks in which anything stands anywhere are either left to the plain path or come out as they do there."""
+    draw = random.Random(1)
+    chunks = [*STREAMS["/v1/chat/completions"][1:-2], *recorded_answers.stream("tiny-chat-reasoned")[2:20]]
+    shortened = 0
+    for _ in range(20_000):
+        event = bytearray(draw.choice(chunks))
+        for _ in range(draw.randrange(3)):
+            at = draw.randrange(len(event))
+            event[at : at + draw.choice((0, 0, 1, 8))] = draw.choice(PIECES)
+        found = without_usage(bytes(event))
+        if found is not None:
+            shortened += 1
+            assert events.are_ordinary(bytes(event), (DONE,)) and b'"choices":[],"usage":' not in event
+            plain = ChatShaper(Asked(), Usage).events(bytes(event))
+            assert found == events.without_usage(plain, keeps_final=False)
+    assert 5_000 < shortened < 15_000
