@@ -36,15 +36,19 @@ from tests.scripted_engine import (
     chat_stream,
     completion_stream,
     error_body,
+    event,
     messages_stream,
     responses_stream,
 )
 
 WORDS = ["Hel", "lo ", 'data: [DONE]\n\n"', "event: error\n", '{"error"', "\u00e9\u4e16", "x" * 500]
+_CREATED, _IN_PROGRESS, *_DELTAS = responses_stream(WORDS)
+_ITEM = {"id": "msg_1", "type": "message", "role": "assistant", "status": "in_progress", "content": []}
+_ADDED = {"type": "response.output_item.added", "output_index": 0, "sequence_number": 2, "item": _ITEM}
 STREAMS = {
     "/v1/chat/completions": chat_stream(WORDS),
     "/v1/completions": [*completion_stream([(0, word) for word in WORDS]), b"data: [DONE]\n\n"],
-    "/v1/responses": responses_stream(WORDS),
+    "/v1/responses": [_CREATED, _IN_PROGRESS, event("response.output_item.added", _ADDED), *_DELTAS],
     "/v1/messages": messages_stream(WORDS),
 }
 ERROR = b"data: %b\n\n" % error_body(500, "boom", "InternalServerError")
@@ -174,14 +178,14 @@ def test_a_short_cut_is_never_another_way() -> None:
     chunks = [*STREAMS["/v1/chat/completions"][1:-2], *recorded_answers.stream("tiny-chat-reasoned")[2:20]]
     shortened = 0
     for _ in range(20_000):
-        event = bytearray(draw.choice(chunks))
+        chunk = bytearray(draw.choice(chunks))
         for _ in range(draw.randrange(3)):
-            at = draw.randrange(len(event))
-            event[at : at + draw.choice((0, 0, 1, 8))] = draw.choice(PIECES)
-        found = without_usage(bytes(event))
+            at = draw.randrange(len(chunk))
+            chunk[at : at + draw.choice((0, 0, 1, 8))] = draw.choice(PIECES)
+        found = without_usage(bytes(chunk))
         if found is not None:
             shortened += 1
-            assert events.are_ordinary(bytes(event), (DONE,)) and b'"choices":[],"usage":' not in event
-            plain = ChatShaper(Asked(), Usage).events(bytes(event))
+            assert events.are_ordinary(bytes(chunk), (DONE,)) and b'"choices":[],"usage":' not in chunk
+            plain = ChatShaper(Asked(), Usage).events(bytes(chunk))
             assert found == events.without_usage(plain, keeps_final=False)
     assert 5_000 < shortened < 15_000
