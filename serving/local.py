@@ -104,7 +104,7 @@ def _serve(settings: Settings, models: list[catalog.Model], deployments: list[De
     directory = f"http://127.0.0.1:{directory_port}"
     with (
         leftovers.ray_folder(stack.name) as folder,
-        _kept_logs(folder, settings.home, stack),
+        stack.keeps_logs(folder, settings.home / "logs" / "ray"),
         _local_ray(directory_port, settings.home, folder, stack),
     ):
         # Cell names must differ: a gateway takes from each cell only what concerns that cell's replicas.
@@ -195,17 +195,6 @@ def _alone(home: Path) -> Iterator[None]:
         except BlockingIOError:
             raise Refusal(f"Another `serving up` uses {home}: set SERVING_HOME to another folder.") from None
         yield
-
-
-@contextlib.contextmanager
-def _kept_logs(folder: Path, home: Path, stack: Stack) -> Iterator[None]:
-    """Where a part was lost, Ray's logs stay, in the home's."""
-    try:
-        yield
-    except BaseException:
-        if stack.loss():
-            leftovers.keep_logs(folder, home / "logs" / "ray")
-        raise
 
 
 @contextlib.contextmanager

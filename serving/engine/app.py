@@ -10,11 +10,13 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
 import ray
 from ray import serve
+from ray._private import parameter, services
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from serving import secret
@@ -23,6 +25,7 @@ from serving.engine import command, deployments, placement
 from serving.engine.autoscale import Bounds
 from serving.engine.command import EngineSpec
 from serving.engine.deployments import DIRECTORY_APP
+from serving.engine.engine import free_port
 from serving.engine.specs import CellSettings, Deployment
 from serving.errors import Refusal
 from serving.wire import DIRECTORY_ROUTE
@@ -35,9 +38,29 @@ SERVE_ENVIRONMENT = {
     "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": str(placement.RETRIES_WITHOUT_END),
 }
 #: The same, of a Ray on this machine alone: Serve looks at its proxy once in 10 s, and starts a dead one only then.
-_LOCAL_ENVIRONMENT = {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1"}
+_LOCAL_ENVIRONMENT = {
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    # Milliseconds that Ray's node waits for its agents' first answer; 30 s are too few on a machine that is busy.
+    "RAY_agent_register_timeout_ms": "180000",
+}
+#: Ports of Ray's agents. Its node waits 15 s for an agent that has none given to choose one, and then aborts (CELL-24).
+_AGENT_PORTS = ("metrics_agent_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
 #: Bytes of Ray's object store: no token passes through Ray, so its smallest size will do.
 _OBJECT_STORE_BYTES = 80 * 1024 * 1024
+
+
+def _give_ports(folder: Path) -> None:
+    """Have `ray.init` give Ray's agents the ports that it takes no arguments for, and have Ray's node know them all."""
+    ports = {name: free_port("127.0.0.1") for name in _AGENT_PORTS}
+    parameter.RayParams = partial(parameter.RayParams, **ports)
+    node = folder.parent / "raylet"
+    # The node takes this option, and Ray passes it on in no way.
+    listen_port = ports["dashboard_agent_listen_port"]
+    node.write_text(
+        f'#!/bin/sh\nexec "{services.RAYLET_EXECUTABLE}" --dashboard_agent_listen_port={listen_port} "$@"\n'
+    )
+    node.chmod(0o700)
+    services.RAYLET_EXECUTABLE = str(node)
 
 
 def start_local_ray(serve_port: int, home: Path, folder: Path) -> None:
@@ -49,6 +72,7 @@ def start_local_ray(serve_port: int, home: Path, folder: Path) -> None:
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(secret.create_if_absent(home, RAY_TOKEN_FILE))
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ |= SERVE_ENVIRONMENT | _LOCAL_ENVIRONMENT
+    _give_ports(folder)
     try:
         ray.init(
             address="local",
@@ -57,6 +81,7 @@ def start_local_ray(serve_port: int, home: Path, folder: Path) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
             object_store_memory=_OBJECT_STORE_BYTES,
+            _metrics_export_port=free_port("127.0.0.1"),
             _temp_dir=str(folder),
         )
     except Exception as error:

@@ -7,7 +7,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 
 import psutil
 
@@ -41,6 +43,7 @@ class Stack:
         self._loss: str | None = None
         self._is_stopped = False
         self._is_over = threading.Event()
+        self._keep_logs: Callable[[], None] = lambda: None
         self._watch = Watch(self._interrupt, _say)
 
     @contextlib.contextmanager
@@ -81,6 +84,17 @@ class Stack:
                     processes.kill_all(self._members)
                     leftovers.sweep()
 
+    @contextlib.contextmanager
+    def keeps_logs(self, folder: Path, target: Path) -> Iterator[None]:
+        """Where a part is lost inside, the logs in Ray's folder are copied to `target`, however this process ends then."""
+        self._keep_logs = partial(leftovers.keep_logs, folder, target)
+        try:
+            yield
+        except BaseException:
+            if self.loss():
+                self._keep_logs()
+            raise
+
     @property
     def is_whole(self) -> bool:
         """No part has been missed so far."""
@@ -116,6 +130,7 @@ class Stack:
             return
         # The main thread waits for a part that is gone.
         processes.kill_all(self._members)
+        self._keep_logs()
         _say("\nStopped." if self._is_stopped else loss)
         os._exit(0 if self._is_stopped else 1)  # the keeper removes the folders
 
