@@ -38,6 +38,7 @@ _CHANCE = re.compile(
 _PARTS_OF_PROMPT = re.compile(
     rb'"(?:input_tokens|cache_read_input_tokens|cache_creation_input_tokens)": ?([0-9]+|null)'
 )
+_TOKENS = re.compile(rb'"(?:output|total|completion)_tokens": ?[0-9]+')
 Body = dict[str, Any]
 
 
@@ -81,6 +82,12 @@ Sight = Callable[[Model, str, Body, Body], bool]
 def another(model: Model, path: str, with_it: Body, without: Body) -> bool:
     """The answer is another one."""
     return ok(model.answer(path, with_it)) != model.steady_answer(path, without)
+
+
+def another_text(model: Model, path: str, with_it: Body, without: Body) -> bool:
+    """The answer is another one but for its tokens: how far an engine gets before the gateway stops it is chance."""
+    one, other = (_TOKENS.sub(b"", ok(model.answer(path, body)).body) for body in (with_it, without))
+    return one != other
 
 
 def steady(model: Model, path: str, with_it: Body, without: Body) -> bool:
@@ -167,13 +174,15 @@ DRAWN: dict[str, Effect] = {
 }
 SAMPLING: dict[str, Effect] = {
     **DRAWN,
-    "frequency_penalty": Effect(2.0, FLAT),
-    "presence_penalty": Effect(2.0, FLAT),
+    "frequency_penalty": Effect(2.0, FLAT, against=-2.0),
+    "presence_penalty": Effect(2.0, FLAT, against=-2.0),
     "repetition_penalty": Effect(5.0, FLAT),
     "min_p": Effect(1.0, HOT),
     "seed": Effect(2, HOT, against=1),
     "stop": Effect(["e"], {"structured_outputs": {"choice": ["zebra"]}}),
-    "include_stop_str_in_output": Effect(True, {"structured_outputs": {"choice": ["zebra"]}, "stop": ["e"]}),
+    "include_stop_str_in_output": Effect(
+        True, {"structured_outputs": {"choice": ["zebra"]}, "stop": ["e"]}, sight=another_text
+    ),
     "logit_bias": Effect({"1000": 100}),
     "stream": Effect(True),
     "structured_outputs": Effect({"choice": ["zebra"]}),
