@@ -30,8 +30,9 @@ QUESTION = [{"role": "user", "content": "Tell me a very long story."}]
 #: Seconds of as much work as the engine takes, in as many streams.
 SATURATED_S = 600.0
 STREAMS = 32
-#: Tokens of the long prompt.
+#: Tokens of the long prompt, and seconds that it may take: on two cores that do nothing else it is some minutes.
 LONG = 100_000
+PATIENCE_S = 2400.0
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +90,16 @@ def _is_replaced(stack: Stack, old: psutil.Process) -> bool:
     return stack.engine_members().get("server") not in (None, old) and bool(stack.ready())
 
 
+@pytest.mark.timeout(4000)
 def test_hard_work_is_no_wedge(tmp_path: Path) -> None:
     """A prompt of 100,000 tokens, and then ten minutes of more streams than the cores can serve: nothing is ended."""
     with running(tmp_path, "far", far_sighted_tiny()) as stack:
         before = stack.engine_members()["server"]
         url, key = f"{stack.url}/v1", stack.key
-        with openai.OpenAI(base_url=url, api_key=key, max_retries=0) as client, ThreadPoolExecutor(STREAMS) as pool:
+        with (
+            openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=PATIENCE_S) as client,
+            ThreadPoolExecutor(STREAMS) as pool,
+        ):
             answer = client.completions.create(model="far", prompt="sea " * LONG, max_tokens=1)
             until_s = time.monotonic() + SATURATED_S
             counts = list(pool.map(lambda _: _read_until(client, until_s), range(STREAMS)))
@@ -115,7 +120,13 @@ def far_sighted_tiny() -> dict[str, str]:
         }
     )
     described = far.model_dump(mode="json", exclude_none=True)
-    return {"SERVING_OWN_MODELS": json.dumps([described]), "SERVING_MODELS": json.dumps([{"name": "far"}])}
+    return {
+        "SERVING_OWN_MODELS": json.dumps([described]),
+        "SERVING_MODELS": json.dumps([{"name": "far"}]),
+        # A prompt that takes longer than clients wait for is no wedge either.
+        "SERVING_GATEWAY__TIMEOUTS__ENGINE_SILENCE_S": str(PATIENCE_S),
+        "SERVING_GATEWAY__TIMEOUTS__REQUEST_TOTAL_S": str(PATIENCE_S),
+    }
 
 
 def _read_until(client: openai.OpenAI, until_s: float) -> int:
