@@ -30,7 +30,7 @@ QUESTION = [{"role": "user", "content": "Tell me a very long story."}]
 #: Seconds of as much work as the engine takes, in as many streams.
 SATURATED_S = 600.0
 STREAMS = 32
-#: Tokens of the long prompt, and seconds that it may take: on two cores that do nothing else it is some minutes.
+#: Tokens of the long prompt, and seconds that it may take on two cores.
 LONG = 100_000
 PATIENCE_S = 2400.0
 
