@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from boards.grafana import Board, Panel, Row
-from boards.promql import HERE, MODEL, MODELS, NAMESPACE, once, rate, spread, total
+from boards.promql import HERE, MODEL, MODELS, NAMESPACE, grown, once, rate, spread, total
 from boards.shared import FIRST_TOKEN, GAPS, OLDEST, REQUESTS, VERDICTS, WAITING
 
 BOARD = Board(
@@ -155,6 +155,13 @@ BOARD = Board(
                         "{{certificate}}": "min by (certificate) "
                         f"(serving_gateway_certificate_expiry_timestamp_seconds{{{HERE}}}) - time()"
                     },
+                    kind="stat",
+                ),
+                Panel(
+                    "Workers replaced",
+                    "short",
+                    "They died or hung (gateway.settings.workers). The gateway's log says how; SIGKILL without a cause is the memory limit.",
+                    {"{{pod}}": grown("serving_gateway_workers_replaced_total", "pod", HERE)},
                     kind="stat",
                 ),
                 Panel(

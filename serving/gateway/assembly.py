@@ -62,6 +62,8 @@ class Edges(msgspec.Struct, frozen=True):
     write_access: Callable[[CallRecord], None] = access.write_text
     #: Where the page of all workers is; None where this process is the whole gateway.
     merged_page: str | None = None
+    #: This worker has taken the place of one that died.
+    is_successor: bool = False
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
 
@@ -87,7 +89,7 @@ def assemble(settings: GatewaySettings, tenants: Tenants, ledger: Ledger, edges:
     names = Names(fleet, settings.aliases)
     upstream = Upstream(settings.timeouts.engine_connect_s, edges.tls)
     estimates = Estimates()
-    metrics = Metrics(partial(_snapshot, fleet, polls, ledger, edges.expiries), settings.slo_of)
+    metrics = Metrics(partial(_snapshot, fleet, polls, ledger, edges), settings.slo_of)
     health = Health(fleet, upstream, tenants, ledger)
     page = MetricsPage(metrics, health.of_models)
     inference = Inference(
@@ -138,14 +140,15 @@ def _health_routes(health: Health, *, is_public: bool) -> Iterator[Entry[Handler
     yield Entry("GET", metrics_page.MODELS_PATH, health.models if is_public else health.models_for_callers)
 
 
-def _snapshot(fleet: Fleet, polls: Polls, ledger: Ledger, expiries: Callable[[], Mapping[str, float]]) -> Snapshot:
+def _snapshot(fleet: Fleet, polls: Polls, ledger: Ledger, edges: Edges) -> Snapshot:
     return Snapshot(
         models=fleet.models(),
         sources_up=polls.sources_up(),
         ledger_rows_waiting=ledger.pending_rows,
         ledger_lag_s=ledger.lag_s,
         is_store_up=ledger.is_store_up,
-        certificates_end_at_s=expiries(),
+        certificates_end_at_s=edges.expiries(),
+        workers_replaced=int(edges.is_successor),
     )
 
 

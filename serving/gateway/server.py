@@ -34,7 +34,7 @@ from serving.gateway.ledger.ledger import Ledger
 from serving.gateway.nouns import CallRecord
 from serving.gateway.observe import access, logs, tracing
 from serving.gateway.observe.tracing import Tracing
-from serving.gateway.workers import Beat, Role
+from serving.gateway.workers import Beat, Life, Role
 from serving.secret import PlaneSecret
 
 #: Connections the kernel holds until they are accepted.
@@ -108,14 +108,14 @@ def _run_workers(settings: Settings, api: socket.socket, page: socket.socket, us
             if it not in kept:
                 it.close()
 
-    def work(own: Sockets, beat: Beat) -> None:
+    def work(own: Sockets, life: Life) -> None:
         close_but(own.api, own.page)
-        with _assembled(shared, used, merged_page) as assembled:
-            serve(assembled, shared.gateway, own, used, beat)
+        with _assembled(shared, used, merged_page, is_successor=life.is_successor) as assembled:
+            serve(assembled, shared.gateway, own, used, life.beat)
 
-    def merge(beat: Beat) -> None:
+    def merge(life: Life) -> None:
         close_but(page)
-        _turn([(_uvicorn(MergedPage(own_pages), settings.gateway, "off"), page)], [], beat)
+        _turn([(_uvicorn(MergedPage(own_pages), settings.gateway, "off"), page)], [], life.beat)
 
     places = map(Sockets, apis, pages)
     roles = [Role(f"worker {number}", partial(work, own)) for number, own in enumerate(places, start=1)]
@@ -251,7 +251,9 @@ def _uvicorn(
 
 
 @contextlib.contextmanager
-def _assembled(settings: Settings, used: Certificates, merged_page: str | None = None) -> Iterator[Assembled]:
+def _assembled(
+    settings: Settings, used: Certificates, merged_page: str | None = None, *, is_successor: bool = False
+) -> Iterator[Assembled]:
     with contextlib.ExitStack() as opened:
         # First in, last out: a collector that is away holds its spans up, and must not hold up the ledger.
         spans = opened.enter_context(contextlib.closing(_tracing(settings.gateway)))
@@ -266,6 +268,7 @@ def _assembled(settings: Settings, used: Certificates, merged_page: str | None =
             tracing=spans,
             write_access=_access_log(settings.log_format),
             merged_page=merged_page,
+            is_successor=is_successor,
         )
         yield assemble(settings.gateway, tenants, ledger, edges)
 

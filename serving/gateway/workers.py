@@ -43,11 +43,19 @@ log = logging.getLogger(__name__)
 Beat = Callable[[], None]
 
 
+class Life(NamedTuple):
+    """What a child knows of itself."""
+
+    beat: Beat
+    #: It has taken the place of one that died.
+    is_successor: bool
+
+
 class Role(NamedTuple):
     """What one child does until it gets SIGTERM: `run` is called in a process of its own and may raise Refusal."""
 
     name: str
-    run: Callable[[Beat], None]
+    run: Callable[[Life], None]
 
 
 def share_of(settings: GatewaySettings) -> GatewaySettings:
@@ -156,7 +164,7 @@ class _Supervisor:
     def _start(self, child: _Child, now: float) -> None:
         self._beats.clear(child.place)
         child.started_at, child.due_at = now, None
-        child.pid = _forked(child.role, partial(self._beats.beat, child.place))
+        child.pid = _forked(child.role, Life(partial(self._beats.beat, child.place), is_successor=child.deaths > 0))
 
     def _reap(self) -> None:
         while (ended := _ended()) is not None:
@@ -170,9 +178,9 @@ class _Supervisor:
     def _note_end(self, child: _Child, pid: int, code: int) -> None:
         if self._is_stopping:
             self._code = self._code or (0 if code == -signal.SIGTERM else abs(code))
-        elif not self._has_started and not self._beats.last(child.place):
+        elif code > 0 and not self._has_started and not self._beats.last(child.place):
             # It has said why. What cannot start once is not tried again.
-            self._code = abs(code) or 1
+            self._code = code
             self._stop()
         else:
             self._replace(child, pid, code)
@@ -211,7 +219,7 @@ def _ended() -> tuple[int, int] | None:
     return (pid, os.waitstatus_to_exitcode(status)) if pid else None
 
 
-def _forked(role: Role, beat: Beat) -> int:
+def _forked(role: Role, life: Life) -> int:
     """The process id of a child that plays `role`, and ends with this process."""
     for stream in (sys.stdout, sys.stderr):
         if stream:
@@ -227,7 +235,7 @@ def _forked(role: Role, beat: Beat) -> int:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _AWAITED)
         end_with(parent, signal.SIGTERM)
-        role.run(beat)
+        role.run(life)
         code = 0
     except Refusal as refusal:
         print(refusal, file=sys.stderr)

@@ -72,12 +72,11 @@ async def call(url: str, headers: dict[str, str]) -> None:
         assert answer.status == 200, await answer.text()
 
 
-async def counted(url: str) -> float:
-    """The calls that the page has."""
+async def counted(url: str, name: str = 'serving_gateway_tenant_requests_total{outcome="ok"') -> float:
+    """What the page has of it, by default calls."""
     async with aiohttp.ClientSession() as client, client.get(f"{url}/metrics") as shown:
         lines = (await shown.text()).splitlines()
-    wanted = 'serving_gateway_tenant_requests_total{outcome="ok"'
-    return sum(float(it.split()[-1]) for it in lines if it.startswith(wanted))
+    return sum(float(it.split()[-1]) for it in lines if it.startswith(name))
 
 
 async def test_two_workers_are_one_gateway(tmp_path: Path) -> None:
@@ -132,7 +131,7 @@ async def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
         await all_there(process, but=(first,))
         for _ in range(6):
             await call(f"{url}/v1/chat/completions", headers)
-        assert await counted(url) == 12
+        assert await counted(url) == 12 and await counted(url, "serving_gateway_workers_replaced_total") == 1
         process.send_signal(signal.SIGTERM)
         _, errors = await process.communicate()
     said = [json.loads(line)["message"] for line in errors.splitlines() if b"serving.gateway.workers" in line]
@@ -193,13 +192,14 @@ PROGRAM = """
 import os, sys, time
 from serving.gateway.workers import Role, supervise
 
-def sound(beat):
+def sound(life):
     while True:
-        beat()
+        life.beat()
         time.sleep(0.05)
 
-def other(beat):
-    beat()
+def other(life):
+    {begins}
+    life.beat()
     with open(sys.argv[1], "a") as log:
         log.write("x")
     {does}
@@ -208,8 +208,8 @@ sys.exit(supervise([Role("sound", sound), Role("other", other)], lambda: print("
 """
 
 
-def supervised(does: str, log: Path) -> subprocess.Popen[bytes]:
-    line = [sys.executable, "-c", PROGRAM.format(does=does), str(log)]
+def supervised(does: str, log: Path, begins: str = "") -> subprocess.Popen[bytes]:
+    line = [sys.executable, "-c", PROGRAM.format(begins=begins, does=does), str(log)]
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -226,16 +226,29 @@ async def ended(process: subprocess.Popen[bytes]) -> tuple[int, bytes, bytes]:
         ("os._exit(3)", b"ended with code 3"),
         ("return", b"ended with code 0"),
         ("raise SystemError('x')", b"ended with code 1"),
+        ("os.kill(os.getpid(), 9)", b"ended by SIGKILL"),
     ],
-    ids=["hangs", "ends", "returns", "raises"],
+    ids=["hangs", "ends", "returns", "raises", "is killed"],
 )
 async def test_a_child_that_served_once_is_replaced(does: str, reason: bytes, tmp_path: Path) -> None:
     """Whatever became of it, and again and again; the parent goes on until it is told to stop."""
     log = tmp_path / "log"
     process = supervised(does, log)
     await until(lambda: log.exists() and len(log.read_text()) >= 3, timeout_s=60)
-    code, said, complained = await ended(process)
-    assert (code, said) == (0, b"released\n") and reason in complained and b"other" in complained
+    # Its exit code may be that of the child that was just ending.
+    _, said, complained = await ended(process)
+    assert said == b"released\n" and reason in complained and b"other" in complained
+
+
+async def test_a_child_that_is_killed_before_it_served_is_replaced_too(tmp_path: Path) -> None:
+    """It was not what it lacks that ended it: only a child that gives up by itself has said that it cannot start."""
+    log = tmp_path / "log"
+    process = supervised(
+        "", log, begins="if not os.path.exists(sys.argv[1]): open(sys.argv[1], 'w').close(); os.kill(os.getpid(), 9)"
+    )
+    await until(lambda: log.exists() and log.read_text() == "x", timeout_s=60)
+    code, _, complained = await ended(process)
+    assert code == 0 and b"other" in complained and b"ended by SIGKILL" in complained
 
 
 TWICE = """
@@ -245,7 +258,7 @@ TWICE = """
     with open(sys.argv[1], "a") as log:
         log.write("x")
     while len(got) < 2:
-        beat()
+        life.beat()
         time.sleep(0.01)
 """
 

@@ -15,7 +15,7 @@ from importlib.metadata import version
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from serving.config import Slo
@@ -58,6 +58,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     is_store_up: bool = True
     #: Certificate → when it ends, in seconds since the epoch.
     certificates_end_at_s: Mapping[str, float] = {}
+    #: Of this process, 1 if it has taken a dead worker's place: the sum over all is how many died.
+    workers_replaced: int = 0
 
 
 class _Now(Collector):
@@ -66,7 +68,7 @@ class _Now(Collector):
     def __init__(self) -> None:
         self.seen = Snapshot()
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         seen = self.seen
         yield from _of_models(seen.models)
         yield _family(
@@ -81,6 +83,8 @@ class _Now(Collector):
             "certificate",
             seen.certificates_end_at_s,
         )
+        replaced = "Workers that died or hung and were replaced."
+        yield CounterMetricFamily("serving_gateway_workers_replaced", replaced, value=seen.workers_replaced)
 
 
 class _InterTokenOfModels(Collector):
