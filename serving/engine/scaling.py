@@ -131,22 +131,26 @@ class Scaler:
     def decide(self, reports: Reports, demand: Mapping[str, Demand] | None, nodes: Sequence[Node], now: float) -> None:
         """Decide for every model; `demand` None: no gateway has reported."""
         self._decided_at = now
-        decisions = {it.name: self._decide(it, reports, demand, now) for it in self._plans.models}
+        of_model: dict[str, list[tuple[float, ReplicaReport]]] = {it.name: [] for it in self._plans.models}
+        for reported_at, report in reports:
+            if not report.rank and report.model in of_model:
+                of_model[report.model].append((reported_at, report))
+        decisions = {it.name: self._decide(it, of_model[it.name], demand, now) for it in self._plans.models}
         granted = self._granted(decisions, nodes)
         for model in self._plans.models:
             decision, grant = decisions[model.name], granted.get(model.name)
             self._memories[model.name] = decision.memory
-            self._shortages[model.name] = (grant and grant.reason) or self._waits(model, reports, nodes, now)
+            self._shortages[model.name] = (grant and grant.reason) or self._waits(
+                model, of_model[model.name], reports, nodes, now
+            )
             if grant and not model.bounds.is_fixed:  # Serve keeps a fixed fleet, which waits for room
                 decision = msgspec.structs.replace(decision, replicas=grant.replicas)
             self._remember(model.name, decision)
 
-    def _decide(self, model: ModelPlan, reports: Reports, demand: Mapping[str, Demand] | None, now: float) -> Decision:
+    def _decide(self, model: ModelPlan, own: Reports, demand: Mapping[str, Demand] | None, now: float) -> Decision:
         if model.knee is None:
             return Decision(model.bounds.max_replicas, Memory(), "fixed")
-        signals = [
-            _signal(it, now - reported_at) for reported_at, it in reports if it.model == model.name and not it.rank
-        ]
+        signals = [_signal(it, now - reported_at) for reported_at, it in own]
         seen = None if demand is None else demand.get(model.name, Demand())
         return wanted(signals, seen, model.bounds, model.knee, self._memories.get(model.name, Memory()), now)
 
@@ -156,10 +160,10 @@ class Scaler:
             return {}
         return pool.granted(nodes, [_wish(it, decisions[it.name].replicas) for it in self._plans.models])
 
-    def _waits(self, model: ModelPlan, reports: Reports, nodes: Sequence[Node], now: float) -> str | None:
+    def _waits(self, model: ModelPlan, own: Reports, reports: Reports, nodes: Sequence[Node], now: float) -> str | None:
         """What an engine waits for that has been wanted for a while and is not placed yet."""
         before = self._decisions.get(model.name)
-        here = sum(1 for _, it in reports if it.model == model.name and not it.rank and it.state in PRESENT)
+        here = sum(1 for _, it in own if it.state in PRESENT)
         if before is None or not model.gpus_per_node or here >= before.replicas:
             self._short_since.pop(model.name, None)
             return None

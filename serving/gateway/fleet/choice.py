@@ -162,7 +162,7 @@ class Choice:
             seen = fresh or [it for it in pool.members.values() if it.replica_id not in suspects]
         if not seen:
             return None
-        level = water_level(sorted(it.committed_tokens for it in seen), self._unseen_tokens(seen, pool))
+        level = water_level(sorted([it.committed_tokens for it in seen]), self._unseen_tokens(seen, pool))
         looked_at = {it.replica_id: it for it in seen if it.committed_tokens <= level}
         home, hoped_tokens = self._home(pool, need)
         for replica_id in (*self._prefixes.holders(need.prefix), home):
@@ -188,8 +188,10 @@ class Choice:
     def _unseen_tokens(self, seen: Sequence[Standing], pool: _Pool) -> float:
         """What other gateways have probably sent to these replicas since they reported."""
         tokens_per_s = self._typical.others_tokens_per_s() * len(seen) / len(pool.members)
+        if not tokens_per_s:
+            return 0.0
         reported_at = sum(standing.reported_at for standing in seen) / len(seen)
-        return tokens_per_s * (self._clock() - reported_at) if tokens_per_s else 0.0
+        return tokens_per_s * (self._clock() - reported_at)
 
     def candidates(self, name: str, need: Need) -> list[Candidate]:
         """Every ready replica as a call would see it."""

@@ -91,7 +91,7 @@ class Prefixes:
         return sum(len(cache.blocks) for cache in self._caches.values())
 
     def holders(self, prefix: Sequence[int]) -> list[str]:
-        """Replicas that have much of this prefix, the longest first, `HOLDERS_MAX` at most."""
+        """Replicas that have this prefix, the longest first, then those with half of it and with a beginning; `HOLDERS_MAX` at most."""
         known, depth = self._holders, len(prefix)
         least = 0
         while least < depth:
@@ -100,11 +100,11 @@ class Prefixes:
                 least = middle
             else:
                 depth = middle - 1
-        found: dict[str, None] = {}
-        while depth and len(found) < HOLDERS_MAX:
-            found |= dict.fromkeys(known.get(prefix[depth - 1], ()))
-            depth //= 2
-        return list(found)[:HOLDERS_MAX]
+        found: list[str] = []
+        for level in (depth, depth // 2, 1 if depth else 0):
+            if level and len(found) < HOLDERS_MAX:
+                found += [holder for holder in known.get(prefix[level - 1], ()) if holder not in found]
+        return found[:HOLDERS_MAX]
 
     def cached_tokens(self, replica_id: str, prefix: Sequence[int], tokens_per_block: float) -> int:
         """Tokens of this prefix that a replica will not compute again."""

@@ -18,7 +18,7 @@ from functools import lru_cache, partial
 from typing import Self
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 
 from serving.errors import StoreUnavailable, Unauthenticated
 from serving.gateway.identity import rights
@@ -39,6 +39,8 @@ OUTAGE_GRACE_S = 3600.0
 STORE_RETRY_S = 1.0
 #: Seconds a request waits for a look-up (0.5 ms when all is well) before it counts as an outage.
 LOOKUP_TIMEOUT_S = 1.0
+#: Seconds without a look-up after which its connections are closed: at rest a SQLite file is complete without its log.
+LOOKUP_REST_S = 1.0
 #: A bulkhead: a hanging database takes these threads and no others.
 LOOKUP_THREADS = 4
 
@@ -90,12 +92,15 @@ class Tenants:
         self._unknown: OrderedDict[bytes, _Answer] = OrderedDict()
         self._lookups: dict[bytes, asyncio.Task[_Answer | None]] = {}
         self._ask_again_at = -math.inf
+        self._rest: asyncio.TimerHandle | None = None
         self._threads = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="key-lookup")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._rest:
+            self._rest.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def identify(self, key: str | None) -> Caller:
@@ -159,7 +164,11 @@ class Tenants:
         return await asyncio.shield(lookup)
 
     async def _look_up(self, digest: bytes) -> _Answer | None:
-        thread = asyncio.get_running_loop().run_in_executor(self._threads, self._read, digest)
+        loop = asyncio.get_running_loop()
+        thread = loop.run_in_executor(self._threads, self._read, digest)
+        if self._rest:
+            self._rest.cancel()
+        self._rest = loop.call_later(LOOKUP_REST_S, self._threads.submit, self._store.rest_from_looking)
         try:
             answer = await asyncio.wait_for(thread, LOOKUP_TIMEOUT_S)
         except (StoreUnavailable, TimeoutError) as error:
@@ -172,8 +181,8 @@ class Tenants:
 
     def _read(self, digest: bytes) -> _Answer:
         asked_at = self._clock()
-        with self._store.begin() as connection:
-            row = connection.execute(_LOOKUP.where(keys.c.digest == digest)).one_or_none()
+        with self._store.looking() as connection:
+            row = connection.execute(_LOOKUP, {"digest": digest}).one_or_none()
         # Compared once more in constant time: an index walk's timing tells nothing about an HMAC, nor may this.
         is_known = hmac.compare_digest(row.digest if row else bytes(len(digest)), digest)
         if row is None or not is_known or row.revoked_at is not None or row.disabled_at is not None:
@@ -182,16 +191,20 @@ class Tenants:
         return _Answer(caller, asked_at, row.expires_at)
 
 
-_LOOKUP = select(
-    keys.c.id,
-    keys.c.digest,
-    keys.c.revoked_at,
-    keys.c.expires_at,
-    keys.c.tenant_id,
-    keys.c.rights,
-    tenants_table.c.name,
-    tenants_table.c.disabled_at,
-).join_from(keys, tenants_table)
+_LOOKUP = (
+    select(
+        keys.c.id,
+        keys.c.digest,
+        keys.c.revoked_at,
+        keys.c.expires_at,
+        keys.c.tenant_id,
+        keys.c.rights,
+        tenants_table.c.name,
+        tenants_table.c.disabled_at,
+    )
+    .join_from(keys, tenants_table)
+    .where(keys.c.digest == bindparam("digest"))
+)
 
 
 def _salt(key: bytes, tenant_id: str) -> str:

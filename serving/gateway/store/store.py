@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,8 @@ class Store:
         self.name = name
         # PostgreSQL's pool keeps its own connections.
         self._lasting = None if self.is_shared else sqlite.Lasting(engine, home / FILE_NAME)
+        #: Connections that look-ups have left for the next ones.
+        self._left: deque[sqlite.Lasting] = deque()
 
     @classmethod
     def open(cls, home: Path, settings: StoreSettings = _LOCAL, *, may_migrate: bool = False) -> Self:
@@ -108,6 +111,7 @@ class Store:
 
     def close(self) -> None:
         self.rest()
+        self.rest_from_looking()
         self._engine.dispose()
 
     @property
@@ -135,16 +139,40 @@ class Store:
         if self._lasting is None:
             with self.begin() as connection:
                 yield connection
+        else:
+            with self._in(self._lasting) as connection:
+                yield connection
+
+    @contextmanager
+    def looking(self) -> Iterator[Connection]:
+        """One transaction of a look-up, in any thread: those that follow one another share connections until `rest_from_looking`."""
+        if self.is_shared:
+            with self.begin() as connection:
+                yield connection
             return
+        lasting = self._left.pop() if self._left else sqlite.Lasting(self._engine, self.home / FILE_NAME)
         try:
-            connection = self._lasting.connection()
+            with self._in(lasting) as connection:
+                yield connection
+        finally:
+            self._left.append(lasting)
+
+    @contextmanager
+    def _in(self, lasting: sqlite.Lasting) -> Iterator[Connection]:
+        try:
+            connection = lasting.connection()
             with connection.begin():
                 yield connection
         except IntegrityError:
             raise
         except SQLAlchemyError as error:
-            self.rest()
+            lasting.end()
             raise StoreUnavailable(self._reason(error)) from error
+
+    def rest_from_looking(self) -> None:
+        """No look-ups follow for now. In any thread: one that runs keeps its connection."""
+        while self._left:
+            self._left.pop().end()
 
     def rest(self) -> None:
         """None follow for now. For the thread that called `following`."""

@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection
@@ -20,7 +21,8 @@ from serving.gateway.identity.tenants import Tenants
 from serving.gateway.nouns import Caller, Right
 from serving.gateway.store.store import Store
 from tests.clock import Clock
-from tests.gateway.places import Place
+from tests.gateway.places import Place, SqlitePlace
+from tests.gateway.world import until
 
 KEY_CACHE_S = 10.0
 
@@ -31,9 +33,9 @@ class CountedStore(Store):
     transactions = 0
 
     @contextmanager
-    def begin(self) -> Iterator[Connection]:
+    def looking(self) -> Iterator[Connection]:
         self.transactions += 1
-        with super().begin() as connection:
+        with super().looking() as connection:
             yield connection
 
 
@@ -244,6 +246,20 @@ def test_revocation_wins_over_the_outage_grace(world: World) -> None:
     world.clock.advance(KEY_CACHE_S)
     with pytest.raises(StoreUnavailable):
         world.identify(world.key)
+
+
+def test_after_the_last_look_up_nothing_is_held_open(tmp_path: Path) -> None:
+    """A moment later: until then the next one uses its connection."""
+    log = tmp_path / "serving.db-wal"
+    world = World(SqlitePlace(tmp_path))
+
+    async def ask() -> None:
+        await world.tenants.identify(world.key)
+        assert log.exists()
+        await until(lambda: not log.exists())
+
+    with world.store, world.tenants:
+        asyncio.run(ask())
 
 
 def test_simultaneous_callers_share_one_look_up(world: World) -> None:

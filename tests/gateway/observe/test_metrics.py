@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import aiohttp
 import pytest
-from prometheus_client import generate_latest
+from prometheus_client import Metric, generate_latest
+from prometheus_client.registry import Collector
 
 from serving.config import GatewaySettings, Slo, Timeouts
 from serving.gateway.nouns import Caller, InterTokenLatency, Outcome, Usage
-from serving.gateway.observe.metrics import GROUP, OTHER_TENANTS, TENANTS_MAX, Metrics, Snapshot
+from serving.gateway.observe.metrics import GROUP, OTHER_TENANTS, TENANTS_MAX, TURN_S, Metrics, Snapshot
 from serving.gateway.observe.slo import Verdict
 from tests.clock import Clock
 from tests.exposition import value
@@ -45,6 +47,22 @@ def test_requests_are_counted_without_a_scrape() -> None:
     for _ in range(GROUP):
         counted.settle(record())
     assert value(generate_latest(counted.registry), "serving_gateway_requests_total") == GROUP
+
+
+async def test_the_event_loop_waits_for_the_page_in_short_turns() -> None:
+    """Its thread gives the interpreter up after half a millisecond, also where two pages are asked for at once; then all is as before."""
+    counted, before, during = metrics(), sys.getswitchinterval(), set()
+
+    class Watch(Collector):
+        def collect(self) -> Iterator[Metric]:
+            during.add(sys.getswitchinterval())
+            return iter(())
+
+    counted.registry.register(Watch())
+    during.clear()
+    await asyncio.gather(counted.render(), counted.render())
+    assert [round(it, 6) for it in during] == [TURN_S]
+    assert sys.getswitchinterval() == before > TURN_S
 
 
 async def test_a_thousand_tenants_fit_one_megabyte() -> None:

@@ -72,6 +72,25 @@ def test_the_log_is_kept_between_transactions_that_follow(tmp_path: Path) -> Non
             assert not log.exists()
 
 
+def test_look_ups_that_follow_share_connections(tmp_path: Path) -> None:
+    """In whichever thread; at once each has its own. Afterwards the file is complete without its log; a lost file is an outage."""
+    log = tmp_path / "serving.db-wal"
+    with SqlitePlace(tmp_path).open() as store:
+        with store.looking() as one, store.looking() as beside:
+            assert one is not beside
+        with store.looking() as next_one:
+            next_one.execute(insert(tenants).values(id="t1", name="acme", created_at=1.0))
+            assert next_one in (one, beside) and log.exists()
+        store.rest_from_looking()
+        assert not log.exists()
+        (tmp_path / "serving.db").rename(tmp_path / "elsewhere")
+        with pytest.raises(StoreUnavailable), store.looking() as connection:
+            connection.execute(select(tenants))
+        (tmp_path / "elsewhere").rename(tmp_path / "serving.db")
+        with store.looking() as connection:
+            assert len(connection.execute(select(tenants)).all()) == 1
+
+
 def test_transactions_that_follow_share_a_connection(tmp_path: Path) -> None:
     """One for each would cost more than what it is for; a failed one does not end it for the next."""
     with SqlitePlace(tmp_path).open() as store:
