@@ -15,6 +15,8 @@ import msgspec
 REPETITION_MAX = 1000
 #: The highest count of one repetition that xgrammar's first reader compiles.
 SCHEMA_COUNT_MAX = 128
+#: Groups inside one another: half of what xgrammar's second reader takes.
+NESTED_MAX = 500
 #: The highest count that xgrammar holds.
 COUNT_MAX = 2**31 - 1
 
@@ -174,7 +176,7 @@ class _Reader:
 
     def _look_at(self, kind: str, text: str) -> None:
         if kind == "open" and text != "(?i)":
-            self._groups.append(_Group(is_looked_at=True))
+            self._enter(is_looked_at=True)
         elif kind == "close":
             self._groups.pop()
             if not self._groups[-1].is_looked_at:
@@ -199,7 +201,12 @@ class _Reader:
             return
         elif text not in ("(", "(?:"):
             self._neither(f"a group that begins with '{text}'")
-        self._groups.append(_Group(is_looked_at=text in ("(?=", "(?!")))
+        self._enter(is_looked_at=text in ("(?=", "(?!"))
+
+    def _enter(self, *, is_looked_at: bool) -> None:
+        if len(self._groups) > NESTED_MAX:
+            self._neither(f"more than {NESTED_MAX} groups inside one another")
+        self._groups.append(_Group(is_looked_at=is_looked_at))
 
     def _times(self, group: _Group, text: str) -> None:
         if not group.has_element:

@@ -90,6 +90,7 @@ def test_a_count_is_ascii_digits_of_any_length(pattern: str, repetition: int) ->
         ("(?<=a)b", "a lookbehind"),
         ("(?i:a)", "a group that begins with '(?i'"),
         ("\0", "a null character"),
+        ("(" * 501 + "a" + ")" * 501, "more than 500 groups inside one another"),
     ],
 )
 def test_faults_are_named(pattern: str, fault: str) -> None:
