@@ -162,6 +162,10 @@ class GatewaySettings(_Group):
     log_prompts: bool = False
     """Write each call's body into its log line, as it was sent, up to 64 KiB. Everyone who can read the log can then read prompts."""
     timeouts: Timeouts = Timeouts()
+    continuation: bool = True
+    """Whether a stream whose engine dies goes on at another one, from the tokens that its client has; else it ends in an error event. What cannot go on ends so in any case (serving/README.md lists it)."""
+    hand_on_drains: bool = False
+    """Whether streams on a replica that drains go on at another one, within seconds, by the same way; else they end where they are, and its pod waits for them for up to `engine.drain_timeout_s`. Each costs the other engine the prefill of what it has read and written."""
     retries: Retries = Retries()
     outliers: Outliers = Outliers()
 

@@ -32,6 +32,12 @@ LIVENESS_ROUTE: tuple[str, str] = ("GET", "/health")
 #: OpenAI, stops clients that send more.
 STOP_STRINGS_MAX = 64
 
+#: Headers by which a gateway asks an engine to note each stream's tokens, so that another can go on with it: a seed for what
+#: the answer draws at random, and how many bytes before the body are tokens that the client has.
+SEED_HEADER, SENT_HEADER = b"x-serving-seed", b"x-serving-sent-bytes"
+#: How a note begins: an SSE comment before an event, with the portions of tokens behind it.
+NOTE = b": tokens "
+
 #: Where a cell's directory answers gateways, under its base URL.
 DIRECTORY_ROUTE = "/directory"
 #: Under that: how many engines each model should have, read by Serve's autoscaling hook.
@@ -119,6 +125,18 @@ class ReplicaReport(msgspec.Struct, frozen=True):
     adapters: tuple[str, ...] = ()
     #: Why its replica ended a FAILED engine that had not ended by itself: one of `EJECTIONS`.
     ejected: str | None = None
+
+
+class LastPortion(msgspec.Struct, frozen=True):
+    """The last tokens of an answer, and why the engine stopped behind them."""
+
+    tokens: list[int]
+    finish_reason: str
+    stop_reason: int | str | None = None
+
+
+#: Tokens that an engine made at one go.
+Portion = list[int] | LastPortion
 
 
 class Listed(msgspec.Struct, frozen=True):

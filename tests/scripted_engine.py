@@ -59,6 +59,8 @@ class Received:
     path: str
     headers: dict[str, str]
     body: dict[str, object]
+    #: Portions of tokens that its client has, of a call that goes on here.
+    sent: list[list[int]] = field(default_factory=list)
 
 
 @dataclass
@@ -122,8 +124,9 @@ class ScriptedEngine:
         return web.json_response({"object": "list", "data": [{"id": self.model, "max_model_len": 4096}]})
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        body = json.loads(await request.read())
-        self.received.append(Received(request.path, dict(request.headers), body))
+        whole, sent_bytes = await request.read(), int(request.headers.get("x-serving-sent-bytes", "0"))
+        sent, body = json.loads(whole[:sent_bytes] or b"[]"), json.loads(whole[sent_bytes:])
+        self.received.append(Received(request.path, dict(request.headers), body, sent))
         script = self._scripts.popleft() if self._scripts else (self.improvise or unscripted)(request.path, body)
         self.running += 1
         try:
@@ -290,6 +293,11 @@ def messages_stream(words: Sequence[str]) -> list[bytes]:
     end["usage"] = {"input_tokens": 9, "output_tokens": len(words)}
     beginning = start + event("content_block_start", block)
     return [beginning, *deltas, stop + event("message_delta", end), event("message_stop", {"type": "message_stop"})]
+
+
+def noted(events: Sequence[bytes]) -> list[bytes]:
+    """The same events with the notes of our engines before them: each event has a token, the number of its place."""
+    return [b": tokens [%d]\n\n%b" % (at, event) for at, event in enumerate(events)]
 
 
 def error_body(status: int, message: str, kind: str = "BadRequestError", param: str | None = None) -> bytes:

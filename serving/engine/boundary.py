@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from serving.engine import harmony, markers
+from serving.engine import continuation, harmony, markers
 from serving.engine.exposition import LABELS_VARIABLE, relabelled
 from serving.secret import PlaneSecret
 from serving.wire import ENGINE_ROUTES, LIVENESS_ROUTE
@@ -45,6 +45,8 @@ class Boundary:
                 harmony.install()
             case "template":
                 markers.install()
+        if PROMPTS_VARIABLE in os.environ:
+            continuation.install()
         self._metric_labels = os.environ.get(LABELS_VARIABLE, "").encode()
 
     async def __call__(
@@ -59,6 +61,8 @@ class Boundary:
             # Uncompressed, so that it can be read here.
             plain = {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"accept-encoding"]}
             await self._app(plain, receive, rewritten(send, lambda page: relabelled(page, self._metric_labels)))
+        elif scope["type"] == "http" and (journal := continuation.of_headers(scope["headers"])) is not None:
+            await self._app(scope, *await continuation.entered(journal, receive, send))
         else:
             await self._app(scope, receive, send)
 

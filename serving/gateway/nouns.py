@@ -102,6 +102,8 @@ class Failure(StrEnum):
     EJECTED = "ejected"
     #: The engine cannot take the call now.
     BUSY = "busy"
+    #: The replica is to leave, and another one goes on with the stream.
+    DRAINED = "drained"
 
 
 class InterTokenLatency:
@@ -175,6 +177,8 @@ class CallRecord(msgspec.Struct, kw_only=True):
     #: Attempts that the model's retry budget paid for, and whether it had none left for one more.
     retries_granted: int = 0
     is_retry_refused: bool = False
+    #: Engines that went on with the stream of one that was lost.
+    continuations: int = 0
     #: Replicas that were ejected for this call's failure and those before it.
     replicas_ejected: int = 0
     first_byte_at: float | None = None

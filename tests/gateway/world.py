@@ -162,6 +162,8 @@ async def running_gateway(
     max_held_bytes: int = 64 * 1024 * 1024,
     clock: Callable[[], float] = time.monotonic,
     refused_per_key: int = 20,
+    continuation: bool = True,
+    hand_on_drains: bool = False,
 ) -> AsyncIterator[World]:
     """Serve until the end of the `with`; by default it begins when a model is ready."""
     settings = GatewaySettings(
@@ -177,6 +179,8 @@ async def running_gateway(
         max_held_bytes=max_held_bytes,
         timeouts=timeouts,
         retries=Retries(refused_per_key=refused_per_key),
+        continuation=continuation,
+        hand_on_drains=hand_on_drains,
     )
     with ExitStack() as opened:
         store = opened.enter_context(Store.open(home))

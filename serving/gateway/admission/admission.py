@@ -87,7 +87,7 @@ class Admission:
             self._demands.arrive(self._fleet.base_of(model), need.prompt_tokens, need.output_tokens)
         is_woken = self._fleet.may_sleep(model) and not self._fleet.is_ready(model)
         wait_s = self._timeouts.wake_wait_s if is_woken else self._timeouts.replica_wait_s
-        claim = _Claim(model, self._clock() + wait_s, need)
+        claim = _Claim(model, self._clock() + wait_s, need, self._timeouts.replica_wait_s)
         ticket = Ticket(self._fleet, self._room, claim, record, self._clock)
         await ticket.wait_for_first()
         yield ticket
@@ -100,6 +100,8 @@ class _Claim(msgspec.Struct, frozen=True):
     #: On the clock: when its time to wait for a replica is over.
     deadline: float
     need: Need
+    #: Seconds it waits for a replica that goes on with its stream.
+    renewed_s: float
 
 
 class Ticket:
@@ -146,6 +148,10 @@ class Ticket:
         """While inside, `watcher` gets the replica's state whenever its cell has said it."""
         return self._fleet.watched(replica_id, watcher)
 
+    def is_another_ready(self, replica_id: str) -> bool:
+        """Could the call leave this replica for another?"""
+        return self._fleet.best(self._claim.model, self._claim.need, {replica_id}) is not None
+
     def report_failed(self, replica_id: str) -> None:
         """A call failed there: it is ejected when it is an outlier."""
         replicas = self._fleet.count_ready(self._claim.model)
@@ -161,6 +167,10 @@ class Ticket:
         """Its address refuses connections: no call gets it until it reports READY again."""
         self._fleet.report_lost(replica_id)
         self._record.replicas_lost += 1
+
+    def renew(self) -> None:
+        """The call was answered for a while, and waits anew for a replica that can go on."""
+        self._claim = msgspec.structs.replace(self._claim, deadline=self._clock() + self._claim.renewed_s)
 
     def require_time(self) -> None:
         """Every replica is busy: raises NoReplicaReady once the time to wait for one is over."""

@@ -162,6 +162,7 @@ class Metrics:
         self._admissions = self._counter("admissions", "What became of calls that were in order.", "model", "decision")
         self._retries = self._counter("upstream_retries", "Attempts at replicas that failed.", "model", "failure")
         self._budgeted = self._counter("retry_budget", "Retries that were due.", "model", "decision")
+        self._continuations = self._counter("continuations", "Streams that went on at another engine.", "model")
         self._ejections = self._counter("outlier_ejections", "Replicas ejected as outliers.", "model")
         self._bytes = self._counter("relayed_bytes", "Bytes of answers passed on.", "model")
         self._keep_alives = self._counter("keep_alives", "Comments sent while an engine said nothing.", "model")
@@ -188,7 +189,7 @@ class Metrics:
         ):
             for value in values:
                 counter(model, value)
-        for plain in (self._bytes, self._keep_alives, self._lost, self._ejections):
+        for plain in (self._bytes, self._keep_alives, self._lost, self._ejections, self._continuations):
             plain(model)
 
     @contextmanager
@@ -249,6 +250,8 @@ class Metrics:
             self._budgeted(model, GRANTED).inc(record.retries_granted)
         if record.is_retry_refused:
             self._budgeted(model, REFUSED).inc()
+        if record.continuations:
+            self._continuations(model).inc(record.continuations)
         if record.replicas_ejected:
             self._ejections(model).inc(record.replicas_ejected)
         if record.replicas_lost:

@@ -16,7 +16,8 @@ EVENT_BYTES_MAX = 16 * 1024 * 1024
 
 KEEP_ALIVE = b": keep-alive\n\n"
 
-_BORDER = b"\n\n"
+#: What ends each event.
+BORDER = b"\n\n"
 #: The usage object with what it nests (details, and modalities inside those): numbers and nulls, no strings with braces.
 _USAGE = re.compile(rb',"usage":\{[^{}]*(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}[^{}]*)*\}')
 _COMMENTS = re.compile(rb"\A(?:(?::|retry:)[^\n]*\n|\n)+")
@@ -44,14 +45,14 @@ class Splitter:
 
     def feed(self, data: bytes) -> bytes:
         """Everything up to the last event border. A tail past the limit is released as it is: better whole than held."""
-        if not self._tail and data.endswith(_BORDER):
+        if not self._tail and data.endswith(BORDER):
             return data
         # A border may lie across two reads.
         searched = max(len(self._tail) - 1, 0)
         self._tail += data
-        end = self._tail.rfind(_BORDER, searched)
+        end = self._tail.rfind(BORDER, searched)
         if end >= 0:
-            return self._release(end + len(_BORDER))
+            return self._release(end + len(BORDER))
         return self._release(len(self._tail)) if len(self._tail) > self._event_bytes_max else b""
 
     def _release(self, end: int) -> bytes:
@@ -62,7 +63,7 @@ class Splitter:
 
 def are_ordinary(block: bytes, endings: Sequence[bytes]) -> bool:
     """Are these whole events, of which none is an error and none the stream's end?"""
-    return block.endswith(_BORDER) and find_error(block) is None and find_end(block, endings) is None
+    return block.endswith(BORDER) and find_error(block) is None and find_end(block, endings) is None
 
 
 def without_usage(block: bytes, *, keeps_final: bool) -> bytes:
@@ -90,8 +91,8 @@ def find_end(block: bytes, endings: Sequence[bytes]) -> int | None:
     for ending in endings:
         start = block.find(ending)
         if start >= 0:
-            border = block.find(_BORDER, start)
-            return len(block) if border < 0 else border + len(_BORDER)
+            border = block.find(BORDER, start)
+            return len(block) if border < 0 else border + len(BORDER)
     return None
 
 

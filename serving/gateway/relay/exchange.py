@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -19,6 +19,7 @@ from serving.gateway.http.asgi import Header
 from serving.gateway.nouns import CallRecord, Failure, InterTokenLatency, Usage
 from serving.gateway.observe.tracing import Trace
 from serving.gateway.relay import events, metering
+from serving.gateway.relay.continuation import NO_NOTES, Continuation
 from serving.gateway.relay.metering import ChunkMeter, Meter
 from serving.gateway.relay.retries import Retries
 from serving.gateway.relay.sink import Sink
@@ -107,6 +108,21 @@ class Exchange:
         self._shaper: Shaper | None = None
         self._assembly: Assembly | None = None
         self._sent_at = 0.0
+        #: What another engine needs to go on with the stream; None where none may.
+        self.continuation: Continuation | None = None
+        #: What the client had, by its meter, when an engine was lost that another was to follow.
+        self._had = Usage()
+        self._events_had = 0
+
+    def may_continue(self) -> None:
+        """Another engine may go on with this stream, if its engine says what it needs for that."""
+        if self.call.is_streamed and self.call.dialect.stream and self.call.sequences == 1:
+            self.continuation = Continuation(self._take)
+
+    @property
+    def can_move(self) -> bool:
+        """Another engine can take the call over: the client has nothing of it, or that engine can go on behind what it has."""
+        return not self.has_content or (self.continuation is not None and self.continuation.can_go_on)
 
     @property
     def has_content(self) -> bool:
@@ -120,7 +136,7 @@ class Exchange:
 
     @property
     def events_passed(self) -> int:
-        return self._meter.events_passed if self._meter else 0
+        return max(self._meter.events_passed if self._meter else 0, self._events_had)
 
     def begin(self, replica_id: str, rates: Rates, context_tokens: int = 0) -> Meter:
         """An engine gets the call now; `context_tokens` is its context, 0 where that is not known."""
@@ -129,6 +145,8 @@ class Exchange:
         self.sink.is_whole = False
         self._meter = meter = metering.meter_for(self.call, rates, context_tokens)
         self.has_begun = self.has_output = False
+        if self.continuation is not None:
+            self.continuation.begin()
         dialect = self.call.dialect
         self._shaper = dialect.shaper(self.call.asked, lambda: meter.usage(self._clock() - self._sent_at))
         self._assembly = dialect.assembly() if self.call.is_assembled and dialect.assembly else None
@@ -141,7 +159,11 @@ class Exchange:
             self.on_output()
 
     def fail(self, failure: Failure) -> None:
-        """The attempt gave the client nothing."""
+        """The attempt gave the client nothing, or nothing that another engine cannot go on from."""
+        if self.has_content and self._meter is not None:
+            usage = self._meter.usage(self._clock() - self._sent_at)
+            self._had = max(self._had, usage, key=lambda it: it.completion_tokens)
+            self._events_had = self.events_passed
         self.forget()
         self._record.failures[failure] += 1
 
@@ -155,6 +177,10 @@ class Exchange:
     def forget(self) -> None:
         """That engine did nothing the client can be billed for."""
         self._meter = None
+
+    def without_notes(self, block: bytes) -> bytes:
+        """An engine's whole events without what it says of their tokens."""
+        return block if self.continuation is None else self.continuation.received(block)
 
     @property
     def is_over(self) -> bool:
@@ -170,6 +196,7 @@ class Exchange:
             and self._assembly is None
             and not self.call.asked.stops
             and self.sink.takes_now
+            and not (self.continuation and self.continuation.is_repeating)
         )
 
     def rendered(self, block: bytes) -> bytes:
@@ -219,7 +246,11 @@ class Exchange:
         record.bytes_relayed = self._bytes_relayed
         record.keep_alives = self._keep_alives
         record.inter_token = self._inter_token if self.call.is_streamed else None
-        record.usage = self._meter.usage(self._clock() - self._sent_at) if self._meter else Usage()
+        usage = self._meter.usage(self._clock() - self._sent_at) if self._meter else Usage()
+        # An engine that was to go on, and was lost before it got there, has seen less than its client.
+        is_less = usage.estimated_by is not None or self._meter is None
+        record.usage = self._had if is_less and self._had.completion_tokens > usage.completion_tokens else usage
+        record.continuations = self.continuation.resumed if self.continuation else 0
 
     async def keep_alive(self) -> None:
         if not self.call.is_streamed:
@@ -233,7 +264,8 @@ class Exchange:
     async def pass_on(self, block: bytes) -> None:
         """Events for the client: sent on, or put together."""
         if self._assembly is None:
-            return await self.write(block, STREAM_HEADERS)
+            lacking = block if self.continuation is None else self.continuation.lacking(block)
+            return await self.write(lacking, STREAM_HEADERS) if lacking else None
         before = self._assembly.held_chars
         self._put_together(self._assembly, block)
         if self._assembly.held_chars > ASSEMBLED_CHARS_MAX:
@@ -243,11 +275,20 @@ class Exchange:
 
     def pass_on_now(self, block: bytes, stream: Stream) -> bool:
         """Ordinary events for the client, of an exchange that `takes_now`; False, and nothing is done, for others."""
+        continuation = self.continuation
+        notes: Sequence[bytes] = NO_NOTES
+        if continuation is not None:
+            if not block.endswith(events.BORDER):
+                return False
+            block, notes = continuation.parted(block)
         data = self._rendered_ordinary(block)
         if data is None:
             if not events.are_ordinary(block, stream.endings):
                 return False
             data = self.rendered(block)
+        if continuation is not None:
+            continuation.keep(notes)
+            data = continuation.lacking(data)
         self.passed_at = now = self._clock()
         if data:
             self._inter_token.observe(now - self._last_byte_at)

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from itertools import count
 
 from serving.config import GatewaySettings
@@ -26,6 +27,8 @@ from serving.gateway.http.connections import ConnectionBroken, NotConnected, Rep
 from serving.gateway.http.upstream import Upstream
 from serving.gateway.nouns import Failure
 from serving.gateway.relay import events, translation
+from serving.gateway.relay.continuation import Continuation, Misaligned
+from serving.gateway.relay.departure import Departure
 from serving.gateway.relay.exchange import JSON_HEADERS, Exchange, Misshapen
 from serving.gateway.relay.held import Room
 from serving.gateway.relay.metering import Meter
@@ -34,7 +37,6 @@ from serving.gateway.relay.progress import Progress
 from serving.gateway.relay.retries import Retries
 from serving.gateway.relay.translation import ENGINE_FAILED, Blame
 from serving.secret import PlaneSecret
-from serving.wire import ReplicaState
 
 #: Replicas that may fail under one call before the call itself is suspected of killing them.
 FAILURES_MAX = 3
@@ -42,6 +44,8 @@ FAILURES_MAX = 3
 SUSPICIOUS = frozenset({Failure.BROKEN, Failure.ERRORED, Failure.MALFORMED, Failure.EJECTED})
 #: Failures that make a replica an outlier; a busy one works, and an ejected one is out already.
 HELD_AGAINST = SUSPICIOUS - {Failure.EJECTED} | {Failure.REFUSED}
+#: Failures whose retry costs no budget: of a refused connection no engine had work, and a drain is no failure of the fleet.
+FREE = frozenset({Failure.REFUSED, Failure.DRAINED})
 #: Bytes of an engine's error body that are read.
 ERROR_BYTES_MAX = 64 * 1024
 #: Seconds in which an engine says that a request is at fault.
@@ -86,6 +90,8 @@ class Relay:
         self._estimates = estimates
         self._timeouts = settings.timeouts
         self._retries = Retries(settings.retries.share)
+        self._continues = settings.continuation
+        self._hands_on = settings.continuation and settings.hand_on_drains
         self._secret = secret
         self._clock = clock
         self._room = Room()
@@ -103,6 +109,8 @@ class Relay:
         seen: set[tuple[str, Failure]] = set()
         failures = 0
         self._retries.arrive(exchange.call.model)
+        if self._continues:
+            exchange.may_continue()
         for retry in count(1):
             async with ticket.replica({replica_id for replica_id, _ in seen}) as replica:
                 try:
@@ -112,6 +120,8 @@ class Relay:
                 except AttemptFailed as attempt:
                     failure = attempt.failure
             exchange.fail(failure)
+            if exchange.has_content:
+                ticket.renew()
             log.warning("replica %s: attempt %s", replica.replica_id, failure)
             if failure in HELD_AGAINST:
                 ticket.report_failed(replica.replica_id)
@@ -128,8 +138,7 @@ class Relay:
         """Raise the call's error when it may not be tried again: its time is over, or its model's retry budget is."""
         if failure is Failure.BUSY:
             ticket.require_time()
-        # A connection that was refused has cost no engine anything.
-        if failure is Failure.REFUSED or exchange.take_retry(self._retries):
+        if failure in FREE or exchange.take_retry(self._retries):
             return
         if failure is Failure.BUSY:
             raise ticket.busy()
@@ -149,22 +158,18 @@ class Relay:
 
     @asynccontextmanager
     async def _while_served(self, replica: Candidate, ticket: Ticket, exchange: Exchange) -> AsyncIterator[None]:
-        """End the attempt once its cell has ejected the replica: it failed, or it is gone and has sent nothing yet."""
-        limit = asyncio.timeout(None)
-
-        def look(state: ReplicaState | None) -> None:
-            is_gone = state is ReplicaState.FAILED or (state is None and not exchange.has_content)
-            if is_gone and not exchange.has_all:
-                _end(limit)
-
+        """End the attempt once its cell has ejected the replica, or drains it and another can go on with the stream."""
+        departure = Departure(
+            exchange, hands_on=self._hands_on, is_another_ready=partial(ticket.is_another_ready, replica.replica_id)
+        )
         try:
-            async with limit:
-                with ticket.watched(replica.replica_id, look):
+            async with departure:
+                with ticket.watched(replica.replica_id, departure.look):
                     yield
         except TimeoutError:
-            if not limit.expired():
+            if not departure.is_due:
                 raise
-            raise (EngineFailed(ENGINE_FAILED) if exchange.has_content else AttemptFailed(Failure.EJECTED)) from None
+            raise _lost(exchange, departure.why or Failure.EJECTED) from None
 
     @asynccontextmanager
     async def _while_working(self, replica: Candidate, exchange: Exchange) -> AsyncIterator[None]:
@@ -209,7 +214,7 @@ class Relay:
         try:
             with (
                 exchange.trace.attempt(replica.replica_id) as context,
-                await self._posted(replica, call, context) as reply,
+                await self._posted(replica, call, context, exchange.continuation) as reply,
             ):
                 if reply.status != 200:
                     await self._refused(reply, exchange)
@@ -218,7 +223,10 @@ class Relay:
                 else:
                     await self._whole(reply, exchange, meter)
         except NotConnected:
-            raise AttemptFailed(Failure.REFUSED) from None
+            raise _lost(exchange, Failure.REFUSED) from None
+        except Misaligned:
+            log.error("replica %s: went on with a stream in another way than it began", replica.replica_id)
+            raise EngineFailed(ENGINE_FAILED) from None
         except ConnectionBroken:
             raise self._broken(exchange) from None
         except Misshapen:
@@ -227,17 +235,22 @@ class Relay:
             raise _silent() from None
 
     def _broken(self, exchange: Exchange) -> EngineFailed | AttemptFailed | Unsaid:
+        failed = _lost(exchange, Failure.BROKEN)
         if exchange.has_content:
-            return EngineFailed(ENGINE_FAILED)
-        failed = AttemptFailed(Failure.BROKEN)
+            return failed
         is_typed = isinstance(exchange.call.dialect.stream, EventStream)
         return Unsaid(failed) if exchange.has_begun and is_typed else failed
 
-    async def _posted(self, replica: Candidate, call: Call, context: Mapping[str, str]) -> Reply:
+    async def _posted(
+        self, replica: Candidate, call: Call, context: Mapping[str, str], continuation: Continuation | None = None
+    ) -> Reply:
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **bearer(self._secret), **context}
+        body = call.body
+        if continuation is not None:
+            headers, body = headers | continuation.headers(), continuation.body(body)
         # A whole answer's headers come with its end, a stream's at once.
         limit_s = self._timeouts.engine_silence_s if call.is_streamed or call.is_assembled else None
-        return await self._upstream.post(replica.url + call.dialect.path, call.body, headers, limit_s)
+        return await self._upstream.post(replica.url + call.dialect.path, body, headers, limit_s)
 
     async def _refused(self, reply: Reply, exchange: Exchange) -> None:
         whose = translation.blame(reply.status)
@@ -245,6 +258,9 @@ class Relay:
             raise AttemptFailed(Failure.BUSY)
         if whose is Blame.REPLICA:
             raise AttemptFailed(Failure.ERRORED)
+        if exchange.has_content:
+            # It was asked to go on with what another engine took.
+            raise EngineFailed(ENGINE_FAILED)
         body = await reply.beginning(ERROR_BYTES_MAX, REFUSAL_S)
         exchange.forget()
         raise translation.refusal(reply.status, body, exchange.call)
@@ -253,6 +269,9 @@ class Relay:
         splitter = events.Splitter()
         passage = Passage(exchange, stream, splitter)
         while block := await self._next_events(reply, splitter, exchange, passage):
+            block = exchange.without_notes(block)
+            if not block:
+                continue
             failed = events.find_error(block)
             whole = block if failed is None else failed[0]
             end = events.find_end(whole, stream.endings)
@@ -291,10 +310,10 @@ class Relay:
 
     def _raise_in_stream(self, data: bytes, exchange: Exchange) -> None:
         error = translation.in_stream(data, exchange.call)
+        if isinstance(error, EngineFailed):
+            raise _lost(exchange, Failure.ERRORED)
         if exchange.has_content:
             raise error
-        if isinstance(error, EngineFailed):
-            raise AttemptFailed(Failure.ERRORED)
         exchange.forget()
         raise Unsaid(error) if translation.is_wrapped(data) else error
 
@@ -380,6 +399,11 @@ def _end(limit: asyncio.Timeout) -> None:
     """Let a limit run out now; it may have been left already."""
     with suppress(RuntimeError):
         limit.reschedule(asyncio.get_running_loop().time())
+
+
+def _lost(exchange: Exchange, failure: Failure) -> AttemptFailed | EngineFailed:
+    """What the loss of a replica comes to: another one's turn, or the end of a stream that none can go on with."""
+    return AttemptFailed(failure) if exchange.can_move else EngineFailed(ENGINE_FAILED)
 
 
 def _silent() -> EngineTimedOut:
