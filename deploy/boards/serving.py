@@ -109,6 +109,28 @@ BOARD = Board(
                     leads_to="engines",
                 ),
                 Panel(
+                    "Retries and their budget",
+                    "short",
+                    "A second. `refused`: so much fails that the model's retry budget is used up, and clients get 502 or 503. `went on`: streams "
+                    "that another engine took over in the middle, unseen by their clients.",
+                    {
+                        "{{model}} {{decision}}": rate("serving_gateway_retry_budget_total", "model, decision"),
+                        "{{model}} went on": rate("serving_gateway_continuations_total", "model"),
+                    },
+                    leads_to="engines",
+                ),
+                Panel(
+                    "Outliers",
+                    "short",
+                    "Replicas that gateways leave out because calls fail there, and those that come back with a growing share; each "
+                    "gateway counts its own. `ejections`: in five minutes.",
+                    {
+                        "{{model}} {{state}}": once("serving_gateway_outlier_replicas", "model, state"),
+                        "{{model}} ejections": f"sum by (model) (increase(serving_gateway_outlier_ejections_total{{{MODEL}}}[5m]))",
+                    },
+                    leads_to="engines",
+                ),
+                Panel(
                     "Cells that answer",
                     "short",
                     "1: at least one gateway gets answers from that cell. 0: its directory, or the network to it, is down; gateways "

@@ -97,7 +97,7 @@ def test_differences_are_found() -> None:
 
     assert {
         "serving_gateway_admissions_total has decision='delayed', "
-        "which is not one of admitted, waited, refused_full, refused_wait",
+        "which is not one of admitted, waited, refused_full, refused_wait, refused_key",
         "serving_gateway_surprises is not in the catalogue",
         "serving_gateway_open_requests is a counter, not a gauge",
         "serving_gateway_waiting_requests has the labels ['key', 'model'], not ['model']",
