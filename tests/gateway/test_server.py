@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import secrets
@@ -22,6 +23,7 @@ from serving.config import Settings, StoreSettings
 from serving.gateway.cli import opening
 from serving.gateway.identity.keys import mint
 from serving.gateway.ledger.ledger import Ledger
+from serving.gateway.server import COLLECTED_AFTER, freeze
 from tests.gateway.places import Place, PostgresPlace, SqlitePlace
 from tests.gateway.world import CHAT, until
 from tests.scripted_engine import Ending, Script, ScriptedEngine, chat_stream
@@ -212,3 +214,14 @@ async def test_twenty_killed_gateways_before_postgresql_lose_none_either(shared:
     opening.migrate(Settings(home=tmp_path, store=StoreSettings(url_file=shared.settings.url_file, first_key_file=key)))
     del settings["SERVING_HOME"]
     assert await _lost_rows(shared, 20, settings) == []
+
+
+def test_the_collector_leaves_what_was_there_and_looks_rarely() -> None:
+    """All that lives as long as the process is nothing to it, and streams that arrive are no reason to go through all of them."""
+    before = gc.get_threshold()
+    try:
+        freeze()
+        assert gc.get_freeze_count() > 1_000 and gc.get_threshold() == COLLECTED_AFTER
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before)

@@ -251,6 +251,8 @@ class Exchange:
         is_less = usage.estimated_by is not None or self._meter is None
         record.usage = self._had if is_less and self._had.completion_tokens > usage.completion_tokens else usage
         record.continuations = self.continuation.resumed if self.continuation else 0
+        # It asks this exchange what has been counted: a circle that only the garbage collector would find, the call's body in it.
+        self._shaper = None
 
     async def keep_alive(self) -> None:
         if not self.call.is_streamed:

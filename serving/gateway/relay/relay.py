@@ -32,7 +32,7 @@ from serving.gateway.relay.departure import Departure
 from serving.gateway.relay.exchange import JSON_HEADERS, Exchange, Misshapen
 from serving.gateway.relay.held import Room
 from serving.gateway.relay.metering import Meter
-from serving.gateway.relay.passage import Passage
+from serving.gateway.relay.passage import Passage, Reminder
 from serving.gateway.relay.progress import Progress
 from serving.gateway.relay.retries import Retries
 from serving.gateway.relay.translation import ENGINE_FAILED, Blame
@@ -338,26 +338,13 @@ class Relay:
         return b""
 
     async def _wait(self, reply: Reply, exchange: Exchange, passage: Passage, alive_at: float) -> None:
-        """Return when there is something that `passage` leaves, or when it is time for a keep-alive.
+        """Return when there is something that `passage` leaves, or when it is time for a keep-alive."""
 
-        One timer, which looks when it fires for how long events have not been passed on, and not one for each event.
-        """
-        loop = asyncio.get_running_loop()
-        timer: asyncio.TimerHandle
+        def left_s() -> float:
+            return max(alive_at, exchange.passed_at) + self._timeouts.keep_alive_s - self._clock()
 
-        def look() -> None:
-            nonlocal timer
-            left_s = max(alive_at, exchange.passed_at) + self._timeouts.keep_alive_s - self._clock()
-            if left_s > 0:
-                timer = loop.call_later(left_s, look)
-            else:
-                reply.wake()
-
-        timer = loop.call_later(alive_at + self._timeouts.keep_alive_s - self._clock(), look)
-        try:
+        with Reminder(left_s, reply.wake):
             await reply.wait(passage.take)
-        finally:
-            timer.cancel()
 
     async def _whole(self, reply: Reply, exchange: Exchange, meter: Meter) -> None:
         with self._room.answer() as held:

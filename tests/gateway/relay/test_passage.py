@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Iterable, Sequence
 
@@ -24,6 +25,7 @@ from serving.gateway.nouns import CallRecord, Usage
 from serving.gateway.observe.tracing import Trace
 from serving.gateway.relay import events
 from serving.gateway.relay.exchange import Exchange
+from serving.gateway.relay.passage import Reminder
 from serving.gateway.relay.relay import Relay
 from tests.clock import Clock
 from tests.gateway.answers import recorded_answers
@@ -189,3 +191,16 @@ def test_a_short_cut_is_never_another_way() -> None:
             plain = ChatShaper(Asked(), Usage).events(bytes(chunk))
             assert found == events.without_usage(plain, keeps_final=False)
     assert 5_000 < shortened < 15_000
+
+
+async def test_a_reminder_looks_again_while_time_is_left() -> None:
+    """What moves the end does not touch the timer; once left it says nothing."""
+    left, reminded = [0.0, 0.005, 0.0, 0.0], asyncio.Event()
+    with Reminder(lambda: left.pop(0), reminded.set):
+        await asyncio.wait_for(reminded.wait(), 5)
+    assert left == [0.0]
+    reminded.clear()
+    with Reminder(lambda: 0.0, reminded.set):
+        pass
+    await asyncio.sleep(0.01)
+    assert not reminded.is_set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterable
 
 from serving.config import GatewaySettings
@@ -76,3 +78,27 @@ async def test_an_answer_goes_into_any_sink_and_is_billed() -> None:
             await relay.relay(Exchange(one, page, record, Trace(), clock, lambda _: None), ticket)
     assert (page.status, page.is_whole, page.is_finished) == (200, True, True) and page.text.endswith(DONE)
     assert record.usage == Usage(7, 2, 3, 1) and record.bytes_relayed == len(page.text) and record.replica_id == "a"
+
+
+async def test_a_call_that_is_over_is_forgotten_at_once() -> None:
+    """Its body too, without the garbage collector, which would have to look through everything that is open to find it."""
+    clock, record = Clock(), CallRecord(request_id="r", started_at=0.0)
+    demands, estimates, upstream = Demands(clock), Estimates(), Upstream(5.0)
+    fleet = Fleet([], demands, clock, clock)
+    admission = Admission(fleet, demands, estimates, GatewaySettings(), clock)
+    relay = Relay(upstream, estimates, GatewaySettings(), None, clock)
+    left: list[object] = []
+    gc.disable()
+    try:
+        async with ScriptedEngine() as engine, upstream.opened():
+            fleet.take(answer(report("a", url=engine.url)), clock.now)
+            for is_streamed in (True, False):
+                exchange = Exchange(call(CHAT, stream=is_streamed), Page(), record, Trace(), clock, lambda _: None)
+                gone = weakref.ref(exchange)
+                async with admission.admit(CALLER, exchange.call, record) as ticket:
+                    await relay.relay(exchange, ticket)
+                del exchange, ticket
+                left.append(gone())
+    finally:
+        gc.enable()
+    assert left == [None, None]
