@@ -295,6 +295,38 @@ async def test_a_fleet_that_fails_everywhere_is_not_asked_much_more_often(tmp_pa
     assert value(page, "serving_gateway_retry_budget_total", model=MODEL, decision="refused") > 0
 
 
+def answer_by_length(path: str, body: dict[str, object]) -> Script:
+    """A stream begins and hangs, a long answer does not come, a short one does."""
+    if body.get("stream"):
+        return Script(chat_stream(["Hi"])[:2], ending=Ending.HANG)
+    return (
+        Script(is_mute=True)
+        if body["max_tokens"] == 4_000
+        else Script([chat_answer("Hi")], content_type="application/json")
+    )
+
+
+async def test_a_long_prompt_weighs_on_its_replica_until_the_first_token(tmp_path: Path) -> None:
+    """Then only its output does: a third call goes there, and not where a longer answer is being made."""
+    async with (
+        ScriptedEngine() as one,
+        ScriptedEngine() as other,
+        running_gateway(tmp_path, (one.url, other.url)) as world,
+    ):
+        for engine in (one, other):
+            engine.improvise = answer_by_length
+        prompt = [{"role": "user", "content": "x" * 40_000}]
+        url, body = world.url + "/v1/chat/completions", CHAT | STREAMED | {"messages": prompt, "max_tokens": 16}
+        async with world.client.post(url, json=body, headers=world.headers()) as response:
+            assert response.status == 200
+            (reader,) = [engine for engine in (one, other) if engine.received]
+            long_answer = asyncio.create_task(world.chat(max_tokens=4_000))
+            await until(lambda: one.received and other.received)
+            assert (await world.chat(max_tokens=16)).status == 200
+            long_answer.cancel()
+        assert len(reader.received) == 2
+
+
 async def test_a_replica_that_fails_its_calls_is_left_out(tmp_path: Path) -> None:
     """Five failures, none of which a client sees; then all calls go to the other."""
     async with (
