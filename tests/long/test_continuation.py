@@ -1,7 +1,8 @@
 """Streams go on when their engine is killed: two real engines, one of them killed (-9) in the middle of several answers, again
-and again. Greedy answers must be those of an undisturbed run; sampled ones must be whole.
+and again; and, because each kill costs the start of an engine, many more streams whose connection to it is cut at a random byte.
+Greedy answers must be those of an undisturbed run; sampled ones must be whole.
 
-`SERVING_KILLS` sets how many streams are to lose their engine (24 by default).
+`SERVING_KILLS` and `SERVING_CUTS` set how many streams are to lose their engine so (8 and 100 by default).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,6 +34,7 @@ from serving.engine.specs import engine_spec
 from serving.gateway.ledger.usage import CallRow, calls
 from serving.gateway.store.store import Store
 from serving.secret import create_if_absent
+from tests.long.cutting import Cutter
 from tests.stack.conftest import SMOLLM2, TINY
 from tests.stack.http import bearer, call
 from tests.stack.running import CACHE, free_port
@@ -40,7 +42,8 @@ from tests.waiting import until
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
 
-KILLS = int(os.environ.get("SERVING_KILLS", "24"))
+KILLS = int(os.environ.get("SERVING_KILLS", "8"))
+CUTS = int(os.environ.get("SERVING_CUTS", "100"))
 START_TIMEOUT_S = 300.0
 #: Streams that run side by side, over two engines.
 STREAMS = 8
@@ -124,23 +127,33 @@ class World:
     def __init__(self, home: Path, model: str) -> None:
         self.home, self.model = home, model
         self.engines = [Engine(home / "one", model), Engine(home / "two", model)]
+        #: A way to each engine that a test may cut.
+        self.cutters = [Cutter(engine.url) for engine in self.engines]
         self.url = f"http://127.0.0.1:{free_port()}"
         self.key = ""
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        environment = {"SERVING_HOME": str(self.home), "SERVING_PLANE_SECRET_FILE": str(self.home / "plane.secret")}
+        environment = {
+            "SERVING_HOME": str(self.home),
+            "SERVING_PLANE_SECRET_FILE": str(self.home / "plane.secret"),
+            # Here more streams lose their engine than in any fleet.
+            "SERVING_GATEWAY__RETRIES__SHARE": "1",
+        }
         create_if_absent(self.home)
         for engine in self.engines:
             (self.home / engine._home.name).mkdir(exist_ok=True)
             (engine._home / "plane.secret").symlink_to(self.home / "plane.secret")
             engine.start()
-        try:
+        with ExitStack() as opened:
+            for engine, cutter in zip(self.engines, self.cutters, strict=True):
+                opened.callback(engine.kill)
+                opened.enter_context(cutter.running())
             for engine in self.engines:
                 engine.until_ready()
             line = [sys.executable, "-m", "serving", "gateway", "--port", self.url.rpartition(":")[2]]
-            for engine in self.engines:
-                line += ["--engine", engine.url]
+            for cutter in self.cutters:
+                line += ["--engine", cutter.url]
             with (self.home / "gateway.log").open("wb") as log:
                 gateway = subprocess.Popen(line, env=os.environ | environment, stdout=log, stderr=log)
             try:
@@ -151,9 +164,6 @@ class World:
             finally:
                 gateway.terminate()
                 gateway.wait()
-        finally:
-            for engine in self.engines:
-                engine.kill()
 
     def metric(self, name: str, label: str = "") -> float:
         _, _, page = call(self.url, "GET", "/metrics")
@@ -276,6 +286,16 @@ class Kills:
         path, body = self._asked[number % len(self._asked)]
         return self._world.stream(path, body | {"temperature": temperature}, seen)
 
+    def cut(self) -> None:
+        """One round of streams whose connections are cut."""
+        with ThreadPoolExecutor(STREAMS) as pool:
+            running = [
+                pool.submit(self._stream, number, 0.0 if number < GREEDY else 0.8, lambda: None)
+                for number in range(STREAMS)
+            ]
+            for number, stream in enumerate(running):
+                self._judge(number, *stream.result())
+
     def kill(self, engine: Engine) -> None:
         """One round; the engine is back at its end."""
         countdown = Countdown(self._drawn.randrange(STREAMS, STREAMS * self._events * 3 // 4))
@@ -317,11 +337,19 @@ def test_streams_survive_the_kills_of_their_engines(tmp_path: Path, model: str) 
     world = World(tmp_path, model)
     with world.running():
         kills, rounds, went_on = Kills(world), 0, 0
-        while went_on < KILLS and rounds < KILLS:
+        for cutter in world.cutters:
+            cutter.is_cutting = True
+        while went_on < CUTS:
+            kills.cut()
+            went_on = int(world.metric("serving_gateway_continuations_total"))
+        for cutter in world.cutters:
+            cutter.is_cutting = False
+        print(f"{model}: {went_on} cut streams went on, {dict(kills.table)}", flush=True)
+        while went_on < CUTS + KILLS and rounds < KILLS:
             kills.kill(world.engines[rounds % 2])
             rounds += 1
             went_on = int(world.metric("serving_gateway_continuations_total"))
             print(f"{model}: {rounds} kills, {went_on} streams went on, {dict(kills.table)}", flush=True)
     table = kills.table
-    assert went_on >= KILLS and not table["failed"] and not table["billed otherwise"]
+    assert went_on >= CUTS + KILLS and not table["failed"] and not table["billed otherwise"]
     assert table["greedy, otherwise"] <= table["greedy, as undisturbed, billed alike"] / 20
