@@ -7,7 +7,7 @@ many tokens have been computed since as its KV cache has room for. Engines' own 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import msgspec
 
@@ -66,15 +66,8 @@ class _Cache:
         self.own_allocated_tokens = 0.0
 
     def matched(self, prefix: Sequence[int]) -> int:
-        """Blocks of this prefix that are here: whoever has one has all before it."""
-        blocks, least, most = self.blocks, 0, len(prefix)
-        while least < most:
-            middle = (least + most + 1) // 2
-            if prefix[middle - 1] in blocks:
-                least = middle
-            else:
-                most = middle - 1
-        return least
+        """Blocks of this prefix that are here."""
+        return _matched(prefix, self.blocks)
 
 
 class Prefixes:
@@ -92,14 +85,8 @@ class Prefixes:
 
     def holders(self, prefix: Sequence[int]) -> list[str]:
         """Replicas that have this prefix, the longest first, then those with half of it and with a beginning; `HOLDERS_MAX` at most."""
-        known, depth = self._holders, len(prefix)
-        least = 0
-        while least < depth:
-            middle = (least + depth + 1) // 2
-            if prefix[middle - 1] in known:
-                least = middle
-            else:
-                depth = middle - 1
+        known = self._holders
+        depth = _matched(prefix, known)
         found: list[str] = []
         for level in (depth, depth // 2, 1 if depth else 0):
             if level and len(found) < HOLDERS_MAX:
@@ -174,6 +161,18 @@ class Prefixes:
             self._holders[block] = kept
         else:
             self._holders.pop(block, None)
+
+
+def _matched(prefix: Sequence[int], blocks: Container[int]) -> int:
+    """How many of a prefix's blocks are among these: where one is, all before it are."""
+    least, most = 0, len(prefix)
+    while least < most:
+        middle = (least + most + 1) // 2
+        if prefix[middle - 1] in blocks:
+            least = middle
+        else:
+            most = middle - 1
+    return least
 
 
 def _compare(cache: _Cache, counted: Counted) -> None:
