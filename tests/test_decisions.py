@@ -28,13 +28,13 @@ def entries() -> list[tuple[str, str]]:
 
 
 def test_ids_are_unique_and_numbered_by_page() -> None:
-    """A page has one prefix of its own and gives each of its decisions a number of its own, from 1."""
+    """A page has one prefix of its own and gives each of its decisions a number of its own, from 1, in order."""
     assert all(len(prefixes) == 1 for prefixes in PREFIXES.values())
     assert len(set().union(*PREFIXES.values())) == len(PAGES)
     numbered = [(name.split("-")[0], int(name.split("-")[1])) for name, _ in entries()]
     for _, group in groupby(numbered, key=lambda it: it[0]):
         numbers = [number for _, number in group]
-        assert len(set(numbers)) == len(numbers) and min(numbers) == 1
+        assert sorted(set(numbers)) == numbers and min(numbers) == 1
 
 
 @pytest.mark.parametrize(("name", "text"), entries(), ids=lambda it: it if "-" in it[:6] else "")
