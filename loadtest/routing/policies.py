@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ from serving.wire import DirectoryAnswer, ReplicaReport
 MODEL = "m"
 
 
-class Policy:
+class Policy(ABC):
     """One gateway's. Calls that it sent, and what directories say, are all that it knows."""
 
     def __init__(self, replica_ids: Sequence[str], chance: random.Random, clock: Callable[[], float]) -> None:
@@ -37,8 +38,9 @@ class Policy:
                 self._seen[report.replica_id] = report
                 self._reported[report.replica_id] = requests, self._own[report.replica_id]
 
+    @abstractmethod
     def choose(self, call: TracedCall) -> str:
-        raise NotImplementedError
+        """The id of the replica that gets this call."""
 
     def sent(self, call: TracedCall, replica_id: str) -> None:
         self._own[replica_id] += 1
