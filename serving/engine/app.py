@@ -45,6 +45,8 @@ _LOCAL_ENVIRONMENT = {
 }
 #: Ports of Ray's agents. Its node waits 15 s for an agent that has none given to choose one, and then aborts (CELL-24).
 _AGENT_PORTS = ("metrics_agent_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+#: As Ray has them: they are replaced at each start.
+_RAY_PARAMETERS, _RAYLET = parameter.RayParams, services.RAYLET_EXECUTABLE
 #: Bytes of Ray's object store: no token passes through Ray, so its smallest size will do.
 _OBJECT_STORE_BYTES = 80 * 1024 * 1024
 
@@ -52,13 +54,11 @@ _OBJECT_STORE_BYTES = 80 * 1024 * 1024
 def _give_ports(folder: Path) -> None:
     """Have `ray.init` give Ray's agents the ports that it takes no arguments for, and have Ray's node know them all."""
     ports = {name: free_port("127.0.0.1") for name in _AGENT_PORTS}
-    parameter.RayParams = partial(parameter.RayParams, **ports)
+    parameter.RayParams = partial(_RAY_PARAMETERS, **ports)
     node = folder.parent / "raylet"
     # The node takes this option, and Ray passes it on in no way.
     listen_port = ports["dashboard_agent_listen_port"]
-    node.write_text(
-        f'#!/bin/sh\nexec "{services.RAYLET_EXECUTABLE}" --dashboard_agent_listen_port={listen_port} "$@"\n'
-    )
+    node.write_text(f'#!/bin/sh\nexec "{_RAYLET}" --dashboard_agent_listen_port={listen_port} "$@"\n')
     node.chmod(0o700)
     services.RAYLET_EXECUTABLE = str(node)
 
