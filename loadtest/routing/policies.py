@@ -45,7 +45,7 @@ class Policy(ABC):
     def sent(self, call: TracedCall, replica_id: str) -> None:
         self._own[replica_id] += 1
 
-    def begun(self, call: TracedCall) -> None:
+    def begun(self, call: TracedCall) -> None:  # noqa: B027 Most take no note of it.
         """Its first token has come."""
 
     def ended(self, call: TracedCall, replica_id: str) -> None:

@@ -24,14 +24,14 @@ from pathlib import Path
 
 import aiohttp
 import msgspec
-from prometheus_client import Metric
-from prometheus_client.parser import text_string_to_metric_families
 
 from serving.catalog.sanity import PASSAGE, Sanity
 from serving.config import PlaneTls
 from serving.engine import command, leftovers, processes, sense
 from serving.engine.adapters import Shelf
 from serving.engine.command import ONLY_MEMBER, EngineSpec, Member
+from serving.engine.figures import Look, parse_look
+from serving.engine.members import expected_members
 from serving.engine.vitals import Vitals
 from serving.errors import ServingError
 from serving.plane_tls import client_context
@@ -55,61 +55,9 @@ _KEPT_LOGS = 10
 #: Bytes at the end of vLLM's log, where it prints its loading progress.
 _LOG_TAIL_BYTES = 8192
 _LOADED = re.compile(rb"checkpoint shards: +(\d+)% Completed")
-RUNNING_METRIC = "vllm:num_requests_running"
-WAITING_METRIC = "vllm:num_requests_waiting"
-KV_CACHE_METRIC = "vllm:kv_cache_usage_perc"
-PROMPTS_SUM_METRIC = "vllm:request_prompt_tokens_sum"
-PROMPTS_COUNT_METRIC = "vllm:request_prompt_tokens_count"
-PROMPT_TOKENS_METRIC = "vllm:prompt_tokens_total"
-GENERATION_TOKENS_METRIC = "vllm:generation_tokens_total"
-PREFIX_QUERIES_METRIC = "vllm:prefix_cache_queries_total"
-PREFIX_HITS_METRIC = "vllm:prefix_cache_hits_total"
-CACHE_CONFIG_METRIC = "vllm:cache_config_info"
-#: Its label with what fits into the KV cache.
-_KV_CACHE_TOKENS_LABEL = "kv_cache_size_tokens"
-#: Of these, some move with each step of a core: a part of a long prompt moves its cache's use alone.
-STEP_METRICS = (
-    RUNNING_METRIC,
-    WAITING_METRIC,
-    KV_CACHE_METRIC,
-    PROMPT_TOKENS_METRIC,
-    GENERATION_TOKENS_METRIC,
-)
-#: vLLM's own names (0.32) of all that is read from an engine's `/metrics`: gauges here, and counters (`_total`) where
-#: tests hold the ledger against them. tests/stack/test_engine_metrics.py asks running engines for each.
-READ_METRICS = (
-    RUNNING_METRIC,
-    WAITING_METRIC,
-    KV_CACHE_METRIC,
-    PROMPT_TOKENS_METRIC,
-    GENERATION_TOKENS_METRIC,
-    PROMPTS_SUM_METRIC,
-    PROMPTS_COUNT_METRIC,
-    PREFIX_QUERIES_METRIC,
-    PREFIX_HITS_METRIC,
-    CACHE_CONFIG_METRIC,  # `serving accept` compares its KV tokens with the budget
-)
-
 
 #: vLLM's header that names the data rank a call is for.
 _DATA_RANK_HEADER = "X-data-parallel-rank"
-
-
-class CoreFigures(msgspec.Struct, frozen=True):
-    """What one core of an engine says of its work."""
-
-    #: Figures of which some move with each step.
-    moving: tuple[float, ...]
-    #: Calls running or waiting.
-    calls: int
-
-
-class Look(msgspec.Struct, frozen=True):
-    """One look at an engine's `/metrics`."""
-
-    load: EngineLoad
-    #: vLLM's number of each core → its figures.
-    cores: dict[int, CoreFigures]
 
 
 class Senseless(ServingError):
@@ -418,47 +366,6 @@ def _new_log(spec: EngineSpec, port: int) -> Path:
     return folder / f"engine-{spec.model}-{time.strftime('%Y%m%dT%H%M%S')}-{port}.log"
 
 
-def expected_members(spec: EngineSpec, member: Member = ONLY_MEMBER) -> Counter[str]:
-    """The processes that vLLM starts and names on one member's node if it honours its options (titles of 0.32)."""
-    names = [_core_of(spec, name) for name in _ranks(spec, member)]
-    if spec.parallel.data == 1 and member.rank:
-        names.clear()  # the one core is the first member's
-    if spec.parallel.tensor * spec.parallel.pipeline > 1:  # a single rank may run inside its core
-        names += [_worker_of(spec, rank) for rank in _ranks(spec, member)]
-    if spec.settings.api_servers > 1 and not member.rank:  # a single one is the tree's root and keeps its own title
-        names += [f"APIServer_{index}" for index in range(spec.settings.api_servers)]
-    if spec.parallel.data > 1 and not member.rank:  # keeps the cores in step, reports their queues to the front end
-        names.append("DPCoordinator")
-    return Counter(set(names))
-
-
-def _ranks(spec: EngineSpec, member: Member) -> range:
-    """A node's share of an engine's ranks; vLLM numbers them by data, then pipeline, then tensor rank."""
-    share = spec.parallel.ranks // spec.nodes
-    return range(member.rank * share, (member.rank + 1) * share)
-
-
-def _core_of(spec: EngineSpec, rank: int) -> str:
-    parallel = spec.parallel
-    data_rank = rank // (parallel.pipeline * parallel.tensor)
-    return f"EngineCore_DP{data_rank}" if parallel.data > 1 else "EngineCore"
-
-
-def _worker_of(spec: EngineSpec, rank: int) -> str:
-    parallel = spec.parallel
-    tensor_rank, pipeline_rank = rank % parallel.tensor, rank // parallel.tensor % parallel.pipeline
-    data_rank = rank // (parallel.pipeline * parallel.tensor)
-    return "".join(
-        (
-            "Worker",
-            f"_DP{data_rank}" if parallel.data > 1 else "",
-            f"_PP{pipeline_rank}" if parallel.pipeline > 1 else "",
-            f"_TP{tensor_rank}" if parallel.tensor > 1 else "",
-            f"_EP{data_rank * parallel.tensor + tensor_rank}" if parallel.expert else "",
-        )
-    )
-
-
 def _connector(tls: PlaneTls | None) -> aiohttp.TCPConnector:
     return aiohttp.TCPConnector(ssl=client_context(tls.ca_file)) if tls else aiohttp.TCPConnector()
 
@@ -503,57 +410,3 @@ def _is_free(host: str, port: int) -> bool:
                 raise
             return False
         return True
-
-
-def parse_load(text: str) -> EngineLoad:
-    """Read vLLM's Prometheus text; several API servers or DP ranks add up, cache use is their highest."""
-    return parse_look(text).load
-
-
-def parse_look(text: str) -> Look:
-    """Read vLLM's Prometheus text once, for all that is wanted of it."""
-    families = list(text_string_to_metric_families(text))
-    return Look(_load(families), _cores(families))
-
-
-def _load(families: list[Metric]) -> EngineLoad:
-    """vLLM does not report how many prompt tokens wait: they are the waiting requests times the mean prompt of finished
-    ones.
-    """
-    found: dict[str, list[float]] = {}
-    kv_cache_tokens = 0
-    for family in families:
-        for sample in family.samples:
-            if sample.name in READ_METRICS:
-                found.setdefault(sample.name, []).append(sample.value)
-            if sample.name == CACHE_CONFIG_METRIC:
-                tokens = sample.labels.get(_KV_CACHE_TOKENS_LABEL, "")
-                kv_cache_tokens += int(tokens) if tokens.isdecimal() else 0
-    total = {name: sum(values) for name, values in found.items()}
-    waiting = total.get(WAITING_METRIC, 0.0)
-    mean_prompt = total.get(PROMPTS_SUM_METRIC, 0.0) / max(1.0, total.get(PROMPTS_COUNT_METRIC, 0.0))
-    return EngineLoad(
-        running_requests=int(total.get(RUNNING_METRIC, 0.0)),
-        waiting_requests=int(waiting),
-        kv_cache_used_ratio=max(found.get(KV_CACHE_METRIC, [0.0])),
-        queued_prefill_tokens=round(waiting * mean_prompt),
-        kv_cache_tokens=kv_cache_tokens,
-        prefix_queried_tokens=int(total[PREFIX_QUERIES_METRIC]) if PREFIX_QUERIES_METRIC in total else None,
-        prefix_hit_tokens=int(total.get(PREFIX_HITS_METRIC, 0.0)),
-    )
-
-
-def _cores(families: list[Metric]) -> dict[int, CoreFigures]:
-    found: dict[int, dict[str, float]] = {}
-    for family in families:
-        for sample in family.samples:
-            if sample.name in STEP_METRICS:
-                core = found.setdefault(int(sample.labels.get("engine", 0)), {})
-                core[sample.name] = core.get(sample.name, 0.0) + sample.value
-    return {
-        index: CoreFigures(
-            moving=tuple(core.get(name, 0.0) for name in STEP_METRICS),
-            calls=int(core.get(RUNNING_METRIC, 0.0) + core.get(WAITING_METRIC, 0.0)),
-        )
-        for index, core in found.items()
-    }

@@ -26,16 +26,15 @@ from serving.engine.checkpoints import manifest
 from serving.engine.command import ONLY_MEMBER, EngineSpec, Member
 from serving.engine.directory import Meeting
 from serving.engine.engine import (
-    CoreFigures,
     Engine,
     EngineDied,
-    Look,
     Refused,
     Senseless,
     Unanswered,
     free_port,
     running,
 )
+from serving.engine.figures import CoreFigures, Look
 from serving.engine.progress import Evidence, Limits, Watch
 from serving.engine.specs import LiveSettings
 from serving.errors import Refusal

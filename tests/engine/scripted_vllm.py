@@ -18,7 +18,7 @@ import msgspec
 
 from serving.config import EngineSettings
 from serving.engine.command import EngineSpec, Member, Parallel
-from serving.engine.engine import expected_members
+from serving.engine.members import expected_members
 from serving.wire import Task
 
 RECORDS = Path(os.environ["SCRIPTED_VLLM_RECORDS"])

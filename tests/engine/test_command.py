@@ -11,7 +11,7 @@ from serving import catalog
 from serving.config import EngineSettings
 from serving.engine import command, processes
 from serving.engine.command import EngineSpec, Member, Parallel
-from serving.engine.engine import (
+from serving.engine.figures import (
     CACHE_CONFIG_METRIC,
     KV_CACHE_METRIC,
     PREFIX_HITS_METRIC,
@@ -20,9 +20,9 @@ from serving.engine.engine import (
     PROMPTS_SUM_METRIC,
     RUNNING_METRIC,
     WAITING_METRIC,
-    expected_members,
-    parse_load,
+    parse_look,
 )
+from serving.engine.members import expected_members
 from serving.wire import STOP_STRINGS_MAX, EngineLoad
 
 
@@ -185,7 +185,7 @@ def test_load_adds_up_over_front_ends_and_ranks() -> None:
 # TYPE {PREFIX_HITS_METRIC.removesuffix("_total")} counter
 {PREFIX_HITS_METRIC}{{engine="0"}} 512.0
 """
-    assert parse_load(text) == EngineLoad(
+    assert parse_look(text).load == EngineLoad(
         running_requests=5,
         waiting_requests=1,
         kv_cache_used_ratio=0.5,
@@ -194,4 +194,4 @@ def test_load_adds_up_over_front_ends_and_ranks() -> None:
         prefix_queried_tokens=1000,
         prefix_hit_tokens=512,
     )
-    assert parse_load("").prefix_queried_tokens is None
+    assert parse_look("").load.prefix_queried_tokens is None

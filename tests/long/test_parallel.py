@@ -15,7 +15,7 @@ from psutil import CONN_ESTABLISHED
 
 from serving.engine.checkpoints import bodies
 from serving.engine.checkpoints.conversations import CONVERSATIONS, Assistant, Conversation, ToolCall
-from serving.engine.engine import RUNNING_METRIC
+from serving.engine.figures import RUNNING_METRIC
 from serving.gateway.ledger.usage import CallRow
 from tests.engine.cpu_expert_parallel import known_to_vllm
 from tests.long.leaving import answering

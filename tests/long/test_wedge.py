@@ -17,7 +17,7 @@ import pytest
 from serving.catalog import MODELS, MountedSource
 from serving.engine import processes
 from serving.engine.checkpoints import store as checkpoints
-from serving.engine.engine import RUNNING_METRIC
+from serving.engine.figures import RUNNING_METRIC
 from serving.wire import WEDGED, ReplicaReport, ReplicaState
 from tests.stack.conftest import SMOLLM2, TINY
 from tests.stack.running import CACHE, Stack, running

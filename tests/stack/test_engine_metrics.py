@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from metrics_catalog import catalog
-from serving.engine.engine import READ_METRICS
+from serving.engine.figures import READ_METRICS
 from tests.stack.running import Stack
 
 ROOT = Path(__file__).parents[2]
