@@ -24,7 +24,10 @@ def test_a_module_has_a_test_file(module: Path) -> None:
 
 
 #: About several modules together.
-ACROSS = {Path("test_attack.py"), Path("test_imports.py"), Path("test_tree.py"), Path("store/test_migrations.py")}
+ACROSS = {
+    *(Path("test_attack.py"), Path("test_imports.py"), Path("test_tree.py"), Path("store/test_migrations.py")),
+    *(Path("relay/test_failures.py"), Path("relay/test_silence.py")),
+}
 
 
 def test_a_test_file_has_its_module() -> None:

@@ -11,7 +11,7 @@ import pytest
 from serving.errors import GatewayFull
 from serving.gateway.relay.continuation import NOTED_BYTES_MAX, TAKEN_BYTES, Continuation, Misaligned
 from tests.exposition import value
-from tests.gateway.relay.test_relay import ROUTES, STREAMED, data_of
+from tests.gateway.relay.streams import ROUTES, STREAMED, data_of
 from tests.gateway.world import World, running_gateway
 from tests.scripted_engine import (
     DONE,

@@ -9,7 +9,7 @@ import pytest
 
 from serving.wire import DirectoryAnswer, Listed, ReplicaReport, ReplicaState
 from tests.gateway.fleet.directory import Directory
-from tests.gateway.relay.test_relay import STREAMED
+from tests.gateway.relay.streams import STREAMED
 from tests.gateway.world import CHAT, World, running_gateway, until
 from tests.scripted_engine import MODEL, Ending, Script, ScriptedEngine, chat_stream, noted
 

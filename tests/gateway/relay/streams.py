@@ -1,0 +1,30 @@
+"""Streams: the routes that generate, what is asked of them, and what is read of their events."""
+
+from __future__ import annotations
+
+import json
+
+from tests.gateway.world import CHAT
+from tests.scripted_engine import MODEL, messages_stream
+
+STREAMED = {"stream": True}
+#: The end of a stream of Messages.
+LAST = messages_stream(["Hi"])[-1:]
+ROUTES: dict[str, dict[str, object]] = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": {"model": MODEL, "prompt": "Hello"},
+    "/v1/responses": {"model": MODEL, "input": "Hello"},
+    "/v1/messages": CHAT | {"max_tokens": 5},
+}
+#: Route → a tool in its shape.
+TOOLS: dict[str, object] = {
+    "/v1/chat/completions": [{"type": "function", "function": {"name": "get_weather"}}],
+    "/v1/responses": [{"type": "function", "name": "get_weather"}],
+    "/v1/messages": [{"name": "get_weather", "input_schema": {"type": "object"}}],
+}
+
+
+def data_of(body: bytes) -> list[dict[str, object]]:
+    """The JSON of every event."""
+    lines = (line for line in body.decode().split("\n") if line.startswith("data: {"))
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
