@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 from collections.abc import Callable
 
 import msgspec
@@ -13,7 +13,7 @@ from serving.gateway.observe.metrics import Metrics
 
 PATH = "/metrics"
 MODELS_PATH = "/health/models"
-#: Which process it is that counts: another one counts from 0.
+#: A name of the process that counts, drawn at its start: another one counts from 0.
 PROCESS_HEADER = "x-process"
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -24,13 +24,13 @@ class MetricsPage:
     def __init__(self, metrics: Metrics, models: Callable[[], tuple[int, msgspec.Struct]]) -> None:
         self._metrics = metrics
         self._models = models
+        self._process = (PROCESS_HEADER.encode(), secrets.token_hex(8).encode())
 
     async def show(self, visit: Visit) -> None:
         await self._answer(visit.responder)
 
     async def _answer(self, responder: Responder) -> None:
-        process = (PROCESS_HEADER.encode(), str(os.getpid()).encode())
-        await responder.whole(200, await self._metrics.render(), [process], content_type=CONTENT_TYPE)
+        await responder.whole(200, await self._metrics.render(), [self._process], content_type=CONTENT_TYPE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application of the page's own port: nothing else is there."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from serving.config import GatewaySettings
 from serving.gateway.api.health import State
-from serving.gateway.api.metrics import CONTENT_TYPE, MetricsPage
+from serving.gateway.api.metrics import CONTENT_TYPE, PROCESS_HEADER, MetricsPage
 from serving.gateway.observe.metrics import Metrics, Snapshot
 from tests.gateway.asgi import Wire
 from tests.gateway.world import World
-from tests.scripted_engine import (
-    MODEL,
-)
+from tests.scripted_engine import MODEL
 
 
 async def test_metrics_count_what_happened_with_bounded_labels(world: World) -> None:
@@ -38,6 +36,16 @@ async def test_a_port_of_its_own_has_the_page_and_the_models_and_nothing_else() 
     wire = Wire()
     await page(wire.scope("GET", "/health/models"), wire.receive, wire.send)
     assert (wire.status, wire.body) == (503, b'{"status":"x"}')
+
+
+async def test_a_page_names_its_process_by_chance() -> None:
+    """Two of them are told apart, also where the second got the number of the first; the number itself is not shown."""
+    names = []
+    for _ in range(2):
+        page, wire = MetricsPage(Metrics(Snapshot, GatewaySettings().slo_of), lambda: (503, State("x"))), Wire()
+        await page(wire.scope("GET", "/metrics"), wire.receive, wire.send)
+        names.append(wire.headers[PROCESS_HEADER.encode()])
+    assert names[0] != names[1]
 
 
 async def test_beside_the_api_it_needs_no_key(world: World) -> None:
