@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import signal
@@ -216,8 +217,10 @@ def _local_ray(directory_port: int, home: Path, folder: Path, stack: Stack) -> I
         with signals_ignored():
             _say("Stopping ...")
             # Parts may be missing already, or die now, when a signal went to all of them. What is left will be killed.
-            with contextlib.suppress(KeyboardInterrupt, Exception):
+            # Ray prints of Serve's controller that it was killed, which is how Serve ends it.
+            with contextlib.suppress(KeyboardInterrupt, Exception), contextlib.redirect_stdout(io.StringIO()):
                 if stack.is_whole:
+                    stack.end_serve()
                     engine_app.stop_serve()
                     stack.is_over()
                     engine_app.stop_local_ray()

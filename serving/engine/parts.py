@@ -55,10 +55,18 @@ class Parts:
         self._seen: dict[Part, Set[int]] = {}
         #: When each part that may come back was first missed.
         self._missed_at: dict[Part, float] = {}
+        self._has_serve = True
+
+    def end_serve(self) -> None:
+        """From here on Serve's own parts end on purpose."""
+        self._has_serve = False
+        self._missed_at.clear()
 
     def loss(self, present: Mapping[Part, Set[int]], now: float) -> Part | None:
         """The part without which the stack is over, given each part's process ids; None while there is none."""
         for part in self._seen.keys() | present.keys():
+            if part.is_restarted and not self._has_serve:
+                continue
             ids = present.get(part, frozenset())
             before = self._seen.get(part, frozenset())
             if part.is_restarted and not ids:
@@ -100,6 +108,11 @@ class Watch:
     def stop(self) -> None:
         """From here on parts end on purpose."""
         self._stopped.set()
+
+    def end_serve(self) -> None:
+        """From here on Serve's own parts end on purpose."""
+        with self._looking:
+            self._parts.end_serve()
 
     def look(self) -> str | None:
         """Which part is gone now, in a sentence."""

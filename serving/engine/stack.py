@@ -106,6 +106,10 @@ class Stack:
             return None
         return self._loss or (None if self._is_over.is_set() else self._watch.look())
 
+    def end_serve(self) -> None:
+        """From here on Serve's own processes end on purpose."""
+        self._watch.end_serve()
+
     def is_over(self) -> None:
         """From here on processes end on purpose."""
         self._watch.stop()

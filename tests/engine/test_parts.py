@@ -47,3 +47,14 @@ def test_a_part_is_known_by_its_command_line(line: str, name: str | None) -> Non
     """By its program or title; what comes after those may be a path with any words in it."""
     found = part_of(line.split())
     assert (found.name if found else None) == name
+
+
+def test_what_serve_ends_on_purpose_is_no_loss() -> None:
+    """Its own parts are not missed any more, however long engines still need; Ray's are."""
+    directory = Part("the directory", is_restarted=True)
+    parts = Parts()
+    parts.loss({RAYLET: {1}, directory: {2}}, 0.0)
+    parts.end_serve()
+    assert parts.loss({RAYLET: {1}}, 0.0) is None
+    assert parts.loss({RAYLET: {1}}, 2 * HEAL_S) is None and parts.missing == set()
+    assert parts.loss({}, 2 * HEAL_S) == RAYLET

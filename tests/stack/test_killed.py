@@ -116,6 +116,17 @@ def test_what_ray_starts_again_ends_nothing(tmp_path: Path, victim: str) -> None
     stack.stop()
 
 
+def test_a_stop_says_what_it_does_and_no_more(tmp_path: Path) -> None:
+    """What ends on purpose is not said to be lost, nor to be started again."""
+    stack = scripted(tmp_path)
+    stack.until_ready()
+    printed = stack.banner()
+    assert stack.stop() == 0
+    assert stack.banner() == printed
+    said = (tmp_path / "up.err").read_text()
+    assert said[said.index("Stopping ...") :].split("\n") == ["Stopping ...", "", "Stopped.", ""]
+
+
 def test_a_start_that_cannot_succeed_says_why(tmp_path: Path) -> None:
     """The replica's own reason, as soon as it has one: here another program holds the engines' only port."""
     with socket.socket() as holder:
