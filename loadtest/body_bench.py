@@ -110,7 +110,9 @@ def gateway(home: str, port: int, engine_port: int, cpu_s: Synchronized[float], 
     opening.first_start(settings)
     with ExitStack() as opened:
         store, keyring = opened.enter_context(opening.opened(settings))
-        tenants = opened.enter_context(Tenants(store, keyring, key_cache_s=settings.gateway.key_cache_s))
+        tenants = opened.enter_context(
+            Tenants(store, keyring, key_cache_s=settings.gateway.key_cache_s, lookup_timeout_s=10)
+        )
         ledger = opened.enter_context(Ledger(store, clock=time.time))
         app = assemble(settings.gateway, tenants, ledger).gateway
         bound = opened.enter_context(socket.create_server(("127.0.0.1", port)))

@@ -143,7 +143,7 @@ def identifying(home: Path) -> Iterator[str]:
         registry = Registry(store, keyring, time.time)
         registry.create_tenant("bench")
         keys = [registry.create_key("bench") for _ in range(KEYS)]
-        with Tenants(store, keyring, key_cache_s=0.0) as tenants:
+        with Tenants(store, keyring, key_cache_s=0.0, lookup_timeout_s=10) as tenants:
 
             async def looked_up() -> float:
                 began = time.process_time()

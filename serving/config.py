@@ -59,6 +59,9 @@ class Timeouts(_Group):
     """Seconds of silence after which a streaming client gets headers, then an SSE comment: proxies cut idle streams after 30 to 60."""
     engine_connect_s: Annotated[float, Field(gt=0)] = 2.0
     """Seconds to open a connection to an engine in the same data centre; longer means that it is gone."""
+    key_lookup_s: Annotated[float, Field(gt=0)] = 2.0
+    """Seconds a request waits for the database's word on its key (0.5 ms when all is well) before that counts as an outage: then
+    the keys that were valid within the hour still work, and others get 503. Raise it where the disk or the network stalls."""
 
 
 class Certificate(_Group):

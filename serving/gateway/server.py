@@ -263,7 +263,12 @@ def _assembled(
         # First in, last out: a collector that is away holds its spans up, and must not hold up the ledger.
         spans = opened.enter_context(contextlib.closing(_tracing(settings.gateway)))
         store, keyring = opened.enter_context(opening.opened(settings))
-        tenants = Tenants(store, keyring, key_cache_s=settings.gateway.key_cache_s)
+        tenants = Tenants(
+            store,
+            keyring,
+            key_cache_s=settings.gateway.key_cache_s,
+            lookup_timeout_s=settings.gateway.timeouts.key_lookup_s,
+        )
         opened.enter_context(tenants)
         ledger = opened.enter_context(Ledger(store, clock=time.time))
         edges = Edges(

@@ -29,7 +29,7 @@ class Parts:
     """What is open before the application is made."""
 
     def __init__(self, store: Store) -> None:
-        self.tenants = Tenants(store, Keyring.open(store), key_cache_s=10, clock=Clock())
+        self.tenants = Tenants(store, Keyring.open(store), key_cache_s=10, lookup_timeout_s=10, clock=Clock())
         self.ledger = Ledger(store, clock=Clock())
         self.lines: list[CallRecord] = []
 

@@ -188,7 +188,7 @@ async def running_gateway(
         registry = Registry(store, keyring, time.time)
         registry.create_tenant("acme")
         key = registry.create_key("acme", name="laptop")
-        tenants = opened.enter_context(Tenants(store, keyring, key_cache_s=10))
+        tenants = opened.enter_context(Tenants(store, keyring, key_cache_s=10, lookup_timeout_s=10))
         ledger = opened.enter_context(Ledger(store, clock=time.time))
         bound = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
         # Connections inherit it: writes to a client that does not read wait after kilobytes instead of megabytes.

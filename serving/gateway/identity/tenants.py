@@ -37,8 +37,6 @@ UNKNOWN_KEYS_MAX = 10_000
 OUTAGE_GRACE_S = 3600.0
 #: Seconds without asking the store after it failed: requests must not queue behind a database that hangs.
 STORE_RETRY_S = 1.0
-#: Seconds a request waits for a look-up (0.5 ms when all is well) before it counts as an outage.
-LOOKUP_TIMEOUT_S = 1.0
 #: Seconds without a look-up after which its connections are closed: at rest a SQLite file is complete without its log.
 LOOKUP_REST_S = 1.0
 #: A bulkhead: a hanging database takes these threads and no others.
@@ -67,7 +65,7 @@ class _Answer(msgspec.Struct, frozen=True):
 
 
 class Tenants:
-    """Identifies callers by their keys. `with Tenants(store, keyring, key_cache_s=10) as tenants: …`"""
+    """Identifies callers by their keys. `with Tenants(store, keyring, key_cache_s=10, lookup_timeout_s=2) as tenants: …`"""
 
     def __init__(
         self,
@@ -75,6 +73,7 @@ class Tenants:
         keyring: Keyring,
         *,
         key_cache_s: float,
+        lookup_timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         valid_keys_max: int = VALID_KEYS_MAX,
@@ -84,6 +83,7 @@ class Tenants:
         self._keyring = keyring
         self._salt_of = lru_cache(valid_keys_max)(partial(_salt, keyring.digest(_SALT_PURPOSE)))
         self._key_cache_s = key_cache_s
+        self._lookup_timeout_s = lookup_timeout_s
         self._clock = clock
         self._wall_clock = wall_clock
         self._valid_keys_max = valid_keys_max
@@ -170,7 +170,7 @@ class Tenants:
             self._rest.cancel()
         self._rest = loop.call_later(LOOKUP_REST_S, self._threads.submit, self._store.rest_from_looking)
         try:
-            answer = await asyncio.wait_for(thread, LOOKUP_TIMEOUT_S)
+            answer = await asyncio.wait_for(thread, self._lookup_timeout_s)
         except (StoreUnavailable, TimeoutError) as error:
             self._ask_again_at = self._clock() + STORE_RETRY_S
             reason = error.reason if isinstance(error, StoreUnavailable) else "no answer in time"

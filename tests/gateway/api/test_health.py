@@ -81,7 +81,7 @@ async def test_a_gateway_whose_ledger_takes_no_calls_is_not_ready(tmp_path: Path
     with place.open() as store:
         (tmp_path / "ledger-spill.jsonl").mkdir()
         ledger = Ledger(store, clock=clock, pending_rows_max=1)
-        tenants = Tenants(store, Keyring.open(store), key_cache_s=10, clock=clock)
+        tenants = Tenants(store, Keyring.open(store), key_cache_s=10, lookup_timeout_s=10, clock=clock)
         health = Health(Fleet((), Demands(clock), clock, clock), upstream, tenants, ledger)
         said: list[tuple[int, bytes]] = []
         async with upstream.opened():

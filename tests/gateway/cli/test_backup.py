@@ -96,7 +96,7 @@ def run(place: Place, *arguments: str, **store: Path) -> str:
 
 def identify(place: Place, key: str) -> str:
     with opened(settings_of(place)) as (store, keyring), ExitStack() as opened_here:
-        tenants = opened_here.enter_context(Tenants(store, keyring, key_cache_s=10))
+        tenants = opened_here.enter_context(Tenants(store, keyring, key_cache_s=10, lookup_timeout_s=10))
         return asyncio.run(tenants.identify(key)).tenant
 
 
@@ -333,7 +333,7 @@ def test_a_pepper_in_a_given_file_is_compared_and_not_written(place: Place, targ
     with pytest.raises(Refusal, match="is not the one of the database"), opened(settings):
         pass
     given.write_bytes(out.read_bytes())
-    with opened(settings) as (store, keyring), Tenants(store, keyring, key_cache_s=10) as tenants:
+    with opened(settings) as (store, keyring), Tenants(store, keyring, key_cache_s=10, lookup_timeout_s=10) as tenants:
         assert asyncio.run(tenants.identify(key)) == Caller(tenants_id(store), "acme", key[3:13])
 
 

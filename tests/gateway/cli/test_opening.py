@@ -35,7 +35,7 @@ def keys_of(settings: Settings) -> list[Key]:
 
 
 def identify(settings: Settings, key: str) -> str:
-    with opened(settings) as (store, keyring), Tenants(store, keyring, key_cache_s=10) as tenants:
+    with opened(settings) as (store, keyring), Tenants(store, keyring, key_cache_s=10, lookup_timeout_s=10) as tenants:
         return asyncio.run(tenants.identify(key)).tenant
 
 

@@ -25,6 +25,8 @@ from tests.gateway.places import Place, SqlitePlace
 from tests.gateway.world import until
 
 KEY_CACHE_S = 10.0
+#: Long enough for a machine that stalls.
+LOOKUP_TIMEOUT_S = 10.0
 
 
 class CountedStore(Store):
@@ -51,7 +53,12 @@ class World:
         self.keyring = Keyring.open(self.store)
         self.registry = Registry(self.store, self.keyring, self.wall_clock)
         self.tenants = Tenants(
-            self.store, self.keyring, key_cache_s=KEY_CACHE_S, clock=self.clock, wall_clock=self.wall_clock
+            self.store,
+            self.keyring,
+            key_cache_s=KEY_CACHE_S,
+            lookup_timeout_s=LOOKUP_TIMEOUT_S,
+            clock=self.clock,
+            wall_clock=self.wall_clock,
         )
         self.registry.create_tenant("acme")
         self.key = self.registry.create_key("acme", name="laptop")
@@ -119,7 +126,13 @@ def test_an_unknown_key_is_refused(world: World) -> None:
 def test_a_key_of_another_pepper_is_refused(world: World, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The digests depend on the pepper: a copied database is worth nothing without it."""
     with Store.open(tmp_path_factory.mktemp("thief")) as other:
-        thief = Tenants(world.store, Keyring.open(other), key_cache_s=KEY_CACHE_S, clock=world.clock)
+        thief = Tenants(
+            world.store,
+            Keyring.open(other),
+            key_cache_s=KEY_CACHE_S,
+            lookup_timeout_s=LOOKUP_TIMEOUT_S,
+            clock=world.clock,
+        )
 
         with thief, pytest.raises(Unauthenticated):
             asyncio.run(thief.identify(world.key))
@@ -268,7 +281,9 @@ def test_simultaneous_callers_share_one_look_up(world: World) -> None:
     counted.transactions = 0
 
     async def ask() -> list[Caller]:
-        with Tenants(counted, world.keyring, key_cache_s=KEY_CACHE_S, clock=world.clock) as tenants:
+        with Tenants(
+            counted, world.keyring, key_cache_s=KEY_CACHE_S, lookup_timeout_s=LOOKUP_TIMEOUT_S, clock=world.clock
+        ) as tenants:
             return list(await asyncio.gather(*(tenants.identify(world.key) for _ in range(100))))
 
     with counted:
@@ -296,6 +311,7 @@ def test_guesses_do_not_push_valid_keys_out(world: World) -> None:
         world.store,
         world.keyring,
         key_cache_s=KEY_CACHE_S,
+        lookup_timeout_s=LOOKUP_TIMEOUT_S,
         clock=world.clock,
         valid_keys_max=1,
         unknown_keys_max=20,
@@ -314,10 +330,11 @@ def test_guesses_do_not_push_valid_keys_out(world: World) -> None:
 
 
 def test_the_event_loop_turns_while_the_store_hangs(world: World) -> None:
-    """A look-up that blocks holds up its own caller, for LOOKUP_TIMEOUT_S, and no other request."""
+    """A look-up that blocks holds up its own caller, for as long as it may, and no other request."""
+    tenants = Tenants(world.store, world.keyring, key_cache_s=1, lookup_timeout_s=1, clock=world.clock)
 
     async def ask() -> int:
-        caller = asyncio.create_task(world.tenants.identify(world.key))
+        caller = asyncio.create_task(tenants.identify(world.key))
         turns = 0
         while not caller.done():
             await asyncio.sleep(0.01)
@@ -326,7 +343,7 @@ def test_the_event_loop_turns_while_the_store_hangs(world: World) -> None:
             await caller
         return turns
 
-    with world.place.everyone_waits():
+    with world.place.everyone_waits(), tenants:
         turns = asyncio.run(ask())
     assert turns > 10
 
@@ -334,7 +351,10 @@ def test_the_event_loop_turns_while_the_store_hangs(world: World) -> None:
 def test_tenants_never_share_a_salt(place: Place) -> None:
     """Two tenants' salts differ, one tenant's never changes, both fit the engine's rule, and none follows from an id."""
     with place.open() as store:
-        tenants = [Tenants(store, Keyring(pepper), key_cache_s=1, clock=Clock()) for pepper in (b"p" * 32, b"q" * 32)]
+        tenants = [
+            Tenants(store, Keyring(pepper), key_cache_s=1, lookup_timeout_s=10, clock=Clock())
+            for pepper in (b"p" * 32, b"q" * 32)
+        ]
         salts = [tenants[0].cache_salt(Caller(tenant, "acme", "k")) for tenant in ("a", "b", "a")]
         assert salts[0] == salts[2] != salts[1] and all(re.fullmatch(r"[0-9a-f]{64}", salt) for salt in salts)
         assert tenants[1].cache_salt(Caller("a", "acme", "k")) != salts[0]
