@@ -96,7 +96,7 @@ class Retries(_Group):
     """How much more a failing fleet, or a key whose calls are refused, may be asked than a healthy one."""
 
     share: Annotated[float, Field(ge=0, le=1)] = 0.2
-    """Retries of a model's calls at other replicas, as a share of its calls (retry budget): a fleet that fails everywhere gets at most 1.2 times the calls, and ten more. 0 turns retries off once those ten are used up."""
+    """Retries of a model's calls at other replicas, as a share of its calls (retry budget): a fleet that fails everywhere gets at most 1.2 times the calls, and ten more. Streams that a lost replica had begun go on besides (RLY-55). 0 turns retries off once those ten are used up."""
     refused_per_key: Annotated[int, Field(ge=1)] = 20
     """Calls of one key that may be refused in a row, with a 502 or 503, before its next ones are refused unread, with Retry-After; one a second more, and one for each call that is admitted. Clients' own routers try five times in half a second."""
 

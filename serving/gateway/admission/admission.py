@@ -152,10 +152,13 @@ class Ticket:
         """Could the call leave this replica for another?"""
         return self._fleet.best(self._claim.model, self._claim.need, {replica_id}) is not None
 
+    def count_ready(self) -> int:
+        """The model's replicas that are ready."""
+        return self._fleet.count_ready(self._claim.model)
+
     def report_failed(self, replica_id: str) -> None:
         """A call failed there: it is ejected when it is an outlier."""
-        replicas = self._fleet.count_ready(self._claim.model)
-        if self._fleet.outliers.fail(replica_id, self._claim.model, replicas):
+        if self._fleet.outliers.fail(replica_id, self._claim.model, self.count_ready()):
             log.warning("replica %s: ejected as an outlier", replica_id)
             self._record.replicas_ejected += 1
 

@@ -20,6 +20,7 @@ from serving.gateway.nouns import CallRecord, Failure, InterTokenLatency, Usage
 from serving.gateway.observe.tracing import Trace
 from serving.gateway.relay import events, metering
 from serving.gateway.relay.continuation import NO_NOTES, Continuation
+from serving.gateway.relay.losses import Losses
 from serving.gateway.relay.metering import ChunkMeter, Meter
 from serving.gateway.relay.retries import Retries
 from serving.gateway.relay.sink import Sink
@@ -166,6 +167,15 @@ class Exchange:
             self._events_had = self.events_passed
         self.forget()
         self._record.failures[failure] += 1
+
+    def is_covered(self, losses: Losses, replicas: int) -> bool:
+        """Whether this is a stream that goes on at no cost of the model's budget; `replicas` of the model are ready."""
+        replica_id = self._record.replica_id
+        return (
+            self.has_content
+            and replica_id is not None
+            and losses.cover(self.call.model, replica_id, self._sent_at, replicas)
+        )
 
     def take_retry(self, retries: Retries) -> bool:
         """Whether the model's budget has room for one more attempt, which is counted either way."""

@@ -31,6 +31,7 @@ from serving.gateway.relay.continuation import Continuation, Misaligned
 from serving.gateway.relay.departure import Departure
 from serving.gateway.relay.exchange import JSON_HEADERS, Exchange, Misshapen
 from serving.gateway.relay.held import Room
+from serving.gateway.relay.losses import Losses
 from serving.gateway.relay.metering import Meter
 from serving.gateway.relay.passage import Passage, Reminder
 from serving.gateway.relay.progress import Progress
@@ -90,6 +91,7 @@ class Relay:
         self._estimates = estimates
         self._timeouts = settings.timeouts
         self._retries = Retries(settings.retries.share)
+        self._losses = Losses(clock)
         self._continues = settings.continuation
         self._hands_on = settings.continuation and settings.hand_on_drains
         self._secret = secret
@@ -135,10 +137,15 @@ class Relay:
             await asyncio.sleep(self._retries.pause_s(retry))
 
     def _require_retry(self, failure: Failure, ticket: Ticket, exchange: Exchange) -> None:
-        """Raise the call's error when it may not be tried again: its time is over, or its model's retry budget is."""
+        """Raise the call's error when it may not be tried again: its time is over, or its model's retry budget is.
+
+        A stream that has begun owes none to the loss of its replica, as far as losses are covered.
+        """
         if failure is Failure.BUSY:
             ticket.require_time()
-        if failure in FREE or exchange.take_retry(self._retries):
+        if failure in FREE or (failure in SUSPICIOUS and exchange.is_covered(self._losses, ticket.count_ready())):
+            return
+        if exchange.take_retry(self._retries):
             return
         if failure is Failure.BUSY:
             raise ticket.busy()
