@@ -31,18 +31,39 @@ from serving.errors import Refusal
 from serving.wire import DIRECTORY_ROUTE
 
 RAY_TOKEN_FILE = "ray.token"  # noqa: S105 A file's name.
-#: Environment of Serve's controller, read at its start: fill one node before the next, so that a large engine finds a
-#: whole node, and never give up on a deployment (the other half of placement.RETRIES_WITHOUT_END).
+#: Environment of Serve's controller, read at its start.
 SERVE_ENVIRONMENT = {
+    # Fill one node before the next, so that a large engine finds a whole node.
     "RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY": "1",
+    # Never give up on a deployment (the other half of placement.RETRIES_WITHOUT_END).
     "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": str(placement.RETRIES_WITHOUT_END),
+    # Seconds between two looks of Serve's controller at everything it runs: half a health check's period (CELL-25).
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    # Milliseconds between two updates of Serve's metrics: as often as Ray exports them. Every process of Serve reads it.
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "10000",
 }
-#: The same, of a Ray on this machine alone: Serve looks at its proxy once in 10 s, and starts a dead one only then.
+#: The same, of a Ray on this machine alone, and what an idle laptop does without (CELL-25).
 _LOCAL_ENVIRONMENT = {
+    # Serve looks at its proxy once in 10 s, and starts a dead one only then.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     # Milliseconds that Ray's node waits for its agents' first answer; 30 s are too few on a machine that is busy.
     "RAY_agent_register_timeout_ms": "180000",
+    # Nothing scrapes Ray's and Serve's own metrics here.
+    "RAY_enable_metrics_collection": "0",
+    # Nor does anything ask for the history of Ray's tasks.
+    "RAY_task_events_report_interval_ms": "0",
+    # Off, as in the chart: it would kill the smallest of Ray's workers for the memory of the engine.
+    "RAY_memory_monitor_refresh_ms": "0",
+    # Milliseconds between two looks of Ray's node: at its resources, its objects, its idle workers, its disk. One node
+    # has no other to tell of the first, and no token passes through the second.
+    "RAY_raylet_report_resources_period_milliseconds": "1000",
+    "RAY_raylet_check_gc_period_milliseconds": "1000",
+    "RAY_object_manager_timer_freq_ms": "1000",
+    "RAY_kill_idle_workers_interval_ms": "1000",
+    "RAY_local_fs_monitor_interval_ms": "10000",
 }
+#: Ray's daemons that have nothing to do on one machine: one prints workers' logs at drivers, one asks for more nodes.
+_UNUSED_DAEMONS = {"include_log_monitor": False, "no_monitor": True}
 #: Ports of Ray's agents. Its node waits 15 s for an agent that has none given to choose one, and then aborts (CELL-24).
 _AGENT_PORTS = ("metrics_agent_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
 #: As Ray has them: they are replaced at each start.
@@ -51,10 +72,11 @@ _RAY_PARAMETERS, _RAYLET = parameter.RayParams, services.RAYLET_EXECUTABLE
 _OBJECT_STORE_BYTES = 80 * 1024 * 1024
 
 
-def _give_ports(folder: Path) -> None:
-    """Have `ray.init` give Ray's agents the ports that it takes no arguments for, and have Ray's node know them all."""
+def _give_parameters(folder: Path) -> None:
+    """Have `ray.init` give Ray's agents the ports that it takes no arguments for, have Ray's node know them all, and
+    leave unused daemons out."""
     ports = {name: free_port("127.0.0.1") for name in _AGENT_PORTS}
-    parameter.RayParams = partial(_RAY_PARAMETERS, **ports)
+    parameter.RayParams = partial(_RAY_PARAMETERS, **ports, **_UNUSED_DAEMONS)
     node = folder.parent / "raylet"
     # The node takes this option, and Ray passes it on in no way.
     listen_port = ports["dashboard_agent_listen_port"]
@@ -72,7 +94,7 @@ def start_local_ray(serve_port: int, home: Path, folder: Path) -> None:
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(secret.create_if_absent(home, RAY_TOKEN_FILE))
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ |= SERVE_ENVIRONMENT | _LOCAL_ENVIRONMENT
-    _give_ports(folder)
+    _give_parameters(folder)
     try:
         ray.init(
             address="local",

@@ -1,6 +1,6 @@
 """Hook: Ray Serve's autoscaling policy. It returns the number that the directory has decided (`engine.scaling`).
 
-It runs in the event loop of Serve's controller, ten times a second: a thread polls the directory once a second, and the
+It runs in the event loop of Serve's controller, twice a second: a thread polls the directory once a second, and the
 hook returns the last number read. While the directory does not answer, nothing changes.
 """
 

@@ -31,8 +31,6 @@ def test_a_part_that_ray_starts_again_gets_its_time() -> None:
     [
         ("/v/ray/core/src/ray/gcs/gcs_server --log_dir=/t/r/session", "Ray's GCS"),
         ("/v/ray/core/src/ray/raylet/raylet --raylet_socket_name=/t --x=/v/ray/dashboard/agent.py", "Ray's raylet"),
-        ("/v/bin/python -u /v/ray/_private/log_monitor.py --session-dir=/t", "Ray's log monitor"),
-        ("/v/bin/python -u /v/ray/autoscaler/v2/monitor.py --logs-dir=/t", "Ray's monitor"),
         ("/v/bin/python /v/ray/dashboard/dashboard.py --host=127.0.0.1", "Ray's dashboard"),
         ("ray::DashboardAgent", "Ray's dashboard agent"),
         ("ray::ServeController.listen_for_change", "Serve's controller"),

@@ -177,6 +177,15 @@ def _mib(quantity: str) -> int:
     return number * {"Mi": 1, "Gi": 1024, "Ti": 1024**2}[unit]
 
 
+def test_no_pod_wakes_for_what_no_one_reads(one: Cell) -> None:
+    """Ray's log monitor, which sends workers' logs to drivers, is left out, and Serve updates its metrics as often as Ray
+    exports them."""
+    groups = {"head": one.cluster["headGroupSpec"]} | one.groups
+    for name, template in one.templates.items():
+        assert groups[name]["rayStartParams"]["include-log-monitor"] == "false"
+        assert environment(template)["RAY_SERVE_METRICS_EXPORT_INTERVAL_MS"] == "10000"
+
+
 # --- ports ----------------------------------------------------------------------------------------------------------
 
 

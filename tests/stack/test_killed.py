@@ -76,8 +76,8 @@ def test_nothing_outlives_an_up_that_is_killed(
 
 #: Parts whose end is the stack's, and those that Ray starts again.
 ENDING = (
-    *("Ray's dashboard agent", "Ray's raylet", "Ray's GCS", "Ray's runtime environment agent", "Ray's monitor"),
-    *("Ray's dashboard", "Ray's log monitor", "the keeper", "the gateway"),
+    *("Ray's dashboard agent", "Ray's raylet", "Ray's GCS", "Ray's runtime environment agent"),
+    *("Ray's dashboard", "the keeper", "the gateway"),
 )
 HEALING = ("Serve's controller", "Serve's proxy", "the directory")
 

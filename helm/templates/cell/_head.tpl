@@ -28,12 +28,14 @@ template:
           {{- include "gpt-oss-serving.rayContainerPorts" . | nindent 10 }}
         env:
           {{- include "gpt-oss-serving.rayEnv" (dict "root" $root "rayDrainS" 5) | nindent 10 }}
-          # For Serve's controller: fill one node before the next, so that a large engine finds a whole node; and keep retrying
-          # a model whose engines failed to start.
+          # For Serve's controller: fill one node before the next, so that a large engine finds a whole node; keep retrying a
+          # model whose engines failed to start; and look at everything it runs every half second, not ten times a second.
           - name: RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY
             value: "1"
           - name: RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT
             value: "1000000"
+          - name: RAY_SERVE_CONTROL_LOOP_INTERVAL_S
+            value: "0.5"
         resources:
           {{- include "gpt-oss-serving.resources" $root.Values.head.resources | nindent 10 }}
         {{- with include "gpt-oss-serving.rayProbes" dict | trim }}

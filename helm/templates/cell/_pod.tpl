@@ -49,6 +49,9 @@ securityContext:
 # handles memory pressure instead.
 - name: RAY_memory_monitor_refresh_ms
   value: "0"
+# Milliseconds between two updates of Serve's metrics, as often as Ray exports them; ten times a second otherwise, in every pod.
+- name: RAY_SERVE_METRICS_EXPORT_INTERVAL_MS
+  value: "10000"
 - name: AUTOSCALER_METRIC_PORT
   value: "6387"
 - name: DASHBOARD_METRIC_PORT
@@ -139,5 +142,7 @@ priorityClassName: {{ . }}
 {{/* rayStartParams of every node. Takes root. */}}
 {{- define "gpt-oss-serving.rayStartParams" -}}
 {{ include "gpt-oss-serving.rayPorts" .root }}
+# It would send workers' logs to drivers, of which a cell has none that prints them.
+include-log-monitor: "false"
 object-store-memory: {{ mul (int64 .root.Values.ray.objectStoreMib) 1048576 | quote }}
 {{- end -}}
