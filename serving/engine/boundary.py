@@ -8,12 +8,13 @@ conversations into prompts, and Harmony into answers, are replaced (`engine/harm
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from serving.engine import continuation, harmony, markers
+from serving.engine import continuation, exposition, harmony, markers
 from serving.engine.exposition import LABELS_VARIABLE, relabelled
 from serving.secret import PlaneSecret
 from serving.wire import ENGINE_ROUTES, LIVENESS_ROUTE
@@ -57,6 +58,8 @@ class Boundary:
         elif scope["type"] == "http" and (status := self._refusal_status(scope)):
             await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
             await send({"type": "http.response.body", "body": b""})
+        elif scope["type"] == "http" and scope["path"] == METRICS_PATH and (names := _names(scope)):
+            await self._send_chosen(names, send)
         elif scope["type"] == "http" and scope["path"] == METRICS_PATH and self._metric_labels:
             # Uncompressed, so that it can be read here.
             plain = {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"accept-encoding"]}
@@ -65,6 +68,13 @@ class Boundary:
             await self._app(scope, *await continuation.entered(journal, receive, send))
         else:
             await self._app(scope, receive, send)
+
+    async def _send_chosen(self, names: list[str], send: Callable[[Message], Awaitable[None]]) -> None:
+        page = await asyncio.to_thread(exposition.chosen, names)
+        body = relabelled(page, self._metric_labels) if self._metric_labels else page
+        headers = [(b"content-type", exposition.CONTENT_TYPE), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
     def _refusal_status(self, scope: Scope) -> int | None:
         return refusal_status(scope["method"], scope["path"], _authorization(scope), self._secret)
@@ -99,6 +109,10 @@ def refusal_status(method: str, path: str, authorization: bytes, secret: PlaneSe
     if not secret.accepts(authorization):
         return 401
     return None if (method, path) in ENGINE_ROUTES | OWNER_ROUTES else 404
+
+
+def _names(scope: Scope) -> list[str]:
+    return exposition.names(scope.get("query_string", b""))
 
 
 def _authorization(scope: Scope) -> bytes:

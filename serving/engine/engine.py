@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from urllib.parse import urlencode
 
 import aiohttp
 import msgspec
@@ -30,7 +31,7 @@ from serving.config import PlaneTls
 from serving.engine import command, leftovers, processes, sense
 from serving.engine.adapters import Shelf
 from serving.engine.command import ONLY_MEMBER, EngineSpec, Member
-from serving.engine.figures import Look, parse_look
+from serving.engine.figures import READ_METRICS, Look, parse_look
 from serving.engine.members import expected_members
 from serving.engine.vitals import Vitals
 from serving.errors import ServingError
@@ -56,6 +57,8 @@ _KEPT_LOGS = 10
 _LOG_TAIL_BYTES = 8192
 _LOADED = re.compile(rb"checkpoint shards: +(\d+)% Completed")
 
+#: The page of an engine's metrics, and on it those that are read (CELL-26).
+_LOOK = f"/metrics?{urlencode([('name[]', name) for name in READ_METRICS])}"
 #: vLLM's header that names the data rank a call is for.
 _DATA_RANK_HEADER = "X-data-parallel-rank"
 
@@ -276,7 +279,7 @@ class Engine:
         """The engine's load and what each of its cores says of its work, or None while it does not answer."""
         timeout = aiohttp.ClientTimeout(_PROBE_TIMEOUT_S)
         try:
-            async with self._client.get("/metrics", headers=self._headers(), timeout=timeout) as answer:
+            async with self._client.get(_LOOK, headers=self._headers(), timeout=timeout) as answer:
                 return parse_look(await answer.text()) if answer.status == 200 else None
         except (aiohttp.ClientError, TimeoutError):
             return None

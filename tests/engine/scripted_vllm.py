@@ -47,10 +47,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         running = int((RECORDS / "busy").exists())
-        if self.path == "/metrics":
+        path = self.path.partition("?")[0]
+        if path == "/metrics":
             with (RECORDS / f"{flag('--port', 0)}.looks").open("a") as looks:
                 looks.write(".")
-        self._answer(f"vllm:num_requests_running {running}\n".encode() if self.path == "/metrics" else b"{}")
+        self._answer(f"vllm:num_requests_running {running}\n".encode() if path == "/metrics" else b"{}")
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))

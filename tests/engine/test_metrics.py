@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.engine import exposition
 from serving.engine.boundary import METRICS_PATH, SECRET_FILE_VARIABLE, Boundary
 from serving.engine.directory import EXPIRY_S, Listing
+from serving.engine.figures import READ_METRICS, parse_look
 from serving.wire import EngineLoad, ReplicaReport, ReplicaState
 from tests.clock import Clock
 from tests.exposition import value
@@ -40,6 +44,53 @@ def test_every_sample_of_an_engine_carries_our_labels() -> None:
     assert value(page, "vllm:time_to_first_token_seconds_bucket", le="0.5") == 7
     assert value(page, "odd_total", text="{x} y") == 1 and value(page, "process_cpu_seconds_total", model="m") == 12.5
     assert page.count(b"#") == PAGE.count(b"#")
+
+
+@pytest.fixture
+def scraped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Boundary]:
+    """A boundary before a vLLM that fails when it is asked, and three metrics of vLLM's in this process."""
+    (tmp_path / "secret").write_text("first")
+    monkeypatch.setenv(SECRET_FILE_VARIABLE, str(tmp_path / "secret"))
+    monkeypatch.setenv(exposition.LABELS_VARIABLE, exposition.labels("m", "m-1"))
+
+    async def vllm(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError("vLLM knows no part of its page")
+
+    running = Gauge("vllm:num_requests_running", "Running.", ["model_name", "engine"])
+    tokens = Counter("vllm:generation_tokens_total", "Tokens.", ["model_name", "engine"])
+    prompts = Histogram("vllm:request_prompt_tokens", "Prompts.", ["model_name", "engine"])
+    running.labels("m", "0").set(3)
+    tokens.labels("m", "0").inc(7)
+    prompts.labels("m", "0").observe(5)
+    yield Boundary(vllm)
+    for metric in (running, tokens, prompts):
+        REGISTRY.unregister(metric)
+
+
+async def test_a_replica_gets_the_samples_it_asks_for(scraped: Boundary) -> None:
+    """By `name[]`, as Prometheus has it: those and no others, under our labels, without a question to vLLM; nothing without
+    the secret."""
+    query = urlencode([("name[]", name) for name in (*READ_METRICS, "unheard_of")]).encode()
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    for value_ in (b"Bearer no", b"Bearer first"):
+        scope = {"type": "http", "method": "GET", "path": METRICS_PATH, "query_string": query}
+        await scraped(scope | {"headers": [(b"authorization", value_)]}, None, send)  # type: ignore[arg-type]
+    assert [message["status"] for message in sent[::2]] == [401, 200]
+    page = sent[3]["body"]
+    assert dict(sent[2]["headers"])[b"content-length"] == b"%d" % len(page)
+    found = {it.name: it.value for family in text_string_to_metric_families(page.decode()) for it in family.samples}
+    assert found == {
+        "vllm:num_requests_running": 3,
+        "vllm:generation_tokens_total": 7,
+        "vllm:request_prompt_tokens_sum": 5,
+        "vllm:request_prompt_tokens_count": 1,
+    }
+    assert value(page, "vllm:num_requests_running", engine="0", model="m", replica="m-1") == 3
+    assert parse_look(page.decode()).cores[0].calls == 3
 
 
 async def test_the_boundary_rewrites_the_page_on_its_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

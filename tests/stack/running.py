@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlencode
 
 import msgspec
 import psutil
@@ -155,10 +156,11 @@ class Stack:
         (url,) = [it.report.url for it in self.listed() if it.report.state is ReplicaState.READY]
         return url
 
-    def metric_families(self) -> list[Metric]:
-        """vLLM's own figures, as Prometheus reads them."""
+    def metric_families(self, *names: str) -> list[Metric]:
+        """vLLM's own figures, as Prometheus reads them; of these names alone if there are any."""
+        query = f"?{urlencode([('name[]', name) for name in names])}" if names else ""
         request = urllib.request.Request(
-            f"{self.ready_engine_url()}/metrics", headers={"Authorization": f"Bearer {self.secret}"}
+            f"{self.ready_engine_url()}/metrics{query}", headers={"Authorization": f"Bearer {self.secret}"}
         )
         with urllib.request.urlopen(request, timeout=10) as answer:
             return list(text_string_to_metric_families(answer.read().decode()))

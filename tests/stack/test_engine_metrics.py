@@ -18,7 +18,8 @@ KINDS = {".py", ".yaml", ".yml", ".json", ".tpl"}
 
 
 def require_metrics(stack: Stack) -> None:
-    """Each name we read has a sample of the kind that its ending says, for each of the engine's cores."""
+    """Each name we read has a sample of the kind that its ending says, for each of the engine's cores; and those are what an
+    engine answers to a replica, which asks for no more."""
     families = stack.metric_families()
     cores = [name for name in stack.engine_members() if name.startswith("EngineCore")]
     for name in READ_METRICS:
@@ -28,6 +29,10 @@ def require_metrics(stack: Stack) -> None:
         ending = name.rpartition("_")[2]
         kind = {"total": "counter", "sum": "histogram", "count": "histogram"}.get(ending, "gauge")
         assert sorted(samples) == [(kind, str(index)) for index in range(len(cores))], name
+    some = {(it.name, *it.labels.items()) for family in stack.metric_families(*READ_METRICS) for it in family.samples}
+    assert some == {
+        (it.name, *it.labels.items()) for family in families for it in family.samples if it.name in READ_METRICS
+    }
     types = {family.name: family.type for family in families}
     for metric in CATALOGUED:
         assert types.get(metric.name.removesuffix("_total")) == metric.type, metric.name
