@@ -101,7 +101,7 @@ WEDGED, SENSELESS = EJECTIONS = ("wedged", "senseless")
 
 
 class ReplicaReport(msgspec.Struct, frozen=True):
-    """A replica's heartbeat, every `engine.heartbeat_s` (0.5 s by default)."""
+    """A replica's heartbeat, every `engine.heartbeat_s` (0.5 s by default); every 2 s while it says the same."""
 
     replica_id: str
     model: str
@@ -168,6 +168,8 @@ class GatewayReport(msgspec.Struct, frozen=True):
     covers_s: float = 0.0
     #: Model → what this gateway sees of it.
     traffic: dict[str, Traffic] = {}
+    #: The last answer's `news`, from a gateway without calls: the answer may wait for other news. Empty: it may not.
+    known: str = ""
 
 
 class ListedModel(msgspec.Struct, frozen=True):
@@ -207,3 +209,5 @@ class DirectoryAnswer(msgspec.Struct, frozen=True):
     #: Sentences for the operator, such as on a device where engines keep failing.
     warnings: tuple[str, ...] = ()
     models: tuple[ListedModel, ...] = ()
+    #: Names all that this answer says but loads. Empty from a directory that makes no poll wait.
+    news: str = ""

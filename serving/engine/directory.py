@@ -1,5 +1,6 @@
-"""Directory: which replicas serve what in this cell, and how many should run? Replicas report here about twice a second;
-gateways poll it over HTTP and send their demand; Serve's autoscaling hook reads the wanted numbers.
+"""Directory: which replicas serve what in this cell, and how many should run? Replicas report here about twice a second,
+and every two seconds while they say the same; gateways poll it over HTTP and send their demand; Serve's autoscaling hook
+reads the wanted numbers.
 
 It stores nothing: a restarted directory has every replica's report again within one interval, and until then marks its
 answer incomplete, so that no gateway drops a replica because of the restart.
@@ -23,6 +24,7 @@ from starlette.responses import Response
 
 from serving.engine.failures import EngineFailure, FailureHistory
 from serving.engine.metrics import Metrics, Snapshot
+from serving.engine.news import News
 from serving.engine.placement import GPU_TYPE_LABEL
 from serving.engine.pool import Node
 from serving.engine.scaling import Arrivals, Plans, Scaler
@@ -32,6 +34,7 @@ from serving.wire import (
     METRICS_ROUTE,
     WANTED_ROUTE,
     DirectoryAnswer,
+    EngineLoad,
     GatewayReport,
     Listed,
     ReplicaReport,
@@ -40,7 +43,7 @@ from serving.wire import (
 
 logger = logging.getLogger("serving.directory")
 
-#: Seconds without a report after which a replica is dropped: twenty missed heartbeats.
+#: Seconds without a report after which a replica is dropped: twenty missed heartbeats, five of one that says the same.
 EXPIRY_S = 10.0
 #: Seconds after its start by which every living replica has reported.
 COMPLETE_AFTER_S = 5.0
@@ -56,6 +59,8 @@ _LIVING = frozenset({ReplicaState.STARTING, ReplicaState.LOADING, ReplicaState.W
 _MEETINGS_MAX = 1000
 #: Gateways whose demand is kept; a cell has tens.
 _GATEWAYS_MAX = 1000
+#: Seconds for which the poll of a gateway without calls waits for news: as long as a gateway's polls may be apart (CELL-27).
+NEWS_WAIT_S = 2.0
 #: Seconds between two polls of Ray's nodes: they come and go in minutes.
 _NODES_INTERVAL_S = 5.0
 
@@ -98,8 +103,8 @@ class Listing:
             self._gateways[report.gateway_id] = (self._clock(), report)
             self._arrivals.record(report)
 
-    def record(self, report: ReplicaReport) -> None:
-        """Take a replica's heartbeat, and count a failure at its first FAILED."""
+    def record(self, report: ReplicaReport) -> bool:
+        """Take a replica's heartbeat, and count a failure at its first FAILED; returns whether more than its load is new."""
         now = self._clock()
         if now - self._last_report_at > SILENCE_S:
             self._reporting_since = now
@@ -110,6 +115,7 @@ class Listing:
             self._failures.record(EngineFailure(report.model, report.node, report.devices, now, why))
         self._reports[report.replica_id] = (now, report)
         self._metrics.record(report, now)
+        return before is None or _lasting(before[1]) != _lasting(report)
 
     def start_wait_s(self, model: str) -> float:
         """Back-off: seconds that an engine of `model` should wait before it starts, because others failed."""
@@ -126,9 +132,9 @@ class Listing:
     def wanted(self) -> dict[str, int] | None:
         """Model → engines wanted; None while this directory does not have every replica's report."""
         self._refresh()
-        return self._scaler.wanted() if self._is_complete() else None
+        return self._scaler.wanted() if self.is_complete() else None
 
-    def _is_complete(self) -> bool:
+    def is_complete(self) -> bool:
         """Has every living replica had time to report? Not to a directory that just started, or was cut off itself."""
         now = self._clock()
         is_old = now - max(self._started_at, self._reporting_since) >= COMPLETE_AFTER_S
@@ -144,11 +150,11 @@ class Listing:
 
     def _refresh(self) -> None:
         now = self._clock()
-        if self._is_complete():
+        if self.is_complete():
             self._reports = {key: (at, report) for key, (at, report) in self._reports.items() if now - at < EXPIRY_S}
         self._gateways = {key: (at, report) for key, (at, report) in self._gateways.items() if now - at < EXPIRY_S}
         self._metrics.keep_only(self._reports.keys())
-        if self._is_complete() and self._scaler.is_due(now):
+        if self.is_complete() and self._scaler.is_due(now):
             demand = self._arrivals.demand([report for _, report in self._gateways.values()], now)
             self._arrivals = Arrivals(now)
             reports = list(self._reports.values())
@@ -175,7 +181,7 @@ class Listing:
         return DirectoryAnswer(
             cell=self._cell,
             incarnation=self._incarnation,
-            is_complete=self._is_complete(),
+            is_complete=self.is_complete(),
             replicas=tuple(Listed(report=report, heard_ago_s=now - at) for at, report in self._reports.values()),
             warnings=(*self._failures.suspects(now), *self._failures.ejections(now)),
             models=self._scaler.listed(),
@@ -186,7 +192,9 @@ class Directory:
     """The Serve deployment around a Listing."""
 
     async def __init__(self, cell: str, secret_file: str) -> None:  # type: ignore[misc]  # Serve awaits it
-        self._listing = Listing(cell, uuid.uuid4().hex, time.monotonic)
+        incarnation = uuid.uuid4().hex
+        self._listing = Listing(cell, incarnation, time.monotonic)
+        self._news = News(incarnation)
         self._secret = PlaneSecret(Path(secret_file))
         self._settings = CellSettings()
         self._watching = asyncio.get_running_loop().create_task(self._watch_nodes())
@@ -208,10 +216,13 @@ class Directory:
         """Called by Serve at the start, and when the settings change; restarts nothing."""
         self._settings = CellSettings.model_validate(plain)
         self._listing.plan(self._settings.plans())
+        self._news.happen()
 
-    async def report(self, report: ReplicaReport) -> None:
-        """Called by replicas through Serve."""
-        self._listing.record(report)
+    async def report(self, report: ReplicaReport) -> bool:
+        """Called by replicas through Serve; True: it has arrived."""
+        if self._listing.record(report):
+            self._news.happen()
+        return True
 
     async def start_wait_s(self, model: str) -> float:
         """Called by a replica before it starts its engine."""
@@ -236,10 +247,17 @@ class Directory:
             return Response(self._listing.metrics(), media_type=_METRICS_TYPE)
         if request.method == "POST":
             try:
-                self._listing.record_gateway(msgspec.json.decode(await request.body(), type=GatewayReport))
+                report = msgspec.json.decode(await request.body(), type=GatewayReport)
             except (msgspec.DecodeError, UnicodeDecodeError):
                 return Response(status_code=400)
-        return _json(self._listing.answer())
+            self._listing.record_gateway(report)
+            if self._listing.is_complete():
+                await self._news.after(report.known, NEWS_WAIT_S)
+        return _json(msgspec.structs.replace(self._listing.answer(), news=self._news.token))
+
+
+def _lasting(report: ReplicaReport) -> ReplicaReport:
+    return msgspec.structs.replace(report, load=EngineLoad())
 
 
 def gpu_nodes(nodes: Iterable[Mapping[str, Any]]) -> list[Node]:

@@ -35,6 +35,7 @@ from serving.engine.engine import (
     running,
 )
 from serving.engine.figures import CoreFigures, Look
+from serving.engine.heartbeat import Heartbeat
 from serving.engine.progress import Evidence, Limits, Watch
 from serving.engine.specs import LiveSettings
 from serving.errors import Refusal
@@ -80,6 +81,7 @@ class Replica:
         #: The last look at the engine; None if it did not answer. And since when the next one has been waited for.
         self._look: Look | None = None
         self._asked_at: float | None = None
+        self._heartbeat = Heartbeat(time.monotonic)
         self._reason: str | None = None
         #: Why this replica ended its engine itself, for the directory's count.
         self._ejected: str | None = None
@@ -394,7 +396,8 @@ class Replica:
         while True:
             if self._engine and self._state in (ReplicaState.READY, ReplicaState.DRAINING):
                 await self._take_look(self._engine)
-            await self._report()
+            if self._heartbeat.is_due(await self.report()):
+                await self._report()
             await asyncio.sleep(self._spec.settings.heartbeat_s)
 
     async def _take_look(self, engine: Engine) -> None:
@@ -408,7 +411,8 @@ class Replica:
 
     async def _report(self) -> None:
         report = await self.report()
-        await self._ask_directory(lambda it: it.report.remote(report))
+        if await self._ask_directory(lambda it: it.report.remote(report)):
+            self._heartbeat.arrive(report)
 
     async def _ask_directory(self, ask: Callable[[DeploymentHandle], DeploymentResponse]) -> Any:
         """The directory's answer (Serve's handles are untyped), or None without one: no engine blocks on the directory."""

@@ -3,7 +3,7 @@
 import msgspec
 
 from serving.engine.directory import COMPLETE_AFTER_S, EXPIRY_S, SILENCE_MAX_S, SILENCE_S, Listing
-from serving.wire import DirectoryAnswer, ReplicaReport, ReplicaState
+from serving.wire import DirectoryAnswer, EngineLoad, ReplicaReport, ReplicaState
 from tests.clock import Clock
 
 
@@ -30,6 +30,16 @@ def test_the_last_report_counts() -> None:
     clock.advance(2)
     (listed,) = listing.answer().replicas
     assert listed.report.state is ReplicaState.READY and listed.heard_ago_s == 2
+
+
+def test_a_load_alone_is_no_news() -> None:
+    """Gateways without calls need not learn it; a replica, a state and a reason are for all of them."""
+    listing = Listing("cell", "1", Clock())
+    ready = report("a")
+    assert listing.record(ready) and not listing.record(ready)
+    assert not listing.record(msgspec.structs.replace(ready, load=EngineLoad(running_requests=3)))
+    assert listing.record(msgspec.structs.replace(ready, state=ReplicaState.DRAINING))
+    assert listing.record(msgspec.structs.replace(ready, state=ReplicaState.DRAINING, reason="why"))
 
 
 def test_a_silent_replica_expires() -> None:

@@ -50,19 +50,28 @@ class Polls:
 
     async def _follow(self, source: Source, session: aiohttp.ClientSession) -> None:
         reported = self._demands.read()
+        known = ""
         while True:
             asked_at, reporting = self._clock(), self._demands.read()
             traffic = self._traffic(reported, reporting)
             try:
                 async with asyncio.timeout(POLL_TIMEOUT_S):
-                    report = GatewayReport(self._gateway_id, reporting.read_at - reported.read_at, traffic)
+                    report = GatewayReport(
+                        self._gateway_id,
+                        reporting.read_at - reported.read_at,
+                        traffic,
+                        # Without calls only a change matters, and the directory says it as soon as there is one.
+                        known="" if any(map(_is_any, traffic.values())) else known,
+                    )
                     answer = await source.ask(session, report)
             except TimeoutError:
+                known = ""
                 self._log_silence(source, f"nothing within {POLL_TIMEOUT_S:g} s")
             except Silence as silence:
+                known = ""
                 self._log_silence(source, str(silence))
             else:
-                reported = reporting
+                reported, known = reporting, answer.news
                 self._up.add(source.name)
                 self._silent.discard(source.name)
                 self.take(answer, asked_at, source.name)
@@ -107,3 +116,7 @@ class Polls:
             for warning in sorted(before - now):
                 log.info("%s no longer warns: %s", answer.cell, warning)
         self._warnings[answer.cell] = now if answer.is_complete else now | before
+
+
+def _is_any(traffic: Traffic) -> bool:
+    return traffic.waiting_requests > 0 or traffic.arrived_prompt_tokens > 0

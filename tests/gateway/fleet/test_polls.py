@@ -12,12 +12,14 @@ from serving.gateway.fleet.demand import Demands
 from serving.gateway.fleet.fleet import CELL_MEMORY_S, Fleet
 from serving.gateway.fleet.polls import Polls
 from serving.secret import PlaneSecret
-from serving.wire import ListedModel
+from serving.wire import ListedModel, Traffic
 from tests.clock import Clock
 from tests.gateway.fleet.directory import Directory
 from tests.gateway.fleet.reports import answer, report
 from tests.gateway.world import running_gateway, until
 from tests.scripted_engine import MODEL, ScriptedEngine
+
+NONE = Traffic()
 
 
 def polls(clock: Clock, demands: Demands | None = None) -> Polls:
@@ -107,6 +109,27 @@ async def test_an_adapter_is_a_model_to_clients(tmp_path: Path) -> None:
     assert shown["parent"] == MODEL and health == {"models": {MODEL: "ready"}}
     assert 'serving_gateway_tokens_total{kind="completion",model="x"}' in metrics
     assert (gone.status, gone.error["code"]) == (404, "model_not_found")
+
+
+async def test_a_gateway_without_calls_lets_the_directory_wait_for_news(tmp_path: Path) -> None:
+    """It says what it knows already; with calls, and after a silence, it wants the answer at once."""
+    async with Directory() as directory, ScriptedEngine() as engine:
+        directory.says = msgspec.structs.replace(answer(report("r1", model=MODEL, url=engine.url)), news="1")
+        async with running_gateway(tmp_path, directories=(directory.url,)) as world:
+            await until(lambda: directory.reports[-1].known == "1")
+            known = [it.known for it in directory.reports]
+            assert known[0] == ""  # it knows nothing yet
+            seen = len(directory.reports)
+            await world.chat()
+            await until(lambda: any(it.traffic.get(MODEL, NONE) != NONE for it in directory.reports[seen:]))
+            (told, *_) = [it for it in directory.reports[seen:] if it.traffic.get(MODEL, NONE) != NONE]
+            assert told.known == ""
+            says, directory.says = directory.says, None
+            await until(
+                lambda: directory.reports[-1].known == "" and directory.reports[-1].traffic.get(MODEL, NONE) == NONE
+            )
+            directory.says = msgspec.structs.replace(says, news="2")
+            await until(lambda: directory.reports[-1].known == "2")
 
 
 async def test_a_call_without_a_limit_reaches_the_engine_with_its_models_default(tmp_path: Path) -> None:
