@@ -15,6 +15,7 @@ import fcntl
 import io
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -48,7 +49,7 @@ _POLL_INTERVAL_S = 0.2
 #: Bytes at which the gateway's log is rotated, one old log kept.
 _MAX_LOG_BYTES = 64 * 1024 * 1024
 #: Seconds between two looks at a running stack: its log's size, its engines' failures.
-_LOOK_INTERVAL_S = 2.0
+_LOOK_INTERVAL_S = 5.0
 #: Those that a terminal sends to every process started from it.
 _TERMINALS = {signal.SIGINT, signal.SIGHUP}
 #: Seconds after which an unchanged state is printed again.
@@ -257,13 +258,13 @@ def _gateway_process(settings: Settings, directory: str) -> Iterator[subprocess.
 
 def _end_of(gateway: subprocess.Popen[bytes], log: Path, reports: Reports) -> int:
     """Wait until the gateway exits, rotating its log and telling of engines meanwhile; returns its exit code."""
-    while True:
-        try:
-            return gateway.wait(_LOOK_INTERVAL_S)
-        except subprocess.TimeoutExpired:
-            supervisor.trim(log, _MAX_LOG_BYTES)
-            for line in reports.news():
-                _say(f"  {line}")
+    end = select.poll()  # `Popen.wait` with a time-out looks twenty times a second
+    end.register(os.pidfd_open(gateway.pid), select.POLLIN)
+    while not end.poll(_LOOK_INTERVAL_S * 1000):
+        supervisor.trim(log, _MAX_LOG_BYTES)
+        for line in reports.news():
+            _say(f"  {line}")
+    return gateway.wait()
 
 
 def _gateway_log(settings: Settings) -> Path:

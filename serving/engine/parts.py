@@ -5,6 +5,9 @@ Engines are no parts: Serve replaces their replicas, and fleets shrink on purpos
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
 import threading
 import time
 from collections.abc import Callable, Mapping, Set
@@ -17,10 +20,13 @@ from serving.engine import processes
 #: Seconds that Ray and Serve get to start one of their actors again. It takes 3 to 5 on two cores (measured) and many
 #: times that where others want them; meanwhile requests are served, so that an early end would be the greater harm.
 HEAL_S = 60.0
-#: Seconds between two looks.
-_INTERVAL_S = 0.5
-#: Looks of which one searches for parts that are new: it reads every process of the machine, for 7 ms where there are 190.
-_SEARCH_EVERY = 4
+#: Seconds between two searches for parts that are new; the end of a known one is seen at once. A search reads every process of
+#: the machine, for 7 ms where there are 190, so they are rare once nothing has changed for a while.
+_INTERVAL_S = 2.0
+_SETTLED_INTERVAL_S = 15.0
+_SETTLED_AFTER_S = 60.0
+#: Seconds between a part's end and the look at it: a signal that went to the whole stack reaches this process meanwhile.
+_SIGNAL_S = 0.3
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -35,10 +41,7 @@ class Part(msgspec.Struct, frozen=True):
 _PARTS = {
     "gcs/gcs_server": Part("Ray's GCS"),
     "raylet/raylet": Part("Ray's raylet"),
-    "autoscaler/v2/monitor.py": Part("Ray's monitor"),
-    "autoscaler/_private/monitor.py": Part("Ray's monitor"),
     "dashboard/dashboard.py": Part("Ray's dashboard"),
-    "_private/log_monitor.py": Part("Ray's log monitor"),
     "ray::DashboardAgent": Part("Ray's dashboard agent"),
     "ray::RuntimeEnvAgent": Part("Ray's runtime environment agent"),
     "ray::ServeController": Part("Serve's controller", is_restarted=True),
@@ -97,8 +100,10 @@ class Watch:
         self._stopped = threading.Event()
         self._looking = threading.Lock()
         self._parts = Parts()
-        self._known: dict[psutil.Process, Part] = {}
-        self._looks = 0
+        #: The living parts, each with a descriptor that is ready when it ends.
+        self._known: dict[psutil.Process, tuple[Part, int]] = {}
+        self._ends = select.epoll()
+        self._changed_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def start(self) -> None:
@@ -125,7 +130,9 @@ class Watch:
 
     def _run(self) -> None:
         missing: set[Part] = set()
-        while not self._stopped.wait(_INTERVAL_S):
+        while True:
+            if self._ends.poll(self._pause_s):
+                self._stopped.wait(_SIGNAL_S)
             loss = self.look()
             if self._stopped.is_set():
                 return
@@ -136,17 +143,30 @@ class Watch:
                 self._say(f"  {part.name} ended; Ray starts it again")
             missing = self._parts.missing
 
+    @property
+    def _pause_s(self) -> float:
+        is_settled = not self._parts.missing and time.monotonic() - self._changed_at > _SETTLED_AFTER_S
+        return _SETTLED_INTERVAL_S if is_settled else _INTERVAL_S
+
     def _present(self) -> dict[Part, set[int]]:
-        if self._looks % _SEARCH_EVERY == 0:
-            for process in processes.descendants():
-                if process not in self._known and (part := _part_of(process)):
-                    self._known[process] = part
-        self._looks += 1
-        self._known = {process: part for process, part in self._known.items() if processes.is_alive(process)}
+        for process in processes.descendants():
+            if process not in self._known and (part := _part_of(process)):
+                with contextlib.suppress(ProcessLookupError):  # ended since
+                    self._know(process, part)
+        for process in [it for it in self._known if not processes.is_alive(it)]:
+            _, end = self._known.pop(process)
+            os.close(end)  # which takes it out of the poll
+            self._changed_at = time.monotonic()
         result: dict[Part, set[int]] = {}
-        for process, part in self._known.items():
+        for process, (part, _) in self._known.items():
             result.setdefault(part, set()).add(process.pid)
         return result
+
+    def _know(self, process: psutil.Process, part: Part) -> None:
+        end = os.pidfd_open(process.pid)
+        self._ends.register(end, select.EPOLLIN)
+        self._known[process] = part, end
+        self._changed_at = time.monotonic()
 
 
 def _part_of(process: psutil.Process) -> Part | None:

@@ -29,8 +29,12 @@ import psutil
 from serving.engine import processes
 from serving.lifetime import end_with
 
-#: Seconds between two scans of the tree; the end of the command or of the lifeline is seen at once.
+#: Seconds between two scans of the tree for processes that join; the end of one that has, of the command or of the lifeline is
+#: seen at once. A scan reads every process of the machine (7 ms where there are 190), so they are rare once none has joined for
+#: a while.
 _POLL_INTERVAL_S = 0.5
+_SETTLED_INTERVAL_S = 5.0
+_SETTLED_AFTER_S = 60.0
 #: Seconds that an engine gets after SIGTERM before everything is killed, and seconds between two scans meanwhile.
 _TERM_GRACE_S = 5.0
 _STOP_POLL_INTERVAL_S = 0.05
@@ -54,7 +58,16 @@ class Tree:
                 # A killed supervisor cannot end the tree. This ends its front end at once; the sweep finds the others.
                 preexec_fn=functools.partial(end_with, os.getpid(), signal.SIGKILL),
             )
-        self.root_pidfd = os.pidfd_open(self._root.pid)
+        #: Becomes ready when the command ends, or a process that vLLM named.
+        self.ends = select.poll()
+        self.ends.register(os.pidfd_open(self._root.pid), select.POLLIN)
+        self._joined_at = time.monotonic()
+
+    @property
+    def pause_s(self) -> float:
+        """Seconds after which to look for processes that have joined."""
+        is_settled = time.monotonic() - self._joined_at > _SETTLED_AFTER_S
+        return _SETTLED_INTERVAL_S if is_settled else _POLL_INTERVAL_S
 
     def loss(self) -> str | None:
         """Which required process has died, in one clause; None while all of them run."""
@@ -67,9 +80,16 @@ class Tree:
             # A worker's title is `Worker` first, and `Worker_TP0` once it knows its rank.
             name = processes.role(process)
             if name and self._named.get(process) != name and not processes.is_fork(process, name):
-                self._named[process] = name
-                _report(f"joined {name}")
+                self._join(process, name)
         return None
+
+    def _join(self, process: psutil.Process, name: str) -> None:
+        if process not in self._named:
+            with contextlib.suppress(ProcessLookupError):  # it has ended already, as the next look shows
+                self.ends.register(os.pidfd_open(process.pid), select.POLLIN)
+        self._named[process] = name
+        self._joined_at = time.monotonic()
+        _report(f"joined {name}")
 
     def stop(self) -> None:
         """End the tree; return when no process of it is left.
@@ -104,11 +124,9 @@ def trim(log: Path, limit_bytes: int) -> None:
 
 def watch(tree: Tree, lifeline_fd: int) -> str:
     """Block until the tree has to end; returns why."""
-    events = select.poll()
-    events.register(lifeline_fd, select.POLLHUP)
-    events.register(tree.root_pidfd, select.POLLIN)
+    tree.ends.register(lifeline_fd, select.POLLHUP)
     while True:
-        ready = dict(events.poll(_POLL_INTERVAL_S * 1000))
+        ready = dict(tree.ends.poll(tree.pause_s * 1000))
         if lifeline_fd in ready:
             return "its replica is gone"
         if reason := tree.loss():
