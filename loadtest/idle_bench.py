@@ -26,8 +26,8 @@ from loadtest.surroundings import machine
 from serving.engine import processes
 from serving.engine.parts import part_of
 
-#: Seconds in which a stack that has just become ready ends what its start began.
-SETTLE_S = 20.0
+#: Seconds in which a stack that has just become ready ends what its start began, and no longer looks for new processes so often.
+SETTLE_S = 75.0
 #: Rows below this share of a core are summed in the last line.
 SHOWN_PERCENT = 0.02
 #: What is known by a word of its command line, besides Ray's and Serve's parts and what vLLM names itself.
