@@ -34,7 +34,7 @@ SHOWN_PERCENT = 0.02
 _BY_WORD = {
     "serving.engine.supervisor": "the engine's supervisor",
     "vllm.entrypoints.cli.main": "vLLM's API server",
-    "--parent": "the gateway",
+    "gateway": "the gateway",
     "up": "serving up",
 }
 

@@ -198,7 +198,7 @@ class Engine:
             raise Refused
         if why := sense.unlikely(sanity, scored):
             return why
-        answer = await self._asked("/v1/completions", sense.continuing(self._spec.model, sanity.prompt), core, timeout)
+        answer = await self._asked("/v1/completions", sense.continuing(self._spec.model, sanity), core, timeout)
         return sense.discontinued(sanity, sense.text(answer))
 
     async def log_likelihoods(self, model: str, core: int, timeout: aiohttp.ClientTimeout) -> tuple[float, ...] | None:

@@ -44,9 +44,12 @@ def scoring(model: str, passage: str) -> dict[str, object]:
     return {"model": model, "prompt": passage, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
 
 
-def continuing(model: str, prompt: str) -> dict[str, object]:
-    """The body of a completion that goes on with a text."""
-    return {"model": model, "prompt": prompt, "max_tokens": CONTINUED_TOKENS, "temperature": 0}
+def continuing(model: str, sanity: Sanity) -> dict[str, object]:
+    """The body of a completion that goes on with a text, and ends when it has said what it must: idle engines are asked it
+    for as long as they run.
+    """
+    ends = {"stop": [sanity.continuation], "include_stop_str_in_output": True}
+    return {"model": model, "prompt": sanity.prompt, "max_tokens": CONTINUED_TOKENS, "temperature": 0} | ends
 
 
 def embedding(model: str, sanity: Sanity) -> dict[str, object]:

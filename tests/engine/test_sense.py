@@ -32,6 +32,12 @@ def test_log_likelihoods_are_the_prompts() -> None:
             sense.log_likelihoods(broken)
 
 
+def test_a_continuation_ends_with_what_it_must_say() -> None:
+    """A sound engine is spared the rest, and its answer still holds what is looked for."""
+    body = sense.continuing("m", Sanity())
+    assert body["stop"] == [Sanity().continuation] and body["include_stop_str_in_output"] is True
+
+
 def test_the_mean_must_reach_the_models_value() -> None:
     """The tokens that count, and no other."""
     sanity = Sanity(min_log_likelihood=-2.0, scored_tokens=2)

@@ -62,7 +62,7 @@ def test_a_row_is_summed_once() -> None:
 @pytest.mark.parametrize(
     ("line", "name"),
     [
-        ("/v/bin/python -m serving up --model m --port 8080", "serving up"),
+        ("/v/bin/python -m serving up --model m --port 8080 --parent 7", "serving up"),
         ("/v/bin/python -m serving --settings /h/gateway-settings.yaml gateway --parent 7", "the gateway"),
         ("/v/bin/python -m serving.engine.supervisor --log /h/l -- /v/bin/python", "the engine's supervisor"),
         ("/v/bin/python -m vllm.entrypoints.cli.main serve /models/m", "vLLM's API server"),
