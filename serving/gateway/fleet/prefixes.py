@@ -19,8 +19,8 @@ BLOCKS_MAX = 500_000
 HOLDERS_MAX = 8
 #: Tokens asked of a replica after which its counters are compared with what was expected.
 LEARNING_TOKENS = 50_000
-#: Weight of the newest comparison.
-LEARNING_RATE = 0.5
+#: What a comparison weighs still after the next one: few calls are in one, and whether they hit is chance.
+KEPT_RATIO = 0.8
 #: Below this share of expected hits a comparison says nothing.
 EXPECTED_RATIO_MIN = 0.02
 
@@ -42,8 +42,10 @@ class _Cache:
         "capacity_tokens",
         "compared",
         "counted",
+        "expected_ratios",
         "expected_tokens",
-        "own_allocated_tokens",
+        "found_ratios",
+        "own_ahead_tokens",
         "tokens_per_block",
         "trust",
     )
@@ -60,10 +62,13 @@ class _Cache:
         self.trust = 1.0
         #: Of this gateway's calls, since the counters were last compared.
         self.asked_tokens = self.expected_tokens = 0.0
-        #: The engine's counters at the last comparison and the last report, and own tokens computed since that.
+        #: Sums over comparisons, older ones weighing less.
+        self.expected_ratios = self.found_ratios = 0.0
+        #: The engine's counters at the last comparison and the last report.
         self.compared: Counted | None = None
         self.counted: Counted | None = None
-        self.own_allocated_tokens = 0.0
+        #: Prompt tokens of this gateway's calls that those counters have yet to show: calls wait in the engine's queue.
+        self.own_ahead_tokens = 0.0
 
     def matched(self, prefix: Sequence[int]) -> int:
         """Blocks of this prefix that are here."""
@@ -109,9 +114,9 @@ class Prefixes:
         cache.tokens_per_block = tokens_per_block or cache.tokens_per_block
         cache.asked_tokens += prompt_tokens
         cache.expected_tokens += min(expected, prompt_tokens)
-        computed = max(0.0, prompt_tokens - expected * cache.trust) + output_tokens
-        cache.allocated_tokens += computed
-        cache.own_allocated_tokens += computed
+        computed = max(0.0, prompt_tokens - expected * cache.trust)
+        cache.allocated_tokens += computed + output_tokens
+        cache.own_ahead_tokens += computed
         now, blocks, known = cache.allocated_tokens, cache.blocks, self._holders
         # Its end first: an engine gives a sequence's last blocks back before those that others begin with too.
         for block in reversed(prefix):
@@ -134,8 +139,9 @@ class Prefixes:
             return
         if before is not None:
             missed = counted.queried_tokens - counted.hit_tokens - (before.queried_tokens - before.hit_tokens)
-            cache.allocated_tokens += max(0.0, missed - cache.own_allocated_tokens)
-            cache.own_allocated_tokens = 0.0
+            others = max(0.0, missed - cache.own_ahead_tokens)
+            cache.allocated_tokens += others
+            cache.own_ahead_tokens -= missed - others
             self._trim(replica_id, cache)
         _compare(cache, counted)
 
@@ -188,5 +194,8 @@ def _compare(cache: _Cache, counted: Counted) -> None:
     queried = counted.queried_tokens - before.queried_tokens
     found = (counted.hit_tokens - before.hit_tokens) / queried if queried else 0.0
     if expected >= EXPECTED_RATIO_MIN:
-        cache.trust += LEARNING_RATE * (min(1.0, found / expected) - cache.trust)
+        # Of sums, because a mean of ratios that are cut off at 1 lies below 1 however right the expectations are.
+        cache.expected_ratios = KEPT_RATIO * cache.expected_ratios + expected
+        cache.found_ratios = KEPT_RATIO * cache.found_ratios + found
+        cache.trust = min(1.0, cache.found_ratios / cache.expected_ratios)
     cache.compared, cache.asked_tokens, cache.expected_tokens = counted, 0.0, 0.0

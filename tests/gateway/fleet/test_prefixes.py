@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count, islice
+
 from serving.gateway.fleet import prefixes
 from serving.gateway.fleet.prefixes import HOLDERS_MAX, KV_CACHE_TOKENS, LEARNING_TOKENS, Counted, Prefixes
 
@@ -70,6 +72,27 @@ def test_what_other_gateways_sent_takes_room() -> None:
     assert (cached(known, "a", 1), cached(known, "a", 2)) == (0, 0)
 
 
+def test_a_call_that_waits_in_the_engine_counts_once() -> None:
+    """Its prompt is counted when it is sent, and not again when the engine has come to it, some reports later."""
+    known = Prefixes()
+    known.report("a", 1_000, Counted(0, 0))
+    remember(known, "a", *range(6))
+    for queried in (0, 0, 600):
+        known.report("a", 1_000, Counted(queried, 0))
+    assert cached(known, "a", *range(6)) == 600
+    known.report("a", 1_000, Counted(1_700, 0))
+    assert cached(known, "a", *range(6)) == 0, "what comes beyond it is others'"
+
+
+def test_answers_do_not_hide_what_others_sent() -> None:
+    """Engines' counters count prompts alone."""
+    known = Prefixes()
+    known.report("a", 1_000, Counted(0, 0))
+    remember(known, "a", 1, output=500)
+    known.report("a", 1_000, Counted(1_200, 0))
+    assert cached(known, "a", 1) == 0
+
+
 def test_a_restarted_replica_is_empty_at_once() -> None:
     """Its counters begin anew; one that is gone is forgotten with all it held."""
     known = Prefixes()
@@ -84,7 +107,7 @@ def test_a_restarted_replica_is_empty_at_once() -> None:
 
 
 def test_a_replica_is_trusted_as_far_as_its_counters_go() -> None:
-    """Where its cache is off, or finds half of what was expected, a prefix there weighs so much less; it can win trust back."""
+    """Where its cache is off, or finds part of what was expected, a prefix there weighs so much less; it can win trust back."""
     known = Prefixes()
     known.report("a", 10**9, Counted(0, 0))
     trusted = []
@@ -97,7 +120,24 @@ def test_a_replica_is_trusted_as_far_as_its_counters_go() -> None:
         hits += round(found * LEARNING_TOKENS)
         known.report("a", 10**9, Counted(queried, hits))
         trusted.append(cached(known, "a", 1, 2))
-    assert trusted == [100, 50, 125]
+    assert trusted == [0, 0, 82]
+
+
+def test_chance_costs_no_trust() -> None:
+    """Where one comparison finds less than was expected and the next as much more, expectations are right."""
+    known = Prefixes()
+    known.report("a", 10**9, Counted(0, 0))
+    remember(known, "a", 1, 2, 3)
+    queried = hits = 0
+    fresh = count(4)
+    for found in (0.5, 0.1, 0.5, 0.1, 0.5):
+        for _ in range(round(LEARNING_TOKENS / 1_000)):
+            remember(known, "a", 1, 2, 3)
+            remember(known, "a", *islice(fresh, 7))
+        queried += LEARNING_TOKENS
+        hits += round(found * LEARNING_TOKENS)
+        known.report("a", 10**9, Counted(queried, hits))
+    assert cached(known, "a", 1, 2, 3) == 300
 
 
 def test_a_replica_without_counters_is_trusted() -> None:
