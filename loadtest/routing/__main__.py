@@ -1,6 +1,7 @@
 """The judge: what each policy makes of a trace, at four loads, with 1, 4 and 16 gateways. Every figure is simulated.
 
     python -m loadtest.routing --traces DIR [--lengths] [--minutes 30] [--replicas 8] [--gateways 1,4,16] [--loads 0.5,0.65,0.8,0.95]
+        [--knowledge perfect]
 
 A load is the prompt tokens that arrive over what the fleet could compute if nothing were cached. Without DIR conversations are
 generated. Each table says first how the policy that a gateway uses compares with round robin and least requests.
@@ -9,10 +10,10 @@ generated. Each table says first how the policy that a gateway uses compares wit
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from loadtest.routing.policies import POLICIES
+from loadtest.routing.policies import PERFECT, POLICIES, Knowing, Policy
 from loadtest.routing.simulator import Result, World, run
 from loadtest.routing.traffic import conversations, overlaid
 from loadtest.scaling.model import H100_TP2, SimulatedSlo
@@ -40,21 +41,32 @@ def row(load: float, gateways: int, policy: str, result: Result) -> str:
 def compared(results: dict[str, Result]) -> str:
     """Ours beside the two that the goals name: p90 at most 0.4 and 0.7 times theirs, imbalance at most 1.1 times."""
     ours, round_robin, least = results["ours"], results["round robin"], results["least requests"]
+    perfect = (
+        f"; caches known / ours: p90 {results[PERFECT].ttft_s(0.9) / ours.ttft_s(0.9):.2f}"
+        if PERFECT in results
+        else ""
+    )
     return (
         f"{'':16}ours / round robin: p90 {ours.ttft_s(0.9) / round_robin.ttft_s(0.9):.2f}; / least requests: p90"
         f" {ours.ttft_s(0.9) / least.ttft_s(0.9):.2f}, imbalance {ours.imbalance / least.imbalance:.2f},"
-        f" goodput {ours.goodput / max(1e-9, least.goodput):.2f}"
+        f" goodput {ours.goodput / max(1e-9, least.goodput):.2f}{perfect}"
     )
 
 
-def judge(source: Sequence[TracedCall], loads: Sequence[float], gateways: Sequence[int], world: World) -> Iterator[str]:
+def judge(
+    source: Sequence[TracedCall],
+    loads: Sequence[float],
+    gateways: Sequence[int],
+    world: World,
+    policies: Mapping[str, type[Policy]] = POLICIES,
+) -> Iterator[str]:
     """One table."""
     yield HEADER
     for load in loads:
         calls = overlaid(source, load * world.replicas * world.model.prefill_tokens_per_s, world.span_s, SEED)
         for count in gateways:
             here = World(world.model, world.replicas, count, world.slo, world.span_s, world.warm_up_s, SEED)
-            results = {name: run(calls, policy, here) for name, policy in POLICIES.items()}
+            results = {name: run(calls, policy, here) for name, policy in policies.items()}
             yield from (row(load, count, name, result) for name, result in results.items())
             yield compared(results)
 
@@ -77,7 +89,14 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=8)
     parser.add_argument("--gateways", type=_ints, default=[1, 4, 16])
     parser.add_argument("--loads", type=_floats, default=[0.5, 0.65, 0.8, 0.95])
+    parser.add_argument(
+        "--knowledge",
+        choices=["estimated", "perfect"],
+        default="estimated",
+        help="perfect: with a row more, of ours if gateways knew what each engine has cached (GW-67)",
+    )
     arguments = parser.parse_args()
+    policies = POLICIES | ({PERFECT: Knowing} if arguments.knowledge == "perfect" else {})
     span_s = 60 * arguments.minutes
     world = World(H100_TP2, arguments.replicas, 1, SLO, span_s, span_s * WARM_UP)
     sources: dict[str, Sequence[TracedCall]] = {"generated conversations": conversations(2_000, 1_800.0, SEED)}
@@ -87,7 +106,7 @@ def main() -> None:
         sources = {"Azure's conversations, lengths only": read_azure(arguments.traces / AZURE)}
     for name, source in sources.items():
         print(f"{name} on {arguments.replicas} replicas of gpt-oss-120b (H100, TP=2), simulated; TTFT in seconds")
-        for line in judge(source, arguments.loads, arguments.gateways, world):
+        for line in judge(source, arguments.loads, arguments.gateways, world, policies):
             print(line, flush=True)
 
 

@@ -6,25 +6,28 @@ import hashlib
 import random
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import ExitStack
-from itertools import count
+from itertools import count, takewhile
 
 from loadtest.scaling.traces import BLOCK_TOKENS, TracedCall
 from serving.gateway.fleet.demand import Demands
 from serving.gateway.fleet.fleet import Fleet
+from serving.gateway.fleet.prefixes import HOLDERS_MAX, Prefixes
 from serving.gateway.fleet.router import Need
 from serving.gateway.fleet.standing import Commitment
 from serving.wire import DirectoryAnswer, ReplicaReport
 
 MODEL = "m"
+#: Replica → the blocks that its cache holds now. All but one policy take no more than the ids from it.
+Caches = Mapping[str, Container[int]]
 
 
 class Policy(ABC):
     """One gateway's. Calls that it sent, and what directories say, are all that it knows."""
 
-    def __init__(self, replica_ids: Sequence[str], chance: random.Random, clock: Callable[[], float]) -> None:
-        self._replica_ids = list(replica_ids)
+    def __init__(self, caches: Caches, chance: random.Random, clock: Callable[[], float]) -> None:
+        self._replica_ids = list(caches)
         self._chance = chance
         self._own: Counter[str] = Counter()
         self._reported: dict[str, tuple[int, int]] = {}
@@ -60,9 +63,9 @@ class Policy(ABC):
 class RoundRobin(Policy):
     """One replica after the other."""
 
-    def __init__(self, replica_ids: Sequence[str], chance: random.Random, clock: Callable[[], float]) -> None:
-        super().__init__(replica_ids, chance, clock)
-        self._turns = count(chance.randrange(len(replica_ids)))
+    def __init__(self, caches: Caches, chance: random.Random, clock: Callable[[], float]) -> None:
+        super().__init__(caches, chance, clock)
+        self._turns = count(chance.randrange(len(caches)))
 
     def choose(self, call: TracedCall) -> str:
         return self._replica_ids[next(self._turns) % len(self._replica_ids)]
@@ -95,11 +98,14 @@ class ConsistentHashing(Policy):
 class Gateway(Policy):
     """The gateway's own code."""
 
-    def __init__(self, replica_ids: Sequence[str], chance: random.Random, clock: Callable[[], float]) -> None:
-        super().__init__(replica_ids, chance, clock)
-        self._fleet = Fleet((), Demands(clock), clock, clock, random_=chance.random)
+    def __init__(self, caches: Caches, chance: random.Random, clock: Callable[[], float]) -> None:
+        super().__init__(caches, chance, clock)
+        self._fleet = Fleet((), Demands(clock), clock, clock, random_=chance.random, prefixes=self._known(caches))
         self._open: dict[int, tuple[ExitStack, Commitment]] = {}
         self._mean_output = 256.0
+
+    def _known(self, caches: Caches) -> Prefixes:
+        return Prefixes()
 
     def take(self, answer: DirectoryAnswer, asked_at: float) -> None:
         self._fleet.take(answer, asked_at)
@@ -125,6 +131,32 @@ class Gateway(Policy):
         self._mean_output += 0.1 * (call.output_tokens - self._mean_output)
 
 
+class _Seen(Prefixes):
+    """What replicas hold, as it is: more than their KV events could say, which come later."""
+
+    def __init__(self, caches: Caches) -> None:
+        super().__init__()
+        self._seen = caches
+
+    def holders(self, prefix: Sequence[int]) -> list[str]:
+        found = sorted((-self._depth(it, prefix), it) for it in self._seen)
+        return [replica_id for depth, replica_id in found if depth][:HOLDERS_MAX]
+
+    def cached_tokens(self, replica_id: str, prefix: Sequence[int], tokens_per_block: float) -> int:
+        return int(self._depth(replica_id, prefix) * tokens_per_block)
+
+    def _depth(self, replica_id: str, prefix: Sequence[int]) -> int:
+        blocks = self._seen[replica_id]
+        return sum(1 for _ in takewhile(lambda block: block in blocks, prefix))
+
+
+class Knowing(Gateway):
+    """The same code, were every gateway to know every cache at every moment."""
+
+    def _known(self, caches: Caches) -> Prefixes:
+        return _Seen(caches)
+
+
 POLICIES: dict[str, type[Policy]] = {
     "round robin": RoundRobin,
     "random of two": RandomOfTwo,
@@ -132,3 +164,5 @@ POLICIES: dict[str, type[Policy]] = {
     "consistent hashing": ConsistentHashing,
     "ours": Gateway,
 }
+#: What ours could be.
+PERFECT = "ours, caches known"

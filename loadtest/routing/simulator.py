@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from loadtest.routing.policies import MODEL, Policy
+from loadtest.routing.policies import MODEL, Caches, Policy
 from loadtest.scaling.model import ReplicaModel, SimulatedSlo
 from loadtest.scaling.simulator import Done, Replica
 from loadtest.scaling.traces import BLOCK_TOKENS, TracedCall
@@ -29,18 +29,18 @@ LOOK_S = 1.0
 #: What happens, in this order where at the same moment.
 _REPORT, _POLL, _LOOK, _CALL = range(4)
 
-PolicyOf = Callable[[Sequence[str], random.Random, Callable[[], float]], Policy]
+PolicyOf = Callable[[Caches, random.Random, Callable[[], float]], Policy]
 
 
 class CachingReplica(Replica):
     """One engine with a prefix cache."""
 
-    __slots__ = ("_blocks", "_blocks_max", "begun", "hit_tokens", "queried_tokens", "replica_id")
+    __slots__ = ("_blocks_max", "begun", "blocks", "hit_tokens", "queried_tokens", "replica_id")
 
     def __init__(self, model: ReplicaModel, number: int) -> None:
         super().__init__(model, number, ready_at=0.0)
         self.replica_id = f"r{number:03}"
-        self._blocks: OrderedDict[int, None] = OrderedDict()
+        self.blocks: OrderedDict[int, None] = OrderedDict()
         self._blocks_max = model.kv_cache_tokens // BLOCK_TOKENS
         self.queried_tokens = self.hit_tokens = 0
         #: First tokens not yet passed on.
@@ -49,7 +49,7 @@ class CachingReplica(Replica):
     def cached_tokens(self, call: TracedCall) -> int:
         matched = 0
         for block in call.blocks:
-            if block not in self._blocks:
+            if block not in self.blocks:
                 break
             matched += 1
         # The last token is always computed.
@@ -57,10 +57,10 @@ class CachingReplica(Replica):
         self.queried_tokens += call.prompt_tokens
         self.hit_tokens += hit
         for block in reversed(call.blocks):
-            self._blocks[block] = None
-            self._blocks.move_to_end(block)
-        while len(self._blocks) > self._blocks_max:
-            self._blocks.popitem(last=False)
+            self.blocks[block] = None
+            self.blocks.move_to_end(block)
+        while len(self.blocks) > self._blocks_max:
+            self.blocks.popitem(last=False)
         return hit
 
     def prompted(self, call: TracedCall, now: float) -> None:
@@ -137,8 +137,9 @@ class _Run:
         self._world = world
         self.now = 0.0
         self._replicas = {it.replica_id: it for it in (CachingReplica(world.model, i) for i in range(world.replicas))}
+        caches = {replica_id: it.blocks for replica_id, it in self._replicas.items()}
         self._gateways = [
-            policy(list(self._replicas), random.Random(world.seed * 1000 + i), lambda: self.now)  # noqa: S311
+            policy(caches, random.Random(world.seed * 1000 + i), lambda: self.now)  # noqa: S311
             for i in range(world.gateways)
         ]
         self._open = [0] * world.gateways

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from loadtest.routing.__main__ import HEADER, SLO, compared, judge, row
-from loadtest.routing.policies import POLICIES
+from loadtest.routing.policies import PERFECT, POLICIES, Gateway, Knowing
 from loadtest.routing.simulator import CachingReplica, Result, World, run
 from loadtest.routing.traffic import conversations, overlaid
 from loadtest.scaling.model import H100_TP2
@@ -71,6 +71,20 @@ def test_the_table_has_a_row_for_each_policy() -> None:
     result = Result(10.0, ttfts_s=[1.0, 2.0], met=1, token_spreads=[1.0], request_spreads=[2.0])
     assert row(0.5, 1, "ours", result).split()[:3] == ["0.50", "1", "ours"]
     assert "p90 1.00" in compared(dict.fromkeys(POLICIES, result))
+
+
+def test_what_gateways_could_know_is_judged_too() -> None:
+    """Were all caches known, four gateways would find about what a lone one finds, and their calls would wait less."""
+    calls = traffic(0.6)
+    one, four, knowing = (
+        run(calls, policy, World(H100_TP2, REPLICAS, gateways, SLO, SPAN_S, SPAN_S / 3))
+        for policy, gateways in ((Gateway, 1), (Gateway, 4), (Knowing, 4))
+    )
+    assert four.hit_ratio < one.hit_ratio < 1.05 * knowing.hit_ratio
+    assert knowing.ttft_s(0.9) < four.ttft_s(0.9)
+    world = World(H100_TP2, REPLICAS, 1, SLO, 60.0, 20.0)
+    lines = list(judge(conversations(60, 100.0, 1), [0.2], [2], world, POLICIES | {PERFECT: Knowing}))
+    assert len(lines) == 3 + len(POLICIES) and "caches known / ours" in lines[-1]
 
 
 def test_each_policy_answers_every_call() -> None:

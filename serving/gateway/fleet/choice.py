@@ -100,7 +100,11 @@ class Choice:
     """Which replica a call goes to. `ready` lists the replicas that may take calls for a served name."""
 
     def __init__(
-        self, ready: Callable[[str], list[Known]], clock: Callable[[], float], random_: Callable[[], float]
+        self,
+        ready: Callable[[str], list[Known]],
+        clock: Callable[[], float],
+        random_: Callable[[], float],
+        prefixes: Prefixes | None = None,
     ) -> None:
         self._ready = ready
         self._clock = clock
@@ -108,7 +112,7 @@ class Choice:
         self._standings: dict[str, Standing] = {}
         #: Served name → its ready replicas, since it was first asked for.
         self._pools: dict[str, _Pool] = {}
-        self._prefixes = Prefixes()
+        self._prefixes = Prefixes() if prefixes is None else prefixes
         self._typical = _Typical(clock)
         self._turns = count(1)
 

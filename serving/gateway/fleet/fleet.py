@@ -13,6 +13,7 @@ from serving.config import Outliers as Limits
 from serving.gateway.fleet.choice import Choice
 from serving.gateway.fleet.demand import Demands
 from serving.gateway.fleet.outliers import Outliers
+from serving.gateway.fleet.prefixes import Prefixes
 from serving.gateway.fleet.replicas import Known, is_withdrawn, merge, ready, served_names
 from serving.gateway.fleet.router import NO_NEED, Candidate, Need
 from serving.gateway.fleet.standing import Commitment
@@ -62,6 +63,7 @@ class Fleet:
         wall_clock: Callable[[], float],
         outliers: Outliers | None = None,
         random_: Callable[[], float] = random.random,
+        prefixes: Prefixes | None = None,
     ) -> None:
         #: Which replicas fail more than others: calls report it, and go by it.
         self.outliers = outliers or Outliers(Limits(), clock)
@@ -70,7 +72,7 @@ class Fleet:
         self._wall_clock = wall_clock
         self._known: dict[str, Known] = {}
         self._lost_at: dict[str, float] = {}
-        self._choice = Choice(self._ready, clock, random_)
+        self._choice = Choice(self._ready, clock, random_, prefixes)
         #: Replica → what its running calls want to know of it after every answer.
         self._watchers: dict[str, list[Watcher]] = {}
         #: Sources that have not answered yet: what they serve is not known.
