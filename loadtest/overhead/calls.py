@@ -112,7 +112,7 @@ class Plain(asyncio.Protocol):
         self.ended.set()
 
 
-Call = TypeVar("Call", Streamed, Plain)
+Call = TypeVar("Call", bound="Streamed | Plain")
 
 
 async def made(port: int, call: Call) -> Call:

@@ -6,7 +6,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -29,7 +29,11 @@ class Tree:
         self._root = psutil.Process(pid)
 
     def _pids(self) -> list[int]:
-        return [self._root.pid, *(child.pid for child in self._root.children(recursive=True))]
+        return [process.pid for process in self.processes()]
+
+    def processes(self) -> list[psutil.Process]:
+        """Those that run now, its own among them."""
+        return [self._root, *self._root.children(recursive=True)]
 
     def cpu_s(self) -> float:
         """Seconds of processor time, to the nanosecond."""
@@ -43,9 +47,17 @@ class Tree:
 
 @contextmanager
 def running(
-    line: Sequence[object], log: Path, environment: Mapping[str, str], is_ready: Callable[[], bool]
+    line: Sequence[object],
+    log: Path,
+    environment: Mapping[str, str],
+    is_ready: Callable[[], bool],
+    start_s: float = START_S,
+    stop_s: float = STOP_S,
 ) -> Iterator[Tree]:
-    """That command, from its being ready to the end of the block; raises Refusal when it does not get there."""
+    """That command, from its being ready to the end of the block; raises Refusal when it does not get there.
+
+    Afterwards nothing that it started is left.
+    """
     with log.open("wb") as output:
         process = subprocess.Popen(
             [str(it) for it in line],
@@ -54,20 +66,25 @@ def running(
             stderr=output,
             env=os.environ | environment,
         )
+    tree = Tree(process.pid)
     try:
-        _await(process, log, is_ready)
-        yield Tree(process.pid)
+        _await(process, log, is_ready, start_s)
+        yield tree
     finally:
+        left = tree.processes() if process.poll() is None else []
         process.terminate()
         try:
-            process.wait(STOP_S)
+            process.wait(stop_s)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        for one in left:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
 
 
-def _await(process: subprocess.Popen[bytes], log: Path, is_ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + START_S
+def _await(process: subprocess.Popen[bytes], log: Path, is_ready: Callable[[], bool], start_s: float) -> None:
+    deadline = time.monotonic() + start_s
     while not is_ready():
         if process.poll() is not None or time.monotonic() > deadline:
             said = log.read_text(errors="replace").strip()[-500:]

@@ -141,7 +141,7 @@ def start_of(spec: EngineSpec) -> dict[str, str]:
     What differs from node to node (threads, the folders of one start) is left out.
     """
     names = _SETTINGS if spec.gpus_per_node else _SETTINGS | {"--gpu-memory-utilization": "memory_share"}
-    entered = _by_flag(_flags(spec, port=0, member=ONLY_MEMBER)) | _decided(spec)
+    entered = by_flag(_flags(spec, port=0, member=ONLY_MEMBER)) | _decided(spec)
     return {
         "program": " ".join(spec.settings.program) or "vllm",
         "checkpoint": spec.checkpoint,
@@ -153,7 +153,7 @@ def start_of(spec: EngineSpec) -> dict[str, str]:
     }
 
 
-def _by_flag(line: Sequence[str]) -> dict[str, str]:
+def by_flag(line: Sequence[str]) -> dict[str, str]:
     """The words after each flag; a flag without any is on."""
     words, name = dict[str, list[str]](), ""
     for word in line:
@@ -316,11 +316,11 @@ def _found_by_vllm(spec: EngineSpec) -> Path:
     folder = Path(spec.log_folder) / "vllm-alias"
     grammars.write_plugin(folder)
     if is_cpu_build():
-        _write_alias(folder)
+        write_alias(folder)
     return folder
 
 
-def _write_alias(folder: Path) -> None:
+def write_alias(folder: Path) -> None:
     """Present the CPU build as `vllm`, version `+cpu`.
 
     vLLM's command line looks up the version of a distribution called `vllm` and infers the CPU platform from that
