@@ -276,16 +276,20 @@ def _assembled(
             tls=used.trusted.context if used.trusted else None,
             expiries=lambda: certificates.expiries(*used),
             tracing=spans,
-            write_access=_access_log(settings.log_format),
+            write_access=_access_log(settings.log_format, opened),
             merged_page=merged_page,
             is_successor=is_successor,
         )
         yield assemble(settings.gateway, tenants, ledger, edges)
 
 
-def _access_log(log_format: Literal["json", "text"]) -> Callable[[CallRecord], None]:
+def _access_log(log_format: Literal["json", "text"], opened: contextlib.ExitStack) -> Callable[[CallRecord], None]:
     # Without standard error there is nothing to write to, and logging knows how to keep silent.
-    return access.write_json if log_format == "json" and sys.stderr else access.write_text
+    if log_format == "text" or not sys.stderr:
+        return access.write_text
+    log = access.JsonLog()
+    opened.callback(log.flush)
+    return log.write
 
 
 def _tracing(settings: GatewaySettings) -> Tracing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from serving.gateway.http.asgi import FLOW, Flow, Header, Message, Scope
 
@@ -60,6 +61,11 @@ class TimedFlow:
         self.is_cut = False
         self.is_closed = False
         self.takes_now = False
+        self.has_request = False
+        self.tell: Callable[[], None] | None = None
+
+    def on_left(self, tell: Callable[[], None] | None) -> None:
+        self.tell = tell
 
     def write_now(self, body: bytes) -> None: ...
 

@@ -1,11 +1,11 @@
-"""Admission: the only way from a checked call to a replica: `async with admission.admit(caller, call, record) as ticket`."""
+"""Admission: the only way from a checked call to a replica: `ticket = await admission.admit(call, record)`."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Set
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator, Set
+from contextlib import AbstractContextManager, contextmanager
 
 import msgspec
 
@@ -54,28 +54,15 @@ class Admission:
         """A request is open while inside, its body yet to be read into its share of the memory; raises GatewayFull."""
         return self._gate.entered(record)
 
-    @contextmanager
-    def within_refusals(self, caller: Caller, record: CallRecord) -> Iterator[None]:
+    def within_refusals(self, caller: Caller, record: CallRecord) -> Counted:
         """A call of this key runs inside, its body yet to be read; raises GatewayFull when too many of its calls were refused.
 
         What broke off after its beginning was no refusal.
         """
-        try:
-            self._refusals.require(caller.key_id)
-        except GatewayFull:
-            record.decision = Decision.REFUSED_KEY
-            raise
-        try:
-            yield
-        except ApiError as error:
-            if error.is_retryable and record.first_byte_at is None:
-                self._refusals.refused(caller.key_id)
-            raise
-        self._refusals.admitted(caller.key_id)
+        return Counted(self._refusals, caller.key_id, record)
 
-    @asynccontextmanager
-    async def admit(self, caller: Caller, call: Call, record: CallRecord) -> AsyncIterator[Ticket]:
-        """Inside, the call may use replicas; a replica of its model was ready when it came in.
+    async def admit(self, call: Call, record: CallRecord) -> Ticket:
+        """The right to use replicas; a replica of the call's model is ready when it has it.
 
         Raises GatewayFull when too many wait for the model, and NoReplicaReady when none was ready in time.
         """
@@ -90,7 +77,29 @@ class Admission:
         claim = _Claim(model, self._clock() + wait_s, need, self._timeouts.replica_wait_s)
         ticket = Ticket(self._fleet, self._room, claim, record, self._clock)
         await ticket.wait_for_first()
-        yield ticket
+        return ticket
+
+
+class Counted:
+    """A call whose refusal, by whatever raises inside `with`, counts against its key."""
+
+    def __init__(self, refusals: Refusals, key_id: str, record: CallRecord) -> None:
+        self._refusals = refusals
+        self._key_id = key_id
+        self._record = record
+
+    def __enter__(self) -> None:
+        try:
+            self._refusals.require(self._key_id)
+        except GatewayFull:
+            self._record.decision = Decision.REFUSED_KEY
+            raise
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if error is None:
+            self._refusals.admitted(self._key_id)
+        elif isinstance(error, ApiError) and error.is_retryable and self._record.first_byte_at is None:
+            self._refusals.refused(self._key_id)
 
 
 class _Claim(msgspec.Struct, frozen=True):
@@ -129,24 +138,30 @@ class Ticket:
         else:
             await self._wait()
 
-    @asynccontextmanager
-    async def replica(self, suspects: Set[str]) -> AsyncIterator[Candidate]:
-        """The call is on this replica while inside: the best one not suspected, else a suspected one after a pause.
+    async def replica(self, suspects: Set[str]) -> Candidate:
+        """Where the call goes next: the best one not suspected, else a suspected one after a pause.
 
         Raises GatewayFull and NoReplicaReady when none is left and none becomes ready in time.
         """
-        chosen = await self._next(suspects | self._fleet.outliers.avoided(self._claim.model))
-        with self._fleet.committed(chosen.replica_id, self._claim.need) as self._commitment:
-            yield chosen
+        return await self._next(suspects | self._fleet.outliers.avoided(self._claim.model))
+
+    def committed(self, replica_id: str) -> Commitment:
+        """The call is on this replica while inside."""
+        self._commitment = self._fleet.committed(replica_id, self._claim.need)
+        return self._commitment
 
     def begun(self) -> None:
         """The replica has sent the call's first token: its prompt is computed."""
         if self._commitment:
             self._commitment.begun()
 
-    def watched(self, replica_id: str, watcher: Watcher) -> AbstractContextManager[None]:
-        """While inside, `watcher` gets the replica's state whenever its cell has said it."""
-        return self._fleet.watched(replica_id, watcher)
+    def watch(self, replica_id: str, watcher: Watcher) -> None:
+        """From now on `watcher` gets the replica's state whenever its cell has said it."""
+        self._fleet.watch(replica_id, watcher)
+
+    def unwatch(self, replica_id: str, watcher: Watcher) -> None:
+        """It gets nothing more."""
+        self._fleet.unwatch(replica_id, watcher)
 
     def is_another_ready(self, replica_id: str) -> bool:
         """Could the call leave this replica for another?"""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Self
 
 from serving.errors import GatewayFull
 
@@ -19,15 +18,9 @@ class Memory:
         self._held_bytes_max = held_bytes_max
         self.held_bytes = 0
 
-    @contextmanager
-    def share(self) -> Iterator[Share]:
-        """One request's part, given back at the end; raises GatewayFull when there is not even room for its answer."""
-        share = Share(self)
-        try:
-            share.take(ANSWER_BYTES)
-            yield share
-        finally:
-            self.held_bytes -= share.held_bytes
+    def share(self) -> Share:
+        """One request's part, given back at the end of its `with`."""
+        return Share(self)
 
     def take(self, count: int) -> None:
         """Raises GatewayFull, and takes nothing then, when so many bytes are too many."""
@@ -37,10 +30,18 @@ class Memory:
 
 
 class Share:
-    """What one open request holds."""
+    """What one open request holds, inside `with`; raises GatewayFull when there is not even room for its answer."""
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
+        self.held_bytes = 0
+
+    def __enter__(self) -> Self:
+        self.take(ANSWER_BYTES)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._memory.held_bytes -= self.held_bytes
         self.held_bytes = 0
 
     def take(self, count: int) -> None:

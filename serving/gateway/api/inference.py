@@ -65,7 +65,7 @@ class Inference:
         visit.responder.wait_for(partial(self._ledger.kept, visit.record))
         try:
             async with asyncio.timeout(self._settings.timeouts.request_total_s):
-                await self._relayed(await self._read(dialect, caller, visit, share), caller, visit, share)
+                await self._relayed(await self._read(dialect, caller, visit, share), visit, share)
         except TimeoutError:
             if not visit.responder.is_complete:
                 raise self._out_of_time(visit) from None
@@ -84,6 +84,8 @@ class Inference:
         return await self._aside.done(partial(draft.finish, model, salt, limit, keeper), len(body))
 
     async def _body(self, visit: Visit, share: Share) -> bytes:
+        if visit.request.has_come:
+            return await visit.request.read_body(self._settings.max_body_bytes, share.take)
         limit_s = self._settings.timeouts.request_body_s
         began_at = visit.clock()
         try:
@@ -94,18 +96,14 @@ class Inference:
         finally:
             visit.record.body_s = visit.clock() - began_at
 
-    async def _relayed(self, call: Call, caller: Caller, visit: Visit, share: Share) -> None:
+    async def _relayed(self, call: Call, visit: Visit, share: Share) -> None:
         record, responder = visit.record, visit.responder
         record.is_streamed = call.is_streamed
         exchange = Exchange(call, responder, record, visit.trace, visit.clock, share.take)
         if call.is_streamed and call.dialect.stream:
             visit.error_event = partial(_error_event, exchange, responder.request_id)
-        async with (
-            visit.request.cancel_when_client_leaves(responder),
-            self._admission.admit(caller, call, record) as ticket,
-        ):
-            # Not while an answer comes in: of an engine that dies right behind its end, what is not read yet is lost.
-            await self._ledger.kept(record)
+        async with visit.request.cancel_when_client_leaves(responder):
+            ticket = await self._admission.admit(call, record)
             await self._relay.relay(exchange, ticket)
 
     def _out_of_time(self, visit: Visit) -> ApiError:

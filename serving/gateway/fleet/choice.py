@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from itertools import count
 
 from serving.gateway.fleet.prefixes import Counted, Prefixes
@@ -160,6 +159,9 @@ class Choice:
     def best(self, name: str, need: Need, suspects: Set[str] = frozenset()) -> Candidate | None:
         """The replica for a call, one that is not suspected; None where there is none."""
         pool = self._pool(name)
+        if len(pool.members) == 1 and not suspects:
+            (only,) = pool.members.values()
+            return self._candidate(only, need)
         seen = pool.some()
         if suspects:
             fresh = [standing for standing in seen if standing.replica_id not in suspects]
@@ -201,19 +203,15 @@ class Choice:
         """Every ready replica as a call would see it."""
         return [self._candidate(standing, need) for standing in self._pool(name).members.values()]
 
-    @contextmanager
-    def committed(self, replica_id: str, need: Need) -> Iterator[Commitment]:
-        """A call is on this replica while inside."""
+    def committed(self, replica_id: str, need: Need) -> Commitment:
+        """A call is on this replica from now on, until the end of its `with`."""
         standing = self._standing(replica_id)
         cached = self._cached_tokens(replica_id, need)
         commitment = Commitment(standing, need, cached)
         standing.turn = next(self._turns)
         self._typical.sent(need.prompt_tokens - cached, need.decode_tokens)
         self._prefixes.remember(replica_id, need.prefix, need.tokens_per_block, need.prompt_tokens, need.output_tokens)
-        try:
-            yield commitment
-        finally:
-            commitment.end()
+        return commitment
 
     def _candidate(self, standing: Standing, need: Need, hoped_tokens: int = 0) -> Candidate:
         return Candidate(

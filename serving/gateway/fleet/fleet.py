@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from contextlib import contextmanager
 
 import msgspec
 
@@ -168,23 +167,20 @@ class Fleet:
         self._lost_at[replica_id] = self._clock()
         self._choice.lose(replica_id)
 
-    @contextmanager
-    def committed(self, replica_id: str, need: Need = NO_NEED) -> Iterator[Commitment]:
-        """One request of ours is on this replica."""
-        with self._choice.committed(replica_id, need) as commitment:
-            yield commitment
+    def committed(self, replica_id: str, need: Need = NO_NEED) -> Commitment:
+        """One request of ours is on this replica from now on, until the end of its `with`."""
+        return self._choice.committed(replica_id, need)
 
-    @contextmanager
-    def watched(self, replica_id: str, watcher: Watcher) -> Iterator[None]:
-        """While inside, `watcher` gets the replica's state after every answer; None when it is not listed any more."""
-        watchers = self._watchers.setdefault(replica_id, [])
-        watchers.append(watcher)
-        try:
-            yield
-        finally:
-            watchers.remove(watcher)
-            if not watchers:
-                del self._watchers[replica_id]
+    def watch(self, replica_id: str, watcher: Watcher) -> None:
+        """From now on `watcher` gets the replica's state after every answer; None when it is not listed any more."""
+        self._watchers.setdefault(replica_id, []).append(watcher)
+
+    def unwatch(self, replica_id: str, watcher: Watcher) -> None:
+        """It gets nothing more."""
+        watchers = self._watchers[replica_id]
+        watchers.remove(watcher)
+        if not watchers:
+            del self._watchers[replica_id]
 
     def is_ready(self, model: str) -> bool:
         """Is any replica ready for this model or adapter?"""

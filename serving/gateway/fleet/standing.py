@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hashlib import blake2b
 from struct import unpack
+from typing import Self
 
 from serving.gateway.fleet.router import Need
 from serving.wire import EngineLoad
@@ -80,7 +81,10 @@ class Commitment:
         self._standing.add(-self._prefill_tokens)
         self._prefill_tokens = 0
 
-    def end(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """The call has left its replica."""
         self._standing.own_requests -= 1
         self._standing.own_begun -= self._has_begun

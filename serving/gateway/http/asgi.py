@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
-import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 from urllib.parse import parse_qs
 
@@ -45,6 +45,14 @@ class Flow(Protocol):
     def takes_now(self) -> bool:
         """Has the answer begun, in pieces, and is there room for the next one?"""
         ...
+
+    @property
+    def has_request(self) -> bool:
+        """Has all come of the request that is served, its body included?"""
+        ...
+
+    def on_left(self, tell: Callable[[], None] | None) -> None:
+        """Call `tell` when the client closes the connection; None takes it back."""
 
     def write_now(self, body: bytes) -> None:
         """Send the next piece of the answer that runs; for a flow that `takes_now`."""
@@ -88,7 +96,10 @@ class Request:
     def request_id(self) -> str:
         """The client's own id when it is safe to repeat, else a fresh one."""
         given = self.header("x-request-id")
-        return given if given and SAFE_REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        if given and SAFE_REQUEST_ID.fullmatch(given):
+            return given
+        # A name and no secret: one asked of the kernel costs a hundred times as much, and gives the interpreter away meanwhile.
+        return f"req_{random.getrandbits(96):024x}"
 
     def presented_key(self) -> str | None:
         """The API key from `Authorization: Bearer …` or Anthropic's `x-api-key`."""
@@ -127,35 +138,67 @@ class Request:
             if not message.get("more_body", False):
                 return bytes(body)
 
-    @asynccontextmanager
-    async def cancel_when_client_leaves(self, responder: Responder) -> AsyncIterator[None]:
+    def cancel_when_client_leaves(self, responder: Responder) -> Attention:
         """Cancels the body of this `with` when the client disconnects; raises ClientLeft then."""
+        return Attention(self, responder)
+
+    @property
+    def has_come(self) -> bool:
+        """The body can be read without waiting for the client."""
+        return self.flow is not None and self.flow.has_request
+
+    async def left(self) -> None:
+        """Return when the client has closed the connection, or has its answer; the body has been read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+
+class Attention:
+    """Whether the client is still there, while inside `async with`."""
+
+    def __init__(self, request: Request, responder: Responder) -> None:
+        self._request = request
+        self._responder = responder
+        self._has_left = False
+
+    async def __aenter__(self) -> None:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("only a running task can be cancelled")
-        has_left = False
+        self._task = task
+        self._watcher: asyncio.Task[None] | None = None
+        if self._request.flow is not None:
+            self._request.flow.on_left(self._leave)
+        else:
+            self._watcher = asyncio.create_task(self._watch())
 
-        async def watch() -> None:
-            nonlocal has_left
-            while (await self._receive())["type"] != "http.disconnect":
-                pass
-            # An ASGI server also says "disconnect" once the answer is complete.
-            if not (responder.is_complete or responder.is_whole):
-                has_left = True
-                task.cancel()
-
-        watcher = asyncio.create_task(watch())
-        try:
-            yield
-            if has_left:
-                # The cancellation has not been delivered yet; take it here rather than in someone else's await.
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+        elif self._request.flow is not None:
+            self._request.flow.on_left(None)
+        if not self._has_left:
+            return
+        if kind is None:
+            # The cancellation has not been delivered yet; take it here rather than in someone else's await.
+            with suppress(asyncio.CancelledError):
                 await asyncio.sleep(0)
-        except asyncio.CancelledError:
-            if has_left and task.uncancel() == 0:
-                raise ClientLeft from None
-            raise
-        finally:
-            watcher.cancel()
+        elif not issubclass(kind, asyncio.CancelledError):
+            return
+        if self._task.uncancel() == 0:
+            raise ClientLeft from None
+        if kind is None:
+            raise asyncio.CancelledError
+
+    async def _watch(self) -> None:
+        await self._request.left()
+        self._leave()
+
+    def _leave(self) -> None:
+        # A server also says so once the answer is complete.
+        if not (self._responder.is_complete or self._responder.is_whole):
+            self._has_left = True
+            self._task.cancel()
 
 
 class Responder:
@@ -205,7 +248,7 @@ class Responder:
     @property
     def takes_now(self) -> bool:
         """Would a `write` neither wait nor begin anything? Then `write_now` does the same."""
-        return self.is_started and not self.is_complete and self._flow is not None and self._flow.takes_now
+        return self._flow is not None and not self.is_complete and self.status is not None and self._flow.takes_now
 
     def write_now(self, body: bytes) -> None:
         """Pass bytes on in this turn of the event loop; for a responder that `takes_now`."""

@@ -69,6 +69,24 @@ class TimedFlow(FlowControl):
         #: The request whose application runs; later ones wait in the pipeline.
         self.running: RequestResponseCycle | None = None
         self._clock = clock
+        self._tell: Callable[[], None] | None = None
+
+    @property
+    def has_request(self) -> bool:
+        return self.running is not None and not self.running.more_body
+
+    def on_left(self, tell: Callable[[], None] | None) -> None:
+        self._tell = tell
+        if tell is not None:
+            # A connection that is not read from does not end.
+            self.resume_reading()
+            if self.running is None or self.running.disconnected:
+                tell()
+
+    def left(self) -> None:
+        """The client has closed the connection."""
+        if self._tell is not None:
+            self._tell()
 
     @property
     def is_closed(self) -> bool:
@@ -88,7 +106,8 @@ class TimedFlow(FlowControl):
 
     def write_now(self, body: bytes) -> None:
         # As the cycle's own `send` frames it.
-        self._transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        if self.running is not None:
+            self.running.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
 
     async def drain(self) -> None:
         began_at = self._clock()
@@ -103,6 +122,39 @@ class TimedFlow(FlowControl):
             # Its client gets no more of the running answer: the application may leave it as it is.
             self.running.disconnected = True
             self.running.message_event.set()
+            self.left()
+
+
+class JoinedHead:
+    """Stands in for an answer's transport until its head is out: that goes with what follows it in the same turn of the event
+    loop, in one write.
+    """
+
+    def __init__(self, cycle: RequestResponseCycle, loop: asyncio.AbstractEventLoop) -> None:
+        self._cycle = cycle
+        self._loop = loop
+        self._transport = cycle.transport
+        self._head: bytes | None = None
+
+    def write(self, data: bytes) -> None:
+        if self._head is None:
+            self._head = data
+            self._loop.call_soon(self._write_alone)
+        else:
+            self._cycle.transport = self._transport
+            self._transport.write(self._head + data)
+
+    def _write_alone(self) -> None:
+        if self._cycle.transport is not self._transport and not self.is_closing():
+            self.write(b"")
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        if self._head is not None:
+            self._write_alone()
+        self._transport.close()
 
 
 class BoundedHeaders(HttpToolsProtocol):
@@ -137,6 +189,7 @@ class BoundedHeaders(HttpToolsProtocol):
         self._has_headers()
         self._has_rest()
         super().connection_lost(exc)
+        self.flow.left()
 
     def data_received(self, data: bytes) -> None:
         if self._is_broken or self._rest_deadline is not None:
@@ -167,6 +220,8 @@ class BoundedHeaders(HttpToolsProtocol):
         self._has_headers()
         super().on_headers_complete()
         self._is_in_headers = False
+        if not self.cycle.waiting_for_100_continue:
+            self.cycle.transport = JoinedHead(self.cycle, self.loop)  # type: ignore[assignment] # all that a cycle uses
 
     def on_message_complete(self) -> None:
         self._has_rest()

@@ -1,9 +1,9 @@
 """Ledger: what every call cost, exact or marked estimated. A row is opened with the call and closed on every way out of it,
 the gateway's own death included.
 
-Calls only put rows into memory; one thread writes them in groups. Before an engine gets a call and before any byte goes
-out, the call waits until its opening is in the database (`kept`). While the database is away openings go to a file beside it, and so do other rows when
-too many wait; the file is written into the database later, each row once.
+Calls only put rows into memory; one thread writes them in groups. Before any byte goes out, a call waits until its opening is in the
+database (`kept`). While the database is away openings go to a file beside it, and so do other rows when too many wait; the file is
+written into the database later, each row once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
+import random
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -34,7 +34,7 @@ from serving.gateway.store.store import Store
 GROUP_S = 0.05
 #: Seconds between two transactions while several calls at a time wait for one: a transaction for each would take more of the
 #: interpreter than the calls' rows.
-GATHER_S = 0.002
+GATHER_S = 0.01
 #: Seconds without a row after which the database is not kept open between writes.
 QUIET_S = 1.0
 #: Seconds a call waits for the database before its opening goes to the file instead.
@@ -133,7 +133,7 @@ class Ledger:
         """
         if not self.takes_calls:
             raise StoreUnavailable("the ledger cannot be written")
-        record.entry_id, record.opened_at_epoch_s = secrets.token_hex(8), self._clock()
+        record.entry_id, record.opened_at_epoch_s = f"{random.getrandbits(64):016x}", self._clock()
         self._openings.note(record.entry_id)
         self._put(opening_row(record, self._gateway_id))
         if not self._hurry.is_set():

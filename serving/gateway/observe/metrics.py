@@ -10,7 +10,7 @@ import asyncio
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from importlib.metadata import version
 
@@ -146,7 +146,7 @@ class Metrics:
         )
         self._tenant_requests = self._counter("tenant_requests", "Requests ended.", "tenant", "outcome")
         self._tenant_tokens = self._counter("tenant_tokens", "Tokens billed.", "tenant", "kind")
-        self._open = Gauge("serving_gateway_open_requests", "Requests held now.", registry=self.registry)
+        self._one_open = _OneMore(Gauge("serving_gateway_open_requests", "Requests held now.", registry=self.registry))
 
     def _declare_calls(self) -> None:
         self._tokens = self._counter("tokens", "Tokens billed, exact or estimated.", "model", "kind")
@@ -192,14 +192,9 @@ class Metrics:
         for plain in (self._bytes, self._keep_alives, self._lost, self._ejections, self._continuations):
             plain(model)
 
-    @contextmanager
-    def open_request(self) -> Iterator[None]:
+    def open_request(self) -> AbstractContextManager[None]:
         """Counted as open while inside."""
-        self._open.inc()
-        try:
-            yield
-        finally:
-            self._open.dec()
+        return self._one_open
 
     def settle(self, record: CallRecord) -> None:
         """Count one request that is over."""
@@ -290,6 +285,19 @@ class Metrics:
         async with self._page:
             with _short_turns():
                 return await asyncio.to_thread(generate_latest, self.registry)
+
+
+class _OneMore(AbstractContextManager[None]):
+    """One more of what a gauge counts while inside, for any number at a time."""
+
+    def __init__(self, gauge: Gauge) -> None:
+        self._gauge = gauge
+
+    def __enter__(self) -> None:
+        self._gauge.inc()
+
+    def __exit__(self, *_: object) -> None:
+        self._gauge.dec()
 
 
 @contextmanager

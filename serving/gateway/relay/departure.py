@@ -39,6 +39,8 @@ class Departure:
         self._limit = asyncio.timeout(None)
         self._leaving: asyncio.TimerHandle | None = None
         self.why: Failure | None = None
+        #: Its engine has made nothing for too long.
+        self.is_silent = False
 
     async def __aenter__(self) -> Self:
         await self._limit.__aenter__()
@@ -76,8 +78,17 @@ class Departure:
         if not self._exchange.has_all and self._can_go_on():
             self._leave(Failure.DRAINED)
 
+    def silence(self) -> None:
+        """The engine has made nothing for too long: ends the attempt, unless the client has some of its answer."""
+        if not self._exchange.has_content:
+            self.is_silent = True
+            self._end()
+
     def _leave(self, why: Failure) -> None:
         self.why = self.why or why
+        self._end()
+
+    def _end(self) -> None:
         # It may have been left already.
         with suppress(RuntimeError):
             self._limit.reschedule(asyncio.get_running_loop().time())

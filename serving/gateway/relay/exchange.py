@@ -106,6 +106,8 @@ class Exchange:
         #: Called when an engine has made the first token of a stream.
         self.on_output: Callable[[], None] = _no_matter
         self.has_output = False
+        #: The client has some of what the engine makes, and nothing of it waits here.
+        self._is_under_way = False
         self._shaper: Shaper | None = None
         self._assembly: Assembly | None = None
         self._sent_at = 0.0
@@ -145,7 +147,7 @@ class Exchange:
         self._sent_at = self._clock()
         self.sink.is_whole = False
         self._meter = meter = metering.meter_for(self.call, rates, context_tokens)
-        self.has_begun = self.has_output = False
+        self.has_begun = self.has_output = self._is_under_way = False
         if self.continuation is not None:
             self.continuation.begin()
         dialect = self.call.dialect
@@ -200,14 +202,16 @@ class Exchange:
     @property
     def takes_now(self) -> bool:
         """May ordinary events go on in the turn in which they come? Nothing may then be left for afterwards."""
-        return (
-            self.has_content
-            and self.has_output
-            and self._assembly is None
-            and not self.call.asked.stops
-            and self.sink.takes_now
-            and not (self.continuation and self.continuation.is_repeating)
-        )
+        if not self._is_under_way:
+            # Once it is, it stays so until another engine has the call.
+            self._is_under_way = (
+                self.has_content
+                and self.has_output
+                and self._assembly is None
+                and not self.call.asked.stops
+                and not (self.continuation and self.continuation.is_repeating)
+            )
+        return self._is_under_way and self.sink.takes_now
 
     def rendered(self, block: bytes) -> bytes:
         """What the client gets for whole events, which the meter sees; raises Misshapen."""

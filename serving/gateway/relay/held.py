@@ -4,8 +4,7 @@ unseen. One bound for each answer, one for all together.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Iterator
-from contextlib import contextmanager
+from typing import Self
 
 #: Bytes of one whole answer that are held: some 250,000 tokens of text. Only large embeddings exceed it.
 ANSWER_BYTES_MAX = 1024 * 1024
@@ -21,14 +20,9 @@ class Room:
         self._all_bytes_max = all_bytes_max
         self.bytes_held = 0
 
-    @contextmanager
-    def answer(self) -> Iterator[Held]:
-        """One answer, kept as long as the block runs."""
-        held = Held(self)
-        try:
-            yield held
-        finally:
-            self.bytes_held -= len(held.body)
+    def answer(self) -> Held:
+        """One answer, kept until the end of its `with`."""
+        return Held(self)
 
     def has_for(self, answer_bytes: int) -> bool:
         """May an answer that has come this far be held on?"""
@@ -42,11 +36,14 @@ class Held:
         self._room = room
         self.body = bytearray()
 
-    async def fill(self, pieces: AsyncIterable[bytes]) -> bool:
-        """Take all of it in. False once there is no room: what is here must go on now, and the rest as it comes."""
-        async for piece in pieces:
-            self.body += piece
-            self._room.bytes_held += len(piece)
-            if not self._room.has_for(len(self.body)):
-                return False
-        return True
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._room.bytes_held -= len(self.body)
+
+    def take(self, piece: bytes) -> bool:
+        """More of it. False once there is no room: what is here must go on now, and the rest as it comes."""
+        self.body += piece
+        self._room.bytes_held += len(piece)
+        return self._room.has_for(len(self.body))

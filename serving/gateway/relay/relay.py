@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from itertools import count
 
@@ -30,7 +30,7 @@ from serving.gateway.relay import events, translation
 from serving.gateway.relay.continuation import Continuation, Misaligned
 from serving.gateway.relay.departure import Departure
 from serving.gateway.relay.exchange import JSON_HEADERS, Exchange, Misshapen
-from serving.gateway.relay.held import Room
+from serving.gateway.relay.held import Held, Room
 from serving.gateway.relay.losses import Losses
 from serving.gateway.relay.metering import Meter
 from serving.gateway.relay.passage import Passage, Reminder
@@ -114,13 +114,13 @@ class Relay:
         if self._continues:
             exchange.may_continue()
         for retry in count(1):
-            async with ticket.replica({replica_id for replica_id, _ in seen}) as replica:
-                try:
-                    async with self._while_served(replica, ticket, exchange), self._while_working(replica, exchange):
-                        await self._judged(replica, ticket, exchange)
-                    return
-                except AttemptFailed as attempt:
-                    failure = attempt.failure
+            replica = await ticket.replica({replica_id for replica_id, _ in seen})
+            try:
+                with ticket.committed(replica.replica_id):
+                    await self._attended(replica, ticket, exchange)
+                return
+            except AttemptFailed as attempt:
+                failure = attempt.failure
             exchange.fail(failure)
             if exchange.has_content:
                 ticket.renew()
@@ -163,40 +163,30 @@ class Relay:
             raise
         ticket.report_served(replica.replica_id)
 
-    @asynccontextmanager
-    async def _while_served(self, replica: Candidate, ticket: Ticket, exchange: Exchange) -> AsyncIterator[None]:
-        """End the attempt once its cell has ejected the replica, or drains it and another can go on with the stream."""
+    async def _attended(self, replica: Candidate, ticket: Ticket, exchange: Exchange) -> None:
+        """One attempt, which ends once its cell has ejected the replica, or drains it and another can go on with the stream; and,
+        where a whole answer is waited for, once the engine has made nothing for `engine_silence_s`.
+        """
         departure = Departure(
             exchange, hands_on=self._hands_on, is_another_ready=partial(ticket.is_another_ready, replica.replica_id)
         )
+        silence = None
+        if not (exchange.call.is_streamed or exchange.call.is_assembled):
+            silence = self._progress.watch(replica.url, self._timeouts.engine_silence_s, departure.silence)
+        ticket.watch(replica.replica_id, departure.look)
         try:
             async with departure:
-                with ticket.watched(replica.replica_id, departure.look):
-                    yield
+                await self._judged(replica, ticket, exchange)
         except TimeoutError:
             if not departure.is_due:
                 raise
+            if departure.is_silent:
+                raise _silent() from None
             raise _lost(exchange, departure.why or Failure.EJECTED) from None
-
-    @asynccontextmanager
-    async def _while_working(self, replica: Candidate, exchange: Exchange) -> AsyncIterator[None]:
-        """End a call whose whole answer is waited for once its engine has made nothing for `engine_silence_s`."""
-        if exchange.call.is_streamed or exchange.call.is_assembled:
-            yield
-            return
-        limit = asyncio.timeout(None)
-        silence = self._progress.watch(
-            replica.url, self._timeouts.engine_silence_s, lambda: None if exchange.has_content else _end(limit)
-        )
-        try:
-            async with limit:
-                yield
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise _silent() from None
         finally:
-            silence.cancel()
+            ticket.unwatch(replica.replica_id, departure.look)
+            if silence is not None:
+                silence.cancel()
 
     async def _attempt(self, replica: Candidate, exchange: Exchange) -> None:
         try:
@@ -355,7 +345,7 @@ class Relay:
 
     async def _whole(self, reply: Reply, exchange: Exchange, meter: Meter) -> None:
         with self._room.answer() as held:
-            if await held.fill(reply.pieces()):
+            if await _filled(held, reply):
                 await self._pass_whole(bytes(held.body), exchange, meter)
             else:
                 await self._pass_large(bytes(held.body), reply, exchange, meter)
@@ -389,10 +379,14 @@ class Relay:
         exchange.learn()
 
 
-def _end(limit: asyncio.Timeout) -> None:
-    """Let a limit run out now; it may have been left already."""
-    with suppress(RuntimeError):
-        limit.reschedule(asyncio.get_running_loop().time())
+async def _filled(held: Held, reply: Reply) -> bool:
+    """Take in the whole answer; False once there is no room for it."""
+    while not reply.is_over:
+        if not (piece := reply.read_nowait()):
+            await reply.wait()
+        elif not held.take(piece):
+            return False
+    return True
 
 
 def _lost(exchange: Exchange, failure: Failure) -> AttemptFailed | EngineFailed:

@@ -19,7 +19,7 @@ from serving.gateway.fleet.fleet import Fleet
 from serving.gateway.nouns import CallRecord, Decision
 from serving.wire import ListedModel, ReplicaState
 from tests.clock import Clock
-from tests.gateway.calls import CALLER, call
+from tests.gateway.calls import call
 from tests.gateway.fleet.reports import answer, report
 
 
@@ -40,7 +40,9 @@ class Door:
 
     async def admit(self, record: CallRecord, one: Call | None = None) -> str:
         """The replica that the call got."""
-        async with self.admission.admit(CALLER, one or call(CHAT), record) as ticket, ticket.replica(set()) as replica:
+        ticket = await self.admission.admit(one or call(CHAT), record)
+        replica = await ticket.replica(set())
+        with ticket.committed(replica.replica_id):
             assert self.committed(replica.replica_id) > 0
             return replica.replica_id
 
@@ -66,12 +68,13 @@ async def test_a_prompt_is_committed_until_the_first_token() -> None:
     """From then on only the output is to be computed; calls that are not billed compute nothing."""
     door = Door()
     door.ready("a")
-    async with door.admission.admit(CALLER, call(CHAT), record()) as ticket:
-        ticket.begun()  # no replica has it yet
-        async with ticket.replica(set()):
-            before = door.committed("a")
-            ticket.begun()
-            assert 0 < door.committed("a") < before
+    ticket = await door.admission.admit(call(CHAT), record())
+    ticket.begun()  # no replica has it yet
+    replica = await ticket.replica(set())
+    with ticket.committed(replica.replica_id):
+        before = door.committed("a")
+        ticket.begun()
+        assert 0 < door.committed("a") < before
     assert await door.admit(record(), call(COUNT_TOKENS)) == "a" and door.committed("a") == 0
 
 
@@ -126,9 +129,10 @@ async def test_a_replica_is_free_again_however_its_call_ends(error: type[BaseExc
     """The ranking for later calls does not count it."""
     door, one = Door(), record()
     door.ready("a")
-    with pytest.raises(error):
-        async with door.admission.admit(CALLER, call(CHAT), one) as ticket, ticket.replica(set()):
-            raise error("") if error is NoReplicaReady else error
+    ticket = await door.admission.admit(call(CHAT), one)
+    replica = await ticket.replica(set())
+    with pytest.raises(error), ticket.committed(replica.replica_id):
+        raise error("") if error is NoReplicaReady else error
     assert door.committed("a") == 0 and one.decision is Decision.ADMITTED
 
 
@@ -136,12 +140,14 @@ async def test_a_suspected_replica_is_the_last_choice() -> None:
     """Another is tried first; where there is none, the suspect again, after a pause."""
     door, one = Door(), record()
     door.ready("a", "b")
-    async with door.admission.admit(CALLER, call(CHAT), one) as ticket:
-        async with ticket.replica({"a"}) as other:
-            assert other.replica_id == "b"
-        at_first = one.decision
-        async with ticket.replica({"a", "b"}) as again:
-            assert again.replica_id in {"a", "b"}
+    ticket = await door.admission.admit(call(CHAT), one)
+    other = await ticket.replica({"a"})
+    with ticket.committed(other.replica_id):
+        assert other.replica_id == "b"
+    at_first = one.decision
+    again = await ticket.replica({"a", "b"})
+    with ticket.committed(again.replica_id):
+        assert again.replica_id in {"a", "b"}
     assert (at_first, one.decision) == (Decision.ADMITTED, Decision.WAITED)
 
 
@@ -150,10 +156,11 @@ async def test_equal_suspects_take_turns_within_one_call() -> None:
     door = Door()
     door.ready("a", "b")
     asked = set()
-    async with door.admission.admit(CALLER, call(CHAT), record()) as ticket:
-        for _ in range(2):
-            async with ticket.replica({"a", "b"}) as chosen:
-                asked.add(chosen.replica_id)
+    ticket = await door.admission.admit(call(CHAT), record())
+    for _ in range(2):
+        chosen = await ticket.replica({"a", "b"})
+        with ticket.committed(chosen.replica_id):
+            asked.add(chosen.replica_id)
     assert asked == {"a", "b"}
 
 
@@ -161,11 +168,12 @@ async def test_a_lost_replica_gets_no_call_until_it_reports_again() -> None:
     """Not even the call that reported the loss."""
     door, one = Door(), record()
     door.ready("a", "b")
-    async with door.admission.admit(CALLER, call(CHAT), one) as ticket:
-        door.clock.advance(1)
-        ticket.report_lost("a")
-        async with ticket.replica({"a"}) as left:
-            assert left.replica_id == "b"
+    ticket = await door.admission.admit(call(CHAT), one)
+    door.clock.advance(1)
+    ticket.report_lost("a")
+    left = await ticket.replica({"a"})
+    with ticket.committed(left.replica_id):
+        assert left.replica_id == "b"
     assert one.replicas_lost == 1 and [it.replica_id for it in door.fleet.candidates("m")] == ["b"]
     door.ready("a", "b")
     assert len(door.fleet.candidates("m")) == 2
@@ -175,12 +183,12 @@ async def test_busy_replicas_are_asked_until_the_time_is_over() -> None:
     """Then the client learns when to retry, and the decision is that of a wait."""
     door, one = Door(replica_wait_s=10.0), record()
     door.ready("a")
-    async with door.admission.admit(CALLER, call(CHAT), one) as ticket:
+    ticket = await door.admission.admit(call(CHAT), one)
+    ticket.require_time()
+    in_time = one.decision
+    door.clock.advance(10)
+    with pytest.raises(NoReplicaReady, match="is busy"):
         ticket.require_time()
-        in_time = one.decision
-        door.clock.advance(10)
-        with pytest.raises(NoReplicaReady, match="is busy"):
-            ticket.require_time()
     assert (in_time, one.decision) == (Decision.ADMITTED, Decision.REFUSED_WAIT)
 
 

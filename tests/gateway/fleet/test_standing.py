@@ -17,7 +17,7 @@ def test_a_call_commits_to_its_prompt_and_then_to_its_output() -> None:
     call.begun()
     call.begun()
     seen.append(one.committed_tokens)
-    call.end()
+    call.__exit__()
     assert seen == [400 + 200 + CALL_TOKENS, 200 + CALL_TOKENS]
     assert (one.committed_tokens, one.own_requests, one.own_begun) == (0, 0, 0)
 
@@ -25,7 +25,7 @@ def test_a_call_commits_to_its_prompt_and_then_to_its_output() -> None:
 def test_a_call_that_ends_before_its_first_token_leaves_nothing() -> None:
     """Its replica failed, or its client left."""
     one = Standing("a")
-    Commitment(one, NEED, 0).end()
+    Commitment(one, NEED, 0).__exit__()
     assert (one.committed_tokens, one.own_requests, one.own_begun) == (0, 0, 0)
 
 

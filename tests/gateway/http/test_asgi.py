@@ -120,6 +120,19 @@ async def test_a_client_that_leaves_cancels_what_is_done_for_it() -> None:
     assert work.cancelled()
 
 
+async def test_a_connection_that_tells_of_its_end_is_not_asked() -> None:
+    """What is done for its client stops as at once, and nothing is told any more when it is over."""
+    wire, flow = Wire(), TimedFlow()
+    one = Request(wire.scope(flow=flow), wire.receive)
+    await one.read_body(9)
+    work = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_soon(lambda: flow.tell and flow.tell())
+    with pytest.raises(ClientLeft):
+        async with one.cancel_when_client_leaves(Responder(wire.send, "r", flow)):
+            await work
+    assert work.cancelled() and flow.tell is None and wire.asked == 1
+
+
 @pytest.mark.parametrize("attribute", ["is_complete", "is_whole"])
 async def test_a_client_that_has_the_whole_answer_has_not_left(attribute: str) -> None:
     """A disconnect after the end is how HTTP goes on."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from serving.gateway.nouns import Route, Usage
-from serving.gateway.observe.access import LOGGER, is_probe, line_of, write_json
+from serving.gateway.observe.access import LOGGER, PIPE_BYTES, JsonLog, is_probe, line_of
 from tests.gateway.calls import record
 from tests.gateway.world import World, running_gateway, until
 from tests.scripted_engine import (
@@ -66,10 +66,12 @@ class _FullDisk(io.StringIO):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_log_that_cannot_be_written_fails_no_request() -> None:
+async def test_a_log_that_cannot_be_written_fails_no_request() -> None:
     """A full disk, or a reader of the log that is gone, costs lines and not answers."""
+    log = JsonLog()
     with redirect_stderr(_FullDisk()):
-        write_json(record())
+        log.write(record())
+        log.flush()
 
 
 def test_a_line_says_what_the_record_says() -> None:
@@ -97,11 +99,33 @@ def test_probes_are_known_by_their_route(route: str, is_one: bool) -> None:
     assert is_probe(record(route=Route(route))) is is_one
 
 
-def test_a_json_line_stands_alone_and_a_probe_writes_none() -> None:
-    """In the form of the log's other lines, in one write."""
+async def test_a_json_line_stands_alone_and_a_probe_writes_none() -> None:
+    """In the form of the log's other lines."""
+    log = JsonLog()
     with redirect_stderr(io.StringIO()) as written:
-        write_json(record(model="é\n\u2028"))
-        write_json(record(route=Route("/health/live")))
+        log.write(record(model="é\n\u2028"))
+        log.write(record(route=Route("/health/live")))
+        log.flush()
     (line,) = written.getvalue().split("\n")[:-1]
     said = json.loads(line)
     assert (said["level"], said["logger"]) == ("info", LOGGER) and said["message"]["model"] == "é\n\u2028"
+
+
+class _Counted(io.StringIO):
+    writes = 0
+
+    def write(self, text: str) -> int:
+        self.writes += 1
+        assert len(text.encode()) <= PIPE_BYTES and text.endswith("\n")
+        return super().write(text)
+
+
+async def test_lines_of_a_moment_are_written_together() -> None:
+    """By themselves, in as few writes as a pipe takes whole, and in their order."""
+    log = JsonLog(moment_s=0.001)
+    with redirect_stderr(_Counted()) as written:
+        for number in range(100):
+            log.write(record(request_id=f"r{number}"))
+        await until(lambda: written.getvalue().count("\n") == 100)
+    lines = [json.loads(line)["message"]["request_id"] for line in written.getvalue().splitlines()]
+    assert lines == [f"r{number}" for number in range(100)] and written.writes < 50

@@ -175,8 +175,10 @@ async def test_a_key_that_tries_again_at_once_is_refused_unread(tmp_path: Path) 
         rows, page = world.rows(), (await world.ask("GET", "/metrics")).body
         other = {"Authorization": f"Bearer {world.key_of_another('b')}", "Content-Type": "application/json"}
         another = await world.ask("POST", "/v1/chat/completions", CHAT, other)
-    assert {answer.status for answer in answers} == {503} and len(rows) < 10
-    assert answers[-1].error["code"] == "overloaded" and int(answers[-1].headers["retry-after"]) >= 2
+    # On a slow machine a call or two of them have been earned meanwhile.
+    unread = [answer for answer in answers if answer.error["code"] == "overloaded"]
+    assert {answer.status for answer in answers} == {503} and len(unread) == 20 - len(rows) > 10
+    assert all(int(answer.headers["retry-after"]) >= 2 for answer in unread)
     assert value(page, "serving_gateway_admissions_total", decision="refused_key") == 20 - len(rows)
     assert another.error["code"] == "no_replica_ready"
 

@@ -29,7 +29,7 @@ from serving.gateway.relay.passage import Reminder
 from serving.gateway.relay.relay import Relay
 from tests.clock import Clock
 from tests.gateway.answers import recorded_answers
-from tests.gateway.calls import CALLER, call
+from tests.gateway.calls import call
 from tests.gateway.fleet.reports import answer, report
 from tests.scripted_engine import (
     DONE,
@@ -112,8 +112,8 @@ async def relayed(one: Call, writes: Sequence[bytes], at_once: float, seed: int)
         engine.improvise = lambda *_: Script(writes)
         fleet.take(answer(report("a", url=engine.url)), clock.now)
         try:
-            async with admission.admit(CALLER, one, record) as ticket:
-                await relay.relay(Exchange(one, page, record, Trace(), clock, lambda _: None), ticket)
+            ticket = await admission.admit(one, record)
+            await relay.relay(Exchange(one, page, record, Trace(), clock, lambda _: None), ticket)
         except ApiError as raised:
             error = f"{type(raised).__name__}: {raised.message}"
     return page, (page.text, page.is_whole, error, record.usage, record.bytes_relayed, record.failures)

@@ -21,7 +21,7 @@ from serving.gateway.relay.relay import Relay
 from serving.gateway.relay.sink import Sink
 from tests.clock import Clock
 from tests.gateway.asgi import Wire
-from tests.gateway.calls import CALLER, call
+from tests.gateway.calls import call
 from tests.gateway.fleet.reports import answer, report
 from tests.scripted_engine import DONE, ScriptedEngine
 
@@ -74,8 +74,8 @@ async def test_an_answer_goes_into_any_sink_and_is_billed() -> None:
     one = call(CHAT, stream=True)
     async with ScriptedEngine() as engine, upstream.opened():
         fleet.take(answer(report("a", url=engine.url)), clock.now)
-        async with admission.admit(CALLER, one, record) as ticket:
-            await relay.relay(Exchange(one, page, record, Trace(), clock, lambda _: None), ticket)
+        ticket = await admission.admit(one, record)
+        await relay.relay(Exchange(one, page, record, Trace(), clock, lambda _: None), ticket)
     assert (page.status, page.is_whole, page.is_finished) == (200, True, True) and page.text.endswith(DONE)
     assert record.usage == Usage(7, 2, 3, 1) and record.bytes_relayed == len(page.text) and record.replica_id == "a"
 
@@ -95,8 +95,8 @@ async def test_a_call_that_is_over_is_forgotten_at_once() -> None:
             for is_streamed in (True, False):
                 exchange = Exchange(call(CHAT, stream=is_streamed), Page(), record, Trace(), clock, lambda _: None)
                 gone = weakref.ref(exchange)
-                async with admission.admit(CALLER, exchange.call, record) as ticket:
-                    await relay.relay(exchange, ticket)
+                ticket = await admission.admit(exchange.call, record)
+                await relay.relay(exchange, ticket)
                 del exchange, ticket
                 left.append(gone())
     finally:
