@@ -57,7 +57,7 @@ async def start(home: Path, port: int, *arguments: str, **settings: str) -> asyn
 async def served(home: Path, port: int, engine: str, **settings: str) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await start(home, port, "--engine", engine, **settings)
     try:
-        await until(lambda: process.returncode is not None or _listens(port), timeout_s=30)
+        await until(lambda: process.returncode is not None or _listens(port), timeout_s=120)
         yield process
     finally:
         if process.returncode is None:
