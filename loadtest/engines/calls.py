@@ -77,18 +77,26 @@ def body(model: str, tokens: int, seed: str) -> dict[str, object]:
 
 
 async def measured(stand: Stand, model: str, load: Load, seed: str) -> Mapping[str, float]:
-    """Tokens a second of all streams together, and the median time to the first text; raises Refusal if a call fails."""
-    began = time.perf_counter()
+    """Tokens a second of all streams together, the median time to the first text, and processor time of the server's processes
+    for each token; raises Refusal if a call fails.
+    """
+    began, used_s = time.perf_counter(), _cpu_s(stand)
     streams = [_stream(stand, model, load, f"{seed}/{number}") for number in range(load.streams)]
     done = [call for calls in await asyncio.gather(*streams) for call in calls]
-    seconds = time.perf_counter() - began
+    seconds, used_s = time.perf_counter() - began, _cpu_s(stand) - used_s
     short = sum(not call.is_whole or call.tokens != load.tokens for call in done)
     if short:
         raise Refusal(f"{stand.name}: {short} of {len(done)} calls did not get their {load.tokens} tokens.")
+    tokens = sum(call.tokens for call in done)
     return {
-        "tokens_per_s": sum(call.tokens for call in done) / seconds,
+        "tokens_per_s": tokens / seconds,
+        "cpu_ms": used_s / tokens * 1e3,
         "ttft_ms": statistics.median(call.text_ms for call in done),
     }
+
+
+def _cpu_s(stand: Stand) -> float:
+    return stand.tree.cpu_s() if stand.tree else 0.0
 
 
 async def _stream(stand: Stand, model: str, load: Load, seed: str) -> Sequence[Generated]:

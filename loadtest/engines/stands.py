@@ -52,6 +52,8 @@ class Stand(NamedTuple):
     name: str
     port: int
     key: str = "none"
+    #: All processes of it.
+    tree: Tree | None = None
 
 
 class Ground(NamedTuple):
@@ -115,8 +117,8 @@ def _bare(here: Ground) -> Iterator[list[Stand]]:
     command.write_alias(folder)
     environment = here.vllm_environment(folder) | {"PYTHONPATH": str(folder)}
     stand = Stand("bare", free_port())
-    with _running(server_flags(here.spec, stand.port), folder, environment, lambda: stand, here.spec.model):
-        yield [stand]
+    with _running(server_flags(here.spec, stand.port), folder, environment, lambda: stand, here.spec.model) as tree:
+        yield [stand._replace(tree=tree)]
 
 
 @contextmanager
@@ -129,7 +131,7 @@ def _stack(here: Ground) -> Iterator[list[Stand]]:
         return Stand("stack", port, _read(home / "admin.key"))
 
     with _running(line, home, {"SERVING_HOME": str(home)}, stand, here.spec.model) as tree:
-        yield [stand(), Stand("engine", _engine_port(tree), _read(home / "plane.secret"))]
+        yield [stand()._replace(tree=tree), Stand("engine", _engine_port(tree), _read(home / "plane.secret"), tree)]
 
 
 def _read(file: Path) -> str:
@@ -162,8 +164,8 @@ def _ray_serve_llm(here: Ground) -> Iterator[list[Stand]]:
     program = Path(__file__).parent / "ray_serve_llm.py"
     line = [str(python), str(program), str(stand.port), str(folder), json.dumps({"llm_configs": [configuration]})]
     environment = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_TOKEN_PATH": str(token)}
-    with _running(line, folder, environment, lambda: stand, here.spec.model):
-        yield [stand]
+    with _running(line, folder, environment, lambda: stand, here.spec.model) as tree:
+        yield [stand._replace(tree=tree)]
 
 
 def _environment() -> Path:

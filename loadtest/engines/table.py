@@ -4,30 +4,47 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from loadtest.engines.calls import Load
 from loadtest.overhead.table import spread
 
 #: The stand that others are compared with.
 REFERENCE = "bare"
+
+
+class Column(NamedTuple):
+    """One figure, and how it stands beside the reference's."""
+
+    key: str
+    name: str
+    beside: str
+    compare: Callable[[float, float], float]
+
+
+COLUMNS = (
+    Column("tokens_per_s", "tokens a second", "×", operator.truediv),
+    Column("ttft_ms", "first text, ms", "ms more than", operator.sub),
+    Column("cpu_ms", "ms of CPU a token", "×", operator.truediv),
+)
 Rounds = Sequence[Mapping[str, float]]
 
 
 def lines(load: Load, measured: Mapping[str, Rounds]) -> Iterator[str]:
     """Markdown; `measured` has a stand's figures of each round. Ratios and differences are taken within a round."""
     reference = measured.get(REFERENCE)
-    heads = ["tokens a second", "first text, ms"]
-    if reference:
-        heads = [heads[0], f"× {REFERENCE}", heads[1], f"ms more than {REFERENCE}"]
+    heads = []
+    for column in COLUMNS:
+        heads += [column.name, f"{column.beside} {REFERENCE}"] if reference else [column.name]
     yield ""
     yield f"| {load.streams} streams | " + " | ".join(heads) + " |"
     yield "|---|" + "---|" * len(heads)
     for name, rounds in measured.items():
         cells = []
-        for key, compare in (("tokens_per_s", operator.truediv), ("ttft_ms", operator.sub)):
-            cells.append(spread([it[key] for it in rounds]))
+        for column in COLUMNS:
+            cells.append(spread([it[column.key] for it in rounds]))
             if reference:
-                cells.append(spread(_beside(rounds, reference, key, compare)))
+                cells.append(spread(_beside(rounds, reference, column.key, column.compare)))
         yield f"| {name} | " + " | ".join(cells) + " |"
 
 

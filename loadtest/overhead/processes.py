@@ -37,7 +37,11 @@ class Tree:
 
     def cpu_s(self) -> float:
         """Seconds of processor time, to the nanosecond."""
-        return sum(time.clock_gettime(~pid << 3 | _CPUCLOCK_SCHED) for pid in self._pids())
+        used_s = 0.0
+        for pid in self._pids():
+            with suppress(OSError):  # it has ended meanwhile
+                used_s += time.clock_gettime(~pid << 3 | _CPUCLOCK_SCHED)
+        return used_s
 
     def resident_mb(self) -> float:
         """Resident memory in MB of 10^6 bytes; pages that two of them share count twice."""
