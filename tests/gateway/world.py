@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Set
@@ -17,7 +18,7 @@ from sqlalchemy import select
 
 from serving.config import GatewaySettings, Retries, Slo, Timeouts
 from serving.gateway.assembly import Edges, assemble
-from serving.gateway.http.protocol import BoundedHeaders
+from serving.gateway.http.protocol import BoundedHeaders, TimedFlow
 from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.registry import Registry
 from serving.gateway.identity.tenants import Tenants
@@ -212,11 +213,28 @@ async def running_gateway(
             yield world
 
 
+class _Reference(BoundedHeaders):
+    """Takes no event in the turn in which it comes: all go the way that is the reference (RLY-41)."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
+        super().connection_made(transport)
+        self.flow = _Deferring(transport, self.clock)
+
+
+class _Deferring(TimedFlow):
+    takes_now = False
+
+
+#: The environment's word for how events of a stream go on, in every test with a `World`.
+PATH = "SERVING_TEST_PATH"
+PROTOCOLS = {"fast": BoundedHeaders, "reference": _Reference}
+
+
 @asynccontextmanager
 async def _served(app: object, bound: socket.socket, write_clock: Callable[[], float]) -> AsyncIterator[Set[object]]:
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
-        http=type("Timed", (BoundedHeaders,), {"clock": staticmethod(write_clock)}),
+        http=type("Timed", (PROTOCOLS[os.environ.get(PATH, "fast")],), {"clock": staticmethod(write_clock)}),
         ws="none",
         lifespan="on",
         log_config=None,
