@@ -1,50 +1,35 @@
 """Streams go on when their engine is killed: two real engines, one of them killed (-9) in the middle of several answers, again
-and again; and, because each kill costs the start of an engine, many more streams whose connection to it is cut at a random byte.
-Greedy answers must be those of an undisturbed run; sampled ones must be whole.
+and again; and many more streams whose connection to it is cut at a random byte. Greedy answers must be those of an undisturbed
+run; sampled ones must be whole.
 
-`SERVING_KILLS` and `SERVING_CUTS` set how many streams are to lose their engine so (8 and 100 by default).
+`ENGINE_KILLS` and `STREAM_CUTS` say how many engines are killed, and how many streams are cut, of each model (4 and 100 by
+default). The engines are forks of a process that has imported vLLM (`nursery`), so that a kill costs seconds.
 """
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
 import random
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+import msgspec
 import pytest
 
-from serving import catalog
-from serving.config import EngineSettings, ModelSettings, Settings
-from serving.engine import command, processes
 from serving.engine.checkpoints import bodies
-from serving.engine.checkpoints import store as checkpoints
-from serving.engine.checkpoints.conversations import REASONED, TOOL_CALLED
-from serving.engine.specs import engine_spec
-from serving.gateway.ledger.usage import CallRow, calls
-from serving.gateway.store.store import Store
-from serving.secret import create_if_absent
-from tests.long.cutting import Cutter
+from serving.engine.checkpoints.conversations import REASONED, STRUCTURED, TOOL_CALLED
+from tests.long.pair import Engine, Events, Pair
 from tests.stack.conftest import SMOLLM2, TINY
-from tests.stack.http import bearer, call
-from tests.stack.running import CACHE, free_port
-from tests.waiting import until
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
 
-KILLS = int(os.environ.get("SERVING_KILLS", "8"))
-CUTS = int(os.environ.get("SERVING_CUTS", "100"))
-START_TIMEOUT_S = 300.0
+KILLS = int(os.environ.get("ENGINE_KILLS", "4"))
+CUTS = int(os.environ.get("STREAM_CUTS", "100"))
 #: Streams that run side by side, over two engines.
 STREAMS = 8
 #: Of these, greedy ones; the others are sampled.
@@ -62,7 +47,7 @@ LONG: dict[str, dict[str, Any]] = {
     RESPONSES: {"input": TEXT, "max_output_tokens": 96},
     MESSAGES: {"messages": [{"role": "user", "content": TEXT}], "max_tokens": 96},
 }
-#: What each model is asked: plain text, and Harmony's analysis, tool calls and final answers.
+#: What each model is asked: plain text; Harmony's analysis, tool calls and final answers, and one under a grammar.
 ASKED: dict[str, list[tuple[str, dict[str, Any]]]] = {
     SMOLLM2: list(LONG.items()),
     TINY: [
@@ -72,133 +57,9 @@ ASKED: dict[str, list[tuple[str, dict[str, Any]]]] = {
         (RESPONSES, bodies.responses_body(TOOL_CALLED, TINY)),
         (MESSAGES, bodies.messages_body(REASONED, TINY)),
         (MESSAGES, bodies.messages_body(TOOL_CALLED, TINY)),
+        (CHAT, bodies.chat_body(STRUCTURED, TINY)),
     ],
 }
-
-
-class Engine:
-    """One vLLM server with our middleware, that can be killed and started again at its address."""
-
-    def __init__(self, home: Path, model: str) -> None:
-        self._home = home
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        found = catalog.find(model)
-        settings = Settings(home=home, engine=EngineSettings(memory_share=0.15))
-        checkpoint = checkpoints.ensure(found, CACHE, print)
-        self._spec = engine_spec(found, ModelSettings(name=model), checkpoint, settings, settings.secret_file)
-        self._tree = ""
-        self.server: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self._tree = processes.new_tree()
-        scratch = self._home / self._tree
-        scratch.mkdir(parents=True)
-        environment = command.environment(self._spec, self._tree, scratch, os.environ)
-        with (scratch / "log").open("wb") as log:
-            line = command.arguments(self._spec, self.port)
-            self.server = subprocess.Popen(line, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-
-    def until_ready(self) -> None:
-        def is_over() -> bool:
-            assert self.server is not None
-            assert self.server.poll() is None, (self._home / self._tree / "log").read_text()[-4000:]
-            return _answers(self.url, "/health")
-
-        until(is_over, START_TIMEOUT_S)
-
-    def kill(self) -> None:
-        """-9 to every process of it."""
-        processes.kill_all(lambda: processes.of_tree(self._tree))
-        assert self.server is not None
-        self.server.wait()
-
-
-def _answers(url: str, path: str) -> bool:
-    try:
-        return call(url, "GET", path)[0] == 200
-    except OSError:
-        return False
-
-
-class World:
-    """A gateway before two engines of a model."""
-
-    def __init__(self, home: Path, model: str) -> None:
-        self.home, self.model = home, model
-        self.engines = [Engine(home / "one", model), Engine(home / "two", model)]
-        #: A way to each engine that a test may cut.
-        self.cutters = [Cutter(engine.url) for engine in self.engines]
-        self.url = f"http://127.0.0.1:{free_port()}"
-        self.key = ""
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        environment = {
-            "SERVING_HOME": str(self.home),
-            "SERVING_PLANE_SECRET_FILE": str(self.home / "plane.secret"),
-            # Here more streams lose their engine than in any fleet.
-            "SERVING_GATEWAY__RETRIES__SHARE": "1",
-        }
-        create_if_absent(self.home)
-        for engine in self.engines:
-            (self.home / engine._home.name).mkdir(exist_ok=True)
-            (engine._home / "plane.secret").symlink_to(self.home / "plane.secret")
-            engine.start()
-        with ExitStack() as opened:
-            for engine, cutter in zip(self.engines, self.cutters, strict=True):
-                opened.callback(engine.kill)
-                opened.enter_context(cutter.running())
-            for engine in self.engines:
-                engine.until_ready()
-            line = [sys.executable, "-m", "serving", "gateway", "--port", self.url.rpartition(":")[2]]
-            for cutter in self.cutters:
-                line += ["--engine", cutter.url]
-            with (self.home / "gateway.log").open("wb") as log:
-                gateway = subprocess.Popen(line, env=os.environ | environment, stdout=log, stderr=log)
-            try:
-                until(lambda: (self.home / "admin.key").exists() and _answers(self.url, "/health/ready"), 60.0)
-                self.key = (self.home / "admin.key").read_text().strip()
-                until(lambda: self.metric("serving_gateway_replicas", 'state="ready"') == 2, 60.0)
-                yield
-            finally:
-                gateway.terminate()
-                gateway.wait()
-
-    def metric(self, name: str, label: str = "") -> float:
-        _, _, page = call(self.url, "GET", "/metrics")
-        lines = [line for line in page.decode().splitlines() if line.startswith((name + "{", name + " "))]
-        return sum(float(line.rpartition(" ")[2]) for line in lines if label in line)
-
-    def billed(self, request_id: str) -> tuple[object, ...]:
-        """What a call that is over has cost, and the rule if it is an estimate."""
-
-        def closed() -> CallRow | None:
-            with Store.open(self.home) as store:
-                rows = [row for row in calls(store, limit=10_000) if row.request_id == request_id]
-            return next((row for row in rows if row.outcome != "open"), None)
-
-        row = until(closed)
-        assert row is not None and row.outcome == "ok", row
-        return row.prompt_tokens, row.completion_tokens, row.estimated_by
-
-    def stream(self, path: str, body: dict[str, Any], seen: Callable[[], None]) -> tuple[str, list[dict[str, Any]]]:
-        """Request id and events of one streamed answer; `seen` is called at each event."""
-        parts = urlsplit(self.url)
-        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=300)
-        try:
-            payload = json.dumps(body | {"model": self.model, "stream": True})
-            connection.request("POST", path, payload, {"Content-Type": "application/json"} | bearer(self.key))
-            answer = connection.getresponse()
-            events = []
-            for raw in answer:
-                if raw.startswith(b"data: {"):
-                    events.append(json.loads(raw[6:]))
-                    seen()
-            assert answer.status == 200, events
-            return answer.headers["x-request-id"], events
-        finally:
-            connection.close()
 
 
 #: What an answer says, in any of the APIs, and how it ended.
@@ -219,7 +80,7 @@ SAYING = frozenset(
 ENDINGS = frozenset({"message_stop", "response.completed", "response.incomplete"})
 
 
-def texts(events: list[dict[str, Any]]) -> list[tuple[str, str]]:
+def texts(events: Events) -> list[tuple[str, str]]:
     """All that an answer says: what is said in pieces is joined, because under load an event has several tokens."""
     said: list[tuple[str, str]] = []
 
@@ -241,7 +102,7 @@ def texts(events: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return said
 
 
-def is_whole(events: list[dict[str, Any]]) -> bool:
+def is_whole(events: Events) -> bool:
     """No error, numbered without a gap where events are numbered, one id, and one end."""
     if any("error" in event for event in events):
         return False
@@ -252,6 +113,31 @@ def is_whole(events: list[dict[str, Any]]) -> bool:
         for event in events
     )
     return numbers == list(range(len(numbers))) and len(ids) <= 1 and endings == 1
+
+
+#: Where a stream stands, by the part of an answer that it said last.
+PLACES = {
+    "reasoning": "in analysis",
+    "thinking": "in analysis",
+    "reasoning_text": "in analysis",
+    "arguments": "in a tool call",
+    "function_call_arguments": "in a tool call",
+    "partial_json": "in a tool call",
+    "content": "in the final text",
+    "output_text": "in the final text",
+    "text": "in the final text",
+}
+
+
+def place(events: Events) -> str:
+    """Where a stream was that had come so far."""
+    for event in reversed(events):
+        if (kind := event.get("type", "")).endswith(".delta") and kind.startswith("response."):
+            return PLACES.get(kind.split(".")[1], "elsewhere")
+        said = texts([event])
+        if found := [PLACES[name] for name, _ in said if name in PLACES]:
+            return found[-1]
+    return "before its first text"
 
 
 class Countdown:
@@ -269,64 +155,89 @@ class Countdown:
                 self.over.set()
 
 
-class Kills:
-    """Rounds of streams on two engines, one of which is killed in the middle of each, and what became of them."""
+class Asked(msgspec.Struct):
+    """One stream of a round."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._asked = ASKED[world.model]
+    number: int
+    is_greedy: bool
+    request_id: str = ""
+    events: Events = []
+    #: Its events when an engine was killed.
+    had: int = 0
+
+
+class Rounds:
+    """Rounds of streams on two engines, whose connections are cut or one of whose engines is killed, and what became of them."""
+
+    def __init__(self, pair: Pair) -> None:
+        self._pair = pair
+        self._asked = ASKED[pair.model]
         self._drawn = random.Random(7)
+        self._rounds = 0
         self.table: Counter[str] = Counter()
-        greedy = [self._stream(number, 0.0, lambda: None) for number in range(len(self._asked))]
-        self._plain = [texts(events) for _, events in greedy]
-        self._billed = [world.billed(request_id) for request_id, _ in greedy]
-        self._events = max(len(events) for _, events in greedy)
+        #: Where streams were that lost their engine to a kill.
+        self.seams: Counter[str] = Counter()
+        plain = [Asked(number, True) for number in range(len(self._asked))]
+        for one in plain:
+            self._run(one, lambda: None)
+        self._plain = [texts(one.events) for one in plain]
+        billed = pair.billed([one.request_id for one in plain])
+        self._billed = [billed[one.request_id] for one in plain]
+        self._events = max(len(one.events) for one in plain)
 
-    def _stream(self, number: int, temperature: float, seen: Callable[[], None]) -> tuple[str, list[dict[str, Any]]]:
-        path, body = self._asked[number % len(self._asked)]
-        return self._world.stream(path, body | {"temperature": temperature}, seen)
+    def _run(self, one: Asked, seen: Callable[[], None]) -> None:
+        path, body = self._asked[one.number]
+        temperature = 0.0 if one.is_greedy else 0.8
+        one.request_id = self._pair.stream(path, body | {"temperature": temperature}, one.events, seen)
+
+    @contextmanager
+    def _round(self, seen: Callable[[], None]) -> Iterator[list[Asked]]:
+        """Streams run inside, and are over afterwards."""
+        numbers = [(self._rounds + number) % len(self._asked) for number in range(STREAMS)]
+        streams = [Asked(number, place < GREEDY) for place, number in enumerate(numbers)]
+        self._rounds += 1
+        with ThreadPoolExecutor(STREAMS) as pool:
+            running = [pool.submit(self._run, one, seen) for one in streams]
+            yield streams
+            for stream in running:
+                stream.result()
+        billed = self._pair.billed([one.request_id for one in streams])
+        for one in streams:
+            self._judge(one, billed[one.request_id])
 
     def cut(self) -> None:
         """One round of streams whose connections are cut."""
-        with ThreadPoolExecutor(STREAMS) as pool:
-            running = [
-                pool.submit(self._stream, number, 0.0 if number < GREEDY else 0.8, lambda: None)
-                for number in range(STREAMS)
-            ]
-            for number, stream in enumerate(running):
-                self._judge(number, *stream.result())
+        with self._round(lambda: None):
+            pass
 
     def kill(self, engine: Engine) -> None:
         """One round; the engine is back at its end."""
         countdown = Countdown(self._drawn.randrange(STREAMS, STREAMS * self._events * 3 // 4))
-        with ThreadPoolExecutor(STREAMS) as pool:
-            running = [
-                pool.submit(self._stream, number, 0.0 if number < GREEDY else 0.8, countdown.count)
-                for number in range(STREAMS)
-            ]
-            countdown.over.wait(120)
+        with self._round(countdown.count) as streams:
+            countdown.over.wait(30)
+            for one in streams:
+                one.had = len(one.events)
             engine.kill()
-            for number, stream in enumerate(running):
-                self._judge(number, *stream.result())
-        engine.start()
+            engine.start(self._pair.nursery)
+        retried = self._pair.retried()
+        self.seams.update(place(one.events[: one.had]) for one in streams if one.request_id in retried)
         engine.until_ready()
-        until(lambda: self._world.metric("serving_gateway_replicas", 'state="ready"') == 2, 60.0)
+        self._pair.until_both_ready()
 
-    def _judge(self, number: int, request_id: str, events: list[dict[str, Any]]) -> None:
+    def _judge(self, one: Asked, billed: tuple[object, ...]) -> None:
         self.table["streams"] += 1
-        plain, said = self._plain[number % len(self._plain)], texts(events)
-        billed = self._world.billed(request_id)
-        if not is_whole(events):
+        plain, said = self._plain[one.number], texts(one.events)
+        if not is_whole(one.events):
             self.table["failed"] += 1
-            print("FAILED", self._asked[number % len(self._asked)][0], events[-3:])
-        elif number >= GREEDY:
+            print("FAILED", self._asked[one.number][0], one.events[-3:])
+        elif not one.is_greedy:
             self.table["sampled, whole"] += 1
         elif said != plain:
             self.table["greedy, otherwise"] += 1
             print("WAS", plain, "IS", said)
-        elif billed != self._billed[number % len(self._billed)]:
+        elif billed != self._billed[one.number]:
             self.table["billed otherwise"] += 1
-            print("BILLED", billed, self._billed[number % len(self._billed)])
+            print("BILLED", billed, self._billed[one.number])
         else:
             self.table["greedy, as undisturbed, billed alike"] += 1
 
@@ -334,22 +245,23 @@ class Kills:
 @pytest.mark.parametrize("model", [SMOLLM2, TINY])
 def test_streams_survive_the_kills_of_their_engines(tmp_path: Path, model: str) -> None:
     """None fails; greedy ones say what they say undisturbed (near ties may turn, and are counted), billed once and exactly."""
-    world = World(tmp_path, model)
-    with world.running():
-        kills, rounds, went_on = Kills(world), 0, 0
-        for cutter in world.cutters:
+    pair = Pair(tmp_path, model)
+    # Here more streams lose their engine than in any fleet.
+    with pair.running({"SERVING_GATEWAY__RETRIES__SHARE": "1"}):
+        rounds, went_on = Rounds(pair), 0
+        for cutter in pair.cutters:
             cutter.is_cutting = True
         while went_on < CUTS:
-            kills.cut()
-            went_on = int(world.metric("serving_gateway_continuations_total"))
-        for cutter in world.cutters:
+            rounds.cut()
+            went_on = int(pair.metric("serving_gateway_continuations_total"))
+        for cutter in pair.cutters:
             cutter.is_cutting = False
-        print(f"{model}: {went_on} cut streams went on, {dict(kills.table)}", flush=True)
-        while went_on < CUTS + KILLS and rounds < KILLS:
-            kills.kill(world.engines[rounds % 2])
-            rounds += 1
-            went_on = int(world.metric("serving_gateway_continuations_total"))
-            print(f"{model}: {rounds} kills, {went_on} streams went on, {dict(kills.table)}", flush=True)
-    table = kills.table
+        print(f"{model}: {went_on} cut streams went on, {dict(rounds.table)}", flush=True)
+        for kill in range(KILLS):
+            rounds.kill(pair.engines[kill % 2])
+            went_on = int(pair.metric("serving_gateway_continuations_total"))
+            print(f"{model}: {kill + 1} kills, {went_on} streams went on, {dict(rounds.table)}", flush=True)
+        print(f"{model}: killed {dict(rounds.seams)}", flush=True)
+    table = rounds.table
     assert went_on >= CUTS + KILLS and not table["failed"] and not table["billed otherwise"]
     assert table["greedy, otherwise"] <= table["greedy, as undisturbed, billed alike"] / 20
