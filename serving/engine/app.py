@@ -61,6 +61,8 @@ _LOCAL_ENVIRONMENT = {
     "RAY_object_manager_timer_freq_ms": "1000",
     "RAY_kill_idle_workers_interval_ms": "1000",
     "RAY_local_fs_monitor_interval_ms": "10000",
+    # And between two statistics of every process, for a dashboard that is not there.
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
 }
 #: Ray's daemons that have nothing to do on one machine: one prints workers' logs at drivers, one asks for more nodes.
 _UNUSED_DAEMONS = {"include_log_monitor": False, "no_monitor": True}
