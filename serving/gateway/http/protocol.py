@@ -122,7 +122,6 @@ class TimedFlow(FlowControl):
             # Its client gets no more of the running answer: the application may leave it as it is.
             self.running.disconnected = True
             self.running.message_event.set()
-            self.left()
 
 
 class JoinedHead:

@@ -12,12 +12,11 @@ NEED = Need(prompt_tokens=1_000, output_tokens=200)
 def test_a_call_commits_to_its_prompt_and_then_to_its_output() -> None:
     """What is cached is not computed; the first token says that the prompt is done; the end, that all is."""
     one, seen = Standing("a"), []
-    call = Commitment(one, NEED, cached_tokens=600)
-    seen.append(one.committed_tokens)
-    call.begun()
-    call.begun()
-    seen.append(one.committed_tokens)
-    call.__exit__()
+    with Commitment(one, NEED, cached_tokens=600) as call:
+        seen.append(one.committed_tokens)
+        call.begun()
+        call.begun()
+        seen.append(one.committed_tokens)
     assert seen == [400 + 200 + CALL_TOKENS, 200 + CALL_TOKENS]
     assert (one.committed_tokens, one.own_requests, one.own_begun) == (0, 0, 0)
 
@@ -25,7 +24,8 @@ def test_a_call_commits_to_its_prompt_and_then_to_its_output() -> None:
 def test_a_call_that_ends_before_its_first_token_leaves_nothing() -> None:
     """Its replica failed, or its client left."""
     one = Standing("a")
-    Commitment(one, NEED, 0).__exit__()
+    with Commitment(one, NEED, 0):
+        assert one.own_requests == 1
     assert (one.committed_tokens, one.own_requests, one.own_begun) == (0, 0, 0)
 
 
