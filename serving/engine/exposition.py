@@ -43,7 +43,8 @@ def chosen(samples: Iterable[str]) -> bytes:
     """Prometheus' text of these samples alone, those of all API servers together. Reads files where there are several."""
     registry = REGISTRY
     if _SHARED_VARIABLE in os.environ:
-        registry = CollectorRegistry()
+        # Otherwise a part of it lacks collectors that do not say what they collect, of which this is one.
+        registry = CollectorRegistry(support_collectors_without_names=True)
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # prometheus_client has no types for it
     return generate_latest(registry.restricted_registry(samples))
 

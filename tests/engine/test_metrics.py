@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 import pytest
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.values import MultiProcessValue
 
 from serving.engine import exposition
 from serving.engine.boundary import METRICS_PATH, SECRET_FILE_VARIABLE, Boundary
@@ -91,6 +92,19 @@ async def test_a_replica_gets_the_samples_it_asks_for(scraped: Boundary) -> None
     }
     assert value(page, "vllm:num_requests_running", engine="0", model="m", replica="m-1") == 3
     assert parse_look(page.decode()).cores[0].calls == 3
+
+
+def test_several_api_servers_are_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each writes what it counts into files of its own; a replica gets their sums, and nothing it did not ask for."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    for server, requests in enumerate((3, 4)):
+        count = MultiProcessValue(lambda server=server: server)  # type: ignore[no-untyped-call]  # as prometheus_client has it
+        for name in ("vllm:num_requests_running", "vllm:unread"):
+            count("gauge", name, name, ["engine"], ["0"], "Help.", multiprocess_mode="livesum").set(requests)
+        count("counter", "vllm:generation_tokens", "vllm:generation_tokens_total", ["engine"], ["0"], "Help.").inc(5)
+    page = exposition.chosen(READ_METRICS).decode()
+    found = {it.name: it.value for family in text_string_to_metric_families(page) for it in family.samples}
+    assert found == {"vllm:num_requests_running": 7, "vllm:generation_tokens_total": 10}
 
 
 async def test_the_boundary_rewrites_the_page_on_its_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
