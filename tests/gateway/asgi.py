@@ -64,8 +64,12 @@ class TimedFlow:
         self.has_request = False
         self.tell: Callable[[], None] | None = None
 
-    def on_left(self, tell: Callable[[], None] | None) -> None:
+    def on_left(self, tell: Callable[[], None]) -> None:
         self.tell = tell
+
+    def take_back(self, tell: Callable[[], None]) -> None:
+        if self.tell == tell:
+            self.tell = None
 
     def write_now(self, body: bytes) -> None: ...
 

@@ -51,8 +51,11 @@ class Flow(Protocol):
         """Has all come of the request that is served, its body included?"""
         ...
 
-    def on_left(self, tell: Callable[[], None] | None) -> None:
-        """Call `tell` when the client closes the connection; None takes it back."""
+    def on_left(self, tell: Callable[[], None]) -> None:
+        """Call `tell`, and no other, when the client closes the connection; at once where it has."""
+
+    def take_back(self, tell: Callable[[], None]) -> None:
+        """Call `tell` no more; that of a later request on the connection stays."""
 
     def write_now(self, body: bytes) -> None:
         """Send the next piece of the answer that runs; for a flow that `takes_now`."""
@@ -176,7 +179,7 @@ class Attention:
         if self._watcher is not None:
             self._watcher.cancel()
         elif self._request.flow is not None:
-            self._request.flow.on_left(None)
+            self._request.flow.take_back(self._leave)
         if not self._has_left:
             return
         if kind is None:

@@ -69,22 +69,29 @@ class TimedFlow(FlowControl):
         #: The request whose application runs; later ones wait in the pipeline.
         self.running: RequestResponseCycle | None = None
         self._clock = clock
+        self._has_left = False
         self._tell: Callable[[], None] | None = None
 
     @property
     def has_request(self) -> bool:
         return self.running is not None and not self.running.more_body
 
-    def on_left(self, tell: Callable[[], None] | None) -> None:
+    def on_left(self, tell: Callable[[], None]) -> None:
         self._tell = tell
-        if tell is not None:
+        if self._has_left:
+            tell()
+        else:
             # A connection that is not read from does not end.
             self.resume_reading()
-            if self.running is None or self.running.disconnected:
-                tell()
+
+    def take_back(self, tell: Callable[[], None]) -> None:
+        # The next request may run before what follows its predecessor's answer is over.
+        if self._tell == tell:
+            self._tell = None
 
     def left(self) -> None:
         """The client has closed the connection."""
+        self._has_left = True
         if self._tell is not None:
             self._tell()
 

@@ -263,7 +263,7 @@ async def test_a_head_waits_for_nothing_else(method: bytes) -> None:
 
 
 async def test_a_flow_tells_when_its_client_has_left() -> None:
-    """At once where it has left already, and not any more once that is taken back."""
+    """At once where it has left already, though another request waits behind the one that runs; no more once that is taken back."""
     told: list[str] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -272,14 +272,47 @@ async def test_a_flow_tells_when_its_client_has_left() -> None:
         assert request.flow is not None and request.flow.has_request
         gone = asyncio.Event()
         request.flow.on_left(gone.set)
-        await gone.wait()
-        request.flow.on_left(None)
+        await asyncio.wait_for(gone.wait(), 10)
+        request.flow.take_back(gone.set)
         request.flow.on_left(lambda: told.append("late"))
 
+    for sent in (_asked(b"/"), b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + _asked(b"/")):
+        async with served(BoundedHeaders, app) as address:
+            _, writer = await asyncio.open_connection(*address)
+            writer.write(sent)
+            await asyncio.sleep(0.1)
+            writer.close()
+            await until(lambda: told)
+        assert told == ["late"]
+        told.clear()
+
+
+async def test_a_request_that_lingers_takes_nothing_from_the_next() -> None:
+    """Its connection's next request runs once it is answered, and is told when the client leaves."""
+    told, is_first_over = list[str](), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        await request.read_body(9)
+        responder = Responder(send, "x", request.flow)
+        try:
+            async with request.cancel_when_client_leaves(responder):
+                if request.path == "/next":
+                    told.append("runs")
+                    await asyncio.sleep(10)
+                await responder.whole(200, b"first")
+                await until(lambda: told)
+        except ClientLeft:
+            told.append("left")
+        else:
+            is_first_over.set()
+
     async with served(BoundedHeaders, app) as address:
-        _, writer = await asyncio.open_connection(*address)
-        writer.write(_asked(b"/"))
-        await asyncio.sleep(0.1)
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"first")
+        writer.write(_asked(b"/next"))
+        await is_first_over.wait()
         writer.close()
-        await until(lambda: told)
-    assert told == ["late"]
+        await until(lambda: "left" in told)
+    assert told == ["runs", "left"]
