@@ -18,7 +18,7 @@ PROBES = frozenset({"/", "/health", "/health/live", "/health/ready", "/health/mo
 LOGGER = "serving.access"
 #: Seconds for which lines wait for others.
 MOMENT_S = 0.01
-#: What a pipe mixes with no other thread's lines; only a logged prompt is longer. Lines are ASCII but for names and prompts.
+#: What a pipe mixes with no other thread's lines; only a logged prompt is longer.
 PIPE_BYTES = 4 * 1024
 
 log = logging.getLogger(LOGGER)
@@ -104,22 +104,26 @@ class JsonLog:
 
     def __init__(self, moment_s: float = MOMENT_S) -> None:
         self._moment_s = moment_s
-        self._text = ""
+        self._lines = b""
 
     def write(self, record: CallRecord) -> None:
         """For calls in the event loop: the line is there a moment later."""
         if is_probe(record):
             return
-        line = msgspec.json.encode(_JsonLine(round(time.time(), 3), "info", LOGGER, line_of(record))).decode() + "\n"
-        if len(self._text) + len(line) > PIPE_BYTES:
+        with contextlib.suppress(ValueError):
+            line = msgspec.json.encode(_JsonLine(round(time.time(), 3), "info", LOGGER, line_of(record))) + b"\n"
+            self._add(line)
+
+    def _add(self, line: bytes) -> None:
+        if len(self._lines) + len(line) > PIPE_BYTES:
             self.flush()
-        if not self._text:
+        if not self._lines:
             asyncio.get_running_loop().call_later(self._moment_s, self.flush)
-        self._text += line
+        self._lines += line
 
     def flush(self) -> None:
         """Write what waits."""
-        text, self._text = self._text, ""
-        if text:
+        lines, self._lines = self._lines, b""
+        if lines:
             with contextlib.suppress(OSError, ValueError):
-                sys.stderr.write(text)
+                sys.stderr.write(lines.decode())

@@ -67,10 +67,11 @@ class _FullDisk(io.StringIO):
 
 
 async def test_a_log_that_cannot_be_written_fails_no_request() -> None:
-    """A full disk, or a reader of the log that is gone, costs lines and not answers."""
+    """A full disk, a reader of the log that is gone, or text that is no Unicode costs lines and not answers."""
     log = JsonLog()
     with redirect_stderr(_FullDisk()):
         log.write(record())
+        log.write(record(model="\ud800"))
         log.flush()
 
 
@@ -125,7 +126,7 @@ async def test_lines_of_a_moment_are_written_together() -> None:
     log = JsonLog(moment_s=0.001)
     with redirect_stderr(_Counted()) as written:
         for number in range(100):
-            log.write(record(request_id=f"r{number}"))
+            log.write(record(request_id=f"r{number}", model="模型" * 20))
         await until(lambda: written.getvalue().count("\n") == 100)
     lines = [json.loads(line)["message"]["request_id"] for line in written.getvalue().splitlines()]
     assert lines == [f"r{number}" for number in range(100)] and written.writes < 50
