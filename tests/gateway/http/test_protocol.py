@@ -264,7 +264,7 @@ async def test_a_head_waits_for_nothing_else(method: bytes) -> None:
 
 async def test_a_flow_tells_when_its_client_has_left() -> None:
     """At once where it has left already, though another request waits behind the one that runs; no more once that is taken back."""
-    told: list[str] = []
+    told, begun = list[str](), asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -272,6 +272,7 @@ async def test_a_flow_tells_when_its_client_has_left() -> None:
         assert request.flow is not None and request.flow.has_request
         gone = asyncio.Event()
         request.flow.on_left(gone.set)
+        begun.set()
         await asyncio.wait_for(gone.wait(), 10)
         request.flow.take_back(gone.set)
         request.flow.on_left(lambda: told.append("late"))
@@ -280,11 +281,12 @@ async def test_a_flow_tells_when_its_client_has_left() -> None:
         async with served(BoundedHeaders, app) as address:
             _, writer = await asyncio.open_connection(*address)
             writer.write(sent)
-            await asyncio.sleep(0.1)
+            await asyncio.wait_for(begun.wait(), 10)
             writer.close()
             await until(lambda: told)
         assert told == ["late"]
         told.clear()
+        begun.clear()
 
 
 async def test_a_request_that_lingers_takes_nothing_from_the_next() -> None:
