@@ -34,7 +34,7 @@ from serving.gateway.store.store import Store
 GROUP_S = 0.05
 #: Seconds between two transactions while several calls at a time wait for one: a transaction for each would take more of the
 #: interpreter than the calls' rows.
-GATHER_S = 0.01
+GATHER_S = 0.004
 #: Seconds without a row after which the database is not kept open between writes.
 QUIET_S = 1.0
 #: Seconds a call waits for the database before its opening goes to the file instead.
