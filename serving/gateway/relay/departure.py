@@ -79,8 +79,8 @@ class Departure:
             self._leave(Failure.DRAINED)
 
     def silence(self) -> None:
-        """The engine has made nothing for too long: ends the attempt, unless the client has some of its answer."""
-        if not self._exchange.has_content:
+        """The engine has made nothing for too long: ends the attempt, unless the client has some of its answer, or it is left already."""
+        if self.why is None and not self._exchange.has_content:
             self.is_silent = True
             self._end()
 

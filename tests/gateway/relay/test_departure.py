@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from serving.gateway.dialects import chat
+from serving.gateway.http.asgi import Responder
+from serving.gateway.nouns import Failure
+from serving.gateway.observe.tracing import Trace
+from serving.gateway.relay.departure import Departure
+from serving.gateway.relay.exchange import Exchange
 from serving.wire import DirectoryAnswer, Listed, ReplicaReport, ReplicaState
+from tests.gateway.asgi import Wire
+from tests.gateway.calls import call, record
 from tests.gateway.fleet.directory import Directory
 from tests.gateway.relay.streams import STREAMED
 from tests.gateway.world import CHAT, World, running_gateway, until
@@ -76,3 +84,20 @@ async def test_a_stream_stays_where_it_is(tmp_path: Path, hand_on: bool, is_note
     """Draining is no failure: the replica waits for it."""
     body, calls, _ = await drained(tmp_path, hand_on=hand_on, is_noted=is_noted, is_alone=is_alone)
     assert (body, calls) == (b"", 0)
+
+
+async def test_a_replica_that_was_taken_out_is_not_called_silent() -> None:
+    """Though the time for its silence is over in the same turn: its call goes on elsewhere."""
+    answer = Responder(Wire().send, "r")
+    exchange = Exchange(call(chat.CHAT), answer, record(), Trace(), lambda: 0.0, lambda _: None)
+    departure = Departure(exchange, hands_on=False, is_another_ready=lambda: True)
+
+    async def attempt() -> None:
+        async with departure:
+            departure.look(ReplicaState.FAILED)
+            departure.silence()
+            await asyncio.sleep(10)
+
+    with pytest.raises(TimeoutError):
+        await attempt()
+    assert (departure.is_due, departure.why, departure.is_silent) == (True, Failure.EJECTED, False)
