@@ -48,7 +48,8 @@ def continuing(model: str, sanity: Sanity) -> dict[str, object]:
     """The body of a completion that goes on with a text, and ends when it has said what it must: idle engines are asked it
     for as long as they run.
     """
-    ends = {"stop": [sanity.continuation], "include_stop_str_in_output": True}
+    # A text that must say nothing ends nowhere: vLLM refuses an empty stop.
+    ends = {"stop": [sanity.continuation], "include_stop_str_in_output": True} if sanity.continuation else {}
     return {"model": model, "prompt": sanity.prompt, "max_tokens": CONTINUED_TOKENS, "temperature": 0} | ends
 
 

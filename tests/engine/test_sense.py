@@ -33,9 +33,10 @@ def test_log_likelihoods_are_the_prompts() -> None:
 
 
 def test_a_continuation_ends_with_what_it_must_say() -> None:
-    """A sound engine is spared the rest, and its answer still holds what is looked for."""
+    """A sound engine is spared the rest, and its answer still holds what is looked for; where that is nothing it ends by its length."""
     body = sense.continuing("m", Sanity())
     assert body["stop"] == [Sanity().continuation] and body["include_stop_str_in_output"] is True
+    assert "stop" not in sense.continuing("m", Sanity(continuation=""))
 
 
 def test_the_mean_must_reach_the_models_value() -> None:
