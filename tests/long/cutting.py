@@ -55,9 +55,13 @@ class Cutter:
             writer.transport.abort()
             return
         way = _Way(self, writer, engine[1])
-        # Ended with the test, it has nothing to say.
-        with suppress(asyncio.CancelledError):
-            await asyncio.gather(way.pass_on(reader, engine[1]), way.pass_back(engine[0]), return_exceptions=True)
+        try:
+            # Ended with the test, it has nothing to say.
+            with suppress(asyncio.CancelledError):
+                await asyncio.gather(way.pass_on(reader, engine[1]), way.pass_back(engine[0]), return_exceptions=True)
+        finally:
+            writer.close()
+            engine[1].close()
 
     def draw(self, request: bytes) -> int | None:
         """Bytes after which the answer to a request is cut; None where it is not. One that goes on is not cut again."""
@@ -75,6 +79,8 @@ async def _over(serving: asyncio.Server) -> None:
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
+    # A connection that was closed is gone in the loop's next turn.
+    await asyncio.sleep(0)
 
 
 class _Way:
