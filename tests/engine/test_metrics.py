@@ -21,6 +21,7 @@ from serving.wire import EngineLoad, ReplicaReport, ReplicaState
 from tests.clock import Clock
 from tests.exposition import value
 
+TOKENS = "vllm:generation_tokens_total"
 PAGE = b"""# HELP vllm:num_requests_running Number of requests in model execution batches.
 # TYPE vllm:num_requests_running gauge
 vllm:num_requests_running{engine="0",model_name="m"} 3.0
@@ -99,9 +100,9 @@ def test_several_api_servers_are_read_together(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     for server, requests in enumerate((3, 4)):
         count = MultiProcessValue(lambda server=server: server)  # type: ignore[no-untyped-call]  # as prometheus_client has it
-        for name in ("vllm:num_requests_running", "vllm:unread"):
+        for name in ("vllm:num_requests_running", "unread"):
             count("gauge", name, name, ["engine"], ["0"], "Help.", multiprocess_mode="livesum").set(requests)
-        count("counter", "vllm:generation_tokens", "vllm:generation_tokens_total", ["engine"], ["0"], "Help.").inc(5)
+        count("counter", TOKENS.removesuffix("_total"), TOKENS, ["engine"], ["0"], "Help.").inc(5)
     page = exposition.chosen(READ_METRICS).decode()
     found = {it.name: it.value for family in text_string_to_metric_families(page) for it in family.samples}
     assert found == {"vllm:num_requests_running": 7, "vllm:generation_tokens_total": 10}

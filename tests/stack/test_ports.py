@@ -17,4 +17,5 @@ def test_rays_node_waits_for_no_agent_to_choose_a_port(stack: Stack) -> None:
     assert len(given) == len(WAITED_FOR) and 0 not in given
     agents = (parts["Ray's dashboard agent"], parts["Ray's runtime environment agent"])
     listening = {it.laddr.port for agent in agents for it in agent.net_connections("inet") if it.status == "LISTEN"}
-    assert given <= listening
+    # Ray's metrics are off here, and nothing listens where they would be.
+    assert given - {int(options["metrics_export_port"])} <= listening
