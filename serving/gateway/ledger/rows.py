@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 import msgspec
 from sqlalchemy import (
@@ -24,7 +23,7 @@ from sqlalchemy import (
 )
 
 from serving.gateway.nouns import CallRecord
-from serving.gateway.store.tables import Moment, ledger
+from serving.gateway.store.tables import Moment, ledger, moment
 
 OPEN = "open"
 CRASHED = "gateway_crashed"
@@ -192,13 +191,13 @@ def _sent(rows: Sequence[LedgerRow]) -> dict[str, str]:
 
 
 def _told(row: LedgerRow) -> dict[str, object]:
-    finished_at = None if row.finished_at is None else _moment(row.finished_at)
-    return msgspec.structs.asdict(row) | {"started_at": _moment(row.started_at), "finished_at": finished_at}
+    finished_at = None if row.finished_at is None else _text(row.finished_at)
+    return msgspec.structs.asdict(row) | {"started_at": _text(row.started_at), "finished_at": finished_at}
 
 
-def _moment(epoch_s: float) -> str:
-    """As a column of type `Moment` has it."""
-    return datetime.fromtimestamp(epoch_s, UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+def _text(epoch_s: float) -> str:
+    """A moment as both databases read it, and as SQLite keeps it."""
+    return moment(epoch_s).isoformat(" ", "microseconds")
 
 
 def close_rows_of(connection: Connection, gateway_id: str) -> int:

@@ -20,6 +20,11 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeDecorator
 
 
+def moment(epoch_s: float) -> datetime:
+    """What a column of type `Moment` holds for seconds since the epoch."""
+    return datetime.fromtimestamp(epoch_s, UTC).replace(tzinfo=None)
+
+
 class Moment(TypeDecorator[float]):
     """Seconds since the epoch in Python, a readable UTC timestamp in the database."""
 
@@ -27,7 +32,7 @@ class Moment(TypeDecorator[float]):
     cache_ok = True
 
     def process_bind_param(self, value: float | None, dialect: Dialect) -> datetime | None:
-        return None if value is None else datetime.fromtimestamp(value, UTC).replace(tzinfo=None)
+        return None if value is None else moment(value)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> float | None:
         return None if value is None else value.replace(tzinfo=UTC).timestamp()
