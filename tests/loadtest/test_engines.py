@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.metadata
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from serving.engine import command
 from serving.engine.command import EngineSpec
 from serving.engine.specs import engine_spec
 from serving.errors import Refusal
+from tests.loadtest.answering import answering
 
 #: What ray[llm] asks for and a CPU cannot use: GPUs' transfers, and vLLM itself, which is here under its CPU build's name.
 NOT_TAKEN = {"nixl", "nixl-cu13", "vllm"}
@@ -70,19 +70,6 @@ def _is_installed(name: str) -> bool:
     return True
 
 
-class Answering(asyncio.Protocol):
-    """A server that gives each call the same answer."""
-
-    def __init__(self, pieces: Sequence[bytes]) -> None:
-        self._pieces = pieces
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self._transport.write(b"".join(self._pieces))
-
-
 STREAM = [
     upstream.STREAM_HEAD,
     upstream.chunk(0, False, False),
@@ -93,9 +80,8 @@ STREAM = [
 
 async def test_tokens_are_those_that_the_server_counts() -> None:
     """A call that got another number than it asked for ends the run: its rate would be another load's."""
-    listening = await asyncio.get_running_loop().create_server(lambda: Answering(STREAM), "127.0.0.1", 0)
-    async with listening:
-        stand = Stand("it", listening.sockets[0].getsockname()[1])
+    async with answering(STREAM) as port:
+        stand = Stand("it", port)
         got = await measured(stand, "m", Load(2, 2, 1), "seed")
         assert got["tokens_per_s"] > 0 and 0 < got["ttft_ms"] < float("inf")
         with pytest.raises(Refusal, match="it: 4 of 4 calls did not get their 2 tokens"):

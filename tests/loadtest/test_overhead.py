@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
-from collections.abc import Sequence
 
 import pytest
 
@@ -15,6 +13,7 @@ from loadtest.overhead.parts import PARTS, SHORT, Column, Part
 from loadtest.overhead.processes import Tree
 from loadtest.overhead.proxies import Stand
 from serving.errors import Refusal
+from tests.loadtest.answering import answering
 
 
 def test_the_short_form_runs_and_prints_every_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,20 +65,6 @@ def test_what_counts_beside_open_streams_is_the_difference() -> None:
     assert lines[-1] == "| gateway | 38.5 (15.0 to 62.0) | 11.0 (10.0 to 12.0) |"
 
 
-class Cutting(asyncio.Protocol):
-    """A server that closes each connection after it has sent what it was given."""
-
-    def __init__(self, pieces: Sequence[bytes]) -> None:
-        self._pieces = pieces
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self._transport.write(b"".join(self._pieces))
-        self._transport.close()
-
-
 STREAM = [
     upstream.STREAM_HEAD,
     upstream.chunk(0, False, False),
@@ -100,9 +85,7 @@ STREAM = [
 )
 async def test_a_round_with_a_failed_call_has_no_figure(pieces: list[bytes], is_whole: bool) -> None:
     """Failing is cheap: what is cut, refused or closed would make its proxy look fast."""
-    listening = await asyncio.get_running_loop().create_server(lambda: Cutting(pieces), "127.0.0.1", 0)
-    async with listening:
-        port = listening.sockets[0].getsockname()[1]
+    async with answering(pieces, cuts=True) as port:
         assert (await calls.made(port, calls.Streamed(b"GET"))).is_whole is is_whole
         if not is_whole:
             with pytest.raises(Refusal, match="4 of 4 calls were not answered whole"):
