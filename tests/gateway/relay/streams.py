@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
-from tests.gateway.world import CHAT
+import aiohttp
+
+from tests.gateway.world import CHAT, World
 from tests.scripted_engine import MODEL, messages_stream
 
 STREAMED = {"stream": True}
@@ -28,3 +31,12 @@ def data_of(body: bytes) -> list[dict[str, object]]:
     """The JSON of every event."""
     lines = (line for line in body.decode().split("\n") if line.startswith("data: {"))
     return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+async def behind_a_comment(world: World, gate: asyncio.Event) -> tuple[aiohttp.ClientResponse, bytes]:
+    """A streamed chat whose engine waits at `gate` until the client has a comment, and what comes behind that."""
+    url, body = world.url + "/v1/chat/completions", CHAT | STREAMED
+    async with world.client.post(url, json=body, headers=world.headers()) as response:
+        assert await response.content.readline() == b": keep-alive\n"
+        gate.set()
+        return response, await response.read()

@@ -10,7 +10,7 @@ import pytest
 
 from tests.exposition import value
 from tests.gateway.answers import recorded_answers
-from tests.gateway.relay.streams import LAST, ROUTES, STREAMED, TOOLS, data_of
+from tests.gateway.relay.streams import LAST, ROUTES, STREAMED, TOOLS, behind_a_comment, data_of
 from tests.gateway.world import CHAT, QUICK, running_gateway, until
 from tests.scripted_engine import (
     DONE,
@@ -373,12 +373,7 @@ async def test_an_engine_that_dies_behind_comments_is_still_replaced(tmp_path: P
     gate = asyncio.Event()
     async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
         engine.say(Script(gate=gate, ending=Ending.DIE))
-        async with world.client.post(
-            world.url + "/v1/chat/completions", json=CHAT | STREAMED, headers=world.headers()
-        ) as response:
-            assert await response.content.readline() == b": keep-alive\n"
-            gate.set()
-            rest = await response.read()
+        _, rest = await behind_a_comment(world, gate)
     assert b"Hi" in rest and b"error" not in rest
 
 

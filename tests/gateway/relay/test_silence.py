@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from serving.gateway.relay.held import ANSWER_BYTES_MAX
-from tests.gateway.relay.streams import STREAMED, data_of
-from tests.gateway.world import CHAT, QUICK, running_gateway, until
+from tests.gateway.relay.streams import STREAMED, behind_a_comment, data_of
+from tests.gateway.world import QUICK, running_gateway, until
 from tests.scripted_engine import (
     DONE,
     Ending,
@@ -46,12 +46,7 @@ async def test_silence_is_bridged_by_comments(tmp_path: Path) -> None:
     gate = asyncio.Event()
     async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
         engine.say(Script(chat_stream(["Hi"]), gate=gate))
-        async with world.client.post(
-            world.url + "/v1/chat/completions", json=CHAT | STREAMED, headers=world.headers()
-        ) as response:
-            assert await response.content.readline() == b": keep-alive\n"
-            gate.set()
-            rest = await response.read()
+        response, rest = await behind_a_comment(world, gate)
     assert response.headers["content-type"].startswith("text/event-stream") and b"Hi" in rest
 
 
