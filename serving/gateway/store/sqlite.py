@@ -69,7 +69,7 @@ class Turns:
     """Whose transaction it is, among the processes that write rows on this machine.
 
     SQLite's own lock is asked for anew after 1, 2, 5, 10 … 100 ms: of two writers one waited up to a tenth of a second, and two workers
-    served no more than one (STO-41). After as long as SQLite would wait its own lock decides alone.
+    served little more than one (STO-41). After as long as SQLite would wait its own lock decides alone.
     """
 
     def __init__(self, path: Path, patience_s: float = BUSY_TIMEOUT_MS / 1e3) -> None:
