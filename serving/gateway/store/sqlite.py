@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import sqlite3
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -15,8 +10,6 @@ from sqlalchemy.pool import NullPool
 
 #: Milliseconds a writer waits for another writer; far above any of our transactions, far below a request's patience.
 BUSY_TIMEOUT_MS = 2000
-#: Seconds between two looks whether it is this process's turn to write: less than most transactions take.
-TURN_S = 0.0005
 
 
 def engine(path: Path) -> Engine:
@@ -63,45 +56,6 @@ class Lasting:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-
-
-class Turns:
-    """Whose transaction it is, among the processes that write rows on this machine.
-
-    SQLite's own lock is asked for anew after 1, 2, 5, 10 … 100 ms: of two writers one waited up to a tenth of a second, and two workers
-    served little more than one (STO-41). After as long as SQLite would wait its own lock decides alone.
-    """
-
-    def __init__(self, path: Path, patience_s: float = BUSY_TIMEOUT_MS / 1e3) -> None:
-        self._path = path
-        self._patience_s = patience_s
-        self._descriptor = -1
-
-    @contextmanager
-    def next(self) -> Iterator[None]:
-        """It is ours inside; for one thread at a time."""
-        if self._descriptor < 0:
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
-        is_ours = self._await()
-        try:
-            yield
-        finally:
-            if is_ours:
-                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-
-    def _await(self) -> bool:
-        until = time.monotonic() + self._patience_s
-        while time.monotonic() < until:
-            with suppress(BlockingIOError):
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            time.sleep(TURN_S)
-        return False
-
-    def end(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
 
 
 def _file_at(path: Path) -> tuple[int, int] | None:

@@ -9,7 +9,7 @@ import fcntl
 import os
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -22,7 +22,6 @@ from serving.gateway.store import postgres, schema, sqlite
 
 FILE_NAME = "serving.db"
 LOCK_NAME = "store.lock"
-TURNS_NAME = "ledger.lock"
 #: Seconds that work on whole tables waits for their users.
 LOCK_TIMEOUT_S = 5
 
@@ -42,7 +41,6 @@ class Store:
         self.name = name
         # PostgreSQL's pool keeps its own connections.
         self._lasting = None if self.is_shared else sqlite.Lasting(engine, home / FILE_NAME)
-        self._turns = sqlite.Turns(home / TURNS_NAME)
         #: Connections that look-ups have left for the next ones.
         self._left: deque[sqlite.Lasting] = deque()
 
@@ -142,16 +140,8 @@ class Store:
             with self.begin() as connection:
                 yield connection
         else:
-            with self._in_turn(), self._in(self._lasting) as connection:
+            with self._in(self._lasting) as connection:
                 yield connection
-
-    @contextmanager
-    def _in_turn(self) -> Iterator[None]:
-        with ExitStack() as entered:
-            # Where its file cannot be opened, SQLite's own lock decides.
-            with suppress(OSError):
-                entered.enter_context(self._turns.next())
-            yield
 
     @contextmanager
     def looking(self) -> Iterator[Connection]:
@@ -188,7 +178,6 @@ class Store:
         """None follow for now. For the thread that called `following`."""
         if self._lasting:
             self._lasting.end()
-        self._turns.end()
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:

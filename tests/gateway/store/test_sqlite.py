@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import stat
 from pathlib import Path
-from threading import Thread
 
 import pytest
 from sqlalchemy import delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from serving.errors import Refusal, StoreUnavailable
-from serving.gateway.store.sqlite import BUSY_TIMEOUT_MS, Turns
+from serving.gateway.store.sqlite import BUSY_TIMEOUT_MS
 from serving.gateway.store.store import Store
 from serving.gateway.store.tables import tenants
 from tests.gateway.places import SqlitePlace
@@ -133,45 +131,3 @@ def test_a_kept_connection_does_not_write_into_a_file_that_was_replaced(tmp_path
             connection.execute(insert(tenants).values(id="t2", name="newer", created_at=1.0))
 
     assert ("newer",) in place.execute("select name from tenants")
-
-
-def test_writers_take_turns(tmp_path: Path) -> None:
-    """One begins when another has ended, and not before."""
-    one, other = Turns(tmp_path / "lock"), Turns(tmp_path / "lock")
-    order: list[str] = []
-
-    def write() -> None:
-        with other.next():
-            order.append("other")
-
-    thread = Thread(target=write)
-    with one.next():
-        thread.start()
-        thread.join(0.1)
-        order.append("one")
-    thread.join(10)
-    one.end()
-    other.end()
-    assert order == ["one", "other"]
-
-
-def test_a_writer_that_never_ends_its_turn_holds_no_other_up_for_ever(tmp_path: Path) -> None:
-    """A stopped process keeps its turn; SQLite's own lock decides then."""
-    one, other = Turns(tmp_path / "lock"), Turns(tmp_path / "lock", patience_s=0.01)
-    with one.next():
-        with other.next():
-            pass
-        with pytest.raises(BlockingIOError), (tmp_path / "lock").open() as third:
-            fcntl.flock(third, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    with other.next():
-        pass
-    one.end()
-    other.end()
-
-
-def test_a_folder_that_takes_no_lock_is_written_to(tmp_path: Path) -> None:
-    """Turns only save time."""
-    (tmp_path / "ledger.lock").mkdir()
-    with SqlitePlace(tmp_path).open() as store, store.following() as connection:
-        connection.execute(insert(tenants).values(id="t1", name="acme", created_at=1.0))
-    assert ("acme",) in SqlitePlace(tmp_path).execute("select name from tenants")
