@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections.abc import Iterable, Sequence
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from serving.config import GatewaySettings
 from serving.errors import ApiError
@@ -57,17 +60,20 @@ ERROR = b"data: %b\n\n" % error_body(500, "boom", "InternalServerError")
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
 
 
-class Page:
-    """Takes an answer; at once as often as `draw` says, like a client that now and then reads slowly."""
+#: What a client says when it is asked whether it takes more at once: the plain path is that of one that never does.
+NEVER, ALWAYS = (False,), (True,)
 
-    def __init__(self, at_once: float, draw: random.Random) -> None:
+
+class Page:
+    """Takes an answer; at once or not as `readiness` says again and again, like a client that now and then reads slowly."""
+
+    def __init__(self, readiness: Sequence[bool]) -> None:
         self.is_whole = False
         self.waited_s = 0.0
         self.status: int | None = None
         self.text = b""
         self.written_now = 0
-        self._at_once = at_once
-        self._draw = draw
+        self._readiness = itertools.cycle(readiness)
 
     @property
     def is_started(self) -> bool:
@@ -75,7 +81,7 @@ class Page:
 
     @property
     def takes_now(self) -> bool:
-        return self._draw.random() < self._at_once
+        return next(self._readiness)
 
     async def start(self, status: int, headers: Iterable[Header]) -> None:
         self.status = status
@@ -93,16 +99,28 @@ class Page:
     def cut(self) -> None: ...
 
 
-def cut(stream: bytes, draw: random.Random) -> list[bytes]:
+def cut(stream: bytes, ends: Iterable[int]) -> list[bytes]:
     """The same bytes in other pieces: some events together, some in two, some borders in the middle."""
-    ends = sorted(draw.sample(range(1, len(stream)), min(draw.randrange(1, 20), len(stream) - 1)))
-    return [stream[start:end] for start, end in zip([0, *ends], [*ends, None], strict=True)]
+    borders = sorted({end for end in ends if 0 < end < len(stream)})
+    return [stream[start:end] for start, end in zip([0, *borders], [*borders, None], strict=True)]
 
 
-async def relayed(one: Call, writes: Sequence[bytes], at_once: float, seed: int) -> tuple[Page, tuple[object, ...]]:
+@st.composite
+def shuffled(draw: st.DrawFn, stream: Sequence[bytes]) -> list[bytes]:
+    """What an engine may write of this stream: its middle in any order, events of it twice or not at all, an error anywhere; as events
+    or cut anywhere.
+    """
+    first, *middle, last_but_one, last = stream
+    middle = draw(st.lists(st.sampled_from([*middle, ERROR]), max_size=len(middle)) | st.just(middle))
+    said = [first, *middle, last_but_one, last]
+    whole = b"".join(said)
+    return draw(st.just(said) | st.lists(st.integers(1, len(whole) - 1), max_size=20).map(lambda it: cut(whole, it)))
+
+
+async def relayed(one: Call, writes: Sequence[bytes], readiness: Sequence[bool]) -> tuple[Page, tuple[object, ...]]:
     """The client's page, and all that may not depend on the path."""
     clock, record = Clock(), CallRecord(request_id="r", started_at=0.0)
-    page = Page(at_once, random.Random(seed))
+    page = Page(readiness)
     demands, estimates, upstream = Demands(clock), Estimates(), Upstream(5.0)
     fleet, settings = Fleet([], demands, clock, clock), GatewaySettings()
     admission = Admission(fleet, demands, estimates, settings, clock)
@@ -131,28 +149,36 @@ async def relayed(one: Call, writes: Sequence[bytes], at_once: float, seed: int)
 async def test_events_that_come_one_by_one_are_the_same(path: str, fields: dict[str, object]) -> None:
     """As engines send them, words that look like the stream's own included; all but the beginning and the end go at once."""
     one = call(DIALECTS[path], stream=True, **fields)
-    plain, expected = await relayed(one, STREAMS[path], 0.0, 1)
-    page, found = await relayed(one, STREAMS[path], 1.0, 1)
+    plain, expected = await relayed(one, STREAMS[path], NEVER)
+    page, found = await relayed(one, STREAMS[path], ALWAYS)
     assert found == expected and expected[2] == ""
     assert plain.written_now == 0 and page.written_now >= 2
 
 
-@pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("path", STREAMS)
-async def test_random_streams_are_the_same(path: str, seed: int) -> None:
-    """Cut anywhere, events in any order, twice or not at all, an error among them, a client that reads slowly."""
-    draw = random.Random(seed)
-    first, *rest = STREAMS[path]
-    middle, end = rest[:-2], rest[-2:]
-    if seed % 3:
-        middle = draw.choices(middle, k=len(middle))
-    if seed % 5 == 1:
-        middle.insert(draw.randrange(len(middle)), ERROR)
-    writes = cut(b"".join([first, *middle, *end]), draw) if seed % 2 else [first, *middle, *end]
+async def _is_the_same(path: str, data: st.DataObject) -> None:
+    writes = data.draw(shuffled(STREAMS[path]))
     one = call(DIALECTS[path], stream=True)
-    _, expected = await relayed(one, writes, 0.0, seed)
-    for at_once in (1.0, 0.5):
-        assert (await relayed(one, writes, at_once, seed))[1] == expected
+    _, expected = await relayed(one, writes, NEVER)
+    for readiness in (ALWAYS, data.draw(st.lists(st.booleans(), min_size=1))):
+        assert (await relayed(one, writes, readiness))[1] == expected
+
+
+@pytest.mark.parametrize("path", STREAMS)
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(data=st.data())
+async def test_any_stream_is_the_same(path: str, data: st.DataObject) -> None:
+    """Cut anywhere, events in any order, twice or not at all, errors among them, a client that reads slowly."""
+    await _is_the_same(path, data)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("path", STREAMS)
+@settings(max_examples=2000, deadline=None, database=None)
+@given(data=st.data())
+async def test_many_more_streams_are_the_same(path: str, data: st.DataObject) -> None:
+    """Others at each run."""
+    await _is_the_same(path, data)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in recorded_answers.RECORDED.glob("*.sse")))
@@ -162,9 +188,10 @@ async def test_recorded_streams_are_the_same(name: str) -> None:
     path = next(path for path in STREAMS if path.endswith(api) or (api == "chat" and "chat" in path))
     one = call(DIALECTS[path], stream=True)
     said = recorded_answers.stream(name)
-    for writes in (said, cut(b"".join(said), random.Random(name))):
-        _, expected = await relayed(one, writes, 0.0, 1)
-        assert (await relayed(one, writes, 1.0, 1))[1] == expected
+    whole = b"".join(said)
+    for writes in (said, cut(whole, random.Random(name).sample(range(len(whole)), 20))):
+        _, expected = await relayed(one, writes, NEVER)
+        assert (await relayed(one, writes, ALWAYS))[1] == expected
 
 
 PIECES = (
