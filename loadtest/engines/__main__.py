@@ -66,7 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _standing(names: Sequence[str], here: Ground, opened: ExitStack) -> list[Stand]:
-    print(f"{surroundings.machine()}; load average {os.getloadavg()[0]:.1f} before; {here.spec.model}")
+    print(
+        f"{surroundings.machine()}; {surroundings.interpreter()}; load average {os.getloadavg()[0]:.1f} before; {here.spec.model}"
+    )
     there = []
     for one in stands.standing(names, here, opened):
         if isinstance(one, Refusal):

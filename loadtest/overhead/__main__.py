@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _describe(asked: argparse.Namespace, stands: Sequence[Stand]) -> None:
-    print(f"{surroundings.machine()}; load average {os.getloadavg()[0]:.1f} before")
+    print(f"{surroundings.machine()}; {surroundings.interpreter()}; load average {os.getloadavg()[0]:.1f} before")
     for stand in stands:
         print(f"* {stand.name}: {proxies.version_of(stand.name)}")
     print(
