@@ -153,6 +153,21 @@ class Connections:
 class _Connection(asyncio.Protocol):
     """One connection; httptools calls its `on_` methods."""
 
+    __slots__ = (
+        "_connections",
+        "_ends_with_connection",
+        "_has_head",
+        "_head_bytes",
+        "_headers",
+        "_is_spoiled",
+        "_is_whole",
+        "_parser",
+        "_pieces",
+        "_reply",
+        "idle_since",
+        "origin",
+        "transport",
+    )
     transport: asyncio.Transport
 
     def __init__(self, connections: Connections, origin: Origin) -> None:
@@ -267,6 +282,21 @@ class _Connection(asyncio.Protocol):
 
 class Reply:
     """One call's answer, as far as it has come."""
+
+    __slots__ = (
+        "_connection",
+        "_has_ended",
+        "_is_broken",
+        "_is_paused",
+        "_pieces",
+        "_take",
+        "_transport",
+        "_unpack",
+        "_waiter",
+        "_waiting_bytes",
+        "headers",
+        "status",
+    )
 
     def __init__(self, connection: _Connection) -> None:
         self.status = 0
