@@ -7,7 +7,7 @@ import math
 import traceback
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from serving.errors import InvalidRequest
 from serving.gateway.admission.estimates import Rates
@@ -54,17 +54,22 @@ def _no_matter() -> None:
     return None
 
 
-def _reads_answer(read: Callable[P, T]) -> Callable[P, T]:
+def _reads_answer(read: Callable[Concatenate[Exchange, P], T]) -> Callable[Concatenate[Exchange, P], T]:
     """What an engine said is taken apart in `read`, key by key: raises Misshapen where it lacks one or has another kind of value."""
 
     @wraps(read)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+    def guarded(exchange: Exchange, /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return read(*args, **kwargs)
+            return read(exchange, *args, **kwargs)
         except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
             # Its text may quote the answer; where it was raised says enough.
             place = traceback.extract_tb(error.__traceback__)[-1]
-            log.warning("an answer in no shape of its route: %s in %s", type(error).__name__, place.name)
+            log.warning(
+                "request %s: an answer in no shape of its route: %s in %s",
+                exchange.request_id,
+                type(error).__name__,
+                place.name,
+            )
             raise Misshapen from None
 
     return guarded
@@ -116,6 +121,10 @@ class Exchange:
         #: What the client had, by its meter, when an engine was lost that another was to follow.
         self._had = Usage()
         self._events_had = 0
+
+    @property
+    def request_id(self) -> str:
+        return self._record.request_id
 
     def may_continue(self) -> None:
         """Another engine may go on with this stream, if its engine says what it needs for that."""

@@ -124,7 +124,7 @@ class Relay:
             exchange.fail(failure)
             if exchange.has_content:
                 ticket.renew()
-            log.warning("replica %s: attempt %s", replica.replica_id, failure)
+            log.warning("request %s: attempt at replica %s: %s", exchange.request_id, replica.replica_id, failure)
             if failure in HELD_AGAINST:
                 ticket.report_failed(replica.replica_id)
             if _is_lost(replica.replica_id, failure, seen):
@@ -222,7 +222,11 @@ class Relay:
         except NotConnected:
             raise _lost(exchange, Failure.REFUSED) from None
         except Misaligned:
-            log.error("replica %s: went on with a stream in another way than it began", replica.replica_id)
+            log.error(
+                "request %s: replica %s went on with the stream in another way than it began",
+                exchange.request_id,
+                replica.replica_id,
+            )
             raise EngineFailed(ENGINE_FAILED) from None
         except ConnectionBroken:
             raise self._broken(exchange) from None

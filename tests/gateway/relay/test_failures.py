@@ -289,15 +289,20 @@ MISSHAPEN: dict[str, tuple[str, dict[str, object], list[bytes]]] = {
 
 @pytest.mark.parametrize(("path", "asked", "said"), MISSHAPEN.values(), ids=MISSHAPEN)
 async def test_an_answer_that_cannot_be_read_is_a_failed_attempt(
-    tmp_path: Path, path: str, asked: dict[str, object], said: list[bytes]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, path: str, asked: dict[str, object], said: list[bytes]
 ) -> None:
-    """It begins as its route's do, and further in a key is missing: another follows unseen, and it costs nothing."""
+    """It begins as its route's do, and further in a key is missing: another follows unseen, and it costs nothing. The log says so
+    under the id that the client has.
+    """
     async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
         engine.say(Script(said))
         answer = await world.post(path, asked)
         row = await world.row()
     assert answer.status == 200 and len(engine.received) == 2 and b"Hi" in answer.body
     assert (row["outcome"], row["completion_tokens"], row["estimated_by"]) == ("ok", 2, None)
+    logged = [line for line in caplog.messages if "in no shape" in line or "attempt at" in line]
+    assert len(logged) == 2
+    assert all(line.startswith(f"request {answer.headers['x-request-id']}: ") for line in logged)
 
 
 async def test_a_stream_that_cannot_be_read_any_more_ends_in_an_error_event(tmp_path: Path) -> None:
