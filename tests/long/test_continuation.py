@@ -81,12 +81,14 @@ ENDINGS = frozenset({"message_stop", "response.completed", "response.incomplete"
 
 
 def texts(events: Events) -> list[tuple[str, str]]:
-    """All that an answer says: what is said in pieces is joined, because under load an event has several tokens."""
+    """All that an answer says: what is said in pieces is joined, because under load an event has several tokens. One that has the end of
+    the reasoning and the beginning of the text spells the text first.
+    """
     said: list[tuple[str, str]] = []
 
     def walk(value: Any, name: str = "") -> None:
         if isinstance(value, dict):
-            for key, below in value.items():
+            for key, below in sorted(value.items(), key=lambda it: it[0] != "reasoning"):
                 walk(below, key)
         elif isinstance(value, list):
             for below in value:
