@@ -93,22 +93,27 @@ class _Way:
         self._left: int | None = None
 
     async def pass_on(self, reader: asyncio.StreamReader, engine: asyncio.StreamWriter) -> None:
-        while data := await reader.read(_READ_BYTES):
-            if b"POST " in data:
-                self._left = self._cutter.draw(data)
-            engine.write(data)
-        engine.close()
+        try:
+            while data := await reader.read(_READ_BYTES):
+                if b"POST " in data:
+                    self._left = self._cutter.draw(data)
+                engine.write(data)
+        finally:
+            engine.close()
 
     async def pass_back(self, engine: asyncio.StreamReader) -> None:
-        while data := await engine.read(_READ_BYTES):
-            if self._left is not None and len(data) > self._left:
-                self._writer.write(data[: self._left])
-                await self._writer.drain()
-                self._cutter.cuts += 1
-                self._writer.transport.abort()
-                self._engine.transport.abort()
-                return
-            if self._left is not None:
-                self._left -= len(data)
-            self._writer.write(data)
-        self._writer.close()
+        # Also where the engine's kernel resets the connection: it was killed with a request that it had not read.
+        try:
+            while data := await engine.read(_READ_BYTES):
+                if self._left is not None and len(data) > self._left:
+                    self._writer.write(data[: self._left])
+                    await self._writer.drain()
+                    self._cutter.cuts += 1
+                    self._writer.transport.abort()
+                    self._engine.transport.abort()
+                    return
+                if self._left is not None:
+                    self._left -= len(data)
+                self._writer.write(data)
+        finally:
+            self._writer.close()
