@@ -13,6 +13,7 @@ from serving.gateway.http.light_event import LightEvent
 async def test_it_lets_all_go_who_wait(kind: type[asyncio.Event]) -> None:
     """Also those that wait for an event that is cleared before they run, and nobody afterwards."""
     event = kind()
+    assert repr(event).endswith("[unset]>")
     waiting = [asyncio.create_task(event.wait()) for _ in range(3)]
     await asyncio.sleep(0)
     assert not event.is_set() and not any(it.done() for it in waiting)
