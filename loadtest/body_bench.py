@@ -114,7 +114,7 @@ def gateway(home: str, port: int, engine_port: int, cpu_s: Synchronized[float], 
             Tenants(store, keyring, key_cache_s=settings.gateway.key_cache_s, lookup_timeout_s=10)
         )
         ledger = opened.enter_context(Ledger(store, clock=time.time))
-        app = assemble(settings.gateway, tenants, ledger).gateway
+        app = assemble(settings.gateway, store, tenants, ledger).gateway
         bound = opened.enter_context(socket.create_server(("127.0.0.1", port)))
         config = uvicorn.Config(app, http=BoundedHeaders, ws="none", log_config=None, access_log=False)
         logging.disable()

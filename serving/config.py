@@ -151,7 +151,7 @@ class GatewaySettings(_Group):
     poll_interval_s: Annotated[float, Field(gt=0, le=2)] = 0.5
     """Seconds between two polls of each directory; a directory drops a gateway that has not polled for ten seconds."""
     key_cache_s: Annotated[float, Field(gt=0)] = 10.0
-    """Seconds a looked-up API key is cached before the store is read again: the longest a revoked key keeps working."""
+    """Seconds a looked-up API key is cached before the store is read again. What operators change is known within a second in any case; this bounds how long a change that was not noted, as by an older version, stays unseen."""
     drain_timeout_s: Annotated[float, Field(ge=0)] = 5.0
     """Seconds running answers may take after SIGTERM (graceful shutdown); in a cluster just under the pod's grace period."""
     slo: Slo = Slo()

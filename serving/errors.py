@@ -1,7 +1,10 @@
 """Every error that this package raises on purpose, as one tree; each is rendered exactly once, at the edge.
 
     ServingError
-    ├── Refusal                    a command line cannot do what was asked → one sentence, exit code 1
+    ├── Refusal                    what an operator asked for cannot be done → one sentence; exit code 1, or 400
+    │   ├── NotFound               404 where it is asked over HTTP
+    │   ├── Conflict               409
+    │   └── StaleRevision          412
     └── ApiError                   a request cannot be served → an OpenAI- or Anthropic-shaped body
         ├── InvalidRequest         400 invalid_request_error
         │   ├── UnknownParameter   400 invalid_request_error  unknown_parameter
@@ -9,11 +12,29 @@
         │   │   └── ThreadUnsupported 400 invalid_request_error  unsupported_parameter
         │   └── ContextExceeded    400 invalid_request_error  context_length_exceeded
         ├── Unauthenticated        401 invalid_request_error  invalid_api_key
+        │   ├── MalformedToken     401 invalid_request_error  malformed_token
+        │   ├── KeyExpired         401 invalid_request_error  key_expired
+        │   ├── KeyRevoked         401 invalid_request_error  key_revoked
+        │   ├── TenantDisabled     401 invalid_request_error  tenant_disabled
+        │   ├── TokenExpired       401 invalid_request_error  token_expired
+        │   ├── TokenNotYetValid   401 invalid_request_error  token_not_yet_valid
+        │   ├── AlgorithmNotAllowed 401 invalid_request_error  algorithm_not_allowed
+        │   ├── WrongAudience      401 invalid_request_error  wrong_audience
+        │   ├── WrongIssuer        401 invalid_request_error  wrong_issuer
+        │   ├── UnknownSigningKey  401 invalid_request_error  unknown_signing_key
+        │   ├── InvalidSignature   401 invalid_request_error  invalid_signature
+        │   └── UnknownTenant      401 invalid_request_error  unknown_tenant
+        ├── Forbidden              403 invalid_request_error  insufficient_permissions
         ├── RouteNotFound          404 invalid_request_error  unknown_url
         ├── ModelNotFound          404 invalid_request_error  model_not_found
         ├── MethodNotAllowed       405 invalid_request_error  method_not_allowed
         ├── RequestTimedOut        408 invalid_request_error  request_timeout
         ├── RequestTooLarge        413 invalid_request_error  request_too_large
+        ├── RateLimitExceeded      429 requests or tokens     rate_limit_exceeded
+        │   ├── ConcurrencyExceeded 429 requests or tokens     concurrency_limit_exceeded
+        │   └── TooLargeForLimit   429 requests or tokens     request_too_large_for_limit
+        ├── QuotaExceeded          429 insufficient_quota     insufficient_quota
+        │   └── BudgetExceeded     429 insufficient_quota     budget_exceeded
         ├── GatewayFull            503 server_error           overloaded
         ├── NoReplicaReady         503 server_error           no_replica_ready
         ├── StoreUnavailable       503 server_error           store_unavailable
@@ -36,6 +57,18 @@ class ServingError(Exception):
 
 class Refusal(ServingError):
     """A command cannot do what was asked; its text is one sentence that says what to do."""
+
+
+class NotFound(Refusal):
+    """It names something that is not there."""
+
+
+class Conflict(Refusal):
+    """Something else has that name, or its state forbids it."""
+
+
+class StaleRevision(Refusal):
+    """It was meant for a state that has changed meanwhile."""
 
 
 class ApiError(ServingError):
@@ -91,6 +124,62 @@ class Unauthenticated(ApiError):
     code = "invalid_api_key"
 
 
+class MalformedToken(Unauthenticated):
+    code = "malformed_token"
+
+
+class KeyExpired(Unauthenticated):
+    code = "key_expired"
+
+
+class KeyRevoked(Unauthenticated):
+    code = "key_revoked"
+
+
+class TenantDisabled(Unauthenticated):
+    code = "tenant_disabled"
+
+
+class TokenExpired(Unauthenticated):
+    code = "token_expired"
+
+
+class TokenNotYetValid(Unauthenticated):
+    code = "token_not_yet_valid"
+
+
+class AlgorithmNotAllowed(Unauthenticated):
+    code = "algorithm_not_allowed"
+
+
+class WrongAudience(Unauthenticated):
+    code = "wrong_audience"
+
+
+class WrongIssuer(Unauthenticated):
+    code = "wrong_issuer"
+
+
+class UnknownSigningKey(Unauthenticated):
+    code = "unknown_signing_key"
+
+
+class InvalidSignature(Unauthenticated):
+    code = "invalid_signature"
+
+
+class UnknownTenant(Unauthenticated):
+    """A token is in order and names no tenant that there is."""
+
+    code = "unknown_tenant"
+
+
+class Forbidden(ApiError):
+    status = 403
+    type = "invalid_request_error"
+    code = "insufficient_permissions"
+
+
 class RouteNotFound(ApiError):
     status = 404
     type = "invalid_request_error"
@@ -128,6 +217,42 @@ class RequestTooLarge(ApiError):
     status = 413
     type = "invalid_request_error"
     code = "request_too_large"
+
+
+class RateLimitExceeded(ApiError):
+    """A limit that frees itself within minutes; `type` says of what: "requests" or "tokens", as OpenAI's API has it."""
+
+    status = 429
+    type = "requests"
+    code = "rate_limit_exceeded"
+    is_retryable = True
+
+    def __init__(self, message: str, *, counts_tokens: bool = False, retry_after_s: float | None = None) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.counts_tokens = counts_tokens
+
+
+class ConcurrencyExceeded(RateLimitExceeded):
+    code = "concurrency_limit_exceeded"
+
+
+class TooLargeForLimit(RateLimitExceeded):
+    """A call that its limit never has room for."""
+
+    code = "request_too_large_for_limit"
+    is_retryable = False
+
+
+class QuotaExceeded(ApiError):
+    """A day's or a month's tokens are used up; `retry_after_s` is when the next begins."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+
+
+class BudgetExceeded(QuotaExceeded):
+    code = "budget_exceeded"
 
 
 class GatewayFull(ApiError):

@@ -21,7 +21,8 @@ def tree(root: type[ApiError]) -> Iterator[type[ApiError]]:
 @pytest.mark.parametrize("error", sorted(tree(ApiError), key=str), ids=str)
 def test_every_error_is_complete_and_documented(error: type[ApiError]) -> None:
     """Status and type fit each other, the drawing names it, and the README says when it happens."""
-    assert error.type == ("server_error" if error.status >= 500 else "invalid_request_error")
+    fitting = {429: ("requests", "insufficient_quota"), **dict.fromkeys(range(500, 600), ("server_error",))}
+    assert error.type in fitting.get(error.status, ("invalid_request_error",))
     assert re.search(rf"{error.__name__} +{error.status} {error.type}", errors.__doc__ or "")
     assert error.code or error is InvalidRequest
     code = f"`{error.code}`" if error.code else "—"

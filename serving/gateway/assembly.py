@@ -36,6 +36,7 @@ from serving.gateway.fleet.sources import DirectorySource, EngineSource, Source
 from serving.gateway.http.cors import Cors
 from serving.gateway.http.routing import Entry, Routes
 from serving.gateway.http.upstream import Upstream
+from serving.gateway.identity.changes import Follower
 from serving.gateway.identity.tenants import Tenants
 from serving.gateway.ledger.ledger import Ledger
 from serving.gateway.nouns import CallRecord
@@ -44,6 +45,7 @@ from serving.gateway.observe.metrics import Metrics, Snapshot
 from serving.gateway.observe.recorder import Recorder
 from serving.gateway.observe.tracing import Tracing
 from serving.gateway.relay.relay import Relay
+from serving.gateway.store.store import Store
 from serving.secret import PlaneSecret
 
 log = logging.getLogger(__name__)
@@ -78,7 +80,9 @@ class Assembled(msgspec.Struct, frozen=True):
     metrics_page: MetricsPage
 
 
-def assemble(settings: GatewaySettings, tenants: Tenants, ledger: Ledger, edges: Edges = _EDGES) -> Assembled:
+def assemble(
+    settings: GatewaySettings, store: Store, tenants: Tenants, ledger: Ledger, edges: Edges = _EDGES
+) -> Assembled:
     """The application before the directories and engines that `settings` names."""
     clock = edges.clock
     sources = list(_sources(settings, edges.secret))
@@ -111,7 +115,8 @@ def assemble(settings: GatewaySettings, tenants: Tenants, ledger: Ledger, edges:
         entries.append(Entry("GET", metrics_page.PATH, shown.show))
     recorder = Recorder(ledger, metrics, edges.write_access, fleet.lists, clock)
     cors = Cors(settings.cors_origins)
-    gateway = Gateway(Routes(entries), recorder, edges.tracing, partial(_running, upstream, polls), clock, cors)
+    running = partial(_running, upstream, polls, Follower(store, tenants.forget))
+    gateway = Gateway(Routes(entries), recorder, edges.tracing, running, clock, cors)
     return Assembled(gateway, page)
 
 
@@ -153,18 +158,23 @@ def _snapshot(fleet: Fleet, polls: Polls, ledger: Ledger, edges: Edges) -> Snaps
 
 
 @asynccontextmanager
-async def _running(upstream: Upstream, polls: Polls) -> AsyncIterator[None]:
+async def _running(upstream: Upstream, polls: Polls, changes: Follower) -> AsyncIterator[None]:
     async with upstream.opened() as session:
-        following = asyncio.create_task(polls.run(session))
-        following.add_done_callback(_complain)
+        tasks = [
+            asyncio.create_task(polls.run(session), name="fleet"),
+            asyncio.create_task(changes.run(), name="store"),
+        ]
+        for task in tasks:
+            task.add_done_callback(_complain)
         try:
             yield
         finally:
-            following.cancel()
+            for task in tasks:
+                task.cancel()
             # The polls use the session that is closed next.
-            await asyncio.wait([following])
+            await asyncio.wait(tasks)
 
 
-def _complain(following: asyncio.Task[None]) -> None:
-    if not following.cancelled() and following.exception() is not None:
-        log.critical("the fleet is no longer followed: %s", type(following.exception()).__name__)
+def _complain(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.critical("the %s is no longer followed: %s", task.get_name(), type(task.exception()).__name__)

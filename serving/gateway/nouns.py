@@ -1,4 +1,4 @@
-"""Nouns: what every room of the gateway speaks of. Imports no other room; all of them import this one.
+"""Nouns: what every room of the gateway speaks of. Imports policies and no other room; all of them import this one.
 
 The `CallRecord` is the one account of a request: rooms fill it in while the request runs, it is frozen at the end, and the log
 line, the ledger row, the metrics and the span are renderings of it. A new fact about a call is a field here and one line where
@@ -14,6 +14,8 @@ from itertools import accumulate
 
 import msgspec
 
+from serving.gateway.policies import NO_POLICY, Policy
+
 #: Upper bounds in seconds of the gaps between tokens: from a small model's steps on a GPU to an engine that stalls.
 ITL_BUCKETS_S = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 10)
 
@@ -27,6 +29,19 @@ class Right(StrEnum):
 
     #: Generate past the end of an answer (`ignore_eos`, `min_tokens`), as load tests do.
     IGNORE_EOS = "ignore_eos"
+    #: Say in a header who the end user is, as a service before many people does.
+    NAME_USERS = "name_users"
+
+
+class Role(StrEnum):
+    """What a caller may administer."""
+
+    #: Nothing: it calls models.
+    MEMBER = "member"
+    #: Its tenant's keys, their policies, its usage and audit.
+    TENANT_ADMIN = "tenant_admin"
+    #: Everything.
+    PLATFORM_ADMIN = "platform_admin"
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -34,8 +49,14 @@ class Caller(msgspec.Struct, frozen=True):
 
     tenant_id: str
     tenant: str
+    #: `oidc` where a token of the company's single sign-on was presented.
     key_id: str
     rights: frozenset[Right] = frozenset()
+    role: Role = Role.MEMBER
+    tenant_policy: Policy = NO_POLICY
+    key_policy: Policy = NO_POLICY
+    #: The end user, where a token or a trusted service names one.
+    user: str | None = None
 
 
 class Usage(msgspec.Struct, frozen=True):

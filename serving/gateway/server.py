@@ -280,7 +280,7 @@ def _assembled(
             merged_page=merged_page,
             is_successor=is_successor,
         )
-        yield assemble(settings.gateway, tenants, ledger, edges)
+        yield assemble(settings.gateway, store, tenants, ledger, edges)
 
 
 def _access_log(log_format: Literal["json", "text"], opened: contextlib.ExitStack) -> Callable[[CallRecord], None]:

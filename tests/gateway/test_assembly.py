@@ -29,12 +29,19 @@ class Parts:
     """What is open before the application is made."""
 
     def __init__(self, store: Store) -> None:
+        self.store = store
         self.tenants = Tenants(store, Keyring.open(store), key_cache_s=10, lookup_timeout_s=10, clock=Clock())
         self.ledger = Ledger(store, clock=Clock())
         self.lines: list[CallRecord] = []
 
     def assembled(self, settings: GatewaySettings, **edges: object) -> Assembled:
-        return assemble(settings, self.tenants, self.ledger, Edges(write_access=self.lines.append, **edges))  # type: ignore[arg-type]
+        return assemble(
+            settings,
+            self.store,
+            self.tenants,
+            self.ledger,
+            Edges(write_access=self.lines.append, **edges),  # type: ignore[arg-type]
+        )
 
 
 @pytest.fixture

@@ -195,7 +195,7 @@ async def running_gateway(
         # Connections inherit it: writes to a client that does not read wait after kilobytes instead of megabytes.
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
         edges = Edges(secret=secret, tracing=tracing or Tracing(), clock=clock)
-        app = assemble(settings, tenants, ledger, edges).gateway
+        app = assemble(settings, store, tenants, ledger, edges).gateway
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
         client = aiohttp.ClientSession()
         world = World(url, key, store, ledger, client)

@@ -90,15 +90,11 @@ def create_key(
 ) -> None:
     """Make a key for a tenant and print it, this once."""
     lifetime_s = None if expires_days is None else expires_days * SECONDS_PER_DAY
+    from serving.gateway.identity.registry import Wanted
+
+    wanted = Wanted(name, tuple(allow or ()), lifetime_s=lifetime_s)
     with _registry(_settings(context)) as registry:
-        registry.create_keys(
-            tenant,
-            count,
-            name=name,
-            lifetime_s=lifetime_s,
-            allowed=allow or (),
-            show=lambda key: _print_key(key, is_quiet),
-        )
+        registry.create_keys(tenant, count, wanted, show=lambda key: _print_key(key, is_quiet))
 
 
 @keys.command("list")
@@ -135,10 +131,9 @@ def rotate_key(
 @keys.command("revoke")
 def revoke_key(context: typer.Context, key_id: str) -> None:
     """Revoke a key now."""
-    settings = _settings(context)
-    with _registry(settings) as registry:
+    with _registry(_settings(context)) as registry:
         registry.revoke_key(key_id)
-    typer.echo(f"Key {key_id} is revoked; running gateways refuse it within {settings.gateway.key_cache_s:g} seconds.")
+    typer.echo(f"Key {key_id} is revoked; running gateways refuse it within two seconds.")
 
 
 def usage(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from serving.errors import ApiError, MethodNotAllowed
+from serving.errors import ApiError, MethodNotAllowed, RateLimitExceeded
 from serving.gateway.http.asgi import Header
 
 #: Anthropic names its errors by status (https://docs.anthropic.com/en/api/errors).
@@ -50,7 +50,8 @@ class _AnthropicBody(msgspec.Struct):
 
 def openai_error(error: ApiError) -> OpenAIError:
     """An error as OpenAI's objects hold it."""
-    return OpenAIError(message=error.message, type=error.type, param=error.param, code=error.code)
+    kind = "tokens" if isinstance(error, RateLimitExceeded) and error.counts_tokens else error.type
+    return OpenAIError(message=error.message, type=kind, param=error.param, code=error.code)
 
 
 def openai_body(error: ApiError, request_id: str) -> bytes:

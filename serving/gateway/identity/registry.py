@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, Update, delete, insert, select, update
+from sqlalchemy import Connection, Row, Table, Update, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from serving.errors import Refusal, StoreUnavailable
-from serving.gateway.identity import rights
+from serving.errors import Conflict, NotFound, Refusal, StaleRevision, StoreUnavailable
+from serving.gateway import policies
+from serving.gateway.identity import changes, rights
+from serving.gateway.identity.changes import Change, Kind
 from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.keys import id_of, mint
-from serving.gateway.nouns import Right
+from serving.gateway.nouns import Right, Role
+from serving.gateway.policies import NO_POLICY, Policy
 from serving.gateway.store.store import Store, locked, write_private
 from serving.gateway.store.tables import keys, tenants
 
@@ -40,6 +43,9 @@ class Tenant(msgspec.Struct, frozen=True):
     name: str
     created_at: float
     disabled_at: float | None = None
+    policy: Policy = NO_POLICY
+    #: Counts its changes.
+    revision: int = 1
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -53,6 +59,12 @@ class Key(msgspec.Struct, frozen=True):
     revoked_at: float | None
     #: What it may do that others may not.
     rights: tuple[Right, ...] = ()
+    role: Role = Role.MEMBER
+    policy: Policy = NO_POLICY
+    #: To the minute; None: never.
+    last_used_at: float | None = None
+    #: Counts its changes.
+    revision: int = 1
 
     def state(self, now: float) -> str:
         """`active`, `expired` or `revoked`."""
@@ -61,14 +73,27 @@ class Key(msgspec.Struct, frozen=True):
         return "expired" if self.expires_at is not None and self.expires_at <= now else "active"
 
 
-class _Columns(msgspec.Struct, frozen=True):
-    """What keys made together have in common, as the table has it."""
+class Wanted(msgspec.Struct, frozen=True):
+    """What a new key is to be."""
 
-    tenant_id: str
-    name: str
-    created_at: float
-    expires_at: float | None = None
-    rights: str | None = None
+    name: str = ""
+    allowed: tuple[Right, ...] = ()
+    role: Role = Role.MEMBER
+    policy: Policy = NO_POLICY
+    #: Seconds from now on for which it works; None: for ever.
+    lifetime_s: float | None = None
+
+
+_PLAIN = Wanted()
+
+
+class KeyChange(msgspec.Struct, frozen=True):
+    """What of a key is to be otherwise; None leaves it."""
+
+    name: str | None = None
+    allowed: tuple[Right, ...] | None = None
+    role: Role | None = None
+    policy: Policy | None = None
 
 
 def _discard(_: str) -> None:
@@ -83,24 +108,41 @@ class Registry:
         self._keyring = keyring
         self._clock = clock
 
-    def create_tenant(self, name: str) -> Tenant:
-        tenant = Tenant(id=secrets.token_hex(8), name=_checked(name), created_at=self._clock())
+    def create_tenant(self, name: str, policy: Policy = NO_POLICY) -> Tenant:
+        tenant = Tenant(id=secrets.token_hex(8), name=_checked(name), created_at=self._clock(), policy=policy)
         try:
             with self._store.begin() as connection:
-                connection.execute(insert(tenants), [msgspec.structs.asdict(tenant)])
+                values = msgspec.structs.asdict(tenant) | {"policy": policies.written(policy)}
+                connection.execute(insert(tenants), [values])
+                changes.note(connection, Change(Kind.TENANT, tenant.id))
         except IntegrityError:
-            raise Refusal(f"A tenant called '{name}' exists already.") from None
+            raise _taken(name) from None
         return tenant
 
-    def tenants(self) -> list[Tenant]:
+    def tenants(self, *, after: str = "", limit: int | None = None) -> list[Tenant]:
+        """By name: all, or at most `limit` behind the one called `after`."""
+        query = select(tenants).where(tenants.c.name > after).order_by(tenants.c.name).limit(limit)
         with self._store.begin() as connection:
-            return [
-                msgspec.convert(row, Tenant, from_attributes=True)
-                for row in connection.execute(select(tenants).order_by(tenants.c.name))
-            ]
+            return [_tenant(row) for row in connection.execute(query)]
 
-    def update_tenant(self, name: str, *, is_disabled: bool | None = None, new_name: str | None = None) -> Tenant:
-        """Disable, enable or rename; None leaves as it is. A disabled tenant keeps its keys and its ledger."""
+    def tenant(self, name: str) -> Tenant:
+        """Raises NotFound."""
+        with self._store.begin() as connection:
+            return _tenant_called(connection, name)
+
+    def update_tenant(
+        self,
+        name: str,
+        *,
+        is_disabled: bool | None = None,
+        new_name: str | None = None,
+        policy: Policy | None = None,
+        if_revision: int | None = None,
+    ) -> Tenant:
+        """Disable, enable, rename or bound; None leaves as it is. A disabled tenant keeps its keys and its ledger.
+
+        Raises StaleRevision where it has another revision than `if_revision`.
+        """
         try:
             with self._store.begin() as connection:
                 before = _tenant_called(connection, name)
@@ -108,12 +150,18 @@ class Registry:
                 if is_disabled is not None:
                     disabled_at = (disabled_at or self._clock()) if is_disabled else None
                 after = msgspec.structs.replace(
-                    before, name=_checked(new_name) if new_name else name, disabled_at=disabled_at
+                    before,
+                    name=_checked(new_name) if new_name else name,
+                    disabled_at=disabled_at,
+                    policy=before.policy if policy is None else policy,
+                    revision=before.revision + 1,
                 )
-                change = update(tenants).where(tenants.c.id == before.id)
-                connection.execute(change.values(name=after.name, disabled_at=after.disabled_at))
+                change = _at_revision(tenants, before, if_revision)
+                values = {"name": after.name, "disabled_at": disabled_at, "policy": policies.written(after.policy)}
+                _require_one(connection, change.values(revision=after.revision, **values))
+                changes.note(connection, Change(Kind.TENANT, before.id))
         except IntegrityError:
-            raise Refusal(f"A tenant called '{new_name}' exists already.") from None
+            raise _taken(str(new_name)) from None
         return after
 
     def create_key(
@@ -123,20 +171,21 @@ class Registry:
         name: str = "",
         lifetime_s: float | None = None,
         allowed: Collection[Right] = (),
+        role: Role = Role.MEMBER,
+        policy: Policy = NO_POLICY,
         show: Callable[[str], None] = _discard,
     ) -> str:
         """A new key for `tenant`; see `create_keys`."""
-        (key,) = self.create_keys(tenant, 1, name=name, lifetime_s=lifetime_s, allowed=allowed, show=show)
+        wanted = Wanted(name, tuple(allowed), role, policy, lifetime_s)
+        (key,) = self.create_keys(tenant, 1, wanted, show=show)
         return key
 
     def create_keys(
         self,
         tenant: str,
         count: int,
+        wanted: Wanted = _PLAIN,
         *,
-        name: str = "",
-        lifetime_s: float | None = None,
-        allowed: Collection[Right] = (),
         show: Callable[[str], None] = _discard,
     ) -> list[str]:
         """New keys for `tenant`, which are never seen again but in this return value and by `show`.
@@ -144,25 +193,49 @@ class Registry:
         All of them are kept or none, and each is shown once they are: a key that is seen works. Where `show` raises, that
         key and those it was not called for are taken back.
         """
-        if len(name) > _KEY_NAME_MAX or not name.isprintable():
-            raise Refusal(f"A key's name has at most {_KEY_NAME_MAX} printable characters.")
-        if lifetime_s is not None:
-            _refuse_long(lifetime_s)
+        _require_sound(wanted)
         now, made = self._clock(), [mint() for _ in range(count)]
-        expires_at = None if lifetime_s is None else now + lifetime_s
         with self._store.begin() as connection:
             owner = _tenant_called(connection, tenant)
-            self._insert_keys(connection, made, _Columns(owner.id, name, now, expires_at, rights.written(allowed)))
+            self._insert_keys(connection, made, _columns(owner.id, wanted, now))
         self._show(made, show)
         return made
 
-    def keys(self, tenant: str | None = None) -> list[Key]:
-        """Every key, or those of one tenant, oldest first."""
+    def keys(self, tenant: str | None = None, *, after: str = "", limit: int | None = None) -> list[Key]:
+        """Every key, or those of one tenant, oldest first; with a `limit` by id, that many behind the one called `after`."""
         with self._store.begin() as connection:
             query = _KEYS.order_by(tenants.c.name, keys.c.created_at, keys.c.id)
+            if limit is not None:
+                query = _KEYS.where(keys.c.id > after).order_by(keys.c.id).limit(limit)
             if tenant is not None:
                 query = query.where(tenants.c.id == _tenant_called(connection, tenant).id)
             return [_key(row) for row in connection.execute(query)]
+
+    def key(self, key_id: str) -> Key:
+        """Raises NotFound."""
+        with self._store.begin() as connection:
+            return _key_with_id(connection, key_id)[0]
+
+    def update_key(self, key_id: str, change: KeyChange, *, if_revision: int | None = None) -> Key:
+        """Give a key another name, role or policy, or other rights.
+
+        Raises StaleRevision where it has another revision than `if_revision`, and Conflict where it was revoked.
+        """
+        with self._store.begin() as connection:
+            before, _ = _key_with_id(connection, key_id)
+            if before.revoked_at is not None:
+                raise Conflict(f"The key '{key_id}' was revoked: create a new one instead.")
+            wanted = Wanted(
+                before.name if change.name is None else change.name,
+                before.rights if change.allowed is None else change.allowed,
+                change.role or before.role,
+                before.policy if change.policy is None else change.policy,
+            )
+            _require_sound(wanted)
+            values = _values(wanted) | {"revision": before.revision + 1}
+            _require_one(connection, _at_revision(keys, before, if_revision).values(**values))
+            changes.note(connection, Change(Kind.KEY, key_id))
+            return _key_with_id(connection, key_id)[0]
 
     def rotate_key(self, key_id: str, *, grace_s: float = 0.0, show: Callable[[str], None] = _discard) -> str:
         """A new key like `key_id`, which itself expires after the grace. A key passes its lifetime and its rights on.
@@ -174,23 +247,25 @@ class Registry:
         with self._store.begin() as connection:
             old, tenant_id = _key_with_id(connection, key_id)
             if (state := old.state(now)) != "active":
-                raise Refusal(f"The key '{key_id}' is {state}: create a new one instead.")
+                raise Conflict(f"The key '{key_id}' is {state}: create a new one instead.")
             expires_at, old_expires_at = None, now + grace_s
             if old.expires_at is not None:
                 expires_at = now + old.expires_at - old.created_at
                 old_expires_at = min(old.expires_at, old_expires_at)
-            columns = _Columns(tenant_id, old.name, now, expires_at, rights.written(old.rights))
-            self._insert_keys(connection, [key], columns)
+            like = Wanted(old.name, old.rights, old.role, old.policy)
+            self._insert_keys(connection, [key], _Columns(tenant_id, now, like, expires_at))
             connection.execute(_ending(key_id, old_expires_at))
+            changes.note(connection, Change(Kind.KEY, key_id))
         self._show([key], show, _ending(key_id, old.expires_at))
         return key
 
     def revoke_key(self, key_id: str) -> None:
-        """Revoke a key. Gateways that have it cached accept it for at most `gateway.key_cache_s` longer."""
+        """Revoke a key. Gateways that have it cached refuse it as soon as they know, within two seconds."""
         with self._store.begin() as connection:
             _key_with_id(connection, key_id)
             change = update(keys).where(keys.c.id == key_id, keys.c.revoked_at.is_(None))
-            connection.execute(change.values(revoked_at=self._clock()))
+            connection.execute(change.values(revoked_at=self._clock(), revision=keys.c.revision + 1))
+            changes.note(connection, Change(Kind.KEY, key_id))
 
     def first_key(self) -> str:
         """The administrator's key, kept in `home/admin.key` (0600); made with the tenant "default" when there is none.
@@ -236,14 +311,17 @@ class Registry:
         with self._store.alone() as connection:
             digest = connection.scalar(select(keys.c.digest).where(keys.c.id == id_of(key)))
             if digest is None:
-                self._insert_keys(connection, [key], _Columns(_first_tenant(connection, now), FIRST_KEY_NAME, now))
+                wanted = Wanted(FIRST_KEY_NAME, role=Role.PLATFORM_ADMIN)
+                self._insert_keys(connection, [key], _columns(_first_tenant(connection, now), wanted, now))
             elif digest != self._keyring.digest(key):
                 raise Refusal(f"The key in {path} is not the one that the database has under its id: delete that file.")
 
     def _insert_keys(self, connection: Connection, made: Iterable[str], columns: _Columns) -> None:
-        same = msgspec.structs.asdict(columns)
+        same = columns.values()
         values = [{"id": id_of(key), "digest": self._keyring.digest(key), **same} for key in made]
         connection.execute(insert(keys), values)
+        # A guess at one of them may be remembered as unknown: any change makes gateways ask anew for what was.
+        changes.note(connection, Change(Kind.KEY, str(values[0]["id"])))
 
     def _show(self, made: Sequence[str], show: Callable[[str], None], also: Update | None = None) -> None:
         """Show keys that are kept; what could not be shown is taken back, and `also` is done then."""
@@ -281,6 +359,10 @@ _KEYS = select(
     keys.c.revoked_at,
     keys.c.rights,
     keys.c.tenant_id,
+    keys.c.role,
+    keys.c.policy,
+    keys.c.last_used_at,
+    keys.c.revision,
 ).join_from(keys, tenants)
 
 
@@ -302,8 +384,67 @@ def _checked(name: str) -> str:
 def _tenant_called(connection: Connection, name: str) -> Tenant:
     row = connection.execute(select(tenants).where(tenants.c.name == name)).one_or_none()
     if row is None:
-        raise Refusal(f"There is no tenant called '{name}'; `serving tenants list` shows those there are.")
-    return msgspec.convert(row, Tenant, from_attributes=True)
+        raise NotFound(f"There is no tenant called '{name}'; `serving tenants list` shows those there are.")
+    return _tenant(row)
+
+
+def _tenant(row: Row[*tuple[Any, ...]]) -> Tenant:
+    return Tenant(row.id, row.name, row.created_at, row.disabled_at, policies.read(row.policy), row.revision)
+
+
+def _taken(name: str) -> Conflict:
+    return Conflict(f"A tenant called '{name}' exists already.")
+
+
+def _require_sound(wanted: Wanted) -> None:
+    if len(wanted.name) > _KEY_NAME_MAX or not wanted.name.isprintable():
+        raise Refusal(f"A key's name has at most {_KEY_NAME_MAX} printable characters.")
+    if wanted.lifetime_s is not None:
+        _refuse_long(wanted.lifetime_s)
+
+
+def _values(wanted: Wanted) -> dict[str, str | None]:
+    """What can be changed of a key, as the table has it."""
+    return {
+        "name": wanted.name,
+        "rights": rights.written(wanted.allowed),
+        "role": None if wanted.role is Role.MEMBER else wanted.role,
+        "policy": policies.written(wanted.policy),
+    }
+
+
+class _Columns(msgspec.Struct, frozen=True):
+    """What keys made together have in common."""
+
+    tenant_id: str
+    created_at: float
+    wanted: Wanted
+    expires_at: float | None = None
+
+    def values(self) -> dict[str, object]:
+        times = {"created_at": self.created_at, "expires_at": self.expires_at}
+        return {"tenant_id": self.tenant_id, **times, **_values(self.wanted)}
+
+
+def _columns(tenant_id: str, wanted: Wanted, now: float) -> _Columns:
+    return _Columns(tenant_id, now, wanted, None if wanted.lifetime_s is None else now + wanted.lifetime_s)
+
+
+def _at_revision(table: Table, before: Tenant | Key, if_revision: int | None) -> Update:
+    """A change of what was read as `before`; raises StaleRevision where another state was meant."""
+    if if_revision not in (None, before.revision):
+        raise _stale()
+    return update(table).where(table.c.id == before.id, table.c.revision == before.revision)
+
+
+def _require_one(connection: Connection, change: Update) -> None:
+    # Another change came between reading and writing.
+    if connection.execute(change).rowcount != 1:
+        raise _stale()
+
+
+def _stale() -> StaleRevision:
+    return StaleRevision("It was changed meanwhile: read it again.")
 
 
 def _first_tenant(connection: Connection, now: float) -> str:
@@ -318,13 +459,25 @@ def _first_tenant(connection: Connection, now: float) -> str:
 def _key_with_id(connection: Connection, key_id: str) -> tuple[Key, str]:
     row = connection.execute(_KEYS.where(keys.c.id == key_id)).one_or_none()
     if row is None:
-        raise Refusal(f"There is no key '{key_id}'; `serving keys list` shows those there are.")
+        raise NotFound(f"There is no key '{key_id}'; `serving keys list` shows those there are.")
     return _key(row), row.tenant_id
 
 
 def _key(row: Row[*tuple[Any, ...]]) -> Key:
     words = tuple(sorted(rights.read(row.rights)))
-    return Key(row.id, row.tenant, row.name, row.created_at, row.expires_at, row.revoked_at, words)
+    return Key(
+        row.id,
+        row.tenant,
+        row.name,
+        row.created_at,
+        row.expires_at,
+        row.revoked_at,
+        words,
+        rights.role(row.role),
+        policies.read(row.policy),
+        row.last_used_at,
+        row.revision,
+    )
 
 
 def _ending(key_id: str, expires_at: float | None) -> Update:

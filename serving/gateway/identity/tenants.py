@@ -1,6 +1,7 @@
 """Tenants: whose call is this? Asked once per request, before anything is decided; a `Caller` is the only way on.
 
-Answers are cached and outlive an outage of the database. A look-up runs in a thread, once for all requests that need it.
+Answers are cached and outlive an outage of the database; what operators change is forgotten within a second. A look-up runs in
+a thread, once for all requests that need it.
 Two clocks: ages are on the monotonic one, which nobody sets; only a key's own end is a date, on the wall clock.
 """
 
@@ -20,8 +21,17 @@ from typing import Self
 import msgspec
 from sqlalchemy import bindparam, select
 
-from serving.errors import StoreUnavailable, Unauthenticated
+from serving.errors import (
+    KeyExpired,
+    KeyRevoked,
+    StoreUnavailable,
+    TenantDisabled,
+    Unauthenticated,
+    UnknownTenant,
+)
+from serving.gateway import policies
 from serving.gateway.identity import rights
+from serving.gateway.identity.changes import Kind, News
 from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.keys import id_of
 from serving.gateway.nouns import Caller
@@ -29,8 +39,8 @@ from serving.gateway.store.store import Store
 from serving.gateway.store.tables import keys
 from serving.gateway.store.tables import tenants as tenants_table
 
-#: Keys remembered as valid; at about 0.5 KB each a few MB.
-VALID_KEYS_MAX = 10_000
+#: Keys remembered as valid; at about 0.5 KB each some 50 MB where as many are in use.
+VALID_KEYS_MAX = 100_000
 #: Keys remembered as unknown, apart from the valid ones: a flood of guesses must not push those out.
 UNKNOWN_KEYS_MAX = 10_000
 #: Seconds a key that was valid keeps working while the store cannot be asked.
@@ -45,23 +55,34 @@ LOOKUP_THREADS = 4
 # Fixed words: the salt key is derived from the pepper and must not equal any key's digest.
 _SALT_PURPOSE = "prefix cache salt"
 
+#: In place of the id of what is not there.
+_UNKNOWN = ""
+
 log = logging.getLogger(__name__)
 
 
 class _Answer(msgspec.Struct, frozen=True):
-    """What the store said of one digest, and when. No caller: unknown, revoked, expired or disabled."""
+    """What the store said of one key or tenant, and when: its caller, or why there is none."""
 
     caller: Caller | None
     #: On the monotonic clock.
     asked_at: float
     #: Seconds since the epoch.
     key_expires_at: float | None = None
+    refusal: type[Unauthenticated] = Unauthenticated
+    #: Ids of what it was asked about: a change of any makes it old.
+    subjects: tuple[str, ...] = ()
 
     def is_fresh(self, now: float, lifetime_s: float) -> bool:
         return now - self.asked_at < lifetime_s
 
-    def admits(self, epoch_s: float) -> bool:
-        return self.caller is not None and (self.key_expires_at is None or epoch_s < self.key_expires_at)
+    def admitted(self, epoch_s: float) -> Caller:
+        """Raises Unauthenticated."""
+        if self.caller is None:
+            raise _REFUSED[self.refusal]()
+        if self.key_expires_at is not None and epoch_s >= self.key_expires_at:
+            raise _REFUSED[KeyExpired]()
+        return self.caller
 
 
 class Tenants:
@@ -91,6 +112,9 @@ class Tenants:
         self._valid: OrderedDict[bytes, _Answer] = OrderedDict()
         self._unknown: OrderedDict[bytes, _Answer] = OrderedDict()
         self._lookups: dict[bytes, asyncio.Task[_Answer | None]] = {}
+        #: Id of a key or tenant → when it was learned that it has changed, on the clock: answers from before are old.
+        self._changed_at: dict[str, float] = {}
+        self._anything_changed_at = -math.inf
         self._ask_again_at = -math.inf
         self._rest: asyncio.TimerHandle | None = None
         self._threads = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="key-lookup")
@@ -106,7 +130,7 @@ class Tenants:
     async def identify(self, key: str | None) -> Caller:
         """The caller behind `key`, as presented.
 
-        Raises Unauthenticated for a key that is missing, malformed, unknown, revoked, expired or of a disabled tenant,
+        Raises Unauthenticated, or a class of it that says more, for a key that is missing, malformed, unknown, revoked, expired or of a disabled tenant,
         and StoreUnavailable when the store cannot be asked about a key that is not remembered.
         """
         if key is None:
@@ -114,16 +138,30 @@ class Tenants:
                 "You didn't provide an API key. Send it as 'Authorization: Bearer YOUR_KEY' or as 'x-api-key'."
             )
         if id_of(key) is None:
-            raise _unauthenticated()
+            raise _REFUSED[Unauthenticated]()
         digest = self._keyring.digest(key)
-        answer = self._remembered(digest, self._key_cache_s)
-        if answer is None:
-            answer = await self._ask(digest) or self._remembered_as_valid(digest)
-        if answer is None:
-            raise StoreUnavailable("no answer about a key that is not remembered")
-        if answer.caller is None or not answer.admits(self._wall_clock()):
-            raise _unauthenticated()
-        return answer.caller
+        answer = await self._answer(digest, partial(self._read, digest))
+        return answer.admitted(self._wall_clock())
+
+    async def of_tenant(self, name: str) -> Caller:
+        """The caller that a tenant is, for one who has shown to belong to it otherwise than by a key.
+
+        Raises UnknownTenant, TenantDisabled, and StoreUnavailable as `identify` does.
+        """
+        answer = await self._answer(_NAMED + name.encode(), partial(self._read_tenant, name))
+        return answer.admitted(self._wall_clock())
+
+    def forget(self, news: News) -> None:
+        """What has changed is asked for anew; what cannot be asked is remembered on."""
+        now = self._clock()
+        if news.changes is None:
+            self._anything_changed_at = now
+            return
+        # An answer that is older is asked for anew in any case.
+        self._changed_at = {it: at for it, at in self._changed_at.items() if now - at < self._key_cache_s}
+        self._changed_at |= {change.subject: now for change in news.changes if change.kind in (Kind.KEY, Kind.TENANT)}
+        # What was unknown may be what was made.
+        self._changed_at[_UNKNOWN] = now
 
     def cache_salt(self, caller: Caller) -> str:
         """What keeps a tenant's cached prefixes apart from all others': stable, and not guessable from the tenant's id."""
@@ -136,10 +174,16 @@ class Tenants:
     def _remembered(self, digest: bytes, lifetime_s: float) -> _Answer | None:
         for answers in (self._valid, self._unknown):
             answer = answers.get(digest)
-            if answer is not None and answer.is_fresh(self._clock(), lifetime_s):
+            if answer is not None and answer.is_fresh(self._clock(), lifetime_s) and not self._is_outdated(answer):
                 answers.move_to_end(digest)
                 return answer
         return None
+
+    def _is_outdated(self, answer: _Answer) -> bool:
+        changed_at = self._changed_at
+        if changed_at and any(changed_at.get(it, -math.inf) >= answer.asked_at for it in answer.subjects):
+            return True
+        return self._anything_changed_at >= answer.asked_at
 
     def _remembered_as_valid(self, digest: bytes) -> _Answer | None:
         answer = self._valid.get(digest)
@@ -152,20 +196,28 @@ class Tenants:
         if len(answers) > (self._valid_keys_max if answer.caller else self._unknown_keys_max):
             answers.popitem(last=False)
 
-    async def _ask(self, digest: bytes) -> _Answer | None:
+    async def _answer(self, asked: bytes, read: Callable[[], _Answer]) -> _Answer:
+        answer = self._remembered(asked, self._key_cache_s)
+        if answer is None:
+            answer = await self._ask(asked, read) or self._remembered_as_valid(asked)
+        if answer is None:
+            raise StoreUnavailable("no answer about a key that is not remembered")
+        return answer
+
+    async def _ask(self, asked: bytes, read: Callable[[], _Answer]) -> _Answer | None:
         """The store's answer, asked once for everyone who waits for it; None when it has none in time."""
         if self._clock() < self._ask_again_at:
             return None
-        lookup = self._lookups.get(digest)
+        lookup = self._lookups.get(asked)
         if lookup is None:
-            lookup = self._lookups[digest] = asyncio.create_task(self._look_up(digest))
-            lookup.add_done_callback(lambda _: self._lookups.pop(digest, None))
+            lookup = self._lookups[asked] = asyncio.create_task(self._look_up(asked, read))
+            lookup.add_done_callback(lambda _: self._lookups.pop(asked, None))
         # Shielded: one client that leaves must not fail the others who wait for the same answer.
         return await asyncio.shield(lookup)
 
-    async def _look_up(self, digest: bytes) -> _Answer | None:
+    async def _look_up(self, asked: bytes, read: Callable[[], _Answer]) -> _Answer | None:
         loop = asyncio.get_running_loop()
-        thread = loop.run_in_executor(self._threads, self._read, digest)
+        thread = loop.run_in_executor(self._threads, read)
         if self._rest:
             self._rest.cancel()
         self._rest = loop.call_later(LOOKUP_REST_S, self._threads.submit, self._store.rest_from_looking)
@@ -176,7 +228,7 @@ class Tenants:
             reason = error.reason if isinstance(error, StoreUnavailable) else "no answer in time"
             log.warning("the store cannot be asked about a key: %s", reason)
             return None
-        self._remember(digest, answer)
+        self._remember(asked, answer)
         return answer
 
     def _read(self, digest: bytes) -> _Answer:
@@ -185,12 +237,38 @@ class Tenants:
             row = connection.execute(_LOOKUP, {"digest": digest}).one_or_none()
         # Compared once more in constant time: an index walk's timing tells nothing about an HMAC, nor may this.
         is_known = hmac.compare_digest(row.digest if row else bytes(len(digest)), digest)
-        if row is None or not is_known or row.revoked_at is not None or row.disabled_at is not None:
-            return _Answer(None, asked_at)
-        caller = Caller(row.tenant_id, row.name, row.id, rights.read(row.rights))
-        return _Answer(caller, asked_at, row.expires_at)
+        if row is None or not is_known:
+            return _Answer(None, asked_at, subjects=(_UNKNOWN,))
+        subjects = (row.id, row.tenant_id)
+        if row.revoked_at is not None or row.disabled_at is not None:
+            why = KeyRevoked if row.revoked_at is not None else TenantDisabled
+            return _Answer(None, asked_at, refusal=why, subjects=subjects)
+        caller = Caller(
+            row.tenant_id,
+            row.name,
+            row.id,
+            rights.read(row.rights),
+            rights.role(row.role),
+            policies.read(row.tenant_policy),
+            policies.read(row.policy),
+        )
+        return _Answer(caller, asked_at, row.expires_at, subjects=subjects)
+
+    def _read_tenant(self, name: str) -> _Answer:
+        asked_at = self._clock()
+        with self._store.looking() as connection:
+            row = connection.execute(_NAMED_TENANT, {"name": name}).one_or_none()
+        if row is None:
+            return _Answer(None, asked_at, refusal=UnknownTenant, subjects=(_UNKNOWN,))
+        if row.disabled_at is not None:
+            return _Answer(None, asked_at, refusal=TenantDisabled, subjects=(row.id,))
+        caller = Caller(row.id, row.name, "", tenant_policy=policies.read(row.policy))
+        return _Answer(caller, asked_at, subjects=(row.id,))
 
 
+# Before a tenant's name: no digest of a key is as long as this and a name.
+_NAMED = b"a tenant by its name, which is longer: "
+_NAMED_TENANT = select(tenants_table).where(tenants_table.c.name == bindparam("name"))
 _LOOKUP = (
     select(
         keys.c.id,
@@ -199,6 +277,9 @@ _LOOKUP = (
         keys.c.expires_at,
         keys.c.tenant_id,
         keys.c.rights,
+        keys.c.role,
+        keys.c.policy,
+        tenants_table.c.policy.label("tenant_policy"),
         tenants_table.c.name,
         tenants_table.c.disabled_at,
     )
@@ -211,5 +292,11 @@ def _salt(key: bytes, tenant_id: str) -> str:
     return hmac.digest(key, b"prefix-cache:" + tenant_id.encode(), "sha256").hex()
 
 
-def _unauthenticated() -> Unauthenticated:
-    return Unauthenticated("Incorrect API key provided.")
+#: Why a credential is refused → the error a client gets.
+_REFUSED: dict[type[Unauthenticated], Callable[[], Unauthenticated]] = {
+    Unauthenticated: lambda: Unauthenticated("Incorrect API key provided."),
+    KeyRevoked: lambda: KeyRevoked("This API key was revoked."),
+    KeyExpired: lambda: KeyExpired("This API key has expired."),
+    TenantDisabled: lambda: TenantDisabled("The tenant of these credentials is disabled."),
+    UnknownTenant: lambda: UnknownTenant("The token names no tenant of this service."),
+}

@@ -119,6 +119,12 @@ class Store:
         """May gateways of other machines use it too?"""
         return self._engine.dialect.name == "postgresql"
 
+    def looks(self) -> object:
+        """What the database's files look like from outside, which every commit changes; None where only a question tells."""
+        if self.is_shared:
+            return None
+        return tuple(_looks(self.home / name) for name in (FILE_NAME, f"{FILE_NAME}-wal"))
+
     @contextmanager
     def begin(self) -> Iterator[Connection]:
         """One transaction: committed at the end, rolled back on the way out of an error.
@@ -233,6 +239,14 @@ def write_private(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
+
+
+def _looks(path: Path) -> tuple[int, ...] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _reason(error: OSError) -> str:

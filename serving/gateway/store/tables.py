@@ -9,6 +9,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     Dialect,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -16,6 +17,8 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
+    UniqueConstraint,
 )
 from sqlalchemy.types import TypeDecorator
 
@@ -48,6 +51,18 @@ meta = Table(
     Column("schema_version", Integer, nullable=False),
     # A digest of a fixed word under the pepper: tells the pepper that belongs to these keys.
     Column("pepper_check", LargeBinary(32)),
+    # Counts the changes below, whose transactions wait for one another here: none becomes visible after a later one.
+    Column("revision", BigInteger, nullable=False, server_default="0"),
+)
+
+# What changed lately, for gateways that remember what they have read. The oldest are removed.
+changes = Table(
+    "changes",
+    metadata,
+    Column("revision", BigInteger, primary_key=True, autoincrement=False),
+    # What kind of thing, and its id.
+    Column("kind", String(32), nullable=False),
+    Column("subject", String(255), nullable=False),
 )
 
 tenants = Table(
@@ -57,6 +72,10 @@ tenants = Table(
     Column("name", String(64), nullable=False, unique=True),
     Column("created_at", Moment, nullable=False),
     Column("disabled_at", Moment),
+    # JSON of serving/gateway/policies.py; empty: no bounds.
+    Column("policy", Text),
+    # Counts its changes: who changes it says which state was meant.
+    Column("revision", Integer, nullable=False, server_default="1"),
 )
 
 keys = Table(
@@ -72,6 +91,33 @@ keys = Table(
     Column("expires_at", Moment),
     # Words with commas between them; empty: what every key may do.
     Column("rights", String(255)),
+    Column("policy", Text),
+    Column("revision", Integer, nullable=False, server_default="1"),
+    # What it may administer; empty: nothing.
+    Column("role", String(32)),
+    # To the minute.
+    Column("last_used_at", Moment),
+)
+
+# Millionths of the currency for a million tokens.
+prices = Table(
+    "prices",
+    metadata,
+    Column("model", String(255), primary_key=True),
+    Column("prompt_micros", BigInteger, nullable=False),
+    Column("cached_prompt_micros", BigInteger, nullable=False),
+    Column("completion_micros", BigInteger, nullable=False),
+)
+
+# The people behind calls. Ledger and audit have the reference alone: without this row it says no one.
+end_users = Table(
+    "end_users",
+    metadata,
+    Column("ref", String(32), primary_key=True),
+    Column("tenant_id", String(32), nullable=False),
+    Column("subject", String(255), nullable=False),
+    Column("created_at", Moment, nullable=False),
+    UniqueConstraint("tenant_id", "subject"),
 )
 
 # No foreign keys: a bill outlives its key, and no row may be refused.
@@ -98,6 +144,17 @@ ledger = Table(
     # The rule that produced the counts; empty means exact, as the engine said.
     Column("estimated_by", String(64)),
     Column("gateway_id", String(255), nullable=False),
+    # The end user (`end_users`), where one is known.
+    Column("user_ref", String(32)),
+    # The model that an adapter belongs to; empty for a model itself.
+    Column("base_model", String(255)),
+    Column("priority", String(32)),
+    Column("waited_s", Float),
+    Column("ttft_s", Float),
+    # Attempts at engines that failed before the last one: their tokens are in those engines' counters alone.
+    Column("attempts", Integer),
+    # Millionths of the currency, by the prices when the call ended; empty where its model has none.
+    Column("price_micros", BigInteger),
 )
 Index("ledger_by_tenant", ledger.c.tenant_id, ledger.c.started_at)
 Index("ledger_by_start", ledger.c.started_at)
@@ -111,4 +168,49 @@ gateways = Table(
     Column("id", String(255), primary_key=True),
     # By the gateway's own clock: others look only whether it changes.
     Column("seen_at", Moment, nullable=False),
+)
+
+# What limits have counted, for gateways that share them without Redis (serving/gateway/admission).
+counters = Table(
+    "counters",
+    metadata,
+    Column("name", String(255), primary_key=True),
+    Column("value", BigInteger, nullable=False),
+    # Microseconds since the epoch.
+    Column("ends_at_us", BigInteger, nullable=False),
+)
+
+# Reservations in them that are not settled; one that has ended is a gateway's that died.
+leases = Table(
+    "leases",
+    metadata,
+    Column("counter", String(255), primary_key=True),
+    Column("id", String(32), primary_key=True),
+    Column("amount", BigInteger, nullable=False),
+    Column("ends_at_us", BigInteger, nullable=False),
+)
+
+# A chain for each gateway: every digest covers the one before it. Rows are only added.
+audit = Table(
+    "audit",
+    metadata,
+    Column("gateway_id", String(255), primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("written_at", Moment, nullable=False),
+    Column("kind", String(64), nullable=False),
+    # JSON.
+    Column("body", Text, nullable=False),
+    Column("digest", LargeBinary(32), nullable=False),
+)
+Index("audit_by_time", audit.c.written_at)
+
+# Answers to creations, for a day, sealed: what repeats one with its key gets the same answer.
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("request_digest", LargeBinary(32), nullable=False),
+    # Empty while the first one runs.
+    Column("sealed", LargeBinary),
+    Column("made_at", Moment, nullable=False),
 )

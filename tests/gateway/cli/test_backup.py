@@ -121,7 +121,7 @@ def test_a_person_can_read_it(place: Place, tmp_path: Path) -> None:
     with gzip.open(tmp_path / "b", "rt") as file:
         lines = [json.loads(line) for line in file]
 
-    assert (lines[0]["kind"], lines[0]["format"], lines[0]["schema"]) == ("head", 1, 3)
+    assert (lines[0]["kind"], lines[0]["format"], lines[0]["schema"]) == ("head", 1, 4)
     assert {line["table"] for line in lines[1:-1]} == set(TABLES)
     assert lines[-1]["rows"] == {"tenants": 2, "keys": 2, "ledger": 4}
     assert key[-43:] not in json.dumps(lines)
@@ -358,7 +358,7 @@ def test_a_backup_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     source, target = SqlitePlace(tmp_path / "source"), SqlitePlace(tmp_path / "target")
     fill(source)
     run(source, "backup", str(tmp_path / "b"))
-    newer = gzip.decompress((tmp_path / "b").read_bytes()).replace(b'"schema":3', b'"schema":4', 1)
+    newer = gzip.decompress((tmp_path / "b").read_bytes()).replace(b'"schema":4', b'"schema":5', 1)
     (tmp_path / "b").write_bytes(gzip.compress(newer))
 
     with pytest.raises(Refusal, match="is from a newer version"):

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from serving.errors import Refusal
+from serving.errors import Conflict, NotFound, Refusal, StaleRevision
 from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.keys import id_of, mint
-from serving.gateway.identity.registry import Registry
-from serving.gateway.nouns import Right
+from serving.gateway.identity.registry import KeyChange, Registry, Wanted
+from serving.gateway.nouns import Right, Role
+from serving.gateway.policies import Limits, Policy
 from serving.gateway.store.store import Store
 from tests.clock import Clock
 from tests.gateway.places import Place
@@ -130,7 +131,7 @@ def test_keys_that_cannot_be_taken_back_are_named(registry: Registry, place: Pla
 
 def test_many_keys_are_made_at_once_or_not_at_all(registry: Registry) -> None:
     """With one name, end and tenant, each of its own id and secret."""
-    made = registry.create_keys("acme", 300, name="class", lifetime_s=60.0)
+    made = registry.create_keys("acme", 300, Wanted("class", lifetime_s=60.0))
     found = registry.keys("acme")
     assert len(set(made)) == 300 and {key.id for key in found} == {id_of(key) for key in made}
     assert {(key.name, key.expires_at) for key in found} == {("class", found[0].created_at + 60)}
@@ -168,3 +169,67 @@ def test_a_prepared_first_key_is_registered_once(registry: Registry, tmp_path: P
     path.write_text(key[:14] + mint()[14:])
     with pytest.raises(Refusal, match="is not the one that the database has under its id"):
         registry.admit_first_key(path)
+
+
+BOUNDED = Policy(requests_per_minute=60, models=("gpt-oss-120b",), per_model={"gpt-oss-120b": Limits(open_requests=2)})
+
+
+def test_a_tenant_and_a_key_have_their_policies(registry: Registry) -> None:
+    """As they were given, from the beginning or by a change; what is not named stays."""
+    tenant = registry.create_tenant("ward", BOUNDED)
+    key_id = id_of(registry.create_key("ward", name="pacs", policy=BOUNDED, role=Role.TENANT_ADMIN)) or ""
+    assert registry.tenant("ward") == tenant
+    assert (registry.key(key_id).policy, registry.key(key_id).role) == (BOUNDED, Role.TENANT_ADMIN)
+
+    registry.update_tenant("ward", policy=Policy())
+    key = registry.update_key(key_id, KeyChange(role=Role.MEMBER))
+    assert registry.tenant("ward").policy == Policy()
+    assert (key.policy, key.role, key.name) == (BOUNDED, Role.MEMBER, "pacs")
+
+
+def test_a_change_of_another_state_than_was_meant_is_refused(registry: Registry) -> None:
+    """Whoever read it before somebody else changed it is told so, and changes nothing."""
+    before = registry.tenant("acme")
+    key_id = id_of(registry.create_key("acme")) or ""
+    registry.update_tenant("acme", policy=BOUNDED, if_revision=before.revision)
+    registry.update_key(key_id, KeyChange(name="one"), if_revision=1)
+
+    with pytest.raises(StaleRevision):
+        registry.update_tenant("acme", policy=Policy(), if_revision=before.revision)
+    with pytest.raises(StaleRevision):
+        registry.update_key(key_id, KeyChange(name="two"), if_revision=1)
+    assert (registry.tenant("acme").policy, registry.key(key_id).name) == (BOUNDED, "one")
+
+
+def test_a_key_passes_on_its_role_and_policy(registry: Registry) -> None:
+    """A rotated key may what it could."""
+    old = id_of(registry.create_key("acme", policy=BOUNDED, role=Role.PLATFORM_ADMIN)) or ""
+    new = id_of(registry.rotate_key(old)) or ""
+    assert (registry.key(new).policy, registry.key(new).role) == (BOUNDED, Role.PLATFORM_ADMIN)
+
+
+def test_a_page_begins_behind_the_last(registry: Registry) -> None:
+    """All tenants and all keys come once, in pages of any size."""
+    for number in range(5):
+        registry.create_tenant(f"t{number}")
+    registry.create_keys("t1", 5)
+    names: list[str] = []
+    while page := registry.tenants(after=names[-1] if names else "", limit=2):
+        names += [tenant.name for tenant in page]
+    ids: list[str] = []
+    while found := registry.keys("t1", after=ids[-1] if ids else "", limit=2):
+        ids += [key.id for key in found]
+    assert names == [tenant.name for tenant in registry.tenants()]
+    assert sorted(ids) == sorted(key.id for key in registry.keys("t1"))
+
+
+def test_what_is_not_there_and_what_was_ended_are_told_apart(registry: Registry) -> None:
+    """One may be asked for again later, the other not."""
+    key_id = id_of(registry.create_key("acme")) or ""
+    registry.revoke_key(key_id)
+    with pytest.raises(Conflict):
+        registry.update_key(key_id, KeyChange(name="new"))
+    with pytest.raises(NotFound):
+        registry.key("abcdefghij")
+    with pytest.raises(NotFound):
+        registry.tenant("nobody")

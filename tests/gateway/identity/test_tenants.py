@@ -14,11 +14,13 @@ from sqlalchemy import Connection
 
 from serving.errors import StoreUnavailable, Unauthenticated
 from serving.gateway.identity import tenants as limits
+from serving.gateway.identity.changes import Follower
 from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.keys import KEY_LENGTH, id_of, mint
 from serving.gateway.identity.registry import Registry
 from serving.gateway.identity.tenants import Tenants
-from serving.gateway.nouns import Caller, Right
+from serving.gateway.nouns import Caller, Right, Role
+from serving.gateway.policies import Policy
 from serving.gateway.store.store import Store
 from tests.clock import Clock
 from tests.gateway.places import Place, SqlitePlace
@@ -358,3 +360,88 @@ def test_tenants_never_share_a_salt(place: Place) -> None:
         salts = [tenants[0].cache_salt(Caller(tenant, "acme", "k")) for tenant in ("a", "b", "a")]
         assert salts[0] == salts[2] != salts[1] and all(re.fullmatch(r"[0-9a-f]{64}", salt) for salt in salts)
         assert tenants[1].cache_salt(Caller("a", "acme", "k")) != salts[0]
+
+
+def refusal(world: World, key: str) -> str | None:
+    with pytest.raises(Unauthenticated) as refused:
+        world.identify(key)
+    return refused.value.code
+
+
+def test_each_fault_of_a_key_has_its_own_code(world: World) -> None:
+    """Whoever holds a key learns what has become of it; one that was never ours is just incorrect."""
+    revoked, disabled = world.registry.create_key("acme"), world.registry.create_key("acme")
+    expiring = world.registry.create_key("acme", lifetime_s=1.0)
+    world.registry.revoke_key(id_of(revoked) or "")
+    world.wall_clock.advance(1.0)
+    assert refusal(world, mint()) == "invalid_api_key"
+    assert refusal(world, revoked) == "key_revoked"
+    assert refusal(world, expiring) == "key_expired"
+    world.registry.update_tenant("acme", is_disabled=True)
+    assert refusal(world, disabled) == "tenant_disabled"
+
+
+def test_a_caller_has_its_policies_and_its_role(world: World) -> None:
+    """The tenant's and the key's."""
+    ours, its = Policy(tokens_per_day=5), Policy(open_requests=1)
+    world.registry.update_tenant("acme", policy=ours)
+    caller = world.identify(world.registry.create_key("acme", policy=its, role=Role.TENANT_ADMIN))
+    assert (caller.tenant_policy, caller.key_policy, caller.role) == (ours, its, Role.TENANT_ADMIN)
+
+
+def test_a_tenant_is_known_by_its_name(world: World) -> None:
+    """As those need it who show otherwise than by a key that they belong to it."""
+    caller = asyncio.run(world.tenants.of_tenant("acme"))
+    assert (caller.tenant, caller.tenant_id) == ("acme", world.registry.tenant("acme").id)
+    with pytest.raises(Unauthenticated) as refused:
+        asyncio.run(world.tenants.of_tenant("nobody"))
+    assert refused.value.code == "unknown_tenant"
+    world.registry.update_tenant("acme", is_disabled=True)
+    world.clock.advance(KEY_CACHE_S)
+    with pytest.raises(Unauthenticated) as refused:
+        asyncio.run(world.tenants.of_tenant("acme"))
+    assert refused.value.code == "tenant_disabled"
+
+
+def follow(world: World) -> Follower:
+    follower = Follower(world.store, world.tenants.forget)
+    asyncio.run(follower.catch_up())
+    world.clock.advance(0.1)
+    return follower
+
+
+def test_what_is_changed_is_forgotten_at_once_and_nothing_else(world: World) -> None:
+    """A revoked key is refused at the next call, though the cache would hold it longer; other keys are not asked for again."""
+    other = world.registry.create_key("acme")
+    follower = follow(world)
+    world.identify(world.key)
+    world.identify(other)
+    world.registry.revoke_key(id_of(world.key) or "")
+    world.clock.advance(0.1)
+    asyncio.run(follower.catch_up())
+
+    assert refusal(world, world.key) == "key_revoked"
+    world.place.take_away()
+    assert world.identify(other).key_id == id_of(other)
+    world.place.bring_back()
+
+
+def test_a_changed_tenant_is_another_at_once(world: World) -> None:
+    """All its keys have its new policy."""
+    follower = follow(world)
+    world.identify(world.key)
+    world.registry.update_tenant("acme", policy=Policy(tokens_per_day=5))
+    world.clock.advance(0.1)
+    asyncio.run(follower.catch_up())
+    assert world.identify(world.key).tenant_policy == Policy(tokens_per_day=5)
+
+
+def test_a_new_tenant_is_no_longer_unknown(world: World) -> None:
+    """Also where it was asked for a moment before it was made."""
+    follower = follow(world)
+    with pytest.raises(Unauthenticated):
+        asyncio.run(world.tenants.of_tenant("late"))
+    world.registry.create_tenant("late")
+    world.clock.advance(0.1)
+    asyncio.run(follower.catch_up())
+    assert asyncio.run(world.tenants.of_tenant("late")).tenant == "late"
