@@ -55,8 +55,8 @@ class Caller(msgspec.Struct, frozen=True):
     role: Role = Role.MEMBER
     tenant_policy: Policy = NO_POLICY
     key_policy: Policy = NO_POLICY
-    #: The end user, where a token or a trusted service names one.
-    user: str | None = None
+    #: The end user, where a token or a trusted service names one: a reference into `end_users`, and no name.
+    user_ref: str | None = None
 
 
 class Usage(msgspec.Struct, frozen=True):
