@@ -1,4 +1,4 @@
-"""Usage: the ledger summed up, for bills and for questions. Exact and estimated tokens are never added together."""
+"""Usage: the ledger summed up, for bills and for questions. Exact and estimated tokens are never added together, but for limits."""
 
 from __future__ import annotations
 
@@ -28,6 +28,13 @@ class Sum(msgspec.Struct, frozen=True):
     exact: Tokens
     estimated: Tokens
     open_requests: int
+
+
+class Used(msgspec.Struct, frozen=True):
+    """What limits count: prompt and completion tokens, exact and estimated together, and their price (micros)."""
+
+    tokens: int
+    price_micros: int
 
 
 class CallRow(msgspec.Struct, frozen=True):
@@ -76,6 +83,24 @@ def totals(store: Store, by: By, *, tenant: str | None = None, since: float | No
             Sum(str(name), _tokens(numbers[:width]), _tokens(numbers[width:-1]), int(numbers[-1]))
             for name, *numbers in connection.execute(query.group_by(group).order_by(group))
         ]
+
+
+def used(store: Store, tenant_id: str, *, since: float, key_id: str | None = None, model: str | None = None) -> Used:
+    """What a tenant, one of its keys or its calls of one model have used, by calls that started at or after `since`.
+
+    An open call has used nothing yet. Reads the tenant's rows of that time by an index, one by one.
+    """
+    tokens = func.sum(ledger.c.prompt_tokens + ledger.c.completion_tokens)
+    query = select(tokens, func.sum(ledger.c.price_micros)).where(
+        ledger.c.tenant_id == tenant_id, ledger.c.started_at >= since
+    )
+    if key_id is not None:
+        query = query.where(ledger.c.key_id == key_id)
+    if model is not None:
+        query = query.where(ledger.c.model == model)
+    with store.snapshot() as connection:
+        row = connection.execute(query).one()
+    return Used(int(row[0] or 0), int(row[1] or 0))
 
 
 def calls(store: Store, *, tenant: str | None = None, since: float | None = None, limit: int) -> list[CallRow]:

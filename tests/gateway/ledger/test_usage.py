@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from sqlalchemy import select, update
 
 from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.registry import Registry
 from serving.gateway.ledger.grouping import By
 from serving.gateway.ledger.ledger import Ledger
-from serving.gateway.ledger.usage import Tokens, calls, totals
+from serving.gateway.ledger.usage import Tokens, Used, calls, totals, used
 from serving.gateway.nouns import Caller, Usage
 from serving.gateway.store.store import Store
+from serving.gateway.store.tables import ledger as rows
+from serving.gateway.store.tables import tenants
 from tests.clock import Clock
 from tests.gateway.calls import open_call, settle
 
@@ -80,3 +83,15 @@ def test_the_newest_calls_are_listed_oldest_first(summed: Store) -> None:
     ]
     assert (found[0].started_at, found[1].finished_at) == (NOON + DAY_S, None)
     assert len(calls(summed, tenant="acme", limit=10)) == 4
+
+
+def test_limits_count_exact_and_estimated_tokens_together(summed: Store) -> None:
+    """Of a tenant, of one of its keys or of one model, from a moment on; an open call has used nothing yet."""
+    with summed.begin() as connection:
+        acme = connection.scalar(select(tenants.c.id)) or ""
+        connection.execute(update(rows).where(rows.c.request_id.in_(["one", "cut"])).values(price_micros=2**40))
+    assert used(summed, acme, since=NOON) == Used(190, 2**41)
+    assert used(summed, acme, since=NOON + 1) == Used(0, 0)
+    assert used(summed, acme, since=0, key_id="k1", model="m") == Used(190, 2**41)
+    assert used(summed, acme, since=0, key_id="k2") == used(summed, acme, since=0, model="m2") == Used(0, 0)
+    assert used(summed, "gone-id", since=0) == Used(14, 0)
