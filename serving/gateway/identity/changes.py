@@ -48,6 +48,11 @@ class News(msgspec.Struct, frozen=True):
     changes: list[Change] | None
 
 
+def take_turn(connection: Connection) -> None:
+    """Wait for operators' transactions that run, and let later ones wait for this: the first thing one does."""
+    connection.execute(update(meta).values(revision=meta.c.revision))
+
+
 def note(connection: Connection, *noted: Change) -> None:
     """Note changes, in the transaction that makes them."""
     for change in noted:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ class Key(msgspec.Struct, frozen=True):
     last_used_at: float | None = None
     #: Counts its changes.
     revision: int = 1
+    tenant_id: str = ""
 
     def state(self, now: float) -> str:
         """`active`, `expired` or `revoked`."""
@@ -107,11 +109,37 @@ class Registry:
         self._store = store
         self._keyring = keyring
         self._clock = clock
+        #: The transaction that all acts are part of, where there is one.
+        self._joined: Connection | None = None
+
+    @contextmanager
+    def together(self) -> Iterator[tuple[Registry, Connection]]:
+        """All acts of the registry that this gives, in one transaction: all of them happen or none.
+
+        What an act raises ends it. Keys made in it are not shown: they are kept only at its end.
+        """
+        with self._changing() as connection:
+            joined = Registry(self._store, self._keyring, self._clock)
+            joined._joined = connection
+            yield joined, connection
+
+    def _reading(self) -> AbstractContextManager[Connection]:
+        return self._store.begin() if self._joined is None else nullcontext(self._joined)
+
+    @contextmanager
+    def _changing(self) -> Iterator[Connection]:
+        """A transaction of an operator; they run one after another, so that none waits for another that waits for it."""
+        if self._joined is not None:
+            yield self._joined
+            return
+        with self._store.begin() as connection:
+            changes.take_turn(connection)
+            yield connection
 
     def create_tenant(self, name: str, policy: Policy = NO_POLICY) -> Tenant:
         tenant = Tenant(id=secrets.token_hex(8), name=_checked(name), created_at=self._clock(), policy=policy)
         try:
-            with self._store.begin() as connection:
+            with self._changing() as connection:
                 values = msgspec.structs.asdict(tenant) | {"policy": policies.written(policy)}
                 connection.execute(insert(tenants), [values])
                 changes.note(connection, Change(Kind.TENANT, tenant.id))
@@ -122,12 +150,12 @@ class Registry:
     def tenants(self, *, after: str = "", limit: int | None = None) -> list[Tenant]:
         """By name: all, or at most `limit` behind the one called `after`."""
         query = select(tenants).where(tenants.c.name > after).order_by(tenants.c.name).limit(limit)
-        with self._store.begin() as connection:
+        with self._reading() as connection:
             return [_tenant(row) for row in connection.execute(query)]
 
     def tenant(self, name: str) -> Tenant:
         """Raises NotFound."""
-        with self._store.begin() as connection:
+        with self._reading() as connection:
             return _tenant_called(connection, name)
 
     def update_tenant(
@@ -144,7 +172,7 @@ class Registry:
         Raises StaleRevision where it has another revision than `if_revision`.
         """
         try:
-            with self._store.begin() as connection:
+            with self._changing() as connection:
                 before = _tenant_called(connection, name)
                 disabled_at = before.disabled_at
                 if is_disabled is not None:
@@ -195,7 +223,7 @@ class Registry:
         """
         _require_sound(wanted)
         now, made = self._clock(), [mint() for _ in range(count)]
-        with self._store.begin() as connection:
+        with self._changing() as connection:
             owner = _tenant_called(connection, tenant)
             self._insert_keys(connection, made, _columns(owner.id, wanted, now))
         self._show(made, show)
@@ -203,7 +231,7 @@ class Registry:
 
     def keys(self, tenant: str | None = None, *, after: str = "", limit: int | None = None) -> list[Key]:
         """Every key, or those of one tenant, oldest first; with a `limit` by id, that many behind the one called `after`."""
-        with self._store.begin() as connection:
+        with self._reading() as connection:
             query = _KEYS.order_by(tenants.c.name, keys.c.created_at, keys.c.id)
             if limit is not None:
                 query = _KEYS.where(keys.c.id > after).order_by(keys.c.id).limit(limit)
@@ -213,7 +241,7 @@ class Registry:
 
     def key(self, key_id: str) -> Key:
         """Raises NotFound."""
-        with self._store.begin() as connection:
+        with self._reading() as connection:
             return _key_with_id(connection, key_id)[0]
 
     def update_key(self, key_id: str, change: KeyChange, *, if_revision: int | None = None) -> Key:
@@ -221,7 +249,7 @@ class Registry:
 
         Raises StaleRevision where it has another revision than `if_revision`, and Conflict where it was revoked.
         """
-        with self._store.begin() as connection:
+        with self._changing() as connection:
             before, _ = _key_with_id(connection, key_id)
             if before.revoked_at is not None:
                 raise Conflict(f"The key '{key_id}' was revoked: create a new one instead.")
@@ -244,7 +272,7 @@ class Registry:
         """
         _refuse_long(grace_s)
         now, key = self._clock(), mint()
-        with self._store.begin() as connection:
+        with self._changing() as connection:
             old, tenant_id = _key_with_id(connection, key_id)
             if (state := old.state(now)) != "active":
                 raise Conflict(f"The key '{key_id}' is {state}: create a new one instead.")
@@ -254,15 +282,20 @@ class Registry:
                 old_expires_at = min(old.expires_at, old_expires_at)
             like = Wanted(old.name, old.rights, old.role, old.policy)
             self._insert_keys(connection, [key], _Columns(tenant_id, now, like, expires_at))
-            connection.execute(_ending(key_id, old_expires_at))
+            connection.execute(_ending(key_id, old_expires_at, old.revision + 1))
             changes.note(connection, Change(Kind.KEY, key_id))
-        self._show([key], show, _ending(key_id, old.expires_at))
+        self._show([key], show, _ending(key_id, old.expires_at, old.revision))
         return key
 
-    def revoke_key(self, key_id: str) -> None:
-        """Revoke a key. Gateways that have it cached refuse it as soon as they know, within two seconds."""
-        with self._store.begin() as connection:
-            _key_with_id(connection, key_id)
+    def revoke_key(self, key_id: str, *, if_revision: int | None = None) -> None:
+        """Revoke a key. Gateways that have it cached refuse it as soon as they know, within two seconds.
+
+        Raises StaleRevision where it has another revision than `if_revision`.
+        """
+        with self._changing() as connection:
+            before, _ = _key_with_id(connection, key_id)
+            if if_revision not in (None, before.revision):
+                raise _stale()
             change = update(keys).where(keys.c.id == key_id, keys.c.revoked_at.is_(None))
             connection.execute(change.values(revoked_at=self._clock(), revision=keys.c.revision + 1))
             changes.note(connection, Change(Kind.KEY, key_id))
@@ -337,7 +370,7 @@ class Registry:
     def _take_back(self, unseen: Sequence[str], also: Update | None) -> None:
         ids = [str(id_of(key)) for key in unseen]
         try:
-            with self._store.begin() as connection:
+            with self._changing() as connection:
                 for first in range(0, len(ids), _IDS_MAX):
                     connection.execute(delete(keys).where(keys.c.id.in_(ids[first : first + _IDS_MAX])))
                 if also is not None:
@@ -477,11 +510,12 @@ def _key(row: Row[*tuple[Any, ...]]) -> Key:
         policies.read(row.policy),
         row.last_used_at,
         row.revision,
+        row.tenant_id,
     )
 
 
-def _ending(key_id: str, expires_at: float | None) -> Update:
-    return update(keys).where(keys.c.id == key_id).values(expires_at=expires_at)
+def _ending(key_id: str, expires_at: float | None, revision: int) -> Update:
+    return update(keys).where(keys.c.id == key_id).values(expires_at=expires_at, revision=revision)
 
 
 def _unusable(path: Path, error: OSError | UnicodeDecodeError) -> Refusal:

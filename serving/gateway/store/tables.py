@@ -210,7 +210,6 @@ idempotency = Table(
     metadata,
     Column("id", String(64), primary_key=True),
     Column("request_digest", LargeBinary(32), nullable=False),
-    # Empty while the first one runs.
-    Column("sealed", LargeBinary),
+    Column("sealed", LargeBinary, nullable=False),
     Column("made_at", Moment, nullable=False),
 )

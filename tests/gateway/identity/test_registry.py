@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from serving.errors import Conflict, NotFound, Refusal, StaleRevision
+from serving.gateway.identity import changes
 from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.keys import id_of, mint
 from serving.gateway.identity.registry import KeyChange, Registry, Wanted
@@ -233,3 +235,45 @@ def test_what_is_not_there_and_what_was_ended_are_told_apart(registry: Registry)
         registry.key("abcdefghij")
     with pytest.raises(NotFound):
         registry.tenant("nobody")
+
+
+def test_acts_together_happen_or_do_not(registry: Registry, store: Store) -> None:
+    """One transaction: what fails leaves nothing of what went before it, not even a note for gateways."""
+    before = changes.since(store, None).revision
+    with pytest.raises(NotFound), registry.together() as (acts, _):  # noqa: PT012 The last one raises.
+        acts.update_tenant("acme", is_disabled=True)
+        acts.create_key("acme", name="ci")
+        acts.update_tenant("nobody", is_disabled=True)
+    assert (registry.tenant("acme").disabled_at, registry.keys("acme")) == (None, [])
+    assert changes.since(store, None).revision == before
+    with registry.together() as (acts, _):
+        acts.update_tenant("acme", is_disabled=True)
+        acts.create_key("acme", name="ci")
+        assert [key.name for key in acts.keys("acme")] == ["ci"]
+    assert registry.tenant("acme").disabled_at is not None and len(registry.keys("acme")) == 1
+
+
+def test_operators_wait_for_one_another_and_for_nothing_else(registry: Registry) -> None:
+    """Transactions that change the same things in another order all happen: the database has none to break off."""
+    registry.create_tenant("other")
+
+    def change(*names: str) -> None:
+        for _ in range(10):
+            with registry.together() as (acts, _):
+                for name in names:
+                    acts.update_tenant(name, policy=Policy(requests_per_minute=1))
+
+    with ThreadPoolExecutor(2) as threads:
+        for done in [threads.submit(change, "acme", "other"), threads.submit(change, "other", "acme")]:
+            done.result(60)
+    assert [tenant.revision for tenant in registry.tenants()] == [21, 21]
+
+
+def test_a_stale_revocation_is_refused(registry: Registry) -> None:
+    """A key that changed since it was read is not revoked by who says which state was meant; a rotation changes it too."""
+    key_id = str(id_of(registry.create_key("acme")))
+    registry.rotate_key(key_id, grace_s=60)
+    with pytest.raises(StaleRevision):
+        registry.revoke_key(key_id, if_revision=1)
+    registry.revoke_key(key_id, if_revision=2)
+    assert registry.key(key_id).revoked_at is not None

@@ -80,7 +80,7 @@ def upgrade() -> None:
         "idempotency",
         sa.Column("id", sa.String(64), primary_key=True),
         sa.Column("request_digest", sa.LargeBinary(32), nullable=False),
-        sa.Column("sealed", sa.LargeBinary),
+        sa.Column("sealed", sa.LargeBinary, nullable=False),
         sa.Column("made_at", Moment, nullable=False),
     )
 
