@@ -16,6 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from serving.errors import Conflict, NotFound, Refusal, StaleRevision, StoreUnavailable
 from serving.gateway import policies
 from serving.gateway.identity import changes, rights
+from serving.gateway.identity.acts import Act, ActKind, Witness, difference, unwitnessed
 from serving.gateway.identity.changes import Change, Kind
 from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.keys import id_of, mint
@@ -105,10 +106,14 @@ def _discard(_: str) -> None:
 class Registry:
     """Tenants and keys of one store. Methods raise Refusal for what cannot be done, StoreUnavailable in an outage."""
 
-    def __init__(self, store: Store, keyring: Keyring, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, store: Store, keyring: Keyring, clock: Callable[[], float], witness: Witness = unwitnessed
+    ) -> None:
         self._store = store
         self._keyring = keyring
         self._clock = clock
+        #: Told of every change, in its transaction.
+        self._witness = witness
         #: The transaction that all acts are part of, where there is one.
         self._joined: Connection | None = None
 
@@ -119,7 +124,7 @@ class Registry:
         What an act raises ends it. Keys made in it are not shown: they are kept only at its end.
         """
         with self._changing() as connection:
-            joined = Registry(self._store, self._keyring, self._clock)
+            joined = Registry(self._store, self._keyring, self._clock, self._witness)
             joined._joined = connection
             yield joined, connection
 
@@ -143,6 +148,8 @@ class Registry:
                 values = msgspec.structs.asdict(tenant) | {"policy": policies.written(policy)}
                 connection.execute(insert(tenants), [values])
                 changes.note(connection, Change(Kind.TENANT, tenant.id))
+                made = {"name": name, "policy": msgspec.to_builtins(policy)}
+                self._witness(connection, Act(ActKind.TENANT_CREATE, tenant.id, tenant.id, made))
         except IntegrityError:
             raise _taken(name) from None
         return tenant
@@ -188,6 +195,8 @@ class Registry:
                 values = {"name": after.name, "disabled_at": disabled_at, "policy": policies.written(after.policy)}
                 _require_one(connection, change.values(revision=after.revision, **values))
                 changes.note(connection, Change(Kind.TENANT, before.id))
+                changed = {"name": before.name, **difference(before, after)}
+                self._witness(connection, Act(ActKind.TENANT_UPDATE, before.id, before.id, changed))
         except IntegrityError:
             raise _taken(str(new_name)) from None
         return after
@@ -225,7 +234,7 @@ class Registry:
         now, made = self._clock(), [mint() for _ in range(count)]
         with self._changing() as connection:
             owner = _tenant_called(connection, tenant)
-            self._insert_keys(connection, made, _columns(owner.id, wanted, now))
+            self._create_keys(connection, made, _columns(owner.id, wanted, now))
         self._show(made, show)
         return made
 
@@ -250,7 +259,7 @@ class Registry:
         Raises StaleRevision where it has another revision than `if_revision`, and Conflict where it was revoked.
         """
         with self._changing() as connection:
-            before, _ = _key_with_id(connection, key_id)
+            before, tenant_id = _key_with_id(connection, key_id)
             if before.revoked_at is not None:
                 raise Conflict(f"The key '{key_id}' was revoked: create a new one instead.")
             wanted = Wanted(
@@ -263,7 +272,9 @@ class Registry:
             values = _values(wanted) | {"revision": before.revision + 1}
             _require_one(connection, _at_revision(keys, before, if_revision).values(**values))
             changes.note(connection, Change(Kind.KEY, key_id))
-            return _key_with_id(connection, key_id)[0]
+            after, _ = _key_with_id(connection, key_id)
+            self._witness(connection, Act(ActKind.KEY_UPDATE, key_id, tenant_id, difference(before, after)))
+            return after
 
     def rotate_key(self, key_id: str, *, grace_s: float = 0.0, show: Callable[[str], None] = _discard) -> str:
         """A new key like `key_id`, which itself expires after the grace. A key passes its lifetime and its rights on.
@@ -284,6 +295,8 @@ class Registry:
             self._insert_keys(connection, [key], _Columns(tenant_id, now, like, expires_at))
             connection.execute(_ending(key_id, old_expires_at, old.revision + 1))
             changes.note(connection, Change(Kind.KEY, key_id))
+            followed = {"new_key": id_of(key), "expires_at": expires_at, "old_expires_at": old_expires_at}
+            self._witness(connection, Act(ActKind.KEY_ROTATE, key_id, tenant_id, followed))
         self._show([key], show, _ending(key_id, old.expires_at, old.revision))
         return key
 
@@ -293,12 +306,14 @@ class Registry:
         Raises StaleRevision where it has another revision than `if_revision`.
         """
         with self._changing() as connection:
-            before, _ = _key_with_id(connection, key_id)
+            before, tenant_id = _key_with_id(connection, key_id)
             if if_revision not in (None, before.revision):
                 raise _stale()
             change = update(keys).where(keys.c.id == key_id, keys.c.revoked_at.is_(None))
             connection.execute(change.values(revoked_at=self._clock(), revision=keys.c.revision + 1))
             changes.note(connection, Change(Kind.KEY, key_id))
+            was = {"name": before.name, "state": before.state(self._clock())}
+            self._witness(connection, Act(ActKind.KEY_REVOKE, key_id, tenant_id, was))
 
     def first_key(self) -> str:
         """The administrator's key, kept in `home/admin.key` (0600); made with the tenant "default" when there is none.
@@ -345,9 +360,25 @@ class Registry:
             digest = connection.scalar(select(keys.c.digest).where(keys.c.id == id_of(key)))
             if digest is None:
                 wanted = Wanted(FIRST_KEY_NAME, role=Role.PLATFORM_ADMIN)
-                self._insert_keys(connection, [key], _columns(_first_tenant(connection, now), wanted, now))
+                self._create_keys(connection, [key], _columns(self._first_tenant(connection, now), wanted, now))
             elif digest != self._keyring.digest(key):
                 raise Refusal(f"The key in {path} is not the one that the database has under its id: delete that file.")
+
+    def _first_tenant(self, connection: Connection, now: float) -> str:
+        found: str | None = connection.scalar(select(tenants.c.id).where(tenants.c.name == FIRST_TENANT))
+        if found is not None:
+            return found
+        tenant_id = secrets.token_hex(8)
+        connection.execute(insert(tenants).values(id=tenant_id, name=FIRST_TENANT, created_at=now))
+        self._witness(connection, Act(ActKind.TENANT_CREATE, tenant_id, tenant_id, {"name": FIRST_TENANT}))
+        return tenant_id
+
+    def _create_keys(self, connection: Connection, made: Sequence[str], columns: _Columns) -> None:
+        self._insert_keys(connection, made, columns)
+        ids = [str(id_of(key)) for key in made]
+        wanted = msgspec.to_builtins(columns.wanted) | {"expires_at": columns.expires_at}
+        act = Act(ActKind.KEY_CREATE, ids[0], columns.tenant_id, {"keys": ids, **wanted})
+        self._witness(connection, act)
 
     def _insert_keys(self, connection: Connection, made: Iterable[str], columns: _Columns) -> None:
         same = columns.values()
@@ -375,6 +406,7 @@ class Registry:
                     connection.execute(delete(keys).where(keys.c.id.in_(ids[first : first + _IDS_MAX])))
                 if also is not None:
                     connection.execute(also)
+                self._witness(connection, Act(ActKind.KEY_WITHDRAW, ids[0], details={"keys": ids}))
         except StoreUnavailable as error:
             named = ", ".join(ids[:10]) + (" …" if len(ids) > 10 else "")
             raise Refusal(
@@ -478,15 +510,6 @@ def _require_one(connection: Connection, change: Update) -> None:
 
 def _stale() -> StaleRevision:
     return StaleRevision("It was changed meanwhile: read it again.")
-
-
-def _first_tenant(connection: Connection, now: float) -> str:
-    found: str | None = connection.scalar(select(tenants.c.id).where(tenants.c.name == FIRST_TENANT))
-    if found is not None:
-        return found
-    tenant_id = secrets.token_hex(8)
-    connection.execute(insert(tenants).values(id=tenant_id, name=FIRST_TENANT, created_at=now))
-    return tenant_id
 
 
 def _key_with_id(connection: Connection, key_id: str) -> tuple[Key, str]:
