@@ -14,7 +14,7 @@ import typer
 
 from serving import catalog, config, secret
 from serving.errors import Refusal
-from serving.gateway.cli import commands
+from serving.gateway.cli import commands, pricing
 from serving.gateway.identity import keys
 from serving.lifetime import end_with
 from serving.operate import commands as operate
@@ -23,6 +23,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.add_typer(commands.tenants, name="tenants")
 app.add_typer(commands.keys, name="keys")
 app.add_typer(commands.store, name="store")
+app.add_typer(pricing.prices, name="prices")
 app.command("usage")(commands.usage)
 app.command("backup")(commands.backup)
 app.command("restore")(commands.restore)

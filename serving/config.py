@@ -140,6 +140,8 @@ class GatewaySettings(_Group):
     """Base URLs of vLLM servers that run without a directory."""
     aliases: dict[str, str] = {}
     """Model names clients may use → the model served, e.g. {"gpt-4o": "gpt-oss-120b"}."""
+    currency: Annotated[str, Field(pattern="^[A-Z]{3}$")] = "USD"
+    """Currency of prices and budgets, by its code of ISO 4217. It is a name alone: with another one, set every price anew."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 8 * 1024 * 1024
     """Bytes of one request body; 131,072 tokens of text are well under 1 MiB."""
     max_open_requests: Annotated[int, Field(ge=1)] = 1024

@@ -39,6 +39,7 @@ from serving.gateway.http.upstream import Upstream
 from serving.gateway.identity.changes import Follower
 from serving.gateway.identity.tenants import Tenants
 from serving.gateway.ledger.ledger import Ledger
+from serving.gateway.ledger.price_list import PriceList
 from serving.gateway.nouns import CallRecord
 from serving.gateway.observe import access
 from serving.gateway.observe.metrics import Metrics, Snapshot
@@ -93,6 +94,8 @@ def assemble(
     names = Names(fleet, settings.aliases)
     upstream = Upstream(settings.timeouts.engine_connect_s, edges.tls)
     estimates = Estimates()
+    prices = PriceList(store)
+    prices.load()
     metrics = Metrics(partial(_snapshot, fleet, polls, ledger, edges), settings.slo_of)
     health = Health(fleet, upstream, tenants, ledger)
     page = MetricsPage(metrics, health.of_models)
@@ -113,9 +116,9 @@ def assemble(
     if settings.metrics_port is None:
         shown = MergedMetrics(edges.merged_page) if edges.merged_page else page
         entries.append(Entry("GET", metrics_page.PATH, shown.show))
-    recorder = Recorder(ledger, metrics, edges.write_access, fleet.lists, clock)
+    recorder = Recorder(ledger, metrics, edges.write_access, fleet.lists, prices.of, clock)
     cors = Cors(settings.cors_origins)
-    running = partial(_running, upstream, polls, Follower(store, tenants.forget))
+    running = partial(_running, upstream, polls, Follower(store, tenants.forget, prices.follow), prices)
     gateway = Gateway(Routes(entries), recorder, edges.tracing, running, clock, cors)
     return Assembled(gateway, page)
 
@@ -158,11 +161,12 @@ def _snapshot(fleet: Fleet, polls: Polls, ledger: Ledger, edges: Edges) -> Snaps
 
 
 @asynccontextmanager
-async def _running(upstream: Upstream, polls: Polls, changes: Follower) -> AsyncIterator[None]:
+async def _running(upstream: Upstream, polls: Polls, changes: Follower, prices: PriceList) -> AsyncIterator[None]:
     async with upstream.opened() as session:
         tasks = [
             asyncio.create_task(polls.run(session), name="fleet"),
             asyncio.create_task(changes.run(), name="store"),
+            asyncio.create_task(prices.run(), name="price list"),
         ]
         for task in tasks:
             task.add_done_callback(_complain)

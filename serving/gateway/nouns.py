@@ -178,6 +178,8 @@ class CallRecord(msgspec.Struct, kw_only=True):
     #: The body as it was sent, where `gateway.log_prompts` says so.
     prompt: str | None = None
     model: str | None = None
+    #: Of an adapter, the model it belongs to.
+    base_model: str | None = None
     #: The fleet lists this model: only then may its name label a metric.
     is_model_listed: bool = False
     is_streamed: bool = False
@@ -186,6 +188,8 @@ class CallRecord(msgspec.Struct, kw_only=True):
     #: Its body was in order and its model known: it asked for an engine.
     asked_for_engine: bool = False
     decision: Decision | None = None
+    #: The class it waits in.
+    priority: str | None = None
     #: Seconds it waited for a replica that could take it.
     waited_s: float = 0.0
 
@@ -217,6 +221,8 @@ class CallRecord(msgspec.Struct, kw_only=True):
     #: The error's code when it did not end well.
     reason: str = ""
     ended_at: float | None = None
+    #: Millionths of the currency; None where its model has no price.
+    price_micros: int | None = None
 
     def freeze(self) -> None:
         """The request is over; from here on the record is only read."""

@@ -78,6 +78,7 @@ class Inference:
         draft = await self._aside.done(partial(calls.read, dialect, body, caller.rights), len(body))
         visit.responder.announce(*draft.headers())
         visit.record.model = model = self._names.resolve(draft.requested_model)
+        visit.record.base_model = self._names.base_of(model)
         abilities.require(dialect, draft.kept, self._names.prompt_format(model))
         salt, limit = self._tenants.cache_salt(caller), self._names.default_output_tokens(model)
         keeper = self._reasoning.of(caller.tenant_id)

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 
-from serving.config import Settings, load
+from serving.config import Settings
 from serving.errors import Refusal
+from serving.gateway.cli.printing import AsJson
+from serving.gateway.cli.printing import date as _date
+from serving.gateway.cli.printing import moment as _moment
+from serving.gateway.cli.printing import print_json as _print_json
+from serving.gateway.cli.printing import print_table as _print_table
+from serving.gateway.cli.printing import settings_of as _settings
 from serving.gateway.identity.keys import id_of
 from serving.gateway.ledger.grouping import By
 from serving.gateway.nouns import Right
@@ -37,8 +41,6 @@ KEYS_MAX = 10_000
 tenants = typer.Typer(help="The teams that use the API and pay for it.", no_args_is_help=True)
 keys = typer.Typer(help="API keys of tenants.", no_args_is_help=True)
 store = typer.Typer(help="The database that keeps both.", no_args_is_help=True)
-
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")]
 
 
 @tenants.command("create")
@@ -231,36 +233,9 @@ def _registry(settings: Settings) -> Iterator[Registry]:
         yield Registry(store, keyring, time.time)
 
 
-def _settings(context: typer.Context) -> Settings:
-    """The settings the root command has read, or the defaults and environment when it left none."""
-    return context.find_object(Settings) or load()
-
-
-def _moment(text: str) -> float:
-    try:
-        moment = datetime.fromisoformat(text)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC).timestamp()
-    except (ValueError, OverflowError):
-        raise Refusal(f"'{text}' is not an ISO date or time, such as 2026-11-22 or 2026-11-22T10:00:00Z.") from None
-
-
 def _print_key(key: str, is_quiet: bool) -> None:
     typer.echo(key if is_quiet else f"Key {id_of(key)}, shown this once:\n\n  {key}\n")
     sys.stdout.flush()  # what finds no room is to be known now
-
-
-def _print_json(items: Sequence[msgspec.Struct]) -> None:
-    typer.echo(msgspec.json.format(msgspec.json.encode(items)).decode())
-
-
-def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Aligned columns: numbers to the right, everything else to the left."""
-    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
-    is_number = [bool(rows) and all(row[at].isdigit() for row in rows) for at in range(len(header))]
-    for row in (header, *rows):
-        cells = zip(row, widths, is_number, strict=True)
-        line = "  ".join(cell.rjust(width) if right else cell.ljust(width) for cell, width, right in cells)
-        typer.echo(line.rstrip())
 
 
 def _tenant_cells(tenant: Tenant) -> tuple[str, ...]:
@@ -300,7 +275,3 @@ def _counted(counts: Mapping[str, int]) -> str:
 
 def _state(tenant: Tenant) -> str:
     return "enabled" if tenant.disabled_at is None else "disabled"
-
-
-def _date(moment: float | None) -> str:
-    return "-" if moment is None else datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M")

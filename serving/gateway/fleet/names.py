@@ -26,6 +26,11 @@ class Names:
             raise ModelNotFound(requested[:NAME_CHARS_MAX])
         return model
 
+    def base_of(self, model: str) -> str | None:
+        """The model that a served adapter belongs to; None for a model itself."""
+        base = self._fleet.base_of(model)
+        return None if base == model else base
+
     def served(self) -> dict[str, Model]:
         """Every name a client may ask for → what is behind it."""
         models = {model.name: model for model in (*self._fleet.adapters(), *self._fleet.models())}

@@ -29,8 +29,8 @@ OPEN = "open"
 CRASHED = "gateway_crashed"
 #: Characters of any text column of the ledger, at least.
 TEXT_MAX = 255
-#: No call has more tokens than this: what an engine says beyond it is nonsense, and a column holds 64 bits.
-_TOKENS_MAX = 2**53
+#: No call has more tokens than this, and no higher price: what an engine says beyond it is nonsense, and a column holds 64 bits.
+_COUNT_MAX = 2**53
 
 
 class LedgerRow(msgspec.Struct, frozen=True):
@@ -53,19 +53,35 @@ class LedgerRow(msgspec.Struct, frozen=True):
     reasoning_tokens: int
     estimated_by: str | None
     gateway_id: str
+    # Defaults, because rows that the version before has spilled are without these.
+    user_ref: str | None = None
+    base_model: str | None = None
+    priority: str | None = None
+    waited_s: float | None = None
+    ttft_s: float | None = None
+    attempts: int | None = None
+    price_micros: int | None = None
 
 
 def opening_row(record: CallRecord, gateway_id: str) -> LedgerRow:
     """The row of a call that has just begun: who calls, and no tokens yet."""
-    return _row(record, gateway_id, outcome=OPEN, status=0, finished_at=None)
+    return _row(record, gateway_id, outcome=OPEN, status=0)
 
 
 def closing_row(record: CallRecord, gateway_id: str, finished_at: float) -> LedgerRow:
     """The row of a call that is over; `finished_at` in seconds since the epoch."""
-    return _row(record, gateway_id, outcome=record.outcome, status=record.status, finished_at=finished_at)
+    row = _row(record, gateway_id, outcome=record.outcome, status=record.status)
+    return msgspec.structs.replace(
+        row,
+        finished_at=finished_at,
+        waited_s=record.waited_s,
+        ttft_s=record.ttft_s,
+        attempts=record.retries,
+        price_micros=None if record.price_micros is None else _counted(record.price_micros),
+    )
 
 
-def _row(record: CallRecord, gateway_id: str, *, outcome: str, status: int, finished_at: float | None) -> LedgerRow:
+def _row(record: CallRecord, gateway_id: str, *, outcome: str, status: int) -> LedgerRow:
     usage, caller = record.usage, record.caller
     return LedgerRow(
         request_id=_bounded(record.request_id),
@@ -76,7 +92,7 @@ def _row(record: CallRecord, gateway_id: str, *, outcome: str, status: int, fini
         model=_bounded(record.model or ""),
         replica_id=None if record.replica_id is None else _bounded(record.replica_id),
         started_at=record.opened_at_epoch_s,
-        finished_at=finished_at,
+        finished_at=None,
         outcome=outcome,
         status=status,
         prompt_tokens=_counted(usage.prompt_tokens),
@@ -85,6 +101,9 @@ def _row(record: CallRecord, gateway_id: str, *, outcome: str, status: int, fini
         reasoning_tokens=_counted(usage.reasoning_tokens),
         estimated_by=usage.estimated_by,
         gateway_id=gateway_id,
+        user_ref=caller.user_ref if caller else None,
+        base_model=None if record.base_model is None else _bounded(record.base_model),
+        priority=record.priority,
     )
 
 
@@ -95,8 +114,8 @@ def _bounded(text: str) -> str:
     return text[:TEXT_MAX].encode(errors="replace").decode().replace("\0", "?")
 
 
-def _counted(tokens: int) -> int:
-    return min(max(tokens, 0), _TOKENS_MAX)
+def _counted(number: int) -> int:
+    return min(max(number, 0), _COUNT_MAX)
 
 
 def write(connection: Connection, rows: Sequence[LedgerRow]) -> None:

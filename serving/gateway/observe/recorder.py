@@ -9,6 +9,7 @@ from typing import Protocol
 
 from serving.errors import ApiError, GatewayFull, InternalError
 from serving.gateway.ledger.ledger import Ledger
+from serving.gateway.ledger.prices import Price
 from serving.gateway.nouns import CallRecord, ClientLeft, Outcome
 from serving.gateway.observe.metrics import Metrics
 from serving.gateway.observe.tracing import Trace
@@ -36,12 +37,14 @@ class Recorder:
         metrics: Metrics,
         write_access: Callable[[CallRecord], None],
         lists_model: Callable[[str], bool],
+        price_of: Callable[[str, str | None], Price | None],
         clock: Callable[[], float],
     ) -> None:
         self._ledger = ledger
         self._metrics = metrics
         self._write_access = write_access
         self._lists_model = lists_model
+        self._price_of = price_of
         self._clock = clock
 
     def open_request(self) -> AbstractContextManager[None]:
@@ -56,6 +59,8 @@ class Recorder:
         record.reading_s = answer.waited_s
         record.is_model_listed = record.model is not None and self._lists_model(record.model)
         record.ended_at = self._clock()
+        if record.model is not None and (price := self._price_of(record.model, record.base_model)) is not None:
+            record.price_micros = price.micros(record.usage)
         record.freeze()
         self._ledger.close(record)
         self._write_access(record)

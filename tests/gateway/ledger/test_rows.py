@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 
+import msgspec
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, select
 from sqlalchemy.exc import IntegrityError
 
 from serving.gateway.ledger.ledger import Ledger
-from serving.gateway.ledger.rows import CRASHED, OPEN, close_rows_of, closing_row, opening_row, upsert, write
+from serving.gateway.ledger.rows import CRASHED, OPEN, LedgerRow, close_rows_of, closing_row, opening_row, upsert, write
 from serving.gateway.nouns import Caller, Outcome, Usage
 from serving.gateway.store.store import Store
+from serving.gateway.store.tables import ledger
 from tests.gateway.calls import CALLER, open_call, record, rows, settle
 from tests.gateway.places import Place
 
@@ -62,6 +65,42 @@ def test_a_closing_row_says_what_the_record_says() -> None:
         "m",
         "a",
     )
+
+
+def test_a_closing_row_says_who_waited_how_long_and_what_it_cost() -> None:
+    """An opening says who is behind a call and where it waits; the rest is known at its end alone."""
+    call = record(
+        caller=msgspec.structs.replace(CALLER, user_ref="u1"),
+        base_model="base",
+        priority="batch",
+        waited_s=0.5,
+        is_streamed=True,
+        first_byte_at=0.75,
+        failures=Counter(broken=2),
+        price_micros=2**70,
+    )
+    opening, end = opening_row(call, "gateway"), closing_row(call, "gateway", 2.5)
+    for row in (opening, end):
+        assert (row.user_ref, row.base_model, row.priority) == ("u1", "base", "batch")
+    assert (opening.waited_s, opening.ttft_s, opening.attempts, opening.price_micros) == (None,) * 4
+    assert (end.waited_s, end.ttft_s, end.attempts, end.price_micros) == (0.5, 0.75, 2, 2**53)
+
+
+def test_a_row_comes_back_as_it_was_written(place: Place, store: Store) -> None:
+    """Each column in its own, by each of the two ways to write."""
+    call = record(entry_id="e", priority="batch", waited_s=0.25, is_streamed=True, first_byte_at=0.5, price_micros=7)
+    row = closing_row(call, "gateway", 2.5)
+    with store.begin() as connection:
+        write(connection, [opening_row(call, "gateway")])
+        write(connection, [row])
+        upsert(connection, [closing_row(record(request_id="s", entry_id="s"), "gateway", 2.5)])
+        found = connection.execute(select(ledger).where(ledger.c.request_id == "r")).mappings().one()
+    assert dict(found) == msgspec.structs.asdict(row)
+
+
+def test_the_columns_of_rows_are_the_tables() -> None:
+    """Rows are sent whole, in the order of the table."""
+    assert LedgerRow.__struct_fields__ == tuple(column.name for column in ledger.c)
 
 
 def test_a_record_without_caller_or_model_has_a_row() -> None:

@@ -6,6 +6,7 @@ import stat
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from serving.gateway.ledger.ledger import Ledger
@@ -15,6 +16,9 @@ from serving.gateway.nouns import Outcome
 from serving.gateway.store.store import Store
 from tests.gateway.calls import record, rows, settle
 from tests.gateway.places import Place
+
+#: Of a row of version 0.1.
+_FIRST_FIELDS = LedgerRow.__struct_fields__[: LedgerRow.__struct_fields__.index("user_ref")]
 
 
 def test_a_line_that_a_dying_machine_cut_short_costs_that_line_alone(place: Place, store: Store) -> None:
@@ -68,6 +72,14 @@ def test_a_torn_line_is_reported_without_its_content(tmp_path: Path, caplog: pyt
     spill.append([row("2")])
     assert drained(spill) == [row("1"), row("2")]
     assert "line 3 of ledger-spill.jsonl is not a ledger row" in caplog.text and "torn" not in caplog.text
+
+
+def test_rows_of_the_version_before_are_read(tmp_path: Path) -> None:
+    """It knew nothing of users and prices; and rows of a version after this one may say more."""
+    spill, new = Spill(tmp_path), row("1")
+    old = {name: value for name, value in msgspec.structs.asdict(new).items() if name in _FIRST_FIELDS}
+    (tmp_path / FILE_NAME).write_bytes(msgspec.json.encode(old) + b"\n" + msgspec.json.encode(old | {"later": 1}))
+    assert drained(spill) == [msgspec.structs.replace(new, waited_s=None, attempts=None)] * 2
 
 
 def test_rows_that_come_while_others_are_taken_stay(tmp_path: Path) -> None:

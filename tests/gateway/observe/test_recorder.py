@@ -13,6 +13,7 @@ from serving.config import GatewaySettings
 from serving.errors import ApiError, EngineFailed, GatewayFull, InternalError, InvalidRequest, Unauthenticated
 from serving.gateway.dialects.chat import CHAT
 from serving.gateway.ledger.ledger import Ledger
+from serving.gateway.ledger.prices import Price, Prices
 from serving.gateway.nouns import CallRecord, ClientLeft, Outcome, Usage
 from serving.gateway.observe.metrics import Metrics, Snapshot
 from serving.gateway.observe.recorder import Recorder, Written, outcome_of, reason_of, status_of
@@ -20,7 +21,7 @@ from serving.gateway.observe.tracing import SpanTracing, Trace
 from serving.gateway.store.store import Store
 from tests.clock import Clock
 from tests.exposition import value
-from tests.gateway.calls import CALLER, CHAT_ROUTE, rows
+from tests.gateway.calls import CALLER, CHAT_ROUTE, record, rows
 from tests.gateway.places import SqlitePlace
 from tests.gateway.world import CHAT as BODY
 from tests.gateway.world import running_gateway, until
@@ -82,7 +83,8 @@ class Shown:
         self.store = Store.open(home)
         self.ledger = Ledger(self.store, clock=self.clock)
         lists = {"m"}.__contains__
-        self.recorder = Recorder(self.ledger, self.metrics, self.lines.append, lists, self.clock)
+        self.prices = Prices({"m": Price(1_000_000, 0, 3_000_000)})
+        self.recorder = Recorder(self.ledger, self.metrics, self.lines.append, lists, self.prices.of, self.clock)
 
     def settle(self, record: CallRecord, answer: Written, error: BaseException | None) -> None:
         self.recorder.settle(record, answer, _Kept(self.ended), error)
@@ -122,6 +124,20 @@ def test_only_a_listed_model_labels_a_metric(tmp_path: Path, model: str, is_list
     one = call(shown.clock, model)
     shown.settle(one, Answer(200), None)
     assert one.is_model_listed is is_listed
+
+
+@pytest.mark.parametrize(
+    ("model", "base", "micros"), [("m", None, 13), ("adapter", "m", 13), ("adapter", None, None), (None, None, None)]
+)
+def test_a_call_has_its_price_when_it_is_shown(
+    tmp_path: Path, model: str | None, base: str | None, micros: int | None
+) -> None:
+    """By the prices of the moment it ends, an adapter's by its model's; without a price it has none."""
+    shown = Shown(tmp_path)
+    one = record(model=model, base_model=base, usage=Usage(10, 4, 9), entry_id="e", opened_at_epoch_s=1.0)
+    shown.settle(one, Answer(200), None)
+    assert one.price_micros == micros
+    assert rows(SqlitePlace(tmp_path), "price_micros") == [(micros,)]
 
 
 def test_a_request_that_opened_no_row_leaves_none(tmp_path: Path) -> None:
