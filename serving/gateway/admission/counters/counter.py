@@ -8,6 +8,8 @@ from typing import Protocol
 
 import msgspec
 
+#: No bucket refills over a longer time: it is counted in 53 bits everywhere.
+PERIOD_MAX_US = 2**26
 #: Seconds after which what a silent gateway has reserved is given back; gateways renew what they hold three times as often.
 LEASE_S = 60.0
 
@@ -26,12 +28,12 @@ class Kind(StrEnum):
 class Draw(msgspec.Struct, frozen=True):
     """What one call takes of one counter."""
 
-    #: `<tenant id>/…`: all counters of a decision belong to one tenant.
+    #: `<tenant id>/…`: all counters of a decision belong to one tenant, and differ.
     name: str
     kind: Kind
     limit: int
     amount: int
-    #: RATE: microseconds in which `limit` refills.
+    #: RATE: microseconds in which `limit` refills, up to PERIOD_MAX_US.
     period_us: int = 0
     #: WINDOW: when it ends, in microseconds since the epoch.
     ends_at_us: int = 0
@@ -61,10 +63,11 @@ class Counters(Protocol):
     """Those who count. `lease` names one call's reservation; it is random and used once."""
 
     async def reserve(self, lease: str, draws: Sequence[Draw]) -> Verdict:
-        """Take all draws or none. Never raises for a store that is away: see `shares`."""
+        """Take all draws or none."""
 
     def top_up(self, lease: str, draws: Sequence[Draw]) -> None:
-        """Take more, whatever the limits: what has begun is not cut off. Returns at once; done in the background."""
+        """Take more of counters that the lease has drawn from, whatever the limits: what has begun is not cut off. Returns at once;
+        done in the background."""
 
     def settle(self, lease: str, reserved: Sequence[Draw], amounts: Sequence[int]) -> None:
         """The call is over: each counter has `amounts` of it instead of all that was reserved and topped up. Returns at once."""

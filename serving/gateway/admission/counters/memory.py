@@ -1,0 +1,119 @@
+"""MemoryCounters: what one gateway counts for itself. A decision takes microseconds and waits for nothing, unless it has to read a
+window from the ledger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from serving.gateway.admission.counters import policy
+from serving.gateway.admission.counters.counter import Draw, Kind, Verdict
+from serving.gateway.admission.counters.policy import NEW, State
+from serving.gateway.admission.counters.seeding import Seeding, Seeds, nothing
+
+#: Counters that are kept, about 0.4 KB each. Beyond it those go first that were not used for longest: a bucket is then full again,
+#: and a window is read from the ledger.
+COUNTERS_MAX = 200_000
+#: Counters that each decision looks at for ones that may go.
+SWEPT = 2
+
+_WINDOW, _OPEN = Kind.WINDOW, Kind.OPEN
+
+
+class MemoryCounters:
+    """Counters of one gateway: gone with it, all but what the ledger knows."""
+
+    def __init__(
+        self, clock_us: Callable[[], int], seeds: Seeds = nothing, *, counters_max: int = COUNTERS_MAX
+    ) -> None:
+        self._clock_us = clock_us
+        self._seeding = Seeding(seeds, clock_us)
+        self._counters_max = counters_max
+        #: By name, the longest unused first; each with the draw that last used it.
+        self._counters: OrderedDict[str, tuple[Draw, State]] = OrderedDict()
+        #: Lease → counter → what it has taken of it.
+        self._held: dict[str, dict[str, int]] = {}
+        #: Windows that count from 0, because the ledger could not be read.
+        self._unread: set[str] = set()
+        #: Readings that no call waits for.
+        self._readings: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._counters)
+
+    async def reserve(self, lease: str, draws: Sequence[Draw]) -> Verdict:
+        """Take all draws or none."""
+        if unknown := [draw for draw in draws if draw.kind is _WINDOW and not self._is_known(draw)]:
+            await self._read(unknown)
+        now_us = self._clock_us()
+        states = [self._state(draw.name) for draw in draws]
+        verdict, after = policy.decide(draws, states, now_us)
+        if verdict.refused is None:
+            self._held[lease] = {draw.name: draw.amount for draw in draws}
+            self._keep(draws, after)
+        self._sweep(now_us)
+        return verdict
+
+    def top_up(self, lease: str, draws: Sequence[Draw]) -> None:
+        """Take more of counters that the lease has drawn from."""
+        if (held := self._held.get(lease)) is None:
+            return
+        now_us = self._clock_us()
+        for draw in draws:
+            if draw.name in held and draw.kind is not _OPEN:
+                held[draw.name] += draw.amount
+                self._keep((draw,), (policy.take(draw, self._state(draw.name), draw.amount, now_us),))
+
+    def settle(self, lease: str, reserved: Sequence[Draw], amounts: Sequence[int]) -> None:
+        """Have `amounts` instead of all that the lease has taken; nothing if it was settled before."""
+        if (held := self._held.pop(lease, None)) is None:
+            return
+        now_us = self._clock_us()
+        for draw, amount in zip(reserved, amounts, strict=True):
+            state = policy.settle(draw, self._state(draw.name), held.get(draw.name, 0), amount, now_us)
+            self._keep((draw,), (state,))
+
+    def _state(self, name: str) -> State:
+        found = self._counters.get(name)
+        return NEW if found is None else found[1]
+
+    def _keep(self, draws: Sequence[Draw], states: Sequence[State]) -> None:
+        for draw, state in zip(draws, states, strict=True):
+            self._counters[draw.name] = (draw, state)
+            self._counters.move_to_end(draw.name)
+
+    def _is_known(self, draw: Draw) -> bool:
+        if draw.name in self._unread and not self._seeding.is_paused:
+            # It counts already, and no call waits for a ledger that may hang.
+            self._unread.remove(draw.name)
+            reading = asyncio.create_task(self._read([draw]), name="seeds")
+            self._readings.add(reading)
+            reading.add_done_callback(self._readings.discard)
+        return policy.is_known(draw, self._state(draw.name))
+
+    async def _read(self, windows: Sequence[Draw]) -> None:
+        """Have the ledger's word on windows."""
+        values = await self._seeding.values([draw.name for draw in windows])
+        for draw in windows:
+            state = self._state(draw.name)
+            if not policy.is_known(draw, state):
+                state = State(0, draw.ends_at_us)
+            if values is None:
+                self._unread.add(draw.name)
+            elif state.moment_us == draw.ends_at_us:
+                state = State(max(values[draw.name], state.value), state.moment_us, state.held)
+            self._keep((draw,), (state,))
+
+    def _sweep(self, now_us: int) -> None:
+        """Let go of counters that new ones would replace, and of more while there are too many."""
+        excess = max(0, len(self._counters) - self._counters_max)
+        for _ in range(min(SWEPT + excess, len(self._counters))):
+            name, (draw, state) = next(iter(self._counters.items()))
+            is_spare = len(self._counters) > self._counters_max and not state.held
+            if is_spare or policy.is_idle(draw, state, now_us):
+                del self._counters[name]
+                self._unread.discard(name)
+            else:
+                self._counters.move_to_end(name)

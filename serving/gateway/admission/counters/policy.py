@@ -1,0 +1,130 @@
+"""Policy: what draws do to counters. Pure: the state, the draws and the time come in, the verdict and the new state go out.
+
+A rate's bucket is exact whatever its limit: it refills by whole units at the microsecond at which each is due, without rounding that
+adds up (GCRA, ITU-T I.371, in whole numbers of 53 bits, which Lua and SQL hold too). The names of one decision's draws differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from serving.gateway.admission.counters.counter import Draw, Kind, Level, Verdict
+
+
+class State(msgspec.Struct, frozen=True, gc=False):
+    """What is known of one counter."""
+
+    #: RATE: what its bucket lacked at `moment_us`. WINDOW: what settled calls have taken. OPEN: 0.
+    value: int = 0
+    #: In microseconds since the epoch. RATE: when `value` was true. WINDOW: when it ends.
+    moment_us: int = 0
+    #: WINDOW: what open calls have reserved. OPEN: how many there are.
+    held: int = 0
+
+
+# Looked up at each use, they took a tenth of a decision.
+_RATE, _WINDOW, _OPEN = Kind.RATE, Kind.WINDOW, Kind.OPEN
+
+#: A counter of which nothing is known: a full bucket, nothing open.
+NEW = State()
+
+
+def is_known(draw: Draw, state: State) -> bool:
+    """False for a window that must be read from the ledger first."""
+    return draw.kind is not _WINDOW or state.moment_us >= draw.ends_at_us
+
+
+def is_idle(draw: Draw, state: State, now_us: int) -> bool:
+    """Would a new counter in its place decide the same?"""
+    if draw.kind is _WINDOW:
+        return state.moment_us <= now_us
+    return state.held == 0 if draw.kind is _OPEN else lacking(draw, state, now_us) == 0
+
+
+def decide(draws: Sequence[Draw], states: Sequence[State], now_us: int) -> tuple[Verdict, Sequence[State]]:
+    """Take all draws or none. All windows must be known."""
+    for place, draw in enumerate(draws):
+        if not _fits(draw, states[place], now_us):
+            retry_in_us = _retry_in_us(draw, states[place], now_us)
+            return Verdict(_levels(draws, states, now_us), place, retry_in_us), states
+    taken = [take(draw, state, draw.amount, now_us) for draw, state in zip(draws, states, strict=True)]
+    return Verdict(_levels(draws, taken, now_us)), taken
+
+
+def take(draw: Draw, state: State, amount: int, now_us: int) -> State:
+    """Take `amount` whatever the limit: a bucket may come to lack more than it holds. A window that is over is left alone."""
+    if draw.kind is _RATE:
+        return _poured(draw, state, amount, now_us)
+    if draw.kind is _OPEN:
+        return State(0, 0, state.held + 1)
+    if state.moment_us != draw.ends_at_us:
+        return state
+    return State(state.value, state.moment_us, state.held + amount)
+
+
+def settle(draw: Draw, state: State, taken: int, amount: int, now_us: int) -> State:
+    """Have `amount` instead of what was `taken`."""
+    if draw.kind is _RATE:
+        return _poured(draw, state, amount - taken, now_us)
+    if draw.kind is _OPEN:
+        return State(0, 0, max(0, state.held - 1))
+    if state.moment_us != draw.ends_at_us:
+        return state
+    return State(state.value + amount, state.moment_us, max(0, state.held - taken))
+
+
+def lacking(draw: Draw, state: State, now_us: int) -> int:
+    """What a rate's bucket lacks now."""
+    return max(0, state.value - max(0, now_us - state.moment_us) * draw.limit // draw.period_us)
+
+
+def level(draw: Draw, state: State, now_us: int) -> Level:
+    """What is left."""
+    if draw.kind is _RATE:
+        # A limit of 0 never fills.
+        full_in_us = _due_in_us(draw, state, state.value, now_us) if state.value and draw.limit else 0
+        return Level(max(0, draw.limit - lacking(draw, state, now_us)), full_in_us)
+    if draw.kind is _OPEN:
+        return Level(max(0, draw.limit - state.held), 0)
+    return Level(max(0, draw.limit - state.value - state.held), max(0, state.moment_us - now_us))
+
+
+def _levels(draws: Sequence[Draw], states: Sequence[State], now_us: int) -> tuple[Level, ...]:
+    return tuple([level(draw, state, now_us) for draw, state in zip(draws, states, strict=True)])
+
+
+def _fits(draw: Draw, state: State, now_us: int) -> bool:
+    if draw.limit == 0:
+        return False
+    if draw.kind is _RATE:
+        return lacking(draw, state, now_us) + draw.amount <= draw.limit
+    if draw.kind is _OPEN:
+        return state.held < draw.limit
+    # Windows change at midnight by several clocks: a draw on one that is over has come too late to count.
+    return state.moment_us != draw.ends_at_us or state.value + state.held + draw.amount <= draw.limit
+
+
+def _retry_in_us(draw: Draw, state: State, now_us: int) -> int | None:
+    if draw.kind is _OPEN or draw.limit == 0 or draw.amount > draw.limit:
+        return None
+    if draw.kind is _WINDOW:
+        return max(0, state.moment_us - now_us)
+    return _due_in_us(draw, state, state.value + draw.amount - draw.limit, now_us)
+
+
+def _due_in_us(draw: Draw, state: State, units: int, now_us: int) -> int:
+    """Microseconds until a rate has refilled so many units since `state.moment_us`."""
+    return max(0, state.moment_us + -(-units * draw.period_us // draw.limit) - now_us)
+
+
+def _poured(draw: Draw, state: State, amount: int, now_us: int) -> State:
+    """A rate's bucket after `amount` was taken, or given back if negative: it holds no more than its limit."""
+    elapsed_us = max(0, now_us - state.moment_us)
+    if elapsed_us * draw.limit // draw.period_us >= state.value:
+        return State(max(0, amount), max(now_us, state.moment_us))
+    # Whole periods refill whole limits: the moment moves by these alone, and so no part of a unit is ever lost.
+    periods = elapsed_us // draw.period_us
+    poured = State(state.value - periods * draw.limit + amount, state.moment_us + periods * draw.period_us)
+    return poured if lacking(draw, poured, now_us) else State(0, max(now_us, state.moment_us))
