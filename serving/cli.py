@@ -14,7 +14,7 @@ import typer
 
 from serving import catalog, config, secret
 from serving.errors import Refusal
-from serving.gateway.cli import commands, pricing
+from serving.gateway.cli import accounting, commands, pricing
 from serving.gateway.identity import keys
 from serving.lifetime import end_with
 from serving.operate import commands as operate
@@ -24,7 +24,8 @@ app.add_typer(commands.tenants, name="tenants")
 app.add_typer(commands.keys, name="keys")
 app.add_typer(commands.store, name="store")
 app.add_typer(pricing.prices, name="prices")
-app.command("usage")(commands.usage)
+app.command("usage")(accounting.usage)
+app.add_typer(accounting.ledger, name="ledger")
 app.command("backup")(commands.backup)
 app.command("restore")(commands.restore)
 models = typer.Typer(no_args_is_help=True, help="The models this package knows, and their checkpoints here.")

@@ -1,4 +1,4 @@
-"""Commands: `serving tenants`, `keys`, `usage`, `store migrate`, `backup` and `restore`.
+"""Commands: `serving tenants`, `keys`, `store migrate`, `backup` and `restore`.
 
 They work on the database itself, whether or not a gateway runs. Importing this needs no database: SQLAlchemy and psycopg
 take most of a second of CPU to import, and most commands of `serving` need neither.
@@ -19,22 +19,17 @@ from serving.config import Settings
 from serving.errors import Refusal
 from serving.gateway.cli.printing import AsJson
 from serving.gateway.cli.printing import date as _date
-from serving.gateway.cli.printing import moment as _moment
 from serving.gateway.cli.printing import print_json as _print_json
 from serving.gateway.cli.printing import print_table as _print_table
 from serving.gateway.cli.printing import settings_of as _settings
 from serving.gateway.identity.keys import id_of
-from serving.gateway.ledger.grouping import By
 from serving.gateway.nouns import Right
 
 if TYPE_CHECKING:
     from serving.gateway.identity.registry import Key, Registry, Tenant
-    from serving.gateway.ledger.usage import CallRow, Sum
 
 SECONDS_PER_DAY = 86_400.0
 SECONDS_PER_HOUR = 3_600.0
-#: Calls that `serving usage --calls` holds in memory at once.
-CALLS_MAX = 100_000
 #: Keys that one command makes, in one transaction: 10,000 take two seconds of CPU.
 KEYS_MAX = 10_000
 
@@ -138,34 +133,6 @@ def revoke_key(context: typer.Context, key_id: str) -> None:
     typer.echo(f"Key {key_id} is revoked; running gateways refuse it within two seconds.")
 
 
-def usage(
-    context: typer.Context,
-    tenant: Annotated[str | None, typer.Option(help="One tenant alone.")] = None,
-    since: Annotated[str | None, typer.Option(help="Calls from this ISO date or time on (UTC unless it says).")] = None,
-    by: Annotated[By, typer.Option(help="What to group by.")] = By.TENANT,
-    calls: Annotated[
-        int, typer.Option(min=0, max=CALLS_MAX, help="Show this many of the newest calls, one a line, unsummed.")
-    ] = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Sum up requests and tokens, exact and estimated ones apart."""
-    since_s = None if since is None else _moment(since)
-    if calls:
-        _show_calls(_settings(context), tenant, since_s, calls, as_json)
-        return
-    from serving.gateway.cli.opening import opened_store
-    from serving.gateway.ledger.usage import totals
-
-    with opened_store(_settings(context)) as store:
-        sums = totals(store, by, tenant=tenant, since=since_s)
-    if as_json:
-        _print_json(sums)
-    else:
-        counts = ("REQUESTS", "PROMPT", "CACHED", "COMPLETION", "REASONING")
-        header = (by.value.upper(), *counts, "EST.REQUESTS", "EST.PROMPT", "EST.COMPLETION", "OPEN")
-        _print_table(header, [_sum_cells(total) for total in sums])
-
-
 @store.command("migrate")
 def migrate_store(context: typer.Context) -> None:
     """Bring the database to this version's tables, and register the key of store.first_key_file; safe to repeat."""
@@ -211,19 +178,6 @@ def restore(
         opening.migrate(settings)
 
 
-def _show_calls(settings: Settings, tenant: str | None, since_s: float | None, limit: int, as_json: bool) -> None:
-    from serving.gateway.cli.opening import opened_store
-    from serving.gateway.ledger import usage
-
-    with opened_store(settings) as store:
-        newest = usage.calls(store, tenant=tenant, since=since_s, limit=limit)
-    if as_json:
-        _print_json(newest)
-    else:
-        who = ("STARTED", "TENANT", "KEY", "ROUTE", "MODEL", "STATUS", "OUTCOME")
-        _print_table((*who, "PROMPT", "COMPLETION", "ESTIMATED BY"), [_call_cells(call) for call in newest])
-
-
 @contextmanager
 def _registry(settings: Settings) -> Iterator[Registry]:
     from serving.gateway.cli.opening import opened
@@ -245,28 +199,6 @@ def _tenant_cells(tenant: Tenant) -> tuple[str, ...]:
 def _key_cells(key: Key, now: float) -> tuple[str, ...]:
     allowed = ",".join(key.rights) or "-"
     return (key.id, key.tenant, key.name or "-", allowed, _date(key.created_at), _date(key.expires_at), key.state(now))
-
-
-def _sum_cells(total: Sum) -> tuple[str, ...]:
-    exact, estimated = total.exact, total.estimated
-    numbers = (
-        exact.requests,
-        exact.prompt_tokens,
-        exact.cached_prompt_tokens,
-        exact.completion_tokens,
-        exact.reasoning_tokens,
-        estimated.requests,
-        estimated.prompt_tokens,
-        estimated.completion_tokens,
-        total.open_requests,
-    )
-    return (total.group, *(str(number) for number in numbers))
-
-
-def _call_cells(call: CallRow) -> tuple[str, ...]:
-    tokens = (str(call.prompt_tokens), str(call.completion_tokens), call.estimated_by or "-")
-    who = (_date(call.started_at), call.tenant, call.key_id)
-    return (*who, call.route, call.model or "-", str(call.status), call.outcome, *tokens)
 
 
 def _counted(counts: Mapping[str, int]) -> str:

@@ -35,7 +35,7 @@ def print_json(items: Sequence[msgspec.Struct]) -> None:
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Aligned columns: numbers to the right, everything else to the left."""
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
-    is_number = [bool(rows) and all(row[at].isdigit() for row in rows) for at in range(len(header))]
+    is_number = [bool(rows) and all(row[at].replace(".", "", 1).isdigit() for row in rows) for at in range(len(header))]
     for row in (header, *rows):
         cells = zip(row, widths, is_number, strict=True)
         line = "  ".join(cell.rjust(width) if right else cell.ljust(width) for cell, width, right in cells)

@@ -9,7 +9,17 @@ class By(StrEnum):
     """What a sum is taken over."""
 
     TENANT = "tenant"
+    #: A model with its adapters.
     MODEL = "model"
+    #: Adapters apart; `-` stands for calls of models themselves.
+    ADAPTER = "adapter"
     KEY = "key"
+    #: End users by their references; `-` stands for calls of which none is known.
+    USER = "user"
+    PRIORITY = "priority"
     ROUTE = "route"
     DAY = "day"
+
+
+#: In place of what a call has not.
+NONE = "-"

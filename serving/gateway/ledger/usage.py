@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
-import msgspec
-from sqlalchemy import ColumnElement, func, select
+from collections.abc import Iterator
 
-from serving.gateway.ledger.grouping import By
+import msgspec
+from sqlalchemy import ColumnElement, FromClause, Select, String, and_, case, cast, func, null, select
+
+from serving.gateway.ledger.grouping import NONE, By
 from serving.gateway.ledger.rows import OPEN
 from serving.gateway.store.store import Store
-from serving.gateway.store.tables import ledger, tenants
+from serving.gateway.store.tables import end_users, ledger, tenants
+
+#: Rows in memory at a time where they are passed on one by one.
+BATCH_ROWS = 500
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """Which calls: those that have all that is said here. Moments in seconds since the epoch, of when calls began."""
+
+    tenant: str | None = None
+    key_id: str | None = None
+    #: As it is served: an adapter counts under its own name.
+    model: str | None = None
+    user_ref: str | None = None
+    #: The moment itself included.
+    since: float | None = None
+    #: The moment itself excluded.
+    until: float | None = None
+
+
+ALL = Asked()
 
 
 class Tokens(msgspec.Struct, frozen=True):
-    """Calls and their tokens, all exact or all estimated."""
+    """Calls and their tokens, all exact or all estimated, and what those cost (micros) that have a price."""
 
     requests: int
     prompt_tokens: int
     completion_tokens: int
     cached_prompt_tokens: int
     reasoning_tokens: int
+    price_micros: int = 0
 
 
 class Sum(msgspec.Struct, frozen=True):
@@ -28,6 +51,8 @@ class Sum(msgspec.Struct, frozen=True):
     exact: Tokens
     estimated: Tokens
     open_requests: int
+    #: Of an end user who has not been erased, the subject.
+    label: str | None = None
 
 
 class Used(msgspec.Struct, frozen=True):
@@ -43,11 +68,17 @@ class CallRow(msgspec.Struct, frozen=True):
     request_id: str
     tenant: str
     key_id: str
+    user_ref: str | None
     route: str
     model: str
+    base_model: str | None
+    priority: str | None
     replica_id: str | None
     started_at: float
     finished_at: float | None
+    waited_s: float | None
+    ttft_s: float | None
+    attempts: int | None
     outcome: str
     status: int
     prompt_tokens: int
@@ -55,33 +86,66 @@ class CallRow(msgspec.Struct, frozen=True):
     cached_prompt_tokens: int
     reasoning_tokens: int
     estimated_by: str | None
+    price_micros: int | None
 
 
+class Charge(msgspec.Struct, frozen=True):
+    """What calls of one day have in common, and their sums: a line of a bill. Open calls are in none."""
+
+    #: Of UTC, as `2026-11-22`.
+    day: str
+    tenant_id: str
+    tenant: str
+    key_id: str
+    model: str
+    base_model: str | None
+    priority: str | None
+    #: Its tokens were not said by an engine.
+    is_estimated: bool
+    requests: int
+    #: Requests whose model had no price.
+    unpriced_requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    cached_prompt_tokens: int
+    reasoning_tokens: int
+    price_micros: int
+
+
+_TENANT = func.coalesce(tenants.c.name, ledger.c.tenant_id)
+# Days of UTC.
+_DAY = cast(func.date(ledger.c.started_at), String)
 _GROUPS: dict[By, ColumnElement[str]] = {
-    By.TENANT: func.coalesce(tenants.c.name, ledger.c.tenant_id),
-    By.MODEL: ledger.c.model,
+    By.TENANT: _TENANT,
+    By.MODEL: func.coalesce(ledger.c.base_model, ledger.c.model),
+    By.ADAPTER: case((ledger.c.base_model.is_not(None), ledger.c.model), else_=NONE),
     By.KEY: ledger.c.key_id,
+    By.USER: func.coalesce(ledger.c.user_ref, NONE),
+    By.PRIORITY: func.coalesce(ledger.c.priority, NONE),
     By.ROUTE: ledger.c.route,
-    # Days of UTC.
-    By.DAY: func.date(ledger.c.started_at),
+    By.DAY: _DAY,
 }
-_COUNTS = ("prompt_tokens", "completion_tokens", "cached_prompt_tokens", "reasoning_tokens")
+_COUNTS = ("prompt_tokens", "completion_tokens", "cached_prompt_tokens", "reasoning_tokens", "price_micros")
+_IS_OPEN = ledger.c.outcome == OPEN
 
 
-def totals(store: Store, by: By, *, tenant: str | None = None, since: float | None = None) -> list[Sum]:
-    """Sums over calls that started at or after `since` (seconds since the epoch), of one tenant or of all."""
+def totals(
+    store: Store, by: By, asked: Asked = ALL, *, after: str | None = None, limit: int | None = None
+) -> list[Sum]:
+    """Sums over the calls that are asked for, by group; a page of at most `limit` begins behind the group `after`."""
     group = _GROUPS[by]
-    is_open = ledger.c.outcome == OPEN
-    exact = ~is_open & ledger.c.estimated_by.is_(None)
-    estimated = ~is_open & ledger.c.estimated_by.is_not(None)
-    query = select(group, *_sums(exact), *_sums(estimated), func.count().filter(is_open))
-    query = query.select_from(ledger.outerjoin(tenants, tenants.c.id == ledger.c.tenant_id))
-    query = query.where(*_asked_for(tenant, since))
+    exact = and_(~_IS_OPEN, ledger.c.estimated_by.is_(None))
+    estimated = and_(~_IS_OPEN, ledger.c.estimated_by.is_not(None))
+    label = func.max(end_users.c.subject) if by is By.USER else null()
+    query = select(group, label, *_sums(exact), *_sums(estimated), func.count().filter(_IS_OPEN))
+    query = query.select_from(_with_names(by)).where(*_conditions(asked))
+    if after is not None:
+        query = query.where(group > after)
     width = len(Tokens.__struct_fields__)
     with store.snapshot() as connection:
         return [
-            Sum(str(name), _tokens(numbers[:width]), _tokens(numbers[width:-1]), int(numbers[-1]))
-            for name, *numbers in connection.execute(query.group_by(group).order_by(group))
+            Sum(str(name), _tokens(numbers[:width]), _tokens(numbers[width:-1]), int(numbers[-1]), said)
+            for name, said, *numbers in connection.execute(query.group_by(group).order_by(group).limit(limit))
         ]
 
 
@@ -103,24 +167,80 @@ def used(store: Store, tenant_id: str, *, since: float, key_id: str | None = Non
     return Used(int(row[0] or 0), int(row[1] or 0))
 
 
-def calls(store: Store, *, tenant: str | None = None, since: float | None = None, limit: int) -> list[CallRow]:
+def calls(store: Store, asked: Asked = ALL, *, limit: int) -> list[CallRow]:
     """The newest `limit` calls, oldest first."""
-    columns = (_GROUPS[By.TENANT].label("tenant"), *ledger.c)
-    query = select(*columns).select_from(ledger.outerjoin(tenants, tenants.c.id == ledger.c.tenant_id))
-    query = query.where(*_asked_for(tenant, since)).order_by(ledger.c.started_at.desc()).limit(limit)
+    query = _calls(asked).order_by(ledger.c.started_at.desc()).limit(limit)
     with store.snapshot() as connection:
         rows = connection.execute(query).mappings().all()
-    return [CallRow(**{name: row[name] for name in CallRow.__struct_fields__}) for row in reversed(rows)]
+    return [CallRow(**row) for row in reversed(rows)]
 
 
-def _asked_for(tenant: str | None, since: float | None) -> list[ColumnElement[bool]]:
-    of_tenant = [] if tenant is None else [tenants.c.name == tenant]
-    return of_tenant if since is None else [*of_tenant, ledger.c.started_at >= since]
+def each_call(store: Store, asked: Asked = ALL) -> Iterator[CallRow]:
+    """Every call, oldest first, as the ledger was when the first was read; a few hundred are in memory at a time."""
+    query = _calls(asked).order_by(ledger.c.started_at)
+    with (
+        store.snapshot() as connection,
+        connection.execute(query, execution_options={"yield_per": BATCH_ROWS}) as found,
+    ):
+        for row in found.mappings():
+            yield CallRow(**row)
+
+
+def each_charge(store: Store, asked: Asked = ALL) -> Iterator[Charge]:
+    """Every line of a bill, by day; in memory as `each_call`."""
+    is_estimated = ledger.c.estimated_by.is_not(None)
+    kinds = (
+        _DAY.label("day"),
+        ledger.c.tenant_id,
+        _TENANT.label("tenant"),
+        *(ledger.c[name] for name in ("key_id", "model", "base_model", "priority")),
+        is_estimated.label("is_estimated"),
+    )
+    sums = {
+        "requests": func.count(),
+        "unpriced_requests": func.count().filter(ledger.c.price_micros.is_(None)),
+        **{name: func.coalesce(func.sum(ledger.c[name]), 0) for name in _COUNTS},
+    }
+    query = select(*kinds, *(summed.label(name) for name, summed in sums.items()))
+    query = query.select_from(_with_names(By.TENANT)).where(~_IS_OPEN, *_conditions(asked))
+    query = query.group_by(*kinds).order_by(*kinds)
+    with (
+        store.snapshot() as connection,
+        connection.execute(query, execution_options={"yield_per": BATCH_ROWS}) as found,
+    ):
+        for row in found.mappings():
+            # SQLite has no booleans, and PostgreSQL sums 64-bit integers into decimals.
+            numbers = {name: int(row[name]) for name in sums}
+            yield Charge(**{**row, **numbers, "is_estimated": bool(row["is_estimated"])})
+
+
+def _calls(asked: Asked) -> Select[*tuple[object, ...]]:
+    named = [_TENANT.label("tenant"), *(ledger.c[name] for name in CallRow.__struct_fields__ if name != "tenant")]
+    return select(*named).select_from(_with_names(By.TENANT)).where(*_conditions(asked))
+
+
+def _with_names(by: By) -> FromClause:
+    named = ledger.outerjoin(tenants, tenants.c.id == ledger.c.tenant_id)
+    return named.outerjoin(end_users, end_users.c.ref == ledger.c.user_ref) if by is By.USER else named
+
+
+def _conditions(asked: Asked) -> list[ColumnElement[bool]]:
+    equal = {ledger.c.key_id: asked.key_id, ledger.c.model: asked.model, ledger.c.user_ref: asked.user_ref}
+    conditions = [column == wanted for column, wanted in equal.items() if wanted is not None]
+    if asked.tenant is not None:
+        # By its id: the index of a tenant's calls is of ids.
+        named = select(tenants.c.id).where(tenants.c.name == asked.tenant).scalar_subquery()
+        conditions.append(ledger.c.tenant_id == named)
+    if asked.since is not None:
+        conditions.append(ledger.c.started_at >= asked.since)
+    if asked.until is not None:
+        conditions.append(ledger.c.started_at < asked.until)
+    return conditions
 
 
 def _sums(counted: ColumnElement[bool]) -> list[ColumnElement[int]]:
-    tokens = [func.coalesce(func.sum(ledger.c[name]).filter(counted), 0) for name in _COUNTS]
-    return [func.count().filter(counted), *tokens]
+    sums = [func.coalesce(func.sum(ledger.c[name]).filter(counted), 0) for name in _COUNTS]
+    return [func.count().filter(counted), *sums]
 
 
 def _tokens(numbers: list[int]) -> Tokens:

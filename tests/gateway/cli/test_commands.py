@@ -1,4 +1,4 @@
-"""The operator's commands for tenants, keys and usage, as typed, on a real database."""
+"""The operator's commands for tenants and keys, as typed, on a real database."""
 
 from __future__ import annotations
 
@@ -17,12 +17,7 @@ from serving.config import Settings, load
 from serving.errors import Refusal
 from serving.gateway.cli import commands
 from serving.gateway.cli.opening import first_start
-from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.keys import id_of
-from serving.gateway.identity.registry import Registry
-from serving.gateway.ledger.ledger import Ledger
-from serving.gateway.nouns import Caller, Outcome, Usage
-from tests.gateway.calls import open_call
 from tests.gateway.places import Place
 from tests.gateway.processes import at_once
 
@@ -59,7 +54,6 @@ def run(*arguments: str) -> str:
     cli = typer.Typer()
     cli.add_typer(commands.tenants, name="tenants")
     cli.add_typer(commands.keys, name="keys")
-    cli.command("usage")(commands.usage)
     result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout
@@ -98,7 +92,6 @@ def test_a_tenant_is_enabled_again(here: Place) -> None:
         (("keys", "list", "nobody"), "There is no tenant called 'nobody'"),
         (("keys", "revoke", "nokey"), "There is no key 'nokey'"),
         (("keys", "rotate", "nokey"), "There is no key 'nokey'"),
-        (("usage", "--since", "yesterday"), "is not an ISO date"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_a_sentence(here: Place, arguments: tuple[str, ...], sentence: str) -> None:
@@ -174,53 +167,6 @@ def test_a_revoked_key_is_listed_as_such_and_cannot_be_rotated(here: Place) -> N
         run("keys", "rotate", key[3:13])
 
 
-def settle(ledger: Ledger, caller: Caller, model: str, usage: Usage) -> None:
-    with open_call(ledger, f"{model}-{id(usage)}", caller=caller, model=model) as call:
-        call.usage, call.outcome, call.status = usage, Outcome.OK, 200
-
-
-def test_usage_keeps_exact_and_estimated_tokens_apart(here: Place) -> None:
-    """Sums by tenant, model and day; estimates and open calls are never added to what the engine said."""
-    noon = 1_795_348_800.0  # 2026-11-22 12:00 UTC
-    with here.open() as store:
-        registry = Registry(store, Keyring.open(store), lambda: noon)
-        acme = Caller(registry.create_tenant("acme").id, "acme", "k1")
-        gone = Caller("unknown-id", "gone", "k2")
-        with Ledger(store, clock=lambda: noon) as ledger:
-            usages = [Usage(10, 5, 2, 1), Usage(20, 5), Usage(100, 50, estimated_by="bytes")]
-            for usage in usages:
-                settle(ledger, acme, "m1", usage)
-            settle(ledger, gone, "m2", Usage(7, 7))
-            running = open_call(ledger, "running", caller=acme, model="m1")
-            running.__enter__()
-            ledger.flush()
-
-            by_tenant = {row["group"]: row for row in json.loads(run("usage", "--json"))}
-            by_model = [line.split() for line in run("usage", "--by", "model").splitlines()]
-            days = [row["group"] for row in json.loads(run("usage", "--by", "day", "--json"))]
-            tomorrow = json.loads(run("usage", "--since", "2026-11-23", "--json"))
-            only = [row["group"] for row in json.loads(run("usage", "--tenant", "acme", "--by", "key", "--json"))]
-            running.__exit__(None, None, None)
-
-    assert by_tenant["acme"]["exact"] == {
-        "requests": 2,
-        "prompt_tokens": 30,
-        "completion_tokens": 10,
-        "cached_prompt_tokens": 2,
-        "reasoning_tokens": 1,
-    }
-    assert by_tenant["acme"]["estimated"]["prompt_tokens"] == 100
-    assert by_tenant["acme"]["open_requests"] == 1
-    assert by_tenant["unknown-id"]["exact"]["prompt_tokens"] == 7
-    assert by_model[1:] == [
-        ["m1", "2", "30", "2", "10", "1", "1", "100", "50", "1"],
-        ["m2", "1", "7", "0", "7", "0", "0", "0", "0", "0"],
-    ]
-    assert days == ["2026-11-22"]
-    assert tomorrow == []
-    assert only == ["k1"]
-
-
 def test_the_first_key_is_the_same_for_every_start(home: Path) -> None:
     """Processes that start at once on an empty home share one tenant and one key, kept in admin.key (0600)."""
     (printed,) = set(at_once(4, start, home))
@@ -280,13 +226,6 @@ def test_no_key_outlives_the_calendar(here: Place, days: str) -> None:
     with pytest.raises(Refusal, match="0 to 36,500 days"):
         run("keys", "rotate", str(id_of(key)), "--grace-hours", days)
     assert [known["expires_at"] for known in json.loads(run("keys", "list", "--json"))] == [None]
-
-
-@pytest.mark.parametrize("since", ["0001-01-01T00:00+14:00", "9999-12-31T23:00-14:00", "yesterday"])
-def test_usage_since_a_moment_that_is_none_is_refused(here: Place, since: str) -> None:
-    """The first and the last day that there are end at UTC's."""
-    with pytest.raises(Refusal, match="is not an ISO date or time"):
-        run("usage", "--since", since)
 
 
 @pytest.mark.parametrize("command", [("create", "acme"), ("rotate", "ID")])
