@@ -1,7 +1,7 @@
 """Backup: the whole store in one file, from either database into either: gzip of JSON lines, so that `zcat` shows it.
 
     {"kind": "head", "format": 1, "schema": 2, "made_at": …, "pepper": "<base64>"}
-    {"kind": "row", "table": "tenants", "values": {…}}        every tenant, then every key, then the ledger
+    {"kind": "row", "table": "tenants", "values": {…}}        every tenant, then every key, and so on; the ledger, the audit
     {"kind": "foot", "rows": {"tenants": 2, …}, "sha256": "<of every byte before this line>"}
 
 It holds digests instead of keys, so it opens nothing by itself; keep it as secret as the pepper all the same.
@@ -29,11 +29,12 @@ from serving.gateway.identity.keys import PEPPER_BYTES
 from serving.gateway.identity.registry import FIRST_KEY_NAME, FIRST_TENANT
 from serving.gateway.store import schema
 from serving.gateway.store.store import Store, write_private
-from serving.gateway.store.tables import keys, ledger, meta, tenants
+from serving.gateway.store.tables import audit, end_users, keys, ledger, meta, prices, tenants
 
 FORMAT = 1
-#: In this order, so that a key finds its tenant. `gateways` is left out: after a restore others run.
-TABLES = {str(table.name): table for table in (tenants, keys, ledger)}
+#: In this order, so that a key finds its tenant. Left out is what belongs to gateways that run now (`gateways`, `counters`, `leases`,
+#: `changes`) or is for a day (`idempotency`): after a restore others run, and count from the ledger.
+TABLES = {str(table.name): table for table in (tenants, keys, prices, end_users, ledger, audit)}
 #: Rows in memory at a time. Seen: 300,000 calls pass, out of PostgreSQL and into it, in 71 MiB, as `serving keys list` does.
 BATCH_ROWS = 500
 #: Bytes of one line; the longest row has a few KB.
@@ -100,10 +101,12 @@ def restore(store: Store, path: Path, *, pepper_file: Path | None = None, pepper
     try:
         with store.alone() as connection:
             if store.is_shared:
-                connection.exec_driver_sql("LOCK TABLE tenants, keys, ledger IN EXCLUSIVE MODE")
+                connection.exec_driver_sql(f"LOCK TABLE {', '.join(TABLES)} IN EXCLUSIVE MODE")
             _make_room(connection, store.name)
             counts = _fill(connection, path)
-            connection.execute(update(meta).values(pepper_check=Keyring(head.pepper).check))
+            # A revision without a change: gateways that follow this store forget all they remember of it.
+            check = Keyring(head.pepper).check
+            connection.execute(update(meta).values(pepper_check=check, revision=meta.c.revision + 1))
             if place is not None:
                 # Before the commit: killed between the two, a restore can be repeated.
                 write_private(place, head.pepper)
@@ -144,12 +147,18 @@ def _fill(connection: Connection, path: Path) -> Counts:
 
 
 def _make_room(connection: Connection, name: str) -> None:
-    """Delete what a first start makes, a tenant and a key; raises Refusal when there is more."""
+    """Delete what a first start makes, a tenant and a key; raises Refusal when there is more.
+
+    What the audit has of it stays: no row of that is ever deleted.
+    """
     others = (
         select(func.count()).select_from(tenants).where(tenants.c.name != FIRST_TENANT),
         select(func.count()).select_from(keys).where(keys.c.name != FIRST_KEY_NAME),
         select(func.count()).select_from(keys).having(func.count() > 1),
-        select(func.count()).select_from(select(ledger.c.request_id).limit(1).subquery()),
+        *(
+            select(func.count()).select_from(select(column).limit(1).subquery())
+            for column in (ledger.c.request_id, prices.c.model, end_users.c.ref)
+        ),
     )
     if any(connection.scalar(count) for count in others):
         raise _in_use(name)
@@ -224,7 +233,8 @@ def _read(path: Path) -> Generator[_Head | _Row]:
         raise _damaged(path) from None
     except OSError as error:
         raise Refusal(f"The file {path} cannot be read: {_reason(error)}.") from None
-    if foot != _Foot(counts, digest.hexdigest()):
+    # An older version counted fewer tables.
+    if foot is None or foot.sha256 != digest.hexdigest() or dict.fromkeys(TABLES, 0) | foot.rows != counts:
         raise _damaged(path)
 
 

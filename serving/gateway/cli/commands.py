@@ -147,7 +147,7 @@ def migrate_store(context: typer.Context) -> None:
 def backup(
     context: typer.Context, file: Annotated[Path, typer.Argument(help="Where to write; an older backup is replaced.")]
 ) -> None:
-    """Write tenants, keys, pepper and ledger to one file, even while gateways run. Keep it as secret as the pepper."""
+    """Write tenants, keys, prices, pepper, end users, ledger and audit to one file, even while gateways run. Keep it as secret as the pepper."""
     from serving.gateway.cli import backup as backups
     from serving.gateway.cli.opening import opened
 

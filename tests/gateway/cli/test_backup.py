@@ -25,17 +25,29 @@ from serving.errors import Refusal, StoreUnavailable
 from serving.gateway.cli import backup as backups
 from serving.gateway.cli import commands
 from serving.gateway.cli.opening import first_start, migrate, opened
+from serving.gateway.identity import changes
 from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.keys import mint
 from serving.gateway.identity.registry import Registry
 from serving.gateway.identity.tenants import Tenants
 from serving.gateway.nouns import Caller
 from serving.gateway.store.store import Store
-from serving.gateway.store.tables import ledger
+from serving.gateway.store.tables import audit, end_users, ledger, prices
 from tests.gateway.places import Place, PostgresPlace, SqlitePlace, settings_of
 from tests.gateway.postgres import MIGRATED, Server
 
-TABLES = ("tenants", "keys", "ledger")
+TABLES = ("tenants", "keys", "prices", "end_users", "ledger", "audit")
+
+
+PRICES = ("prompt_micros", "cached_prompt_micros", "completion_micros")
+LINK = {"gateway_id": "h:1:1", "written_at": 1.5, "kind": "k", "body": "{}"}
+#: What version 0.1 knew of, in the first three tables.
+FIRST_COLUMNS = {
+    "tenants": {"id", "name", "created_at", "disabled_at"},
+    "keys": {"id", "tenant_id", "name", "digest", "created_at", "revoked_at", "expires_at", "rights"},
+    "ledger": {column.name for column in ledger.c if not column.nullable}
+    | {"finished_at", "replica_id", "estimated_by"},
+}
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -73,6 +85,13 @@ def fill(place: Place, rows: int = 3) -> str:
         with store.begin() as connection:
             connection.execute(insert(ledger), [row(number) for number in range(rows)])
             connection.execute(insert(ledger), [row(rows, finished_at=1.5, replica_id="x", prompt_tokens=2**53)])
+            connection.execute(insert(prices), [{"model": "m", **dict.fromkeys(PRICES, 2**33)}])
+            connection.execute(
+                insert(end_users), [{"ref": "u1", "tenant_id": "t1", "subject": "ann", "created_at": 1.5}]
+            )
+            connection.execute(
+                insert(audit), [{**LINK, "number": number, "digest": bytes([number])} for number in (0, 1)]
+            )
         return registry.create_key("acme", name="ci", lifetime_s=1e6)
 
 
@@ -114,6 +133,56 @@ def test_everything_comes_back_in_either_database(place: Place, target: Place, t
     assert stat.S_IMODE((target.home / "pepper").stat().st_mode) == 0o600
 
 
+def _of_the_version_before(data: bytes) -> bytes:
+    """Three tables, whose rows say less."""
+    head, *rest = [json.loads(line) for line in gzip.decompress(data).splitlines()]
+    kept = [it for it in rest if it.get("table") in FIRST_COLUMNS]
+    for it in kept:
+        it["values"] = {name: value for name, value in it["values"].items() if name in FIRST_COLUMNS[it["table"]]}
+    lines = [json.dumps(it).encode() + b"\n" for it in (head | {"schema": 3}, *kept)]
+    rows = {name: count for name, count in rest[-1]["rows"].items() if name in FIRST_COLUMNS}
+    foot = {"kind": "foot", "rows": rows, "sha256": hashlib.sha256(b"".join(lines)).hexdigest()}
+    return gzip.compress(b"".join(lines) + json.dumps(foot).encode() + b"\n")
+
+
+def test_a_backup_of_the_version_before_is_restored(place: Place, target: Place, tmp_path: Path) -> None:
+    """It knew of no prices, policies or users: what it held comes back, and what it lacks is as if it had never been set."""
+    key = fill(place)
+    run(place, "backup", str(tmp_path / "b"))
+    (tmp_path / "b").write_bytes(_of_the_version_before((tmp_path / "b").read_bytes()))
+    assert run(target, "restore", str(tmp_path / "b")) == "Restored 2 tenants, 2 keys and 4 calls.\n"
+
+    assert identify(target, key) == "acme"
+    found, before = contents(target), contents(place)
+    assert found["prices"] == found["end_users"] == found["audit"] == []
+    assert found["tenants"] == [it | {"revision": 1} for it in before["tenants"]]
+    assert found["ledger"] == before["ledger"]
+
+
+def test_gateways_that_follow_a_store_learn_that_it_was_restored(place: Place, tmp_path: Path) -> None:
+    """Anything may have changed then."""
+    fill(place)
+    run(place, "backup", str(tmp_path / "b"))
+    target = SqlitePlace(tmp_path / "target")
+    with target.open() as store:
+        before = changes.since(store, None)
+        run(target, "restore", str(tmp_path / "b"))
+        assert changes.since(store, before.revision).changes is None
+
+
+@pytest.mark.parametrize("table", ["prices", "end_users"])
+def test_a_store_with_prices_or_users_is_in_use(target: Place, tmp_path: Path, table: str) -> None:
+    """They are no first start's either."""
+    source = SqlitePlace(tmp_path / "source")
+    fill(source)
+    run(source, "backup", str(tmp_path / "b"))
+    columns = {"prices": "('m', 1, 1, 1)", "end_users": "('u', 't', 's', '2026-11-22 00:00:00')"}
+    with target.open():
+        target.execute(f"insert into {table} values {columns[table]}")  # noqa: S608 Our own words.
+    with pytest.raises(Refusal, match="is in use: restore into a new one"):
+        run(target, "restore", str(tmp_path / "b"))
+
+
 def test_a_person_can_read_it(place: Place, tmp_path: Path) -> None:
     """gzip and one JSON object a line: what it is, what is in it, how much, and no key."""
     key = fill(place)
@@ -123,7 +192,7 @@ def test_a_person_can_read_it(place: Place, tmp_path: Path) -> None:
 
     assert (lines[0]["kind"], lines[0]["format"], lines[0]["schema"]) == ("head", 1, 4)
     assert {line["table"] for line in lines[1:-1]} == set(TABLES)
-    assert lines[-1]["rows"] == {"tenants": 2, "keys": 2, "ledger": 4}
+    assert lines[-1]["rows"] == {"tenants": 2, "keys": 2, "prices": 1, "end_users": 1, "ledger": 4, "audit": 2}
     assert key[-43:] not in json.dumps(lines)
 
 
