@@ -14,7 +14,10 @@ import msgspec
 
 from serving.config import GatewaySettings
 from serving.gateway.admission.admission import Admission
+from serving.gateway.admission.counters.memory import MemoryCounters
 from serving.gateway.admission.estimates import Estimates
+from serving.gateway.admission.reservations import Reservations
+from serving.gateway.admission.seeds import Seeds
 from serving.gateway.answers import seal
 from serving.gateway.answers.reasoning import Reasoning
 from serving.gateway.answers.seal import Seal
@@ -96,6 +99,7 @@ def assemble(
     estimates = Estimates()
     prices = PriceList(store)
     prices.load()
+    counters = MemoryCounters(lambda: round(edges.wall_clock() * 1e6), Seeds(store, ledger))
     metrics = Metrics(partial(_snapshot, fleet, polls, ledger, edges), settings.slo_of)
     health = Health(fleet, upstream, tenants, ledger)
     page = MetricsPage(metrics, health.of_models)
@@ -104,6 +108,7 @@ def assemble(
         tenants,
         ledger,
         names,
+        Reservations(counters, prices.of, estimates, edges.wall_clock),
         Admission(fleet, demands, estimates, settings, clock),
         Relay(upstream, estimates, settings, edges.secret, clock),
         Reasoning(Seal(tenants.derived_key(seal.PURPOSE), edges.wall_clock), clock),

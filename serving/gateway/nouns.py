@@ -106,6 +106,14 @@ class Decision(StrEnum):
     REFUSED_WAIT = "refused_wait"
     #: Its key's calls were refused in bulk just before.
     REFUSED_KEY = "refused_key"
+    #: Its tenant or key has had its requests or tokens of the minute.
+    REFUSED_RATE = "refused_rate"
+    #: Its tenant or key has as many calls open as it may.
+    REFUSED_CONCURRENCY = "refused_concurrency"
+    #: The tokens of its day or month are used up.
+    REFUSED_QUOTA = "refused_quota"
+    #: The money of its month is used up.
+    REFUSED_BUDGET = "refused_budget"
 
 
 class Failure(StrEnum):
@@ -192,6 +200,8 @@ class CallRecord(msgspec.Struct, kw_only=True):
     priority: str | None = None
     #: Seconds it waited for a replica that could take it.
     waited_s: float = 0.0
+    #: More of the month's money is spent than its tenant's or key's soft limit says.
+    is_over_soft_budget: bool = False
 
     # relay
     replica_id: str | None = None

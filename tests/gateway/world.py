@@ -8,8 +8,9 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Set
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -23,7 +24,9 @@ from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.registry import Registry
 from serving.gateway.identity.tenants import Tenants
 from serving.gateway.ledger.ledger import Ledger
+from serving.gateway.nouns import Caller
 from serving.gateway.observe.tracing import Tracing
+from serving.gateway.policies import Policy
 from serving.gateway.store.store import Store
 from serving.gateway.store.tables import ledger as ledger_table
 from serving.secret import PlaneSecret
@@ -73,6 +76,8 @@ class World:
         #: How often a write to a client began to wait for it, or ended: odd while the only one waits.
         self.write_waits = 0
         self.registry: Registry
+        #: What the gateway goes by now.
+        self.caller: Callable[[], Awaitable[Caller]]
         #: The server's connections of clients, now.
         self.connections: Set[object] = set()
         self._store = store
@@ -83,6 +88,14 @@ class World:
         registry = Registry(self._store, Keyring.open(self._store), time.time)
         registry.create_tenant(tenant)
         return registry.create_key(tenant, name="laptop")
+
+    async def bound(self, policy: Policy) -> None:
+        """Give the tenant a policy, and wait until the gateway knows it."""
+        self.registry.update_tenant("acme", policy=policy)
+        deadline = time.monotonic() + 10
+        while (await self.caller()).tenant_policy != policy:
+            assert time.monotonic() < deadline, "the gateway does not learn of the policy"
+            await asyncio.sleep(0.01)
 
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.key}"}
@@ -200,6 +213,7 @@ async def running_gateway(
         client = aiohttp.ClientSession()
         world = World(url, key, store, ledger, client)
         world.registry = registry
+        world.caller = partial(tenants.identify, key)
 
         def write_clock() -> float:
             world.write_waits += 1

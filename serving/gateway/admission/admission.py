@@ -1,4 +1,8 @@
-"""Admission: the only way from a checked call to a replica: `ticket = await admission.admit(call, record)`."""
+"""Admission: the only way from a checked call to a replica.
+
+async with admission.within_limits(caller, call, record, …):
+    ticket = await admission.admit(call, record)
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 import msgspec
 
 from serving.config import GatewaySettings
-from serving.errors import ApiError, GatewayFull, NoReplicaReady
+from serving.errors import ApiError, GatewayFull, NoReplicaReady, RateLimitExceeded
 from serving.gateway.admission.estimates import Estimates
 from serving.gateway.admission.gate import Gate
 from serving.gateway.admission.memory import Memory, Share
@@ -91,7 +95,7 @@ class Counted:
     def __enter__(self) -> None:
         try:
             self._refusals.require(self._key_id)
-        except GatewayFull:
+        except (GatewayFull, RateLimitExceeded):
             self._record.decision = Decision.REFUSED_KEY
             raise
 
@@ -99,7 +103,7 @@ class Counted:
         if error is None:
             self._refusals.admitted(self._key_id)
         elif isinstance(error, ApiError) and error.is_retryable and self._record.first_byte_at is None:
-            self._refusals.refused(self._key_id)
+            self._refusals.refused(self._key_id, error)
 
 
 class _Claim(msgspec.Struct, frozen=True):

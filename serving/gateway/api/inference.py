@@ -1,6 +1,6 @@
 """Inference: calls that an engine answers, in every dialect.
 
-gate → identify → refused in bulk? → open the ledger's row → read → resolve → admit → relay; the recorder settles whatever ends it.
+gate → identify → refused in bulk? → open the ledger's row → read → resolve → reserve → admit → relay; the recorder settles whatever ends it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from functools import partial
 
 from serving.config import GatewaySettings
 from serving.errors import ApiError, EngineTimedOut, RequestTimedOut
+from serving.gateway.admission import bounds
 from serving.gateway.admission.admission import Admission
 from serving.gateway.admission.memory import Share
+from serving.gateway.admission.reservations import Reservations
 from serving.gateway.answers.reasoning import Reasoning
 from serving.gateway.api.aside import Aside
 from serving.gateway.api.visit import Visit
@@ -19,7 +21,7 @@ from serving.gateway.dialects import abilities
 from serving.gateway.dialects import call as calls
 from serving.gateway.dialects.call import Call
 from serving.gateway.dialects.dialect import Dialect
-from serving.gateway.fleet.names import Names
+from serving.gateway.fleet.names import NAME_CHARS_MAX, Names
 from serving.gateway.http.asgi import require_json
 from serving.gateway.identity.tenants import Tenants
 from serving.gateway.ledger.ledger import Ledger
@@ -40,6 +42,7 @@ class Inference:
         tenants: Tenants,
         ledger: Ledger,
         names: Names,
+        reservations: Reservations,
         admission: Admission,
         relay: Relay,
         reasoning: Reasoning,
@@ -48,6 +51,7 @@ class Inference:
         self._tenants = tenants
         self._ledger = ledger
         self._names = names
+        self._reservations = reservations
         self._admission = admission
         self._relay = relay
         self._aside = Aside()
@@ -65,7 +69,7 @@ class Inference:
         visit.responder.wait_for(partial(self._ledger.kept, visit.record))
         try:
             async with asyncio.timeout(self._settings.timeouts.request_total_s):
-                await self._relayed(await self._read(dialect, caller, visit, share), visit, share)
+                await self._relayed(await self._read(dialect, caller, visit, share), caller, visit, share)
         except TimeoutError:
             if not visit.responder.is_complete:
                 raise self._out_of_time(visit) from None
@@ -79,8 +83,10 @@ class Inference:
         visit.responder.announce(*draft.headers())
         visit.record.model = model = self._names.resolve(draft.requested_model)
         visit.record.base_model = self._names.base_of(model)
+        bounds.require_allowed(caller, draft.requested_model[:NAME_CHARS_MAX], model)
         abilities.require(dialect, draft.kept, self._names.prompt_format(model))
-        salt, limit = self._tenants.cache_salt(caller), self._names.default_output_tokens(model)
+        limit = bounds.default_output_tokens(caller, model, self._names.default_output_tokens(model))
+        salt = self._tenants.cache_salt(caller)
         keeper = self._reasoning.of(caller.tenant_id)
         return await self._aside.done(partial(draft.finish, model, salt, limit, keeper), len(body))
 
@@ -97,13 +103,14 @@ class Inference:
         finally:
             visit.record.body_s = visit.clock() - began_at
 
-    async def _relayed(self, call: Call, visit: Visit, share: Share) -> None:
+    async def _relayed(self, call: Call, caller: Caller, visit: Visit, share: Share) -> None:
         record, responder = visit.record, visit.responder
         record.is_streamed = call.is_streamed
         exchange = Exchange(call, responder, record, visit.trace, visit.clock, share.take)
         if call.is_streamed and call.dialect.stream:
             visit.error_event = partial(_error_event, exchange, responder.request_id)
-        async with visit.request.cancel_when_client_leaves(responder):
+        reserved = self._reservations.held(caller, call, record, made=exchange.made_tokens, answer=visit)
+        async with visit.request.cancel_when_client_leaves(responder), reserved:
             ticket = await self._admission.admit(call, record)
             await self._relay.relay(exchange, ticket)
 

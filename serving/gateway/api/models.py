@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from serving.errors import InvalidRequest, ModelNotFound
+from serving.gateway.admission import bounds
 from serving.gateway.api.visit import Visit
 from serving.gateway.fleet.fleet import Model
 from serving.gateway.fleet.names import NAME_CHARS_MAX, Names
@@ -65,20 +66,24 @@ class Models:
 
     async def list_all(self, visit: Visit) -> None:
         """`GET /v1/models`."""
-        visit.record.caller = await self._tenants.identify(visit.request.presented_key())
-        served = self._names.served()
+        served = await self._served(visit)
         if visit.is_anthropic:
             return await visit.answer(200, _page(served, visit))
         return await visit.answer(200, ModelList(data=[self._card(name, model) for name, model in served.items()]))
 
     async def show(self, visit: Visit) -> None:
         """`GET /v1/models/{id}`."""
-        visit.record.caller = await self._tenants.identify(visit.request.presented_key())
-        model = self._names.served().get(visit.argument)
+        model = (await self._served(visit)).get(visit.argument)
         if model is None:
             raise ModelNotFound(visit.argument[:NAME_CHARS_MAX])
         card = _anthropic_card if visit.is_anthropic else self._card
         await visit.answer(200, card(visit.argument, model))
+
+    async def _served(self, visit: Visit) -> dict[str, Model]:
+        """What this caller may ask for."""
+        visit.record.caller = caller = await self._tenants.identify(visit.request.presented_key())
+        served = self._names.served()
+        return {name: model for name, model in served.items() if bounds.allows(caller, name, model.name)}
 
     def _card(self, name: str, model: Model) -> ModelCard:
         return ModelCard(

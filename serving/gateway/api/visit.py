@@ -8,7 +8,7 @@ import msgspec
 
 from serving.errors import ApiError
 from serving.gateway.dialects import speaks_anthropic
-from serving.gateway.http.asgi import Request, Responder
+from serving.gateway.http.asgi import Header, Request, Responder
 from serving.gateway.nouns import CallRecord
 from serving.gateway.observe.tracing import Trace
 
@@ -38,6 +38,10 @@ class Visit:
         self.argument = ""
         #: The bytes that end a stream which has begun, for an error; None where no stream is answered.
         self.error_event: Callable[[ApiError], bytes] | None = None
+
+    def announce(self, *headers: Header) -> None:
+        """Headers that go out with the answer, whichever it will be."""
+        self.responder.announce(*headers)
 
     async def answer(self, status: int, body: msgspec.Struct) -> None:
         """A complete answer in JSON."""

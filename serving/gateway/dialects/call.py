@@ -51,6 +51,8 @@ class Call(msgspec.Struct, frozen=True):
     choices: int
     #: Output tokens of one sequence at most: the client's own limit, else the model's default; None where there is neither.
     output_tokens_max: int | None
+    #: The field in which the client set it; None where it did not.
+    limit_field: str | None = None
     #: What the answer depends on beside what the engine gets.
     asked: Asked = Asked()
     #: Its conversation in blocks (`conversation`): calls that begin alike have a prefix in common.
@@ -95,6 +97,7 @@ class Draft(msgspec.Struct, frozen=True):
         is_streamed = dialect.stream is not None and kept.get("stream") is True
         options: StreamOptions = kept.pop("stream_options", StreamOptions())
         dialect.recall(kept, keeper)
+        limit_field = dialect.limit_field(kept)
         asked = msgspec.structs.replace(dialect.ask(kept), echoed=self.echoed, keeper=keeper)
         is_assembled = not is_streamed and dialect.assembly is not None and asked.needs_stream
         if is_assembled:
@@ -121,6 +124,7 @@ class Draft(msgspec.Struct, frozen=True):
             sequences=choices * dialect.prompts(kept),
             choices=choices,
             output_tokens_max=dialect.output_limit(kept),
+            limit_field=limit_field,
             asked=asked,
             prefix=conversation.blocks(dialect.conversation(kept), f"{cache_salt} {model}"),
         )

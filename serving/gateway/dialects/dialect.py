@@ -154,4 +154,9 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     def output_limit(self, kept: Mapping[str, Any]) -> int | None:
         """The limit of one sequence in tokens: the client's own, or the default once the gateway has set it."""
-        return next((kept[name] for name in self.limit_fields if name in kept), None)
+        name = self.limit_field(kept)
+        return None if name is None else kept[name]
+
+    def limit_field(self, kept: Mapping[str, Any]) -> str | None:
+        """Where that limit stands."""
+        return next((name for name in self.limit_fields if name in kept), None)

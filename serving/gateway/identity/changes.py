@@ -53,13 +53,13 @@ def take_turn(connection: Connection) -> None:
     connection.execute(update(meta).values(revision=meta.c.revision))
 
 
-def note(connection: Connection, *noted: Change) -> None:
-    """Note changes, in the transaction that makes them."""
+def note(connection: Connection, *noted: Change, kept: int = KEPT) -> None:
+    """Note changes, in the transaction that makes them; so many are kept."""
     for change in noted:
         connection.execute(update(meta).values(revision=meta.c.revision + 1))
         revision = connection.scalar(select(meta.c.revision)) or 0
         connection.execute(insert(changes).values(revision=revision, kind=change.kind, subject=change.subject))
-        connection.execute(delete(changes).where(changes.c.revision <= revision - KEPT))
+        connection.execute(delete(changes).where(changes.c.revision <= revision - kept))
 
 
 def since(store: Store, revision: int | None) -> News:
@@ -69,7 +69,7 @@ def since(store: Store, revision: int | None) -> News:
         if newest == revision:
             return News(newest, [])
         # A restored backup counts anew.
-        if revision is None or newest - revision > KEPT or newest < revision:
+        if revision is None or newest < revision:
             return News(newest, None)
         query = select(changes).where(changes.c.revision > revision, changes.c.revision <= newest)
         rows = connection.execute(query.order_by(changes.c.revision)).all()

@@ -164,6 +164,11 @@ class Exchange:
         self._assembly = dialect.assembly() if self.call.is_assembled and dialect.assembly else None
         return meter
 
+    def made_tokens(self) -> int:
+        """Output tokens that engines have made of it so far, as far as is known. For every second, not for every token."""
+        usage = self._meter.usage(self._clock() - self._sent_at) if self._meter else Usage()
+        return max(usage.completion_tokens, self._had.completion_tokens)
+
     def look_for_output(self, block: bytes, stream: Stream) -> None:
         """Tell of the first of an engine's events that holds something it made."""
         if stream.has_output(block):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serving.errors import GatewayFull
+from serving.errors import ConcurrencyExceeded, GatewayFull, RateLimitExceeded
 from serving.gateway.admission.refusals import KEYS_MAX, Refusals
 from tests.clock import Clock
 
@@ -25,7 +25,7 @@ class Key:
 
     def refused(self, times: int) -> None:
         for _ in range(times):
-            self.refusals.refused("k")
+            self.refusals.refused("k", GatewayFull("Full."))
 
 
 def test_so_many_refusals_in_a_row_and_no_more() -> None:
@@ -64,7 +64,16 @@ def test_the_number_of_keys_is_bounded() -> None:
     """The one that was refused longest ago is forgotten first, and one that has all its refusals at once."""
     key = Key()
     for number in range(KEYS_MAX + 10):
-        key.refusals.refused(str(number))
+        key.refusals.refused(str(number), GatewayFull("Full."))
     assert len(key.refusals._left) == KEYS_MAX
     key.refusals.admitted(str(KEYS_MAX))
     assert len(key.refusals._left) == KEYS_MAX - 1
+
+
+def test_a_key_that_met_its_own_limits_is_told_so() -> None:
+    """What was refused unread is refused in the same way as what was read: 429 and not 503."""
+    key = Key()
+    for _ in range(3):
+        key.refusals.refused("k", ConcurrencyExceeded("Too many."))
+    with pytest.raises(RateLimitExceeded):
+        key.refusals.require("k")

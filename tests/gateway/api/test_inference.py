@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from serving.gateway.nouns import Right
+from serving.gateway.policies import Policy
 from tests.gateway.answers.recorded_answers import stream
 from tests.gateway.world import CHAT, QUICK, World, running_gateway, until
 from tests.scripted_engine import (
@@ -248,3 +249,55 @@ async def test_a_load_tests_key_generates_past_the_end(world: World, engine: Scr
     world.key = world.registry.create_key("acme", allowed=[Right.IGNORE_EOS])
     assert (await world.chat(ignore_eos=True)).status == 200
     assert engine.received[-1].body["ignore_eos"] is True
+
+
+async def test_a_limit_is_kept_to_the_call_and_its_answer_says_what_is_left(
+    world: World, engine: ScriptedEngine
+) -> None:
+    """In headers that clients know; the one too many is 429 with the time to wait, asks no engine, and costs nothing."""
+    await world.bound(Policy(requests_per_minute=2))
+    first, second, third = [await world.chat() for _ in range(3)]
+    assert [it.status for it in (first, second, third)] == [200, 200, 429]
+    assert first.headers["x-ratelimit-remaining-requests"] == "1" and first.headers["x-ratelimit-limit-requests"] == "2"
+    assert (third.error["code"], third.error["type"]) == ("rate_limit_exceeded", "requests")
+    assert 0 < int(third.headers["retry-after-ms"]) <= 30_000 and third.headers["x-should-retry"] == "true"
+    assert third.headers["x-ratelimit-remaining-requests"] == "0" and len(engine.received) == 2
+    await until(lambda: all(row["outcome"] != "open" for row in world.rows()))
+    assert [row["status"] for row in world.rows()] == [200, 200, 429]
+    message = await world.post("/v1/messages", {"model": MODEL, "max_tokens": 5, "messages": CHAT["messages"]})
+    assert message.status == 429 and message.error["type"] == "rate_limit_error"
+    assert message.headers["anthropic-ratelimit-requests-remaining"] == "0"
+
+
+async def test_tokens_are_settled_to_what_the_engine_said(world: World) -> None:
+    """Of a generous limit of the client's only what was used stays used; a day's tokens are those of its calls."""
+    await world.bound(Policy(tokens_per_minute=100_000, tokens_per_day=1_000))
+    for _ in range(5):
+        assert (await world.chat(max_tokens=700)).status == 200
+    used = sum(int(str(row["prompt_tokens"])) + int(str(row["completion_tokens"])) for row in world.rows())
+    answer = await world.chat(max_tokens=970)
+    assert answer.status == 429 and answer.error["code"] == "insufficient_quota" and 0 < used < 1_000
+    assert int(answer.headers["retry-after"]) <= 86_400
+
+
+async def test_open_requests_are_counted_while_they_are_open(world: World, engine: ScriptedEngine) -> None:
+    """Streams of clients that leave are not: their place is free again."""
+    await world.bound(Policy(open_requests=1))
+    engine.say(Script(is_mute=True))
+    stream = asyncio.create_task(world.chat(stream=True))
+    await until(lambda: engine.received)
+    refused = await world.chat()
+    assert refused.status == 429 and refused.error["code"] == "concurrency_limit_exceeded"
+    stream.cancel()
+    await until(lambda: all(row["outcome"] != "open" for row in world.rows()))
+    assert (await world.chat()).status == 200
+
+
+async def test_a_model_or_a_length_that_is_not_allowed_is_refused(world: World, engine: ScriptedEngine) -> None:
+    """As if it were not there, and with the field that asks for too much; a call without a limit is cut to what is allowed."""
+    await world.bound(Policy(models=("gpt-4o",), output_tokens=100))
+    assert (await world.chat()).error["code"] == "model_not_found"
+    longer = await world.chat(model="gpt-4o", max_tokens=101)
+    assert (longer.status, longer.error["param"]) == (400, "max_tokens")
+    assert (await world.chat(model="gpt-4o")).status == 200
+    assert [it.body["max_completion_tokens"] for it in engine.received] == [100]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 
+from serving.gateway.policies import Policy
 from tests.gateway.world import World, until
 from tests.scripted_engine import (
     MODEL,
@@ -78,3 +79,11 @@ async def test_strangers_see_no_models(world: World) -> None:
     await world.ask("GET", "/v1/models")
     await until(lambda: len(world.lines) == 3)
     assert [line["tenant"] for line in world.lines] == [None, None, "acme"]
+
+
+async def test_a_caller_sees_the_models_it_may_ask_for(world: World) -> None:
+    """Under the names that it may use; any other is as if it were not there."""
+    await world.bound(Policy(models=("gpt-4o",)))
+    listed = json.loads((await world.ask("GET", "/v1/models")).body)
+    assert [model["id"] for model in listed["data"]] == ["gpt-4o"]
+    assert (await world.ask("GET", f"/v1/models/{MODEL}")).error["code"] == "model_not_found"

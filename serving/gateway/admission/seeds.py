@@ -1,0 +1,32 @@
+"""Seeds: where counters of a day or a month begin that are not known: after a start, a new day, a Redis that was emptied."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from serving.gateway.admission import limits
+from serving.gateway.ledger import usage
+from serving.gateway.ledger.ledger import Ledger
+from serving.gateway.store.store import Store
+
+
+class Seeds:
+    """What the ledger has of a day's or a month's use. A call is in the window in which it began, in both."""
+
+    def __init__(self, store: Store, ledger: Ledger) -> None:
+        self._store = store
+        self._ledger = ledger
+
+    async def __call__(self, names: Sequence[str]) -> list[int]:
+        """Tokens or millionths of the currency, one for each name; raises StoreUnavailable."""
+        return await asyncio.to_thread(self._read, names)
+
+    def _read(self, names: Sequence[str]) -> list[int]:
+        self._ledger.flush()
+        return [self._one(limits.subject(name)) for name in names]
+
+    def _one(self, of: limits.Subject) -> int:
+        since = float(of.since_s)
+        used = usage.used(self._store, of.tenant_id, since=since, key_id=of.key_id, model=of.model)
+        return used.price_micros if of.what == limits.BUDGET else used.tokens

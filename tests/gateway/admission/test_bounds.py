@@ -1,0 +1,57 @@
+"""Bounds: which model, how much output and how long a call may be."""
+
+from __future__ import annotations
+
+import pytest
+
+from serving.errors import ContextExceeded, InvalidRequest, ModelNotFound
+from serving.gateway.admission import bounds
+from serving.gateway.dialects.chat import CHAT
+from serving.gateway.nouns import Caller
+from serving.gateway.policies import NO_POLICY, Limits, Policy
+from tests.gateway.calls import call
+
+
+def caller(tenant: Policy = NO_POLICY, key: Policy = NO_POLICY) -> Caller:
+    return Caller("t1", "acme", "k1", tenant_policy=tenant, key_policy=key)
+
+
+def test_a_model_must_be_allowed_by_both() -> None:
+    """By the name that was asked for or the one that is served; what may not be had is as if it were not there."""
+    one = caller(Policy(models=("gpt-4o", "m")), Policy(models=("m",)))
+    bounds.require_allowed(one, "gpt-4o", "m")
+    with pytest.raises(ModelNotFound):
+        bounds.require_allowed(one, "gpt-4o", "other")
+    bounds.require_allowed(caller(), "anything", "anything")
+
+
+@pytest.mark.parametrize(
+    ("tenant", "key"),
+    [(Policy(output_tokens=10), NO_POLICY), (NO_POLICY, Policy(per_model={"m": Limits(output_tokens=10)}))],
+    ids=["tenant", "key and model"],
+)
+def test_more_output_than_is_allowed_is_refused(tenant: Policy, key: Policy) -> None:
+    """The field that says it is named; as much as is allowed is not too much."""
+    bounds.require_fitting(caller(tenant, key), call(CHAT, max_tokens=10), 5)
+    with pytest.raises(InvalidRequest) as refused:
+        bounds.require_fitting(caller(tenant, key), call(CHAT, max_completion_tokens=11), 5)
+    assert refused.value.param == "max_completion_tokens" and "at most 10" in refused.value.message
+
+
+def test_a_call_without_a_limit_gets_the_smallest() -> None:
+    """Of the model's default, the tenant's and the key's."""
+    one = caller(Policy(output_tokens=10), Policy(per_model={"m": Limits(output_tokens=7)}))
+    assert bounds.default_output_tokens(one, "m", 100) == 7
+    assert bounds.default_output_tokens(one, "other", 100) == 10
+    assert bounds.default_output_tokens(one, "other", 5) == 5
+    assert bounds.default_output_tokens(caller(), "m", 0) is None
+
+
+def test_prompt_and_output_together_are_bounded() -> None:
+    """As the model's own context is."""
+    one = caller(Policy(context_tokens=20))
+    bounds.require_fitting(one, call(CHAT, max_tokens=15), 5)
+    with pytest.raises(ContextExceeded):
+        bounds.require_fitting(one, call(CHAT, max_tokens=15), 6)
+    with pytest.raises(ContextExceeded):
+        bounds.require_fitting(one, call(CHAT), 21)
