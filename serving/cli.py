@@ -14,7 +14,7 @@ import typer
 
 from serving import catalog, config, secret
 from serving.errors import Refusal
-from serving.gateway.cli import accounting, commands, pricing
+from serving.gateway.cli import accounting, commands, pricing, users
 from serving.gateway.identity import keys
 from serving.lifetime import end_with
 from serving.operate import commands as operate
@@ -24,6 +24,7 @@ app.add_typer(commands.tenants, name="tenants")
 app.add_typer(commands.keys, name="keys")
 app.add_typer(commands.store, name="store")
 app.add_typer(pricing.prices, name="prices")
+app.add_typer(users.users, name="users")
 app.command("usage")(accounting.usage)
 app.add_typer(accounting.ledger, name="ledger")
 app.command("backup")(commands.backup)

@@ -142,6 +142,8 @@ class GatewaySettings(_Group):
     """Model names clients may use → the model served, e.g. {"gpt-4o": "gpt-oss-120b"}."""
     currency: Annotated[str, Field(pattern="^[A-Z]{3}$")] = "USD"
     """Currency of prices and budgets, by its code of ISO 4217. It is a name alone: with another one, set every price anew."""
+    ledger_retention_days: Annotated[int, Field(ge=62)] | None = None
+    """Days a call's row is kept; unset, for ever: what was deleted can be neither billed nor disputed. At least two months, because this month's limits and last month's bill are counted from rows."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 8 * 1024 * 1024
     """Bytes of one request body; 131,072 tokens of text are well under 1 MiB."""
     max_open_requests: Annotated[int, Field(ge=1)] = 1024

@@ -270,7 +270,8 @@ def _assembled(
             lookup_timeout_s=settings.gateway.timeouts.key_lookup_s,
         )
         opened.enter_context(tenants)
-        ledger = opened.enter_context(Ledger(store, clock=time.time))
+        keep_days = settings.gateway.ledger_retention_days
+        ledger = opened.enter_context(Ledger(store, clock=time.time, retention_days=keep_days))
         edges = Edges(
             secret=_plane_secret(settings),
             tls=used.trusted.context if used.trusted else None,

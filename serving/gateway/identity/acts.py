@@ -18,6 +18,8 @@ class ActKind(StrEnum):
     KEY_UPDATE = "key.update"
     KEY_ROTATE = "key.rotate"
     KEY_REVOKE = "key.revoke"
+    #: A person's name was removed; by the reference.
+    USER_ERASE = "user.erase"
     #: New keys that could not be shown were deleted again.
     KEY_WITHDRAW = "key.withdraw"
 

@@ -32,6 +32,8 @@ class Kind(StrEnum):
     TENANT = "tenant"
     KEY = "key"
     PRICE = "price"
+    #: One who was erased, by the reference.
+    END_USER = "end_user"
 
 
 class Change(msgspec.Struct, frozen=True):

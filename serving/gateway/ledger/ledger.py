@@ -25,6 +25,7 @@ from sqlalchemy.exc import IntegrityError
 from serving.errors import Refusal, StoreUnavailable
 from serving.gateway.ledger import spill
 from serving.gateway.ledger.openings import Openings
+from serving.gateway.ledger.retention import Retention
 from serving.gateway.ledger.rows import OPEN, LedgerRow, closing_row, opening_row, upsert, write
 from serving.gateway.ledger.watch import BEAT_S, Watch, own_gateway_id
 from serving.gateway.nouns import CallRecord
@@ -62,6 +63,7 @@ class Ledger:
         *,
         clock: Callable[[], float],
         gateway_id: str | None = None,
+        retention_days: int | None = None,
         spill_rows: int = SPILL_ROWS,
         pending_rows_max: int = PENDING_ROWS_MAX,
     ) -> None:
@@ -72,6 +74,7 @@ class Ledger:
         self._pending_rows_max = pending_rows_max
         self._spill = spill.Spill(store.home)
         self._watch = Watch(store, self._gateway_id, clock)
+        self._retention = Retention(store, retention_days, clock)
         self._pending: dict[str, LedgerRow] = {}
         self._openings = Openings()
         self._lock = threading.Lock()
@@ -167,6 +170,7 @@ class Ledger:
                     self._write(batch, write)
                     self._forget(batch)
                     self._opened_together = sum(row.outcome == OPEN for row in batch)
+                self._retention.sweep_if_due()
             except StoreUnavailable as error:
                 return self._failed(error.reason)
             except OSError as error:

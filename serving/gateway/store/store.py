@@ -140,6 +140,22 @@ class Store:
             raise StoreUnavailable(self._reason(error)) from error
 
     @contextmanager
+    def erasing(self) -> Iterator[Connection]:
+        """One transaction whose deletions leave nothing in SQLite's files, once no other connection reads what was before it.
+
+        PostgreSQL keeps deleted rows on disk until it vacuums its tables.
+        """
+        if self.is_shared:
+            with self.begin() as connection:
+                yield connection
+            return
+        with self.begin() as connection:
+            connection.exec_driver_sql("PRAGMA secure_delete=ON")
+            yield connection
+        with self.begin() as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    @contextmanager
     def following(self) -> Iterator[Connection]:
         """The same for transactions that follow one another, of one thread at a time: they share a connection until `rest`."""
         if self._lasting is None:

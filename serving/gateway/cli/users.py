@@ -1,0 +1,63 @@
+"""Users: `serving users`: the people behind calls, and how one of them is erased."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from serving.gateway.cli.printing import AsJson, date, print_json, print_table, settings_of
+
+if TYPE_CHECKING:
+    from serving.gateway.store.store import Store
+
+#: People that one command lists.
+LISTED_MAX = 10_000
+
+users = typer.Typer(
+    help="End users: the people behind calls, where tokens or services name them.", no_args_is_help=True
+)
+
+
+@users.command("list")
+def list_users(
+    context: typer.Context,
+    tenant: Annotated[str | None, typer.Argument()] = None,
+    subject: Annotated[str | None, typer.Option(help="One person alone, by the name that calls come with.")] = None,
+    after: Annotated[str | None, typer.Option(help="Those behind this reference: the next page.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=LISTED_MAX, help="As many at most.")] = 1000,
+    as_json: AsJson = False,
+) -> None:
+    """List people with their references, which ledger and audit name them by."""
+    with _store(context) as store:
+        from serving.gateway.identity.people import people
+
+        found = people(store, tenant=tenant, subject=subject, after=after, limit=limit)
+    if as_json:
+        print_json(found)
+    else:
+        rows = [(it.ref, it.tenant, it.subject, date(it.created_at)) for it in found]
+        print_table(("REF", "TENANT", "SUBJECT", "FIRST SEEN"), rows)
+
+
+@users.command("erase")
+def erase_user(context: typer.Context, tenant: str, subject: str) -> None:
+    """Erase a person: ledger and audit keep references and tokens, and nothing says any more who it was.
+
+    Backups made before still do, and log lines that clients' programs write.
+    """
+    with _store(context) as store:
+        from serving.gateway.identity.people import erase
+
+        refs = erase(store, tenant, subject)
+    typer.echo(f"Erased: {', '.join(refs)} of tenant {tenant} name no one any more.")
+
+
+@contextmanager
+def _store(context: typer.Context) -> Iterator[Store]:
+    from serving.gateway.cli.opening import opened_store
+
+    with opened_store(settings_of(context)) as store:
+        yield store

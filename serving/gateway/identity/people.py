@@ -1,0 +1,63 @@
+"""People: the end users of a store, for operators: who they are, and how a person is erased.
+
+Ledger and audit hold references; a person's name is in `end_users` alone. Without it the references stay, with their tokens, and
+say no one (TEN-22).
+"""
+
+from __future__ import annotations
+
+import msgspec
+from sqlalchemy import delete, func, select
+
+from serving.errors import NotFound
+from serving.gateway.identity import changes
+from serving.gateway.identity.acts import Act, ActKind, Witness, unwitnessed
+from serving.gateway.identity.changes import Change, Kind
+from serving.gateway.store.store import Store
+from serving.gateway.store.tables import end_users, tenants
+
+
+class Person(msgspec.Struct, frozen=True):
+    """An end user as a tenant's calls name one; `ref` is what the ledger has. Seconds since the epoch."""
+
+    ref: str
+    tenant: str
+    subject: str
+    created_at: float
+
+
+def people(
+    store: Store, *, tenant: str | None = None, subject: str | None = None, after: str | None = None, limit: int
+) -> list[Person]:
+    """A page of at most `limit` people by reference, behind the reference `after`."""
+    named = func.coalesce(tenants.c.name, end_users.c.tenant_id)
+    query = select(end_users.c.ref, named, end_users.c.subject, end_users.c.created_at)
+    query = query.select_from(end_users.outerjoin(tenants, tenants.c.id == end_users.c.tenant_id))
+    if tenant is not None:
+        query = query.where(tenants.c.name == tenant)
+    if subject is not None:
+        query = query.where(end_users.c.subject == subject)
+    if after is not None:
+        query = query.where(end_users.c.ref > after)
+    with store.begin() as connection:
+        return [Person(*row) for row in connection.execute(query.order_by(end_users.c.ref).limit(limit))]
+
+
+def erase(store: Store, tenant: str, subject: str, witness: Witness = unwitnessed) -> list[str]:
+    """Remove a person of a tenant; returns the references that say no one from now on. Raises NotFound where there is none.
+
+    Gateways forget the person within a second; one who calls again is a new one to them.
+    """
+    with store.erasing() as connection:
+        changes.take_turn(connection)
+        of_tenant = select(tenants.c.id).where(tenants.c.name == tenant).scalar_subquery()
+        them = (end_users.c.tenant_id == of_tenant, end_users.c.subject == subject)
+        rows = connection.execute(select(end_users.c.ref, end_users.c.tenant_id).where(*them)).all()
+        if not rows:
+            # Not repeated: it may be a person's.
+            raise NotFound(f"Tenant '{tenant}' has no such user; `serving users list {tenant}` shows those it has.")
+        connection.execute(delete(end_users).where(*them))
+        changes.note(connection, *(Change(Kind.END_USER, row.ref) for row in rows))
+        for row in rows:
+            witness(connection, Act(ActKind.USER_ERASE, row.ref, row.tenant_id))
+    return [row.ref for row in rows]
