@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import platformdirs
 import yaml
@@ -118,6 +119,65 @@ class Outliers(_Group):
     """Seconds in which a replica that comes back gets a growing share of its calls, from a tenth to all: its caches are cold. One failure in that time ejects it again."""
 
 
+#: Signed with a private key alone: with a shared secret, each service that checks tokens could make them.
+Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+Claim = Annotated[str, Field(min_length=1, max_length=255)]
+
+
+class Issuer(_Group):
+    """A company's single sign-on (OpenID Connect), whose tokens open the API as keys do (README.md shows one).
+
+    A claim's name may be a path with dots where claims are nested: `realm_access.roles`.
+    """
+
+    issuer: Annotated[str, Field(pattern=r"^https?://[^\s?#]+$", max_length=255)]
+    """The issuer as its tokens spell it in `iss`; `/.well-known/openid-configuration` below it says where its keys are. https, except on this machine: what could change the keys on their way could sign in as anyone."""
+    audiences: Annotated[tuple[Claim, ...], Field(min_length=1)]
+    """Values of `aud` that mean this service, as the company's sign-on registered it; a token for another service is refused."""
+    tenant: str | None = None
+    """The tenant of all its tokens; unset, `tenant_claim` says it."""
+    tenant_claim: Claim | None = None
+    """The claim that says the tenant; a token without it, or with several tenants in it, is refused."""
+    tenants: dict[str, str] = {}
+    """Value of `tenant_claim` → tenant; empty, the value is the tenant's name."""
+    user_claim: Claim = "sub"
+    """The claim that says who the end user is, up to 255 characters; a token without it is refused. The same value is the same person, whichever issuer of a tenant says it."""
+    role_claim: Claim | None = None
+    """The claim whose values `roles` translates; unset, everyone is a member."""
+    roles: dict[str, Literal["member", "tenant_admin", "platform_admin"]] = {}
+    """Value of `role_claim` → role; of several the one that may do most, and `member` for values that are not here."""
+    algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1)] = ("RS256", "ES256")
+    """Ways to sign that are taken, whatever the token or the issuer's keys say."""
+    clock_skew_s: Annotated[float, Field(ge=0, le=300)] = 30.0
+    """Seconds by which the issuer's clock may differ from ours."""
+    ca_file: Path | None = None
+    """The CA certificate of the issuer's endpoints (PEM), where it is the company's own; unset, the system's."""
+    refresh_s: Annotated[float, Field(ge=10)] = 300.0
+    """Seconds between two looks at the issuer's keys; one that it no longer publishes is refused from then on."""
+    lookup_interval_s: Annotated[float, Field(gt=0)] = 5.0
+    """Seconds between two questions for keys that are not known, after five at once. A key that was just rotated in is asked for when its first token comes; strangers' tokens must not make one question each."""
+    outage_grace_s: Annotated[float, Field(gt=0)] = 86_400.0
+    """Seconds for which known keys work on while the issuer cannot be asked; then its tokens get 503. A day outlasts an outage, and bounds how long a key that was withdrawn meanwhile is taken."""
+
+    @model_validator(mode="after")
+    def _means_one_thing(self) -> Self:
+        if self.issuer.startswith("http://") and urlsplit(self.issuer).hostname not in (
+            "127.0.0.1",
+            "::1",
+            "localhost",
+        ):
+            raise ValueError("issuer must be https, except on this machine")
+        if (self.tenant is None) == (self.tenant_claim is None):
+            raise ValueError("either tenant or tenant_claim must be given, and not both")
+        if self.tenants and self.tenant_claim is None:
+            raise ValueError("tenants needs a tenant_claim")
+        if bool(self.roles) != (self.role_claim is not None):
+            raise ValueError("role_claim and roles go together")
+        if self.outage_grace_s <= self.refresh_s:
+            raise ValueError("outage_grace_s must be longer than refresh_s")
+        return self
+
+
 class GatewaySettings(_Group):
     host: str = "127.0.0.1"
     """Address to listen on; the chart sets 0.0.0.0 behind its NetworkPolicy."""
@@ -156,6 +216,8 @@ class GatewaySettings(_Group):
     """Seconds between two polls of each directory; a directory drops a gateway that has not polled for ten seconds."""
     key_cache_s: Annotated[float, Field(gt=0)] = 10.0
     """Seconds a looked-up API key is cached before the store is read again. What operators change is known within a second in any case; this bounds how long a change that was not noted, as by an older version, stays unseen."""
+    oidc: tuple[Issuer, ...] = ()
+    """Issuers of single sign-on whose tokens are taken beside keys; empty, keys alone."""
     drain_timeout_s: Annotated[float, Field(ge=0)] = 5.0
     """Seconds running answers may take after SIGTERM (graceful shutdown); in a cluster just under the pod's grace period."""
     slo: Slo = Slo()
@@ -180,6 +242,12 @@ class GatewaySettings(_Group):
     def _workers_have_room(self) -> Self:
         if self.max_held_bytes < self.workers * HELD_BYTES_MIN:
             raise ValueError(f"max_held_bytes must be {HELD_BYTES_MIN} for each of the workers, or more")
+        return self
+
+    @model_validator(mode="after")
+    def _issuers_differ(self) -> Self:
+        if len({it.issuer for it in self.oidc}) < len(self.oidc):
+            raise ValueError("oidc names an issuer twice")
         return self
 
     def slo_of(self, model: str) -> Slo:

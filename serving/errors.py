@@ -38,6 +38,7 @@
         ├── GatewayFull            503 server_error           overloaded
         ├── NoReplicaReady         503 server_error           no_replica_ready
         ├── StoreUnavailable       503 server_error           store_unavailable
+        ├── IssuerUnavailable      503 server_error           issuer_unavailable
         ├── EngineFailed           502 server_error           engine_failed
         ├── EngineTimedOut         504 server_error           engine_timeout
         └── InternalError          500 server_error           internal_error
@@ -277,6 +278,17 @@ class StoreUnavailable(ApiError):
     def __init__(self, reason: str) -> None:
         super().__init__("The service cannot check its records right now; please try again.", retry_after_s=1.0)
         self.reason = reason
+
+
+class IssuerUnavailable(ApiError):
+    """Nothing is known of the key that signed a token, and its issuer cannot be asked."""
+
+    status = 503
+    code = "issuer_unavailable"
+    is_retryable = True
+
+    def __init__(self) -> None:
+        super().__init__("The service cannot check this token right now; please try again.", retry_after_s=1.0)
 
 
 class EngineFailed(ApiError):

@@ -96,6 +96,14 @@ networkPolicy.postgresql.peers is empty: gateways could not reach the database; 
 {{- if and .Values.networkPolicy.enabled $tracing (not .Values.networkPolicy.traces.peers) }}
 networkPolicy.traces.peers is empty: no pod could reach the trace collector; list its peers, or set networkPolicy.enabled to false.
 {{- end }}
+{{- if and .Values.networkPolicy.enabled .Values.gateway.settings.oidc (not .Values.networkPolicy.issuers.peers) }}
+networkPolicy.issuers.peers is empty: gateways could not reach the issuers of single sign-on; list their peers, or set networkPolicy.enabled to false.
+{{- end }}
+{{- range .Values.gateway.settings.oidc }}
+{{- if and .ca_file (or (not $.Values.gateway.issuerCa.secretName) (ne .ca_file "/etc/serving/issuer-ca/ca.crt")) }}
+gateway.settings.oidc: the ca_file of {{ .issuer }} is in no pod; name its Secret in gateway.issuerCa.secretName, and the file /etc/serving/issuer-ca/ca.crt.
+{{- end }}
+{{- end }}
 {{- if and .Values.networkPolicy.enabled (include "gpt-oss-serving.makesSecrets" .) (not .Values.networkPolicy.apiServer.cidrs) }}
 networkPolicy.apiServer.cidrs is empty: the Job that creates the Secrets could not reach the API server; list its CIDRs, or create the Secrets yourself and name them in secrets.
 {{- end }}

@@ -40,6 +40,7 @@ from serving.gateway.http.cors import Cors
 from serving.gateway.http.routing import Entry, Routes
 from serving.gateway.http.upstream import Upstream
 from serving.gateway.identity.changes import Follower
+from serving.gateway.identity.identity import Identity
 from serving.gateway.identity.tenants import Tenants
 from serving.gateway.ledger.ledger import Ledger
 from serving.gateway.ledger.price_list import PriceList
@@ -87,8 +88,9 @@ class Assembled(msgspec.Struct, frozen=True):
 def assemble(
     settings: GatewaySettings, store: Store, tenants: Tenants, ledger: Ledger, edges: Edges = _EDGES
 ) -> Assembled:
-    """The application before the directories and engines that `settings` names."""
+    """The application before the directories and engines that `settings` names. Raises Refusal when an issuer's CA cannot be used."""
     clock = edges.clock
+    identity = Identity(settings, store, tenants, clock, edges.wall_clock)
     sources = list(_sources(settings, edges.secret))
     demands = Demands(clock)
     outliers = Outliers(settings.outliers, clock)
@@ -101,10 +103,11 @@ def assemble(
     prices.load()
     counters = MemoryCounters(lambda: round(edges.wall_clock() * 1e6), Seeds(store, ledger))
     metrics = Metrics(partial(_snapshot, fleet, polls, ledger, edges), settings.slo_of)
-    health = Health(fleet, upstream, tenants, ledger)
+    health = Health(fleet, upstream, identity, ledger)
     page = MetricsPage(metrics, health.of_models)
     inference = Inference(
         settings,
+        identity,
         tenants,
         ledger,
         names,
@@ -115,7 +118,7 @@ def assemble(
     )
     entries = [
         *_inference_routes(inference),
-        *_model_routes(Models(tenants, names)),
+        *_model_routes(Models(identity, names)),
         *_health_routes(health, is_public=settings.metrics_port is None),
     ]
     if settings.metrics_port is None:
@@ -123,7 +126,7 @@ def assemble(
         entries.append(Entry("GET", metrics_page.PATH, shown.show))
     recorder = Recorder(ledger, metrics, edges.write_access, fleet.lists, prices.of, clock)
     cors = Cors(settings.cors_origins)
-    running = partial(_running, upstream, polls, Follower(store, tenants.forget, prices.follow), prices)
+    running = partial(_running, upstream, polls, identity, prices, Follower(store, identity.forget, prices.follow))
     gateway = Gateway(Routes(entries), recorder, edges.tracing, running, clock, cors)
     return Assembled(gateway, page)
 
@@ -166,12 +169,15 @@ def _snapshot(fleet: Fleet, polls: Polls, ledger: Ledger, edges: Edges) -> Snaps
 
 
 @asynccontextmanager
-async def _running(upstream: Upstream, polls: Polls, changes: Follower, prices: PriceList) -> AsyncIterator[None]:
-    async with upstream.opened() as session:
+async def _running(
+    upstream: Upstream, polls: Polls, identity: Identity, prices: PriceList, changes: Follower
+) -> AsyncIterator[None]:
+    async with identity.opened(), upstream.opened() as session:
         tasks = [
             asyncio.create_task(polls.run(session), name="fleet"),
             asyncio.create_task(changes.run(), name="store"),
             asyncio.create_task(prices.run(), name="price list"),
+            *(asyncio.create_task(it, name=name) for name, it in identity.running()),
         ]
         for task in tasks:
             task.add_done_callback(_complain)

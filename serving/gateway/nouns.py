@@ -44,12 +44,16 @@ class Role(StrEnum):
     PLATFORM_ADMIN = "platform_admin"
 
 
+#: In place of a key's id where a token of the company's single sign-on was presented.
+OIDC = "oidc"
+
+
 class Caller(msgspec.Struct, frozen=True):
     """Who is calling: the tenant that pays and the key that was presented (its id, never the key)."""
 
     tenant_id: str
     tenant: str
-    #: `oidc` where a token of the company's single sign-on was presented.
+    #: Or `oidc`.
     key_id: str
     rights: frozenset[Right] = frozenset()
     role: Role = Role.MEMBER
@@ -57,6 +61,11 @@ class Caller(msgspec.Struct, frozen=True):
     key_policy: Policy = NO_POLICY
     #: The end user, where a token or a trusted service names one: a reference into `end_users`, and no name.
     user_ref: str | None = None
+
+    @property
+    def credential(self) -> str:
+        """What tells calls by one key, or by one person's tokens, from all others."""
+        return self.key_id if self.key_id != OIDC else f"{OIDC}:{self.user_ref}"
 
 
 class Usage(msgspec.Struct, frozen=True):

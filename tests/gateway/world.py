@@ -17,7 +17,7 @@ import aiohttp
 import uvicorn
 from sqlalchemy import select
 
-from serving.config import GatewaySettings, Retries, Slo, Timeouts
+from serving.config import GatewaySettings, Issuer, Retries, Slo, Timeouts
 from serving.gateway.assembly import Edges, assemble
 from serving.gateway.http.protocol import BoundedHeaders, TimedFlow
 from serving.gateway.identity.keyring import Keyring
@@ -178,6 +178,7 @@ async def running_gateway(
     refused_per_key: int = 20,
     continuation: bool = True,
     hand_on_drains: bool = False,
+    oidc: tuple[Issuer, ...] = (),
 ) -> AsyncIterator[World]:
     """Serve until the end of the `with`; by default it begins when a model is ready."""
     settings = GatewaySettings(
@@ -195,6 +196,7 @@ async def running_gateway(
         retries=Retries(refused_per_key=refused_per_key),
         continuation=continuation,
         hand_on_drains=hand_on_drains,
+        oidc=oidc,
     )
     with ExitStack() as opened:
         store = opened.enter_context(Store.open(home))

@@ -21,6 +21,22 @@ SHARED: Object = {
     "networkPolicy": {"postgresql": {"peers": [{"ipBlock": {"cidr": "10.0.0.10/32"}}]}},
 }
 TLS: Object = {"gateway": {"tls": {"secretName": "api-tls"}}}
+SIGN_ON: Object = {
+    "gateway": {
+        "issuerCa": {"secretName": "company-ca"},
+        "settings": {
+            "oidc": [
+                {
+                    "issuer": "https://sso.example.com",
+                    "audiences": ["llm"],
+                    "tenant": "acme",
+                    "ca_file": "/etc/serving/issuer-ca/ca.crt",
+                }
+            ]
+        },
+    },
+    "networkPolicy": {"issuers": {"peers": [{"ipBlock": {"cidr": "10.0.0.12/32"}}]}},
+}
 PLANE_TLS: Object = {"acknowledgePlaintextBetweenPlanes": False, "planeTls": {"secretName": "planes"}}
 
 
@@ -45,13 +61,15 @@ def test_settings_pass_through_as_they_are(tmp_path: Path) -> None:
     settings = _loaded(_settings_file(shipped("every-key")), tmp_path)
 
     given = read(FILES["every-key"])["gateway"]
-    assert settings.gateway.model_dump(mode="json", include=set(given["settings"])) == given["settings"]
+    assert (
+        settings.gateway.model_dump(mode="json", include=set(given["settings"]), exclude_none=True) == given["settings"]
+    )
     assert settings.gateway.timeouts.model_dump() == given["timeouts"]
 
 
 def test_files_that_settings_name_are_mounted() -> None:
     """Whatever file settings.yaml points to lies in a folder that the pod mounts, with exactly the Secret's keys it needs."""
-    for values in ({}, SHARED, TLS, PLANE_TLS):
+    for values in ({}, SHARED, TLS, PLANE_TLS, SIGN_ON):
         objects = render(values)
         settings, pod = yaml.safe_load(_settings_file(objects)), _pod(objects)
         mounts = {it["mountPath"]: it for it in pod.spec["containers"][0]["volumeMounts"]}
@@ -325,6 +343,8 @@ def _files(node: Any) -> list[Path]:
     if isinstance(node, dict):
         own = [Path(value) for key, value in node.items() if key.endswith("_file")]
         return own + [path for value in node.values() for path in _files(value)]
+    if isinstance(node, list):
+        return [path for value in node for path in _files(value)]
     return []
 
 

@@ -121,6 +121,20 @@ def test_traces_leave_the_plane_that_makes_them(plane: str) -> None:
     assert opened == {plane}
 
 
+def test_gateways_alone_reach_the_issuers_of_single_sign_on() -> None:
+    """Where the settings name some, and at the ports that the values name."""
+    issuer = {"issuer": "https://sso.example.com", "audiences": ["llm"], "tenant": "acme"}
+    objects = render(
+        {
+            "gateway": {"settings": {"oidc": [issuer]}},
+            "networkPolicy": {"issuers": {"peers": [{"ipBlock": {"cidr": "10.0.0.12/32"}}], "ports": [8443]}},
+        }
+    )
+
+    opened = {_role(pod) for pod in pods(objects) for _, _, ports in _outside(objects, pod) if (8443, 8443) in ports}
+    assert opened == {"gateway"}
+
+
 def test_outside_peers() -> None:
     """What leaves or enters the release, by component: names, the database, the hub, the API server, Prometheus, the operator."""
     objects = render(SHARED)

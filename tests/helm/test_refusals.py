@@ -8,6 +8,7 @@ from tests.helm.cells import CHART, GIVEN, Object, refusal, render
 from tests.helm.chart import helm
 
 POSTGRESQL: Object = {"postgresql": {"secretName": "serving-database"}}
+SIGN_ON: Object = {"issuer": "https://sso.example.com", "audiences": ["llm"], "tenant": "acme"}
 REACHED: Object = {"postgresql": {"peers": [{"ipBlock": {"cidr": "10.0.0.10/32"}}]}}
 ISSUER: Object = {"issuer": "company"}
 
@@ -137,6 +138,17 @@ REFUSED: dict[str, tuple[Object, str]] = {
     "an unreachable collector": (
         {"engine": {"settings": {"traces_endpoint": "http://collector:4318/v1/traces"}}},
         "networkPolicy.traces.peers is empty: no pod could reach the trace collector; list its peers, or set networkPolicy.enabled to false.",
+    ),
+    "unreachable issuers": (
+        {"gateway": {"settings": {"oidc": [SIGN_ON]}}},
+        "networkPolicy.issuers.peers is empty: gateways could not reach the issuers of single sign-on; list their peers, or set networkPolicy.enabled to false.",
+    ),
+    "a CA of issuers that is in no pod": (
+        {
+            "gateway": {"settings": {"oidc": [SIGN_ON | {"ca_file": "/etc/serving/issuer-ca/ca.crt"}]}},
+            "networkPolicy": {"issuers": {"peers": [{"ipBlock": {"cidr": "10.0.0.12/32"}}]}},
+        },
+        "gateway.settings.oidc: the ca_file of https://sso.example.com is in no pod; name its Secret in gateway.issuerCa.secretName, and the file /etc/serving/issuer-ca/ca.crt.",
     ),
     "an unreachable API server": (
         {"networkPolicy": {"apiServer": {"cidrs": []}}},

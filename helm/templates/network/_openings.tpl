@@ -50,6 +50,16 @@ engines (vLLM, NCCL, Gloo) 20000–29999.
     - port: {{ .Values.networkPolicy.traces.port }}
 {{- end -}}
 
+{{- define "gpt-oss-serving.network.egressToIssuers" -}}
+# The issuers of single sign-on.
+- to:
+    {{- toYaml .Values.networkPolicy.issuers.peers | nindent 4 }}
+  ports:
+    {{- range .Values.networkPolicy.issuers.ports }}
+    - port: {{ . }}
+    {{- end }}
+{{- end -}}
+
 {{/* A peer: pods of a component. Takes root, component, and cell for those of one cell. */}}
 {{- define "gpt-oss-serving.network.peer" -}}
 - podSelector:

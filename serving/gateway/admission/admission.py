@@ -63,7 +63,7 @@ class Admission:
 
         What broke off after its beginning was no refusal.
         """
-        return Counted(self._refusals, caller.key_id, record)
+        return Counted(self._refusals, caller.credential, record)
 
     async def admit(self, call: Call, record: CallRecord) -> Ticket:
         """The right to use replicas; a replica of the call's model is ready when it has it.

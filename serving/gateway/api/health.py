@@ -7,7 +7,7 @@ import msgspec
 from serving.gateway.api.visit import Visit
 from serving.gateway.fleet.fleet import Fleet, Model
 from serving.gateway.http.upstream import Upstream
-from serving.gateway.identity.tenants import Tenants
+from serving.gateway.identity.identity import Identity
 from serving.gateway.ledger.ledger import Ledger
 from serving.wire import ASLEEP, ReplicaState
 
@@ -37,10 +37,10 @@ class StateOfModels(msgspec.Struct, omit_defaults=True):
 class Health:
     """Answers probes. Liveness and readiness need no key; neither do models, asked apart from the API's clients."""
 
-    def __init__(self, fleet: Fleet, upstream: Upstream, tenants: Tenants, ledger: Ledger) -> None:
+    def __init__(self, fleet: Fleet, upstream: Upstream, identity: Identity, ledger: Ledger) -> None:
         self._fleet = fleet
         self._upstream = upstream
-        self._tenants = tenants
+        self._identity = identity
         self._ledger = ledger
 
     async def live(self, visit: Visit) -> None:
@@ -63,7 +63,7 @@ class Health:
 
     async def models_for_callers(self, visit: Visit) -> None:
         """The same where clients reach it and monitoring has a port of its own: the fleet is not everyone's to see."""
-        visit.record.caller = await self._tenants.identify(visit.request.presented_key())
+        visit.record.caller = await self._identity.identify(visit.request)
         await self.models(visit)
 
     def of_models(self) -> tuple[int, StateOfModels]:

@@ -23,6 +23,7 @@ from serving.gateway.dialects.call import Call
 from serving.gateway.dialects.dialect import Dialect
 from serving.gateway.fleet.names import NAME_CHARS_MAX, Names
 from serving.gateway.http.asgi import require_json
+from serving.gateway.identity.identity import Identity
 from serving.gateway.identity.tenants import Tenants
 from serving.gateway.ledger.ledger import Ledger
 from serving.gateway.nouns import Caller
@@ -39,6 +40,7 @@ class Inference:
     def __init__(
         self,
         settings: GatewaySettings,
+        identity: Identity,
         tenants: Tenants,
         ledger: Ledger,
         names: Names,
@@ -48,6 +50,7 @@ class Inference:
         reasoning: Reasoning,
     ) -> None:
         self._settings = settings
+        self._identity = identity
         self._tenants = tenants
         self._ledger = ledger
         self._names = names
@@ -60,7 +63,7 @@ class Inference:
     async def serve(self, dialect: Dialect, visit: Visit) -> None:
         """Answer one call; raises ApiError, and ClientLeft when the client does not wait for the answer."""
         with self._admission.entered(visit.record) as share:
-            visit.record.caller = caller = await self._tenants.identify(visit.request.presented_key())
+            visit.record.caller = caller = await self._identity.identify(visit.request)
             with self._admission.within_refusals(caller, visit.record):
                 await self._serve(dialect, caller, visit, share)
 

@@ -11,7 +11,7 @@ from serving.gateway.admission import bounds
 from serving.gateway.api.visit import Visit
 from serving.gateway.fleet.fleet import Model
 from serving.gateway.fleet.names import NAME_CHARS_MAX, Names
-from serving.gateway.identity.tenants import Tenants
+from serving.gateway.identity.identity import Identity
 
 #: Models on one page of Anthropic's list, as it documents them: at most, and where a client does not say.
 PAGE_MODELS_MAX = 1000
@@ -60,8 +60,8 @@ class AnthropicPage(msgspec.Struct):
 class Models:
     """Lists what clients may ask for, aliases and adapters included."""
 
-    def __init__(self, tenants: Tenants, names: Names) -> None:
-        self._tenants = tenants
+    def __init__(self, identity: Identity, names: Names) -> None:
+        self._identity = identity
         self._names = names
 
     async def list_all(self, visit: Visit) -> None:
@@ -81,7 +81,7 @@ class Models:
 
     async def _served(self, visit: Visit) -> dict[str, Model]:
         """What this caller may ask for."""
-        visit.record.caller = caller = await self._tenants.identify(visit.request.presented_key())
+        visit.record.caller = caller = await self._identity.identify(visit.request)
         served = self._names.served()
         return {name: model for name, model in served.items() if bounds.allows(caller, name, model.name)}
 

@@ -40,6 +40,8 @@ class AccessLine(msgspec.Struct, frozen=True):
     reason: str
     tenant: str | None
     key_id: str | None
+    #: The end user, where one is known: a reference, and no name.
+    user_ref: str | None
     model: str | None
     replica_id: str | None
     #: Seconds it waited for a replica that could take it.
@@ -65,6 +67,7 @@ def line_of(record: CallRecord) -> AccessLine:
         reason=record.reason,
         tenant=record.tenant,
         key_id=record.caller.key_id if record.caller else None,
+        user_ref=record.caller.user_ref if record.caller else None,
         model=record.model,
         replica_id=record.replica_id,
         waited_s=round(record.waited_s, 6),

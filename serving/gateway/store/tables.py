@@ -19,6 +19,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.types import TypeDecorator
 
@@ -109,15 +110,17 @@ prices = Table(
     Column("completion_micros", BigInteger, nullable=False),
 )
 
-# The people behind calls. Ledger and audit have the reference alone: without this row it says no one.
+# The people behind calls. Ledger and audit have the reference alone, which is random: without this row it says no one.
 end_users = Table(
     "end_users",
     metadata,
     Column("ref", String(32), primary_key=True),
     Column("tenant_id", String(32), nullable=False),
     Column("subject", String(255), nullable=False),
+    # Empty in a person's one row that is used; a reference given while the database was away has itself here.
+    Column("stopgap", String(32), nullable=False, server_default=text("''")),
     Column("created_at", Moment, nullable=False),
-    UniqueConstraint("tenant_id", "subject"),
+    UniqueConstraint("tenant_id", "subject", "stopgap"),
 )
 
 # No foreign keys: a bill outlives its key, and no row may be refused.

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from serving.config import GatewaySettings
 from serving.gateway.api.health import Health, summary
 from serving.gateway.api.visit import Visit
 from serving.gateway.fleet.demand import Demands
 from serving.gateway.fleet.fleet import Fleet, Model
 from serving.gateway.http.asgi import Request, Responder
 from serving.gateway.http.upstream import Upstream
+from serving.gateway.identity.identity import Identity
 from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.tenants import Tenants
 from serving.gateway.ledger.ledger import Ledger
@@ -82,7 +84,8 @@ async def test_a_gateway_whose_ledger_takes_no_calls_is_not_ready(tmp_path: Path
         (tmp_path / "ledger-spill.jsonl").mkdir()
         ledger = Ledger(store, clock=clock, pending_rows_max=1)
         tenants = Tenants(store, Keyring.open(store), key_cache_s=10, lookup_timeout_s=10, clock=clock)
-        health = Health(Fleet((), Demands(clock), clock, clock), upstream, tenants, ledger)
+        identity = Identity(GatewaySettings(), store, tenants, clock, clock)
+        health = Health(Fleet((), Demands(clock), clock, clock), upstream, identity, ledger)
         said: list[tuple[int, bytes]] = []
         async with upstream.opened():
             for is_away in (False, True, False):

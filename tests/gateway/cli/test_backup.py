@@ -176,7 +176,7 @@ def test_a_store_with_prices_or_users_is_in_use(target: Place, tmp_path: Path, t
     source = SqlitePlace(tmp_path / "source")
     fill(source)
     run(source, "backup", str(tmp_path / "b"))
-    columns = {"prices": "('m', 1, 1, 1)", "end_users": "('u', 't', 's', '2026-11-22 00:00:00')"}
+    columns = {"prices": "('m', 1, 1, 1)", "end_users": "('u', 't', 's', '', '2026-11-22 00:00:00')"}
     with target.open():
         target.execute(f"insert into {table} values {columns[table]}")  # noqa: S608 Our own words.
     with pytest.raises(Refusal, match="is in use: restore into a new one"):

@@ -50,8 +50,9 @@ def upgrade() -> None:
         sa.Column("ref", sa.String(32), primary_key=True),
         sa.Column("tenant_id", sa.String(32), nullable=False),
         sa.Column("subject", sa.String(255), nullable=False),
+        sa.Column("stopgap", sa.String(32), nullable=False, server_default=sa.text("''")),
         sa.Column("created_at", Moment, nullable=False),
-        sa.UniqueConstraint("tenant_id", "subject"),
+        sa.UniqueConstraint("tenant_id", "subject", "stopgap"),
     )
     op.create_table(
         "counters",

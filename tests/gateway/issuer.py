@@ -1,0 +1,147 @@
+"""An OpenID Connect issuer on loopback, with real keys: it signs, rotates, hangs and goes away on cue."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import cache
+from typing import Any
+
+import jwt
+from aiohttp import web
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+
+from serving import config
+
+AUDIENCE = "api://serving"
+PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
+
+
+@cache
+def private_key(algorithm: str, number: int = 0) -> PrivateKey:
+    """A real key of the kind that an algorithm takes; made once in a run, because RSA's take a tenth of a second."""
+    match algorithm[:2]:
+        case "RS" | "PS":
+            return rsa.generate_private_key(65537, 2048)
+        case "Ed":
+            return ed25519.Ed25519PrivateKey.generate()
+        case _:
+            curves = {"ES256": ec.SECP256R1(), "ES384": ec.SECP384R1(), "ES512": ec.SECP521R1()}
+            return ec.generate_private_key(curves[algorithm])
+
+
+def public_jwk(key: PrivateKey, **more: str) -> dict[str, Any]:
+    """A key as a JWKS has it."""
+    public = key.public_key()
+    if isinstance(public, rsa.RSAPublicKey):
+        text = RSAAlgorithm.to_jwk(public)
+    elif isinstance(public, ec.EllipticCurvePublicKey):
+        text = ECAlgorithm.to_jwk(public)
+    else:
+        text = OKPAlgorithm.to_jwk(public)
+    document: dict[str, Any] = json.loads(text)
+    return document | {"use": "sig"} | more
+
+
+def unsigned(claims: dict[str, Any]) -> str:
+    """A token with `alg: none`."""
+    parts = [json.dumps(it).encode() for it in ({"alg": "none", "kid": "RS256-0"}, claims)]
+    return ".".join(base64.urlsafe_b64encode(it).rstrip(b"=").decode() for it in parts) + "."
+
+
+class Issuer:
+    """What it publishes, and what it was asked."""
+
+    def __init__(self) -> None:
+        self.url = "https://sso.example.com"
+        self.keys: dict[str, PrivateKey] = {}
+        self.kid = ""
+        self.algorithm = ""
+        #: Questions for discovery and for keys.
+        self.discovered = 0
+        self.asked = 0
+        self.status = 200
+        #: In place of its JWKS.
+        self.document: object = None
+        #: Answers wait for it.
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self._runner: web.AppRunner | None = None
+        self._port = 0
+        self.rotate("RS256")
+
+    def rotate(self, algorithm: str = "RS256", *, keeps_old: bool = False) -> str:
+        """Sign with another key from now on; the one before is published on or withdrawn. Returns its name."""
+        number = len(self.keys) if keeps_old else int(self.kid.rpartition("-")[2] or "-1") + 1
+        kid = f"{algorithm}-{number}"
+        before = self.keys if keeps_old else {}
+        self.keys = before | {kid: private_key(algorithm, number % 4)}
+        self.kid, self.algorithm = kid, algorithm
+        return kid
+
+    def jwks(self) -> dict[str, Any]:
+        return {"keys": [public_jwk(key, kid=kid) for kid, key in self.keys.items()]}
+
+    def claims(self, **changed: object) -> dict[str, Any]:
+        """What its tokens say, and what is changed of it; None takes a claim out."""
+        now = int(time.time())
+        plain = {"iss": self.url, "aud": AUDIENCE, "sub": "ada", "team": "acme", "iat": now, "exp": now + 3600}
+        return {name: value for name, value in (plain | changed).items() if value is not None}
+
+    def token(
+        self, *, kid: str | None = "", algorithm: str = "", key: PrivateKey | None = None, **changed: object
+    ) -> str:
+        """A token, signed with its newest key unless another is given. `kid=None`: it names no key."""
+        headers = {} if kid is None else {"kid": kid or self.kid}
+        return jwt.encode(
+            self.claims(**changed), key or self.keys[self.kid], algorithm or self.algorithm, headers=headers
+        )
+
+    def settings(self, **changed: object) -> config.Issuer:
+        """Trust in it: the tenant is in the claim `team`."""
+        plain = {"issuer": self.url, "audiences": (AUDIENCE,), "tenant_claim": "team"}
+        return config.Issuer(**plain | changed)  # type: ignore[arg-type]
+
+    async def start(self) -> None:
+        app = web.Application()
+        app.router.add_get("/.well-known/openid-configuration", self._discover)
+        app.router.add_get("/keys", self._show_keys)
+        self._runner = web.AppRunner(app)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self._port)
+        await site.start()
+        self._port = self._runner.addresses[0][1]
+        self.url = f"http://127.0.0.1:{self._port}"
+
+    async def stop(self) -> None:
+        """Go away; `start` brings it back at the same address."""
+        if self._runner is not None:
+            self.gate.set()
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def _discover(self, _: web.Request) -> web.Response:
+        self.discovered += 1
+        return web.json_response({"issuer": self.url, "jwks_uri": f"{self.url}/keys"})
+
+    async def _show_keys(self, _: web.Request) -> web.Response:
+        self.asked += 1
+        document = self.jwks() if self.document is None else self.document
+        await self.gate.wait()
+        return web.json_response(document, status=self.status)
+
+
+@asynccontextmanager
+async def running() -> AsyncIterator[Issuer]:
+    """An issuer until the end of the block."""
+    issuer = Issuer()
+    await issuer.start()
+    try:
+        yield issuer
+    finally:
+        await issuer.stop()
