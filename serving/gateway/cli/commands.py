@@ -23,7 +23,7 @@ from serving.gateway.cli.printing import print_json as _print_json
 from serving.gateway.cli.printing import print_table as _print_table
 from serving.gateway.cli.printing import settings_of as _settings
 from serving.gateway.identity.keys import id_of
-from serving.gateway.nouns import Right
+from serving.gateway.nouns import Right, Role
 
 if TYPE_CHECKING:
     from serving.gateway.identity.registry import Key, Registry, Tenant
@@ -81,15 +81,22 @@ def create_key(
     count: Annotated[int, typer.Option(min=1, max=KEYS_MAX, help="How many keys, all of them or none.")] = 1,
     allow: Annotated[
         list[Right] | None,
-        typer.Option(help="A right that other keys lack; `ignore_eos`: generate past an answer's end, for load tests."),
+        typer.Option(
+            help="A right that other keys lack; `ignore_eos`: generate past an answer's end, for load tests; "
+            "`name_users`: say in X-Serving-User who the end user is, as a service for many people does."
+        ),
     ] = None,
+    role: Annotated[
+        Role,
+        typer.Option(help="What it may administer: nothing, its tenant, or everything."),
+    ] = Role.MEMBER,
     is_quiet: Annotated[bool, typer.Option("--quiet", help="Print the keys alone, one a line.")] = False,
 ) -> None:
     """Make a key for a tenant and print it, this once."""
     lifetime_s = None if expires_days is None else expires_days * SECONDS_PER_DAY
     from serving.gateway.identity.registry import Wanted
 
-    wanted = Wanted(name, tuple(allow or ()), lifetime_s=lifetime_s)
+    wanted = Wanted(name, tuple(allow or ()), role, lifetime_s=lifetime_s)
     with _registry(_settings(context)) as registry:
         registry.create_keys(tenant, count, wanted, show=lambda key: _print_key(key, is_quiet))
 
@@ -104,7 +111,7 @@ def list_keys(
     if as_json:
         _print_json(found)
     else:
-        header = ("ID", "TENANT", "NAME", "ALLOWED", "CREATED", "EXPIRES", "STATE")
+        header = ("ID", "TENANT", "NAME", "ROLE", "ALLOWED", "CREATED", "LAST USED", "EXPIRES", "STATE")
         _print_table(header, [_key_cells(key, time.time()) for key in found])
 
 
@@ -198,7 +205,8 @@ def _tenant_cells(tenant: Tenant) -> tuple[str, ...]:
 
 def _key_cells(key: Key, now: float) -> tuple[str, ...]:
     allowed = ",".join(key.rights) or "-"
-    return (key.id, key.tenant, key.name or "-", allowed, _date(key.created_at), _date(key.expires_at), key.state(now))
+    times = (_date(key.created_at), _date(key.last_used_at), _date(key.expires_at))
+    return (key.id, key.tenant, key.name or "-", key.role, allowed, *times, key.state(now))
 
 
 def _counted(counts: Mapping[str, int]) -> str:

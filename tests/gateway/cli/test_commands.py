@@ -122,7 +122,19 @@ def test_many_keys_are_printed_one_a_line(here: Place) -> None:
     listed = json.loads(run("keys", "list", "--json"))
     assert {id_of(key) for key in made} == {key["id"] for key in listed} and len(made) == 3
     assert [key["rights"] for key in listed] == [["ignore_eos"]] * 3
-    assert [line.split()[3] for line in run("keys", "list").splitlines()] == ["ALLOWED", *["ignore_eos"] * 3]
+    assert [line.split()[4] for line in run("keys", "list").splitlines()] == ["ALLOWED", *["ignore_eos"] * 3]
+
+
+def test_a_key_has_a_role_and_a_last_use(here: Place) -> None:
+    """Both are listed; a key that was never used has none."""
+    run("tenants", "create", "acme")
+    run("keys", "create", "acme", "--role", "tenant_admin")
+    (listed,) = json.loads(run("keys", "list", "--json"))
+    assert listed["role"] == "tenant_admin" and listed["last_used_at"] is None
+    here.execute("update keys set last_used_at = '2026-11-22 10:15:00'")
+    header, line = run("keys", "list").splitlines()
+    assert line[header.index("ROLE") :].startswith("tenant_admin ")
+    assert line[header.index("LAST USED") :].startswith("2026-11-22 10:15 ")
 
 
 def test_a_key_can_have_an_end(here: Place) -> None:
