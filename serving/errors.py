@@ -27,8 +27,13 @@
         ├── Forbidden              403 invalid_request_error  insufficient_permissions
         ├── RouteNotFound          404 invalid_request_error  unknown_url
         ├── ModelNotFound          404 invalid_request_error  model_not_found
+        ├── ResourceNotFound       404 invalid_request_error  not_found
         ├── MethodNotAllowed       405 invalid_request_error  method_not_allowed
         ├── RequestTimedOut        408 invalid_request_error  request_timeout
+        ├── ResourceConflict       409 invalid_request_error  conflict
+        │   └── IdempotencyKeyReused 409 invalid_request_error  idempotency_key_reused
+        ├── PreconditionFailed     412 invalid_request_error  stale_revision
+        ├── PreconditionRequired   428 invalid_request_error  revision_required
         ├── RequestTooLarge        413 invalid_request_error  request_too_large
         ├── RateLimitExceeded      429 requests or tokens     rate_limit_exceeded
         │   ├── ConcurrencyExceeded 429 requests or tokens     concurrency_limit_exceeded
@@ -196,8 +201,19 @@ class ModelNotFound(ApiError):
         super().__init__(f"The model '{model}' does not exist or you do not have access to it.", param="model")
 
 
+class ResourceNotFound(ApiError):
+    """Another tenant's things too: what is there is not for everyone to know."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+    def __init__(self) -> None:
+        super().__init__("There is nothing here with that name or id.")
+
+
 class MethodNotAllowed(ApiError):
-    """`allowed` is the method that the path takes."""
+    """`allowed` is the method that the path takes, or several with commas between them."""
 
     status = 405
     type = "invalid_request_error"
@@ -206,6 +222,36 @@ class MethodNotAllowed(ApiError):
     def __init__(self, message: str, *, allowed: str) -> None:
         super().__init__(message)
         self.allowed = allowed
+
+
+class ResourceConflict(ApiError):
+    """Something else has that name, or its state forbids it."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
+
+
+class IdempotencyKeyReused(ResourceConflict):
+    """An `Idempotency-Key` was sent before, with another request."""
+
+    code = "idempotency_key_reused"
+
+
+class PreconditionFailed(ApiError):
+    """`If-Match` names a revision that is not the newest."""
+
+    status = 412
+    type = "invalid_request_error"
+    code = "stale_revision"
+
+
+class PreconditionRequired(ApiError):
+    """A change does not say in `If-Match` which revision it is meant for."""
+
+    status = 428
+    type = "invalid_request_error"
+    code = "revision_required"
 
 
 class RequestTimedOut(ApiError):

@@ -22,6 +22,9 @@ from serving.gateway.answers import seal
 from serving.gateway.answers.reasoning import Reasoning
 from serving.gateway.answers.seal import Seal
 from serving.gateway.api import metrics as metrics_page
+from serving.gateway.api.admin import front
+from serving.gateway.api.admin.front import Front
+from serving.gateway.api.admin.office import Office
 from serving.gateway.api.health import Health
 from serving.gateway.api.inference import Inference
 from serving.gateway.api.merged import MergedMetrics
@@ -37,10 +40,13 @@ from serving.gateway.fleet.outliers import Outliers
 from serving.gateway.fleet.polls import Polls
 from serving.gateway.fleet.sources import DirectorySource, EngineSource, Source
 from serving.gateway.http.cors import Cors
-from serving.gateway.http.routing import Entry, Routes
+from serving.gateway.http.routing import ANY, Entry, Routes
 from serving.gateway.http.upstream import Upstream
+from serving.gateway.identity import repetitions
 from serving.gateway.identity.changes import Follower
 from serving.gateway.identity.identity import Identity
+from serving.gateway.identity.registry import Registry
+from serving.gateway.identity.repetitions import Repetitions
 from serving.gateway.identity.tenants import Tenants
 from serving.gateway.ledger.ledger import Ledger
 from serving.gateway.ledger.price_list import PriceList
@@ -116,7 +122,9 @@ def assemble(
         Relay(upstream, estimates, settings, edges.secret, clock),
         Reasoning(Seal(tenants.derived_key(seal.PURPOSE), edges.wall_clock), clock),
     )
-    entries = [
+    administration = _administration(settings, store, identity, tenants, edges)
+    entries: list[Entry[Handler]] = [
+        Entry(ANY, front.PATH, administration.serve),
         *_inference_routes(inference),
         *_model_routes(Models(identity, names)),
         *_health_routes(health, is_public=settings.metrics_port is None),
@@ -126,9 +134,18 @@ def assemble(
         entries.append(Entry("GET", metrics_page.PATH, shown.show))
     recorder = Recorder(ledger, metrics, edges.write_access, fleet.lists, prices.of, clock)
     cors = Cors(settings.cors_origins)
-    running = partial(_running, upstream, polls, identity, prices, Follower(store, identity.forget, prices.follow))
+    follower = Follower(store, identity.forget, prices.follow)
+    running = partial(_running, upstream, polls, identity, prices, follower, administration)
     gateway = Gateway(Routes(entries), recorder, edges.tracing, running, clock, cors)
     return Assembled(gateway, page)
+
+
+def _administration(
+    settings: GatewaySettings, store: Store, identity: Identity, tenants: Tenants, edges: Edges
+) -> Front:
+    registry = Registry(store, tenants.keyring, edges.wall_clock)
+    kept = Repetitions(tenants.keyring.derived(repetitions.PURPOSE), edges.wall_clock)
+    return Front(identity, Office(store, registry, kept, edges.wall_clock), body_s=settings.timeouts.request_body_s)
 
 
 def _sources(settings: GatewaySettings, secret: PlaneSecret | None) -> Iterator[Source]:
@@ -170,7 +187,7 @@ def _snapshot(fleet: Fleet, polls: Polls, ledger: Ledger, edges: Edges) -> Snaps
 
 @asynccontextmanager
 async def _running(
-    upstream: Upstream, polls: Polls, identity: Identity, prices: PriceList, changes: Follower
+    upstream: Upstream, polls: Polls, identity: Identity, prices: PriceList, changes: Follower, administration: Front
 ) -> AsyncIterator[None]:
     async with identity.opened(), upstream.opened() as session:
         tasks = [
@@ -182,7 +199,8 @@ async def _running(
         for task in tasks:
             task.add_done_callback(_complain)
         try:
-            yield
+            with administration:
+                yield
         finally:
             for task in tasks:
                 task.cancel()

@@ -79,7 +79,8 @@ class Inference:
 
     async def _read(self, dialect: Dialect, caller: Caller, visit: Visit, share: Share) -> Call:
         require_json(visit.request)
-        body = await self._body(visit, share)
+        limit_s = self._settings.timeouts.request_body_s
+        body = await visit.body(self._settings.max_body_bytes, limit_s, share.take)
         if self._settings.log_prompts:
             visit.record.prompt = body[:LOGGED_PROMPT_BYTES].decode(errors="replace")
         draft = await self._aside.done(partial(calls.read, dialect, body, caller.rights), len(body))
@@ -92,19 +93,6 @@ class Inference:
         salt = self._tenants.cache_salt(caller)
         keeper = self._reasoning.of(caller.tenant_id)
         return await self._aside.done(partial(draft.finish, model, salt, limit, keeper), len(body))
-
-    async def _body(self, visit: Visit, share: Share) -> bytes:
-        if visit.request.has_come:
-            return await visit.request.read_body(self._settings.max_body_bytes, share.take)
-        limit_s = self._settings.timeouts.request_body_s
-        began_at = visit.clock()
-        try:
-            async with asyncio.timeout(limit_s):
-                return await visit.request.read_body(self._settings.max_body_bytes, share.take)
-        except TimeoutError:
-            raise RequestTimedOut(f"The request body did not arrive within {limit_s:g} seconds.") from None
-        finally:
-            visit.record.body_s = visit.clock() - began_at
 
     async def _relayed(self, call: Call, caller: Caller, visit: Visit, share: Share) -> None:
         record, responder = visit.record, visit.responder

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from serving.errors import ApiError
+from serving.errors import ApiError, RequestTimedOut
 from serving.gateway.dialects import speaks_anthropic
-from serving.gateway.http.asgi import Header, Request, Responder
+from serving.gateway.http.asgi import Header, Request, Responder, free
 from serving.gateway.nouns import CallRecord
 from serving.gateway.observe.tracing import Trace
 
@@ -42,6 +43,19 @@ class Visit:
     def announce(self, *headers: Header) -> None:
         """Headers that go out with the answer, whichever it will be."""
         self.responder.announce(*headers)
+
+    async def body(self, max_bytes: int, limit_s: float, take: Callable[[int], None] = free) -> bytes:
+        """The request's whole body, within `limit_s`; raises RequestTimedOut and what `Request.read_body` does."""
+        if self.request.has_come:
+            return await self.request.read_body(max_bytes, take)
+        began_at = self.clock()
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self.request.read_body(max_bytes, take)
+        except TimeoutError:
+            raise RequestTimedOut(f"The request body did not arrive within {limit_s:g} seconds.") from None
+        finally:
+            self.record.body_s = self.clock() - began_at
 
     async def answer(self, status: int, body: msgspec.Struct) -> None:
         """A complete answer in JSON."""

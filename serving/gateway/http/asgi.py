@@ -64,7 +64,7 @@ class Flow(Protocol):
         """Close the connection now, whatever the client has not read."""
 
 
-def _free(_: int) -> None:
+def free(_: int) -> None:
     """There is room for anything."""
 
 
@@ -74,7 +74,7 @@ class Request:
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        self._query_string: bytes = scope.get("query_string", b"")
+        self.query_string: bytes = scope.get("query_string", b"")
         self._extensions = scope.get("extensions", {})
         #: None where the server does not tell.
         self.flow: Flow | None = self._extensions.get(FLOW)
@@ -89,7 +89,11 @@ class Request:
 
     def query(self, name: str) -> str | None:
         """A parameter of the query, its last value, or None."""
-        return parse_qs(self._query_string.decode("latin-1")).get(name, [None])[-1]
+        return parse_qs(self.query_string.decode("latin-1")).get(name, [None])[-1]
+
+    def query_names(self) -> set[str]:
+        """The names of the query's parameters, those without a value included."""
+        return set(parse_qs(self.query_string.decode("latin-1"), keep_blank_values=True))
 
     def joined(self, name: str) -> str | None:
         """All values of a header that may be sent in parts, or None."""
@@ -117,7 +121,7 @@ class Request:
         if fault is not None:
             raise fault
 
-    async def read_body(self, max_bytes: int, take: Callable[[int], None] = _free) -> bytes:
+    async def read_body(self, max_bytes: int, take: Callable[[int], None] = free) -> bytes:
         """The whole body; raises RequestTooLarge past `max_bytes`, before or while reading, ClientLeft and InvalidRequest.
 
         `take` is asked for room before each piece is kept, and may raise.

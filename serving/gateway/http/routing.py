@@ -13,6 +13,9 @@ from serving.gateway.nouns import Route
 #: The end of a path that stands for one name: what follows the last slash, slashes of its own included.
 PARAMETER = "/{id}"
 
+#: In place of a method: the handler says itself which it takes.
+ANY = "*"
+
 HandlerT = TypeVar("HandlerT")
 
 
@@ -63,5 +66,5 @@ class Routes(Generic[HandlerT]):
 
 def require_method(method: str, allowed: str) -> None:
     """Raises MethodNotAllowed, which names the method that is. Where GET is, HEAD is too (RFC 9110, 9.3.2)."""
-    if method != allowed and (method, allowed) != ("HEAD", "GET"):
+    if allowed not in (method, ANY) and (method, allowed) != ("HEAD", "GET"):
         raise MethodNotAllowed(f"Not allowed to {method[:16]} here; use {allowed}.", allowed=allowed)

@@ -31,11 +31,11 @@ FIRST_KEY_FILE = "admin.key"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 #: Characters of a key's name.
-_KEY_NAME_MAX = 64
+KEY_NAME_MAX = 64
 #: Keys named in one statement; SQLite takes 32,766 variables.
 _IDS_MAX = 1000
 #: Seconds a key may be given to live, and an old one beside the new: a hundred years, so that every date has four digits.
-_LIFETIME_MAX_S = 36_500 * 86_400.0
+LIFETIME_MAX_S = 36_500 * 86_400.0
 
 
 class Tenant(msgspec.Struct, frozen=True):
@@ -432,9 +432,9 @@ _KEYS = select(
 
 
 def _refuse_long(lifetime_s: float) -> None:
-    if not 0 <= lifetime_s <= _LIFETIME_MAX_S:
+    if not 0 <= lifetime_s <= LIFETIME_MAX_S:
         raise Refusal(
-            f"A key can be given 0 to {_LIFETIME_MAX_S / 86_400:,.0f} days; without --expires-days it never ends."
+            f"A key can be given 0 to {LIFETIME_MAX_S / 86_400:,.0f} days; without --expires-days it never ends."
         )
 
 
@@ -462,8 +462,8 @@ def _taken(name: str) -> Conflict:
 
 
 def _require_sound(wanted: Wanted) -> None:
-    if len(wanted.name) > _KEY_NAME_MAX or not wanted.name.isprintable():
-        raise Refusal(f"A key's name has at most {_KEY_NAME_MAX} printable characters.")
+    if len(wanted.name) > KEY_NAME_MAX or not wanted.name.isprintable():
+        raise Refusal(f"A key's name has at most {KEY_NAME_MAX} printable characters.")
     if wanted.lifetime_s is not None:
         _refuse_long(wanted.lifetime_s)
 

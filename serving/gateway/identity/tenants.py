@@ -101,7 +101,7 @@ class Tenants:
         unknown_keys_max: int = UNKNOWN_KEYS_MAX,
     ) -> None:
         self._store = store
-        self._keyring = keyring
+        self.keyring = keyring
         self._salt_of = lru_cache(valid_keys_max)(partial(_salt, keyring.digest(_SALT_PURPOSE)))
         self._key_cache_s = key_cache_s
         self._lookup_timeout_s = lookup_timeout_s
@@ -139,7 +139,7 @@ class Tenants:
             )
         if id_of(key) is None:
             raise _REFUSED[Unauthenticated]()
-        digest = self._keyring.digest(key)
+        digest = self.keyring.digest(key)
         answer = await self._answer(digest, partial(self._read, digest))
         return answer.admitted(self._wall_clock())
 
@@ -169,7 +169,7 @@ class Tenants:
 
     def derived_key(self, purpose: bytes) -> bytes:
         """A key for one purpose that all gateways of an installation share."""
-        return self._keyring.derived(purpose)
+        return self.keyring.derived(purpose)
 
     def _remembered(self, digest: bytes, lifetime_s: float) -> _Answer | None:
         for answers in (self._valid, self._unknown):

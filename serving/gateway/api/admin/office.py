@@ -1,0 +1,32 @@
+"""Office: what handlers of `/admin/v1` work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from serving.gateway.identity.registry import Registry
+from serving.gateway.identity.repetitions import Repetitions
+from serving.gateway.nouns import Caller
+from serving.gateway.store.store import Store
+
+
+class Office(msgspec.Struct, frozen=True):
+    """What is the same for all requests."""
+
+    store: Store
+    registry: Registry
+    repetitions: Repetitions
+    wall_clock: Callable[[], float]
+
+
+class Desk(msgspec.Struct, frozen=True):
+    """What one request has."""
+
+    caller: Caller
+    office: Office
+
+    @property
+    def registry(self) -> Registry:
+        return self.office.registry

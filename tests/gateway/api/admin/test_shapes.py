@@ -1,0 +1,43 @@
+"""Shapes: a policy is the same wherever it is spoken of."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from serving.gateway.api.admin.shapes import KeyPatch, Policy, TenantChange, TenantNew
+from serving.gateway.policies import Budget, Limits, PriorityClass
+from serving.gateway.policies import Policy as Plain
+from tests.gateway.api.admin.whole import WHOLE
+
+ADAPTER: TypeAdapter[Plain] = TypeAdapter(Policy)
+
+
+def test_every_field_of_a_policy_passes() -> None:
+    """Read and written as the database has it, with nothing lost."""
+    assert ADAPTER.validate_python(msgspec.to_builtins(WHOLE)) == WHOLE
+    assert msgspec.json.decode(ADAPTER.dump_json(WHOLE), type=Plain) == WHOLE
+    assert all(getattr(WHOLE, name) not in (None, {}) for name in Plain.__struct_fields__)
+
+
+def test_the_schema_says_every_field_and_no_other() -> None:
+    """From the struct itself, nested ones included, and without references that a document would have to follow."""
+    schema = ADAPTER.json_schema()
+    assert set(schema["properties"]) == set(Plain.__struct_fields__) and schema["additionalProperties"] is False
+    nested = schema["properties"]["per_model"]["additionalProperties"]
+    assert set(nested["properties"]) == set(Limits.__struct_fields__) and nested["additionalProperties"] is False
+    assert set(schema["properties"]["monthly_budget"]["anyOf"][0]["properties"]) == set(Budget.__struct_fields__)
+    assert set(schema["properties"]["priority"]["anyOf"][0]["enum"]) == set(PriorityClass)
+
+
+@pytest.mark.parametrize("shape", [TenantChange, KeyPatch])
+def test_a_change_says_something(shape: type[TenantChange | KeyPatch]) -> None:
+    """An empty one is a mistake."""
+    with pytest.raises(ValidationError, match="Say what to change"):
+        shape.model_validate({})
+
+
+def test_what_is_left_out_is_nothing() -> None:
+    """A tenant without a policy has no bounds."""
+    assert TenantNew(name="acme").policy == Plain()
