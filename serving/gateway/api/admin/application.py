@@ -7,12 +7,10 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import msgspec
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import HTTPException, RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
-from starlette.requests import Request
-from starlette.responses import Response
 
 from serving.errors import (
     InvalidRequest,
@@ -23,7 +21,7 @@ from serving.errors import (
     UnknownParameter,
 )
 from serving.gateway.api.admin import handlers
-from serving.gateway.api.admin.shapes import ErrorAnswer
+from serving.gateway.api.admin.shapes import ErrorAnswer, PolicyFault
 
 PREFIX = "/admin/v1"
 DOCUMENT_PATH = f"{PREFIX}/openapi.json"
@@ -143,11 +141,12 @@ async def _refuse_invalid(_: Request, error: Exception) -> Response:
         raise ResourceNotFound
     if (place, names) == ("header", ["if-match"]) and first["type"] == "missing":
         raise PreconditionRequired("Send the ETag of what is to be changed as If-Match, or * for whatever it is now.")
-    where = (first.get("ctx") or {}).get("where", "")
-    param = (".".join(str(name) for name in names) + where).removeprefix(".")
-    if first["type"] == "extra_forbidden":
-        raise UnknownParameter(param[:256])
-    raise InvalidRequest(f"{param or 'body'}: {first['msg']}."[:512], param=param[:256] or None)
+    cause = (first.get("ctx") or {}).get("error")
+    where = cause.where if isinstance(cause, PolicyFault) else ""
+    param = (".".join(str(name) for name in names) + where).removeprefix(".")[:256]
+    if first["type"] == "extra_forbidden" or (isinstance(cause, PolicyFault) and cause.is_unknown):
+        raise UnknownParameter(param)
+    raise InvalidRequest(f"{param or 'body'}: {cause or first['msg']}."[:512], param=param or None)
 
 
 async def _refuse_unread(_: Request, __: Exception) -> Response:

@@ -10,11 +10,11 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
     model_validator,
 )
-from pydantic_core import PydanticCustomError, core_schema
 
 from serving.gateway import policies
 from serving.gateway.identity.registry import KEY_NAME_MAX, LIFETIME_MAX_S, Key, Tenant
@@ -28,18 +28,13 @@ TENANT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 KEY_ID = r"^[a-z0-9]{1,32}$"
 
 
-class _PolicyAsIs:
-    """A policy as `policies.Policy` reads and writes it, with the schema that has: one source for all who speak of policies."""
+class PolicyFault(ValueError):
+    """What is wrong with a policy, and where in it."""
 
-    @classmethod
-    def __get_pydantic_core_schema__(cls, _: object, __: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        written = core_schema.plain_serializer_function_ser_schema(msgspec.to_builtins)
-        return core_schema.no_info_plain_validator_function(_read_policy, serialization=written)
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, _: core_schema.CoreSchema, __: GetJsonSchemaHandler) -> dict[str, Any]:
-        schema = msgspec.json.schema(policies.Policy)
-        return dict(_inlined(schema["$defs"]["Policy"], schema["$defs"]))
+    def __init__(self, said: str, where: str) -> None:
+        super().__init__(said)
+        self.where = where
+        self.is_unknown = said.startswith("Object contains unknown field")
 
 
 def _read_policy(value: object) -> policies.Policy:
@@ -49,12 +44,10 @@ def _read_policy(value: object) -> policies.Policy:
         return msgspec.convert(_counted(value), policies.Policy)
     except msgspec.ValidationError as error:
         said, _, path = str(error).partition(" - at `$")
-        where = path.removesuffix("`")
-        if said.startswith("Object contains unknown field"):
-            raise PydanticCustomError(
-                "extra_forbidden", "{where}", {"where": f"{where}.{said.split('`')[1]}"}
-            ) from None
-        raise PydanticCustomError("policy", "{said}", {"said": said, "where": where}) from None
+        fault = PolicyFault(said, path.removesuffix("`"))
+        if fault.is_unknown:
+            fault.where += f".{said.split('`')[1]}"
+        raise fault from None
 
 
 def _counted(value: object) -> object:
@@ -74,7 +67,18 @@ def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
     return {name: _inlined(value, definitions) for name, value in node.items()}
 
 
-Policy = Annotated[policies.Policy, _PolicyAsIs]
+def _policy_schema() -> dict[str, Any]:
+    schema = msgspec.json.schema(policies.Policy)
+    return dict(_inlined(schema["$defs"]["Policy"], schema["$defs"]))
+
+
+# As `policies.Policy` reads and writes it, with the schema that has: one source for all who speak of policies.
+Policy = Annotated[
+    policies.Policy,
+    PlainValidator(_read_policy),
+    PlainSerializer(msgspec.to_builtins),
+    WithJsonSchema(_policy_schema()),
+]
 TenantName = Annotated[str, Field(pattern=TENANT_NAME, description="A letter or digit, then up to 62 of A-Za-z0-9._-")]
 KeyName = Annotated[str, Field(pattern=r"^[ -~]*$", max_length=KEY_NAME_MAX, description="What it is for.")]
 # To the microsecond, as the database has it.
@@ -95,7 +99,7 @@ class _Change(_Asked):
     @model_validator(mode="after")
     def _says_something(self) -> Self:
         if not self.model_fields_set:
-            raise PydanticCustomError("nothing", "Say what to change")
+            raise ValueError("say what to change")
         return self
 
 
