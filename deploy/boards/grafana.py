@@ -57,15 +57,6 @@ class Variable:
 
 
 @dataclass(frozen=True)
-class Number:
-    """A number that the reader can write, such as a price."""
-
-    name: str
-    title: str
-    default: str
-
-
-@dataclass(frozen=True)
 class Board:
     """One dashboard; its file and its address are called after `name`."""
 
@@ -73,7 +64,7 @@ class Board:
     title: str
     reader: str
     rows: tuple[Row, ...]
-    variables: tuple[Variable | Number, ...] = ()
+    variables: tuple[Variable, ...] = ()
 
 
 def render(board: Board) -> Json:
@@ -185,17 +176,7 @@ def _datasource() -> Json:
     return {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"}
 
 
-def _variable(variable: Variable | Number) -> Json:
-    if isinstance(variable, Number):
-        default = {"text": variable.default, "value": variable.default}
-        return {
-            "name": variable.name,
-            "label": variable.title,
-            "type": "textbox",
-            "query": variable.default,
-            "current": default,
-            "options": [default | {"selected": True}],
-        }
+def _variable(variable: Variable) -> Json:
     # `.*` rather than a list of all: a metric without the label is shown too.
     everything = {} if variable.is_single else {"includeAll": True, "multi": True, "allValue": ".*", "current": _ALL}
     return {

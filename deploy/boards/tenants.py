@@ -1,8 +1,8 @@
-"""Tenants: who uses how much, and what would it cost?"""
+"""Tenants: who uses how much, and what does it cost?"""
 
 from __future__ import annotations
 
-from boards.grafana import Board, Number, Panel, Row
+from boards.grafana import Board, Panel, Row
 from boards.promql import HERE, MODEL, MODELS, NAMESPACE, TENANTS, grown, rate, share
 from boards.shared import TOKENS
 
@@ -10,17 +10,13 @@ TENANT = HERE + ',tenant=~"$tenant"'
 TOKENS_BY_TENANT = "serving_gateway_tenant_tokens_total"
 _PROMPT = TENANT + ',kind="prompt"'
 _COMPLETION = TENANT + ',kind="completion"'
-#: Of a tenant that has only one of both kinds too.
-_COST = (
-    f"sum by (tenant) (increase({TOKENS_BY_TENANT}{{{_PROMPT}}}[$__range]) * $prompt_price / 1e6"
-    f" or increase({TOKENS_BY_TENANT}{{{_COMPLETION}}}[$__range]) * $completion_price / 1e6)"
-)
+_COST = grown("serving_gateway_tenant_cost_total", "tenant", TENANT)
 _SERVED = rate("serving_gateway_requests_total", where=MODEL + ',outcome="ok"')
 
 BOARD = Board(
     "tenants",
     "gpt-oss-serving: tenants and cost",
-    "Who uses how much, and what would it cost at your prices? The ledger (`serving usage`) is the bill; this board only plots it.",
+    "Who uses how much, and what does it cost at your prices? The ledger (`serving usage`) is the bill; this board only plots it.",
     (
         Row(
             "Over the time shown",
@@ -28,8 +24,8 @@ BOARD = Board(
                 Panel(
                     "Cost by tenant",
                     "short",
-                    "Tokens times the two prices above, which you enter: 1 each until then. An agent stuck in a loop "
-                    "shows here first: `serving usage --calls 20 --tenant NAME`.",
+                    "By the prices that were in force (`serving prices list`); nothing where there are none. An agent stuck in a "
+                    "loop shows here first: `serving usage --calls 20 --tenant NAME`.",
                     {"{{tenant}}": f"sort_desc({_COST})"},
                     kind="table",
                     columns=12,
@@ -85,6 +81,13 @@ BOARD = Board(
                     columns=12,
                     is_stacked=True,
                 ),
+                Panel(
+                    "Calls beyond a soft budget",
+                    "reqps",
+                    "Of tenants, and of keys, that have spent more of this month than their soft budget; the hard one refuses them.",
+                    {"{{tenant}}": rate("serving_gateway_tenant_over_soft_budget_total", "tenant", TENANT)},
+                    columns=24,
+                ),
             ),
         ),
         Row(
@@ -120,7 +123,5 @@ BOARD = Board(
         NAMESPACE,
         MODELS,
         TENANTS,
-        Number("prompt_price", "Price of a million prompt tokens", "1"),
-        Number("completion_price", "Price of a million completion tokens", "1"),
     ),
 )

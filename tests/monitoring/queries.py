@@ -24,8 +24,6 @@ EVERYTHING: Mapping[str, str] = {
     "model": ".*",
     "cell": ".*",
     "tenant": ".*",
-    "prompt_price": "1",
-    "completion_price": "1",
     "__rate_interval": "1m",
     "__range": "1m",
     "__interval": "5s",

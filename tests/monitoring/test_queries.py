@@ -12,7 +12,7 @@ import pytest
 from metrics_catalog import catalog
 from tests.monitoring.catalog import exposition
 from tests.monitoring.prometheus import FULLNAME, NAMESPACE, Json, Prometheus, Refused, as_the_chart, running
-from tests.monitoring.queries import EVERYTHING, Query, every, filled_in, grouped_by, selectors
+from tests.monitoring.queries import Query, every, filled_in, grouped_by, selectors
 from tests.monitoring.rules import groups, recorded
 
 QUERIES = every()
@@ -137,16 +137,6 @@ def test_boards_show_what_was_exported(place: str, prometheus: Prometheus) -> No
     assert prometheus.value(query.expression) == pytest.approx(SHOWN[place], rel=1e-6)
 
 
-def test_cost_is_tokens_times_prices(prometheus: Prometheus) -> None:
-    """A tenant's cost is that of its prompt tokens and its completion tokens, of which there are twice as many here."""
-    (query,) = [it for it in every() if it.place.startswith("tenants / Cost by tenant")]
-    (dear,) = [it for it in every(_priced("3", "5")) if it.place.startswith("tenants / Cost by tenant")]
-
-    at_one = prometheus.value(query.expression)
-
-    assert prometheus.value(dear.expression) == pytest.approx(at_one / 3 * (3 * 1 + 5 * 2))
-
-
 def test_what_is_no_query_is_refused(prometheus: Prometheus) -> None:
     """Prometheus' own words say why."""
     with pytest.raises(Refused, match=r"parse error.*sum by"):
@@ -169,10 +159,6 @@ def test_what_an_expression_asks_for() -> None:
     assert selectors('rate(a{x="b",y=~"c|d"}[5m])')[0].matchers == (("x", "=", "b"), ("y", "=~", "c|d"))
     assert {it.metric for it in selectors(expression.replace("b{}", "b"))} == {"a_total", "e:f", "g_h", "i_j"}
     assert grouped_by(expression) == {"model", "cell"}
-
-
-def _priced(prompt: str, completion: str) -> dict[str, str]:
-    return {**EVERYTHING, "prompt_price": prompt, "completion_price": completion}
 
 
 def _scrape(address: str, path: str, job: str, **labels: str) -> Json:

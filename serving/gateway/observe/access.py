@@ -50,6 +50,8 @@ class AccessLine(msgspec.Struct, frozen=True):
     ttft_s: float | None
     retries: int
     usage: Usage
+    #: Its tenant or key has spent more of the month's money than its soft budget.
+    is_over_soft_budget: bool
     #: The body as it was sent, where `gateway.log_prompts` says so.
     prompt: str | None
 
@@ -74,6 +76,7 @@ def line_of(record: CallRecord) -> AccessLine:
         ttft_s=None if record.ttft_s is None else round(record.ttft_s, 6),
         retries=record.retries,
         usage=record.usage,
+        is_over_soft_budget=record.is_over_soft_budget,
         prompt=record.prompt,
     )
 

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from serving.config import Slo
 from serving.gateway.fleet.fleet import Model
+from serving.gateway.ledger.prices import MICROS
 from serving.gateway.nouns import CallRecord, Decision, Failure, InterTokenLatency, Outcome
 from serving.gateway.observe.slo import Verdict, judge
 from serving.wire import ReplicaState
@@ -146,6 +147,8 @@ class Metrics:
         )
         self._tenant_requests = self._counter("tenant_requests", "Requests ended.", "tenant", "outcome")
         self._tenant_tokens = self._counter("tenant_tokens", "Tokens billed.", "tenant", "kind")
+        self._tenant_cost = self._counter("tenant_cost", "Money billed, in the currency of the prices.", "tenant")
+        self._over_budget = self._counter("tenant_over_soft_budget", "Calls beyond a month's soft budget.", "tenant")
         self._one_open = _OneMore(Gauge("serving_gateway_open_requests", "Requests held now.", registry=self.registry))
 
     def _declare_calls(self) -> None:
@@ -233,6 +236,10 @@ class Metrics:
         for kind, tokens in (("prompt", usage.prompt_tokens), ("completion", usage.completion_tokens)):
             if tokens > 0:
                 self._tenant_tokens(tenant, kind).inc(tokens)
+        if record.price_micros:
+            self._tenant_cost(tenant).inc(record.price_micros / MICROS)
+        if record.is_over_soft_budget:
+            self._over_budget(tenant).inc()
 
     def _count_call(self, record: CallRecord, model: str) -> None:
         self._waiting(model).observe(record.waited_s)

@@ -78,6 +78,18 @@ async def test_a_thousand_tenants_fit_one_megabyte() -> None:
     assert len(await counted.render()) < 1_000_000
 
 
+async def test_money_is_counted_by_tenant() -> None:
+    """In the currency; calls beyond a soft budget apart. A tenant without prices has no series."""
+    counted = metrics()
+    for micros, is_over in ((1_500_000, False), (250_000, True), (None, False)):
+        one = record(price_micros=micros)
+        one.is_over_soft_budget = is_over
+        counted.settle(one)
+    text = await counted.render()
+    assert value(text, "serving_gateway_tenant_cost_total", tenant="acme") == 1.75
+    assert value(text, "serving_gateway_tenant_over_soft_budget_total", tenant="acme") == 1
+
+
 async def text_of(world: World) -> bytes:
     return (await world.ask("GET", "/metrics", headers={})).body
 
