@@ -14,7 +14,7 @@ import typer
 
 from serving import catalog, config, secret
 from serving.errors import Refusal
-from serving.gateway.cli import accounting, commands, pricing, users
+from serving.gateway.cli import accounting, commands, policing, pricing, users
 from serving.gateway.identity import keys
 from serving.lifetime import end_with
 from serving.operate import commands as operate
@@ -22,6 +22,7 @@ from serving.operate import commands as operate
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(commands.tenants, name="tenants")
 app.add_typer(commands.keys, name="keys")
+app.add_typer(policing.policies, name="policies")
 app.add_typer(commands.store, name="store")
 app.add_typer(pricing.prices, name="prices")
 app.add_typer(users.users, name="users")

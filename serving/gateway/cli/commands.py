@@ -115,6 +115,28 @@ def list_keys(
         _print_table(header, [_key_cells(key, time.time()) for key in found])
 
 
+@keys.command("update")
+def update_key(
+    context: typer.Context,
+    key_id: str,
+    name: Annotated[str | None, typer.Option(help="What the key is for.")] = None,
+    role: Annotated[Role | None, typer.Option(help="What it may administer.")] = None,
+    allow: Annotated[
+        list[Right] | None, typer.Option(help="A right, in place of those it has; repeat for more.")
+    ] = None,
+    is_plain: Annotated[bool, typer.Option("--allow-nothing", help="Take its rights away.")] = False,
+) -> None:
+    """Give a key another name or role, or other rights; `serving policies set --key` bounds it."""
+    from serving.gateway.identity.registry import KeyChange
+
+    allowed = () if is_plain else tuple(allow) if allow else None
+    if (name, role, allowed) == (None, None, None):
+        raise Refusal("Say what to change: --name, --role, --allow or --allow-nothing.")
+    with _registry(_settings(context)) as registry:
+        registry.update_key(key_id, KeyChange(name, allowed, role))
+    typer.echo(f"Key {key_id} is changed; running gateways know within two seconds.")
+
+
 @keys.command("rotate")
 def rotate_key(
     context: typer.Context,
@@ -187,11 +209,10 @@ def restore(
 
 @contextmanager
 def _registry(settings: Settings) -> Iterator[Registry]:
-    from serving.gateway.cli.opening import opened
-    from serving.gateway.identity.registry import Registry
+    from serving.gateway.cli.opening import registered
 
-    with opened(settings) as (store, keyring):
-        yield Registry(store, keyring, time.time)
+    with registered(settings) as registry:
+        yield registry
 
 
 def _print_key(key: str, is_quiet: bool) -> None:

@@ -30,6 +30,13 @@ def opened(settings: Settings) -> Iterator[tuple[Store, Keyring]]:
         yield store, Keyring.open(store, settings.store.pepper_file)
 
 
+@contextmanager
+def registered(settings: Settings) -> Iterator[Registry]:
+    """Tenants and keys, for the user of this command."""
+    with opened(settings) as (store, keyring):
+        yield Registry(store, keyring, time.time)
+
+
 def migrate(settings: Settings) -> Key | None:
     """Bring the database to this version's tables and register the first key; does nothing where that is done.
 
