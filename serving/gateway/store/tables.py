@@ -173,21 +173,26 @@ gateways = Table(
     Column("seen_at", Moment, nullable=False),
 )
 
-# What limits have counted, for gateways that share them without Redis (serving/gateway/admission).
+# What limits have counted, for gateways that share them without Redis (serving/gateway/admission/counters). Times are microseconds
+# since the epoch.
 counters = Table(
     "counters",
     metadata,
-    Column("name", String(255), primary_key=True),
+    Column("name", String(512), primary_key=True),
     Column("value", BigInteger, nullable=False),
-    # Microseconds since the epoch.
-    Column("ends_at_us", BigInteger, nullable=False),
+    Column("moment_us", BigInteger, nullable=False),
+    # When it was last read from the ledger.
+    Column("seeded_at_us", BigInteger, nullable=False),
+    # From when on nothing is lost with it.
+    Column("idle_at_us", BigInteger, nullable=False),
 )
 
-# Reservations in them that are not settled; one that has ended is a gateway's that died.
+# Reservations in them that are not settled; one that has ended is a gateway's that died. And those that are settled, under the name
+# `settled`, for a while: what is repeated changes nothing.
 leases = Table(
     "leases",
     metadata,
-    Column("counter", String(255), primary_key=True),
+    Column("counter", String(512), primary_key=True),
     Column("id", String(32), primary_key=True),
     Column("amount", BigInteger, nullable=False),
     Column("ends_at_us", BigInteger, nullable=False),

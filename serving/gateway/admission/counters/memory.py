@@ -56,6 +56,16 @@ class MemoryCounters:
         self._sweep(now_us)
         return verdict
 
+    def adopt(self, lease: str, draws: Sequence[Draw]) -> None:
+        """A call that was counted elsewhere is open: all else it has taken is counted there."""
+        now_us = self._clock_us()
+        self._held[lease] = dict.fromkeys((draw.name for draw in draws), 0)
+        for draw in draws:
+            state = self._state(draw.name)
+            if not policy.is_known(draw, state):
+                state = State(0, draw.ends_at_us)
+            self._keep((draw,), (policy.take(draw, state, 0, now_us),))
+
     def top_up(self, lease: str, draws: Sequence[Draw]) -> None:
         """Take more of counters that the lease has drawn from."""
         if (held := self._held.get(lease)) is None:
@@ -74,6 +84,11 @@ class MemoryCounters:
         for draw, amount in zip(reserved, amounts, strict=True):
             state = policy.settle(draw, self._state(draw.name), held.get(draw.name, 0), amount, now_us)
             self._keep((draw,), (state,))
+
+    def taken(self, name: str) -> int:
+        """What calls have taken of a window, and reserved."""
+        state = self._state(name)
+        return state.value + state.held
 
     def _state(self, name: str) -> State:
         found = self._counters.get(name)

@@ -47,10 +47,15 @@ def decide(draws: Sequence[Draw], states: Sequence[State], now_us: int) -> tuple
     """Take all draws or none. All windows must be known."""
     for place, draw in enumerate(draws):
         if not _fits(draw, states[place], now_us):
-            retry_in_us = _retry_in_us(draw, states[place], now_us)
-            return Verdict(_levels(draws, states, now_us), place, retry_in_us), states
+            return verdict(draws, states, place, now_us), states
     taken = [take(draw, state, draw.amount, now_us) for draw, state in zip(draws, states, strict=True)]
-    return Verdict(_levels(draws, taken, now_us)), taken
+    return verdict(draws, taken, None, now_us), taken
+
+
+def verdict(draws: Sequence[Draw], states: Sequence[State], refused: int | None, now_us: int) -> Verdict:
+    """What is said of a decision that left the counters in these states."""
+    levels = tuple([level(draw, state, now_us) for draw, state in zip(draws, states, strict=True)])
+    return Verdict(levels, refused, None if refused is None else _retry_in_us(draws[refused], states[refused], now_us))
 
 
 def take(draw: Draw, state: State, amount: int, now_us: int) -> State:
@@ -89,10 +94,6 @@ def level(draw: Draw, state: State, now_us: int) -> Level:
     if draw.kind is _OPEN:
         return Level(max(0, draw.limit - state.held), 0)
     return Level(max(0, draw.limit - state.value - state.held), max(0, state.moment_us - now_us))
-
-
-def _levels(draws: Sequence[Draw], states: Sequence[State], now_us: int) -> tuple[Level, ...]:
-    return tuple([level(draw, state, now_us) for draw, state in zip(draws, states, strict=True)])
 
 
 def _fits(draw: Draw, state: State, now_us: int) -> bool:

@@ -56,13 +56,15 @@ def upgrade() -> None:
     )
     op.create_table(
         "counters",
-        sa.Column("name", sa.String(255), primary_key=True),
+        sa.Column("name", sa.String(512), primary_key=True),
         sa.Column("value", sa.BigInteger, nullable=False),
-        sa.Column("ends_at_us", sa.BigInteger, nullable=False),
+        sa.Column("moment_us", sa.BigInteger, nullable=False),
+        sa.Column("seeded_at_us", sa.BigInteger, nullable=False),
+        sa.Column("idle_at_us", sa.BigInteger, nullable=False),
     )
     op.create_table(
         "leases",
-        sa.Column("counter", sa.String(255), primary_key=True),
+        sa.Column("counter", sa.String(512), primary_key=True),
         sa.Column("id", sa.String(32), primary_key=True),
         sa.Column("amount", sa.BigInteger, nullable=False),
         sa.Column("ends_at_us", sa.BigInteger, nullable=False),

@@ -1,0 +1,227 @@
+"""SharedCounters: renewal, seeding, outages of a real server, and that no call waits for one twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from serving.errors import StoreUnavailable
+from serving.gateway.admission.counters import shared
+from serving.gateway.admission.counters.counter import Draw, Kind
+from serving.gateway.admission.counters.redis import RedisTally
+from serving.gateway.admission.counters.seeding import RETRY_US, Seeds, nothing
+from serving.gateway.admission.counters.shared import SharedCounters
+from tests.gateway import valkey
+from tests.gateway.admission.counters.histories import DAY_US, MINUTE_US, RENEWAL_US, START_US, Clock
+from tests.gateway.admission.counters.outages import Cut, Outage
+from tests.gateway.valkey import PASSWORD, Valkey
+
+RATE = Draw("t/tokens", Kind.RATE, 100, 10, period_us=MINUTE_US)
+WINDOW = Draw("t/day", Kind.WINDOW, 100, 10, ends_at_us=START_US + DAY_US)
+OPEN = Draw("t/open", Kind.OPEN, 5, 1)
+PEEK = Draw("t/none", Kind.OPEN, 0, 1)
+
+
+@asynccontextmanager
+async def gateway(
+    server: Valkey, clock: Clock, seeds: Seeds = nothing, outage: Outage | None = None, alone_max_s: float | None = None
+) -> AsyncIterator[SharedCounters]:
+    tally = RedisTally(server.url_file(), is_cluster=False, timeout_s=10, clock_us=clock)
+    counters = SharedCounters(
+        Cut(tally, outage or Outage()),
+        seeds=seeds,
+        gateways=lambda: 2,
+        timeout_s=0.5,
+        alone_max_s=alone_max_s,
+        clock_us=clock,
+    )
+    try:
+        yield counters
+    finally:
+        await counters.close()
+
+
+async def remaining(counters: SharedCounters, *draws: Draw) -> list[int]:
+    verdict = await counters.reserve("peek", [*draws, PEEK])
+    return [level.remaining for level in verdict.levels[:-1]]
+
+
+async def test_what_a_dead_gateway_held_comes_back(alone: Valkey) -> None:
+    """After LEASE_S; what a living one holds stays for as long as it holds it."""
+    alone.empty()
+    clock = Clock()
+    async with gateway(alone, clock) as dies, gateway(alone, clock) as lives:
+        await dies.reserve("a", [WINDOW, OPEN])
+        await lives.reserve("b", [WINDOW, OPEN])
+        assert await remaining(lives, WINDOW, OPEN) == [80, 3]
+        for _ in range(4):
+            clock.now_us += RENEWAL_US
+            await lives.renew()
+        assert await remaining(lives, WINDOW, OPEN) == [90, 4]
+        lives.settle("b", [WINDOW, OPEN], [3, 1])
+        await lives.flush()
+        assert await remaining(lives, WINDOW, OPEN) == [97, 5]
+
+
+async def test_a_redis_that_was_emptied_learns_what_is_true(alone: Valkey) -> None:
+    """Windows begin where the ledger is, and calls that are open are said anew."""
+    alone.empty()
+    clock = Clock()
+
+    async def seeds(names: Sequence[str]) -> Sequence[int]:
+        return [40] * len(names)
+
+    async with gateway(alone, clock, seeds) as counters:
+        await counters.reserve("a", [WINDOW, OPEN])
+        alone.empty()
+        assert await remaining(counters, WINDOW) == [60]
+        await counters.renew()
+        assert await remaining(counters, WINDOW, OPEN) == [50, 4]
+        counters.settle("a", [WINDOW, OPEN], [5, 1])
+        await counters.flush()
+        assert await remaining(counters, WINDOW, OPEN) == [55, 5]
+
+
+async def test_gateways_that_read_the_ledger_at_once_agree(alone: Valkey) -> None:
+    """The first to write it decides, and nothing that was taken since is lost."""
+    alone.empty()
+    clock = Clock()
+
+    async def seeds(names: Sequence[str]) -> Sequence[int]:
+        await asyncio.sleep(0.01)
+        return [40] * len(names)
+
+    async with gateway(alone, clock, seeds) as one, gateway(alone, clock, seeds) as other:
+        verdicts = await asyncio.gather(*((one, other)[it % 2].reserve(str(it), [WINDOW]) for it in range(8)))
+        assert sum(verdict.refused is None for verdict in verdicts) == 6
+
+
+async def test_a_window_that_could_not_be_read_is_read_later(alone: Valkey) -> None:
+    """No call is refused for it; and it has counted what the ledger says then, at least."""
+    alone.empty()
+    clock = Clock()
+    is_away = True
+
+    async def seeds(names: Sequence[str]) -> Sequence[int]:
+        if is_away:
+            raise StoreUnavailable("away")
+        return [90] * len(names)
+
+    async with gateway(alone, clock, seeds) as counters:
+        assert (await counters.reserve("a", [WINDOW])).refused is None
+        is_away = False
+        clock.now_us += RETRY_US
+        await counters.renew()
+        assert await remaining(counters, WINDOW) == [0]
+
+
+async def test_a_server_that_hangs_is_waited_for_once() -> None:
+    """A killed or hanging Valkey refuses no call; one line says so, and one that it is over, without its address."""
+    clock = Clock()
+    with valkey.running() as server:
+        async with gateway(server, clock) as counters:
+            assert (await counters.reserve("a", [RATE, WINDOW, OPEN])).refused is None
+            server.hang()
+            verdicts = await asyncio.gather(*(counters.reserve(f"b{it}", [RATE, OPEN]) for it in range(2)))
+            assert [it.refused for it in verdicts] == [
+                None,
+                1,
+            ]  # one call is open already, and 2 is this gateway's part
+            assert counters.is_alone and counters.outages == 1
+            for it in range(100):
+                await counters.reserve(f"c{it}", [RATE])
+            assert counters.decisions_alone == 102
+            server.wake()
+            await counters.come_back()
+            assert not counters.is_alone
+            server.kill()
+            assert (await counters.reserve("d", [WINDOW])).refused is None and counters.outages == 2
+            counters.settle("a", [RATE, WINDOW, OPEN], [1, 1, 1])
+            server.start()
+            await counters.come_back()
+            assert not counters.is_alone
+
+
+async def test_logs_say_when_an_outage_begins_and_ends(alone: Valkey, caplog: pytest.LogCaptureFixture) -> None:
+    """A line each, however many calls there are."""
+    alone.empty()
+    outage = Outage()
+    async with gateway(alone, Clock(), outage=outage) as counters:
+        outage.is_on = True
+        for it in range(10):
+            await counters.reserve(str(it), [RATE])
+            await counters.come_back()
+        outage.is_on = False
+        await counters.come_back()
+    began, over = (record.getMessage() for record in caplog.records)
+    assert began == "limits cannot be counted together: taken away. This gateway counts 1/2 of each"
+    assert over == "limits are counted together again, after 0 s"
+    assert PASSWORD not in caplog.text and str(alone.port) not in caplog.text
+    assert counters.decisions_alone == 10
+
+
+async def test_an_outage_may_last_as_long_as_is_set(alone: Valkey) -> None:
+    """After that calls with limits are refused with 503: what they cost could not be bounded any more."""
+    alone.empty()
+    outage, clock = Outage(), Clock()
+    async with gateway(alone, clock, outage=outage, alone_max_s=60) as counters:
+        outage.is_on = True
+        clock.now_us += 60_000_000
+        assert (await counters.reserve("a", [RATE])).refused is None
+        clock.now_us += 60_000_001
+        with pytest.raises(StoreUnavailable):
+            await counters.reserve("b", [RATE])
+        assert (await counters.reserve("c", [])).refused is None
+        outage.is_on = False
+        await counters.come_back()
+        assert (await counters.reserve("d", [RATE])).refused is None
+
+
+async def test_a_client_that_leaves_while_it_is_decided_holds_nothing(alone: Valkey) -> None:
+    """Whether its reservation was made or not, it is given up."""
+    alone.empty()
+    clock = Clock()
+    async with gateway(alone, clock) as counters:
+        await remaining(counters, WINDOW, OPEN)
+        for delay_s in (0.0, 0.0001, 0.0003, 0.001):
+            call = asyncio.create_task(counters.reserve(f"{delay_s}", [WINDOW, OPEN]))
+            await asyncio.sleep(delay_s)
+            if call.cancel():
+                with suppress(asyncio.CancelledError):
+                    await call
+            else:
+                counters.settle(f"{delay_s}", [WINDOW, OPEN], [0, 1])
+            await counters.flush()
+        await asyncio.sleep(0.05)
+        await counters.flush()
+        assert await remaining(counters, WINDOW, OPEN) == [100, 5]
+
+
+async def test_the_task_does_all_this_by_itself(alone: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It writes what calls leave it, comes back from outages, and is not woken while nothing is open."""
+    monkeypatch.setattr(shared, "PROBE_S", 0.01)
+    alone.empty()
+    outage, clock = Outage(), Clock()
+    async with gateway(alone, clock, outage=outage) as counters, gateway(alone, clock) as other:
+        task = asyncio.create_task(counters.run())
+        await counters.reserve("a", [WINDOW, OPEN])
+        counters.settle("a", [WINDOW, OPEN], [1, 1])
+        await until(other, [99, 5])
+        outage.is_on = True
+        await counters.reserve("b", [WINDOW, OPEN])
+        counters.settle("b", [WINDOW, OPEN], [2, 1])
+        outage.is_on = False
+        await until(other, [97, 5])
+        assert not task.done()
+        task.cancel()
+
+
+async def until(counters: SharedCounters, levels: list[int]) -> None:
+    for _ in range(3000):
+        if await remaining(counters, WINDOW, OPEN) == levels:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError
