@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -21,7 +21,9 @@ import pytest
 
 from serving.config import Settings, StoreSettings
 from serving.gateway.cli import opening
+from serving.gateway.identity import changes
 from serving.gateway.identity.keys import mint
+from serving.gateway.identity.registry import Registry
 from serving.gateway.ledger.ledger import Ledger
 from serving.gateway.server import COLLECTED_AFTER, freeze
 from tests.gateway.places import Place, PostgresPlace, SqlitePlace
@@ -130,6 +132,76 @@ async def test_two_gateways_on_one_database_know_each_others_keys(unmigrated: Po
         ledger = "select outcome, count(distinct gateway_id) from ledger group by outcome"
         await until(lambda: unmigrated.execute(ledger) == [("ok", 2)])
     assert not (tmp_path / "a" / "admin.key").exists() and not (tmp_path / "a" / "pepper").exists()
+
+
+#: No answer about a key ends by itself in a test.
+REMEMBERED = {"SERVING_GATEWAY__KEY_CACHE_S": "3600"}
+
+
+async def _code(url: str, key: str) -> str:
+    """How a call ends on a connection of its own: `ok`, or the refusal's code."""
+    async with (
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}) as client,
+        client.get(f"{url}/v1/models") as answer,
+    ):
+        return "ok" if answer.status == 200 else str((await answer.json())["error"]["code"])
+
+
+async def _all_refuse(urls: Sequence[str], key: str, code: str) -> None:
+    """Wait until every one of them does so, for far longer than it takes: a busy machine must not fail this."""
+    for _ in range(600):
+        if {await _code(url, key) for url in urls} == {code}:
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError("the key still opens a gateway")
+
+
+async def test_a_revoked_key_is_refused_by_every_gateway(unmigrated: PostgresPlace, tmp_path: Path) -> None:
+    """Two processes on one database, both of which remember the key for an hour: they ask what was changed every half second.
+
+    So does a key that was rotated work on both, and the old one beside it until its grace is over.
+    """
+    (tmp_path / "pepper").write_bytes(os.urandom(32))
+    given = unmigrated.environment() | {"SERVING_STORE__PEPPER_FILE": str(tmp_path / "pepper")} | REMEMBERED
+    del given["SERVING_HOME"]
+    store_settings = StoreSettings(url_file=unmigrated.settings.url_file, pepper_file=tmp_path / "pepper")
+    opening.migrate(Settings(home=tmp_path, store=store_settings))
+    assert changes.INTERVAL_S <= 0.5
+    ports = free_port(), free_port()
+    urls = [f"http://127.0.0.1:{port}" for port in ports]
+    async with (
+        ScriptedEngine() as engine,
+        served(tmp_path / "a", ports[0], engine.url, **given),
+        served(tmp_path / "b", ports[1], engine.url, **given),
+    ):
+        with opening.opened(Settings(home=tmp_path, store=store_settings)) as (store, keyring):
+            registry = Registry(store, keyring, time.time)
+            registry.create_tenant("acme")
+            old = registry.create_key("acme")
+            assert [await _code(url, old) for url in urls] == ["ok", "ok"]
+            new = registry.rotate_key(old[3:13], grace_s=3600)
+            assert [await _code(url, key) for url in urls for key in (old, new)] == ["ok"] * 4
+            registry.revoke_key(old[3:13])
+            await _all_refuse(urls, old, "key_revoked")
+            assert [await _code(url, new) for url in urls] == ["ok", "ok"]
+            registry.update_tenant("acme", is_disabled=True)
+            await _all_refuse(urls, new, "tenant_disabled")
+
+
+async def test_a_revoked_key_is_refused_by_every_worker(tmp_path: Path) -> None:
+    """On SQLite, whose files tell that something was written."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    settings = REMEMBERED | {"SERVING_GATEWAY__WORKERS": "2"}
+    async with ScriptedEngine() as engine, served(tmp_path, port, engine.url, **settings):
+        with opening.opened(Settings(home=tmp_path)) as (store, keyring):
+            registry = Registry(store, keyring, time.time)
+            registry.create_tenant("acme")
+            key = registry.create_key("acme")
+            # Connections are dealt out by chance: in twenty of them, each worker has some.
+            assert [await _code(url, key) for _ in range(20)] == ["ok"] * 20
+            registry.revoke_key(key[3:13])
+            await _all_refuse([url] * 20, key, "key_revoked")
 
 
 async def _read_until(content: aiohttp.StreamReader, mark: bytes) -> bytes:

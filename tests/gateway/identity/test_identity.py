@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from serving import config
 from serving.config import GatewaySettings
 from serving.errors import ApiError
 from serving.gateway.http.asgi import Request
@@ -18,6 +22,7 @@ from serving.gateway.identity import identity as limits
 from serving.gateway.identity import jwks
 from serving.gateway.identity.identity import USER_HEADER, Identity
 from serving.gateway.identity.keyring import Keyring
+from serving.gateway.identity.keys import id_of, mint
 from serving.gateway.identity.registry import Registry
 from serving.gateway.identity.tenants import Tenants
 from serving.gateway.nouns import OIDC, Caller, Right, Role
@@ -112,6 +117,41 @@ async def test_a_token_opens_the_api_as_a_key_does(tmp_path: Path) -> None:
         assert "ada" not in said and str(ref) not in said and issuer.url not in said
 
 
+async def test_a_keys_last_use_is_written_at_the_end_at_the_latest(tmp_path: Path) -> None:
+    """Of a key that opened, and of no other."""
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
+        unused = world.registry.create_key("acme")
+        assert (await world.ask("GET", "/v1/models", headers=bearing(unused[:-1] + "x"))).status == 401
+        assert (await world.ask("GET", "/v1/models")).status == 200
+        begun = int(time.time())
+    ((used, at),) = SqlitePlace(tmp_path).execute("select id, last_used_at from keys where last_used_at is not null")
+    assert used == id_of(world.key)
+    assert str(at)[:16] in {time.strftime("%Y-%m-%d %H:%M", time.gmtime(begun - it)) for it in range(180)}
+
+
+def readme_settings() -> config.Issuer:
+    """The README's example, as a gateway loads it."""
+    text = (Path(config.__file__).parents[1] / "README.md").read_text().split("## Single sign-on")[1]
+    (example,) = re.findall(r"```yaml\n(.*?)```", text.split("\n## ")[0], re.DOTALL)
+    (issuer,) = GatewaySettings(**yaml.safe_load(example)["gateway"]).oidc
+    return issuer
+
+
+async def test_the_readmes_example_signs_people_in(place: Place) -> None:
+    """Its settings as they stand, but for the issuer's address: claims of that kind become the tenant and the role."""
+    shown = readme_settings().model_dump(exclude={"issuer"}, exclude_unset=True)
+    async with desk(place, **shown) as one:
+        one.registry.create_tenant("research")
+        claims: dict[str, Any] = {
+            "aud": "llm-api",
+            "groups": ["everyone", "llm-research"],
+            "realm_access": {"roles": ["llm-owner"]},
+        }
+        caller = await one.identify(one.issuer.token(**claims))
+        assert (caller.tenant, caller.role) == ("research", Role.TENANT_ADMIN)
+        assert await one.code(one.issuer.token(aud="llm-api")) == "unknown_tenant"
+
+
 async def test_no_token_and_no_claim_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """In order or not."""
     async with signed_in(tmp_path) as (world, _, issuer):
@@ -139,6 +179,22 @@ async def test_each_refusal_reaches_the_client(tmp_path: Path) -> None:
             answer = await world.ask("POST", CHAT_PATH, CHAT, bearing(token))
             assert (answer.status, answer.error["code"]) == (401, code)
             assert answer.headers["www-authenticate"] == "Bearer"
+
+
+async def test_a_guess_at_anothers_key_is_answered_like_any_other(tmp_path: Path) -> None:
+    """Whether there is a key of that id, and whose, is in no status, header or body; asked once or again."""
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
+        theirs = world.key_of_another("globex")
+        guesses = (theirs[:14] + mint()[14:], theirs[:-1] + ("a" if theirs[-1] != "a" else "b"), mint(), mint())
+        answers = [await world.ask("POST", CHAT_PATH, CHAT, bearing(guess)) for guess in (*guesses, *guesses)]
+        assert (await world.ask("POST", CHAT_PATH, CHAT, bearing(theirs))).status == 200
+    said = {(it.status, it.body, tuple(sorted(_lasting(it.headers).items()))) for it in answers}
+    assert len(said) == 1 and answers[0].error["code"] == "invalid_api_key"
+
+
+def _lasting(headers: dict[str, str]) -> dict[str, str]:
+    """Those that do not name the one request."""
+    return {name: value for name, value in headers.items() if name not in ("x-request-id", "date")}
 
 
 async def test_without_issuers_a_token_is_a_key_like_any_other(tmp_path: Path) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 
 from serving.errors import StoreUnavailable, Unauthenticated
 from serving.gateway.identity import tenants as limits
@@ -366,6 +370,72 @@ def refusal(world: World, key: str) -> str | None:
     with pytest.raises(Unauthenticated) as refused:
         world.identify(key)
     return refused.value.code
+
+
+class SeenStore(Store):
+    """A real store that shows what its database is asked."""
+
+    asked: list[tuple[str, object]]
+
+    @contextmanager
+    def looking(self) -> Iterator[Connection]:
+        with super().looking() as connection:
+            event.listen(connection, "before_cursor_execute", self._see)
+            try:
+                yield connection
+            finally:
+                event.remove(connection, "before_cursor_execute", self._see)
+
+    def _see(self, *seen: Any) -> None:
+        _, _, statement, parameters, *_ = seen
+        self.asked.append((statement, parameters))
+
+
+def work(world: World, key: str) -> tuple[Counter[str], list[tuple[str, object]]]:
+    """All that is done to refuse a key that was never seen: lines of code, by thread, and what the database is asked."""
+    lines: Counter[str] = Counter()
+
+    def trace(frame: FrameType, kind: str, _: object) -> Any:
+        if "identity" in frame.f_code.co_filename and kind == "line":
+            place = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+            lines[f"{threading.current_thread().name.partition('_')[0]} {place}"] += 1
+        return trace
+
+    seen = SeenStore.open(world.home, world.place.settings)
+    seen.asked = []
+    tenants = Tenants(seen, world.keyring, key_cache_s=KEY_CACHE_S, lookup_timeout_s=LOOKUP_TIMEOUT_S)
+    before = sys.gettrace()
+    threading.settrace(trace)
+    sys.settrace(trace)
+    try:
+        with seen, tenants, pytest.raises(Unauthenticated):
+            asyncio.run(tenants.identify(key))
+    finally:
+        sys.settrace(before)
+        threading.settrace(before)
+    return lines, seen.asked
+
+
+def test_a_guess_takes_the_same_work_whatever_is_right_of_it(world: World) -> None:
+    """The same lines of code, and the same question, about nothing but an HMAC of the whole key: there is no time to measure.
+
+    Of a guess with an id that exists, and all of its secret but one character, as of one of which nothing is right.
+    """
+    last = "a" if world.key[-1] != "a" else "b"
+    lines, asked = work(world, mint())
+    for guess in (world.key[:14] + mint()[14:], world.key[:-1] + last, "sk-" + mint()[3:13] + world.key[13:]):
+        its_lines, its_asked = work(world, guess)
+        assert its_lines == lines
+        ((statement, parameters),) = its_asked
+        assert statement == asked[0][0] and _values(parameters) == [world.keyring.digest(guess)]
+    assert any(line.startswith("key-lookup") for line in lines), "the look-up's own thread was watched"
+
+
+def _values(parameters: Any) -> list[bytes]:
+    values = parameters.values() if isinstance(parameters, dict) else parameters
+    # psycopg wraps what is bytes.
+    unwrapped: list[Any] = [getattr(it, "obj", it) for it in values]
+    return [bytes(it) for it in unwrapped]
 
 
 def test_each_fault_of_a_key_has_its_own_code(world: World) -> None:
