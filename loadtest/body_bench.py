@@ -28,6 +28,7 @@ import uvloop
 from loadtest.relay_bench import MODEL, engine, free_port, wait_for
 from serving.config import GatewaySettings, Settings
 from serving.gateway.assembly import assemble
+from serving.gateway.audit.audit import Audit
 from serving.gateway.cli import opening
 from serving.gateway.http.protocol import BoundedHeaders
 from serving.gateway.identity.tenants import Tenants
@@ -114,7 +115,8 @@ def gateway(home: str, port: int, engine_port: int, cpu_s: Synchronized[float], 
             Tenants(store, keyring, key_cache_s=settings.gateway.key_cache_s, lookup_timeout_s=10)
         )
         ledger = opened.enter_context(Ledger(store, clock=time.time))
-        app = assemble(settings.gateway, store, tenants, ledger).gateway
+        audit = opened.enter_context(Audit(store, opening.signer(keyring), clock=time.time))
+        app = assemble(settings.gateway, store, tenants, ledger, audit).gateway
         bound = opened.enter_context(socket.create_server(("127.0.0.1", port)))
         config = uvicorn.Config(app, http=BoundedHeaders, ws="none", log_config=None, access_log=False)
         logging.disable()

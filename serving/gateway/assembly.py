@@ -32,6 +32,7 @@ from serving.gateway.api.metrics import MetricsPage
 from serving.gateway.api.models import Models
 from serving.gateway.api.visit import Handler
 from serving.gateway.app import Gateway
+from serving.gateway.audit.audit import Audit
 from serving.gateway.dialects import DIALECTS
 from serving.gateway.fleet.demand import Demands
 from serving.gateway.fleet.fleet import Fleet
@@ -92,7 +93,7 @@ class Assembled(msgspec.Struct, frozen=True):
 
 
 def assemble(
-    settings: GatewaySettings, store: Store, tenants: Tenants, ledger: Ledger, edges: Edges = _EDGES
+    settings: GatewaySettings, store: Store, tenants: Tenants, ledger: Ledger, audit: Audit, edges: Edges = _EDGES
 ) -> Assembled:
     """The application before the directories and engines that `settings` names. Raises Refusal when an issuer's CA cannot be used."""
     clock = edges.clock
@@ -122,7 +123,7 @@ def assemble(
         Relay(upstream, estimates, settings, edges.secret, clock),
         Reasoning(Seal(tenants.derived_key(seal.PURPOSE), edges.wall_clock), clock),
     )
-    administration = _administration(settings, store, identity, tenants, edges)
+    administration = _administration(settings, store, identity, tenants, audit, edges)
     entries: list[Entry[Handler]] = [
         Entry(ANY, front.PATH, administration.serve),
         *_inference_routes(inference),
@@ -132,7 +133,7 @@ def assemble(
     if settings.metrics_port is None:
         shown = MergedMetrics(edges.merged_page) if edges.merged_page else page
         entries.append(Entry("GET", metrics_page.PATH, shown.show))
-    recorder = Recorder(ledger, metrics, edges.write_access, fleet.lists, prices.of, clock)
+    recorder = Recorder(ledger, metrics, edges.write_access, fleet.lists, prices.of, clock, audit.settle)
     cors = Cors(settings.cors_origins)
     follower = Follower(store, identity.forget, prices.follow)
     running = partial(_running, upstream, polls, identity, prices, follower, administration)
@@ -141,11 +142,12 @@ def assemble(
 
 
 def _administration(
-    settings: GatewaySettings, store: Store, identity: Identity, tenants: Tenants, edges: Edges
+    settings: GatewaySettings, store: Store, identity: Identity, tenants: Tenants, audit: Audit, edges: Edges
 ) -> Front:
     registry = Registry(store, tenants.keyring, edges.wall_clock)
     kept = Repetitions(tenants.keyring.derived(repetitions.PURPOSE), edges.wall_clock)
-    return Front(identity, Office(store, registry, kept, edges.wall_clock), body_s=settings.timeouts.request_body_s)
+    office = Office(store, registry, kept, edges.wall_clock, audit)
+    return Front(identity, office, body_s=settings.timeouts.request_body_s)
 
 
 def _sources(settings: GatewaySettings, secret: PlaneSecret | None) -> Iterator[Source]:

@@ -25,6 +25,7 @@ from serving.gateway.api.merged import MergedPage
 from serving.gateway.api.metrics import MetricsPage
 from serving.gateway.app import Gateway
 from serving.gateway.assembly import Assembled, Edges, assemble
+from serving.gateway.audit.audit import Audit
 from serving.gateway.cli import opening
 from serving.gateway.http import certificates, descriptors
 from serving.gateway.http.certificates import Loaded
@@ -272,6 +273,7 @@ def _assembled(
         opened.enter_context(tenants)
         keep_days = settings.gateway.ledger_retention_days
         ledger = opened.enter_context(Ledger(store, clock=time.time, retention_days=keep_days))
+        audit = opened.enter_context(Audit(store, opening.signer(keyring), clock=time.time))
         edges = Edges(
             secret=_plane_secret(settings),
             tls=used.trusted.context if used.trusted else None,
@@ -281,7 +283,7 @@ def _assembled(
             merged_page=merged_page,
             is_successor=is_successor,
         )
-        yield assemble(settings.gateway, store, tenants, ledger, edges)
+        yield assemble(settings.gateway, store, tenants, ledger, audit, edges)
 
 
 def _access_log(log_format: Literal["json", "text"], opened: contextlib.ExitStack) -> Callable[[CallRecord], None]:

@@ -10,6 +10,8 @@ import pytest
 
 from serving.config import GatewaySettings
 from serving.gateway.assembly import Assembled, Edges, assemble
+from serving.gateway.audit.audit import Audit
+from serving.gateway.audit.checkpoints import Signer
 from serving.gateway.dialects import DIALECTS
 from serving.gateway.http.asgi import Message
 from serving.gateway.identity.keyring import Keyring
@@ -32,6 +34,7 @@ class Parts:
         self.store = store
         self.tenants = Tenants(store, Keyring.open(store), key_cache_s=10, lookup_timeout_s=10, clock=Clock())
         self.ledger = Ledger(store, clock=Clock())
+        self.audit = Audit(store, Signer(bytes(32)), clock=Clock())
         self.lines: list[CallRecord] = []
 
     def assembled(self, settings: GatewaySettings, **edges: object) -> Assembled:
@@ -40,6 +43,7 @@ class Parts:
             self.store,
             self.tenants,
             self.ledger,
+            self.audit,
             Edges(write_access=self.lines.append, **edges),  # type: ignore[arg-type]
         )
 

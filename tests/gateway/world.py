@@ -19,6 +19,8 @@ from sqlalchemy import select
 
 from serving.config import GatewaySettings, Issuer, Retries, Slo, Timeouts
 from serving.gateway.assembly import Edges, assemble
+from serving.gateway.audit.audit import Audit
+from serving.gateway.cli.opening import signer
 from serving.gateway.http.protocol import BoundedHeaders, TimedFlow
 from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.registry import Registry
@@ -80,12 +82,12 @@ class World:
         self.caller: Callable[[], Awaitable[Caller]]
         #: The server's connections of clients, now.
         self.connections: Set[object] = set()
-        self._store = store
+        self.store = store
         self._ledger = ledger
 
     def key_of_another(self, tenant: str) -> str:
         """A key of a new tenant."""
-        registry = Registry(self._store, Keyring.open(self._store), time.time)
+        registry = Registry(self.store, Keyring.open(self.store), time.time)
         registry.create_tenant(tenant)
         return registry.create_key(tenant, name="laptop")
 
@@ -116,7 +118,7 @@ class World:
     def rows(self) -> list[dict[str, object]]:
         """The ledger as the database has it, in order of time."""
         self._ledger.flush()
-        with self._store.begin() as connection:
+        with self.store.begin() as connection:
             rows = connection.execute(select(ledger_table).order_by(ledger_table.c.started_at))
             return [dict(row._mapping) for row in rows]
 
@@ -206,11 +208,12 @@ async def running_gateway(
         key = registry.create_key("acme", name="laptop")
         tenants = opened.enter_context(Tenants(store, keyring, key_cache_s=10, lookup_timeout_s=10))
         ledger = opened.enter_context(Ledger(store, clock=time.time))
+        audit = opened.enter_context(Audit(store, signer(keyring), clock=time.time))
         bound = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
         # Connections inherit it: writes to a client that does not read wait after kilobytes instead of megabytes.
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
         edges = Edges(secret=secret, tracing=tracing or Tracing(), clock=clock)
-        app = assemble(settings, store, tenants, ledger, edges).gateway
+        app = assemble(settings, store, tenants, ledger, audit, edges).gateway
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
         client = aiohttp.ClientSession()
         world = World(url, key, store, ledger, client)

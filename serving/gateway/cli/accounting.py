@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from serving.errors import Refusal
@@ -76,7 +77,7 @@ def usage(
     if calls and sums_as in (SumsAs.CSV, SumsAs.FOCUS):
         raise Refusal("Single calls are printed as a table or with --json; `serving ledger export` writes them as CSV.")
     currency = settings_of(context).gateway.currency
-    with _store(context) as store:
+    with _store(context, asked) as store:
         from serving.gateway.ledger import exports
         from serving.gateway.ledger import usage as usages
 
@@ -101,7 +102,7 @@ def export_calls(
 ) -> None:
     """Write every call of a period to standard output, oldest first, while gateways go on."""
     asked = _asked(tenant, key, model, user, since, until)
-    with _store(context) as store:
+    with _store(context, asked) as store:
         from serving.gateway.ledger import exports
         from serving.gateway.ledger import usage as usages
 
@@ -125,10 +126,15 @@ def _asked(
 
 
 @contextmanager
-def _store(context: typer.Context) -> Iterator[Store]:
-    from serving.gateway.cli.opening import opened_store
+def _store(context: typer.Context, asked: Asked) -> Iterator[Store]:
+    """The store, once the audit has it that its usage is read."""
+    from serving.gateway.audit import actors
+    from serving.gateway.cli.opening import journalled
+    from serving.gateway.identity.acts import Act, ActKind
 
-    with opened_store(settings_of(context)) as store:
+    with journalled(settings_of(context)) as (store, journal):
+        told = {name: value for name, value in msgspec.structs.asdict(asked).items() if value is not None}
+        journal.record(actors.at_command_line(), Act(ActKind.USAGE_READ, "usage", details=told))
         yield store
 
 

@@ -24,6 +24,7 @@ from sqlalchemy import Connection, LargeBinary, RowMapping, delete, func, insert
 from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, StatementError
 
 from serving.errors import Refusal
+from serving.gateway.identity.acts import Act, ActKind, Witness, unwitnessed
 from serving.gateway.identity.keyring import PEPPER_NAME, Keyring
 from serving.gateway.identity.keys import PEPPER_BYTES
 from serving.gateway.identity.registry import FIRST_KEY_NAME, FIRST_TENANT
@@ -37,8 +38,8 @@ FORMAT = 1
 TABLES = {str(table.name): table for table in (tenants, keys, prices, end_users, ledger, audit)}
 #: Rows in memory at a time. Seen: 300,000 calls pass, out of PostgreSQL and into it, in 71 MiB, as `serving keys list` does.
 BATCH_ROWS = 500
-#: Bytes of one line; the longest row has a few KB.
-LINE_BYTES_MAX = 64 * 1024
+#: Bytes of one line; the longest row is an entry of the audit with five hundred calls.
+LINE_BYTES_MAX = 1024 * 1024
 
 Counts = dict[str, int]
 
@@ -87,7 +88,14 @@ def write(store: Store, keyring: Keyring, path: Path, clock: Callable[[], float]
     return counts
 
 
-def restore(store: Store, path: Path, *, pepper_file: Path | None = None, pepper_out: Path | None = None) -> Counts:
+def restore(
+    store: Store,
+    path: Path,
+    *,
+    pepper_file: Path | None = None,
+    pepper_out: Path | None = None,
+    witness: Witness = unwitnessed,
+) -> Counts:
     """Fill a new store from a backup, wholly or not at all; returns the rows of each table.
 
     The pepper goes to `pepper_out`, else to `store.home`; with a `pepper_file`, which is its owner's to write, it must be
@@ -107,6 +115,8 @@ def restore(store: Store, path: Path, *, pepper_file: Path | None = None, pepper
             # A revision without a change: gateways that follow this store forget all they remember of it.
             check = Keyring(head.pepper).check
             connection.execute(update(meta).values(pepper_check=check, revision=meta.c.revision + 1))
+            told = {"made_at": head.made_at, "rows": counts}
+            witness(connection, Act(ActKind.STORE_RESTORE, "store", details=told))
             if place is not None:
                 # Before the commit: killed between the two, a restore can be repeated.
                 write_private(place, head.pepper)
@@ -147,10 +157,7 @@ def _fill(connection: Connection, path: Path) -> Counts:
 
 
 def _make_room(connection: Connection, name: str) -> None:
-    """Delete what a first start makes, a tenant and a key; raises Refusal when there is more.
-
-    What the audit has of it stays: no row of that is ever deleted.
-    """
+    """Delete what a first start makes, a tenant and a key; raises Refusal when there is more."""
     others = (
         select(func.count()).select_from(tenants).where(tenants.c.name != FIRST_TENANT),
         select(func.count()).select_from(keys).where(keys.c.name != FIRST_KEY_NAME),
@@ -164,6 +171,8 @@ def _make_room(connection: Connection, name: str) -> None:
         raise _in_use(name)
     connection.execute(delete(keys))
     connection.execute(delete(tenants))
+    # Of that first start alone, and signed with the pepper that is replaced.
+    connection.execute(delete(audit))
 
 
 def _place_of_pepper(

@@ -166,8 +166,12 @@ def revoke_key(context: typer.Context, key_id: str) -> None:
 def migrate_store(context: typer.Context) -> None:
     """Bring the database to this version's tables, and register the key of store.first_key_file; safe to repeat."""
     from serving.gateway.cli import opening
+    from serving.gateway.identity.acts import Act, ActKind
+    from serving.gateway.store import schema
 
-    first = opening.migrate(_settings(context))
+    settings = _settings(context)
+    first = opening.migrate(settings)
+    opening.tell(settings, Act(ActKind.STORE_MIGRATE, "store", details={"revision": schema.REVISION}))
     typer.echo("The database has this version's tables.")
     if first is not None:
         typer.echo(f"Key {first.id} of tenant {first.tenant} is {first.state(time.time())}.")
@@ -178,9 +182,13 @@ def backup(
 ) -> None:
     """Write tenants, keys, prices, pepper, end users, ledger and audit to one file, even while gateways run. Keep it as secret as the pepper."""
     from serving.gateway.cli import backup as backups
-    from serving.gateway.cli.opening import opened
+    from serving.gateway.cli import opening
+    from serving.gateway.identity.acts import Act, ActKind
 
-    with opened(_settings(context)) as (database, keyring):
+    settings = _settings(context)
+    # First: what cannot be told is not copied.
+    opening.tell(settings, Act(ActKind.STORE_BACKUP, "store"))
+    with opening.opened(settings) as (database, keyring):
         counts = backups.write(database, keyring, file, time.time)
     typer.echo(f"{file} holds {_counted(counts)}.")
 
@@ -194,12 +202,20 @@ def restore(
     ] = None,
 ) -> None:
     """Fill a new store from a backup; restart its gateways afterwards."""
+    from serving.gateway.audit import actors
     from serving.gateway.cli import backup as backups
     from serving.gateway.cli import opening
 
     settings = _settings(context)
-    with opening.opened_store(settings) as database:
-        counts = backups.restore(database, file, pepper_file=settings.store.pepper_file, pepper_out=pepper_out)
+    # Unsigned: the pepper comes with the backup.
+    with opening.opened_store(settings) as database, opening.journal(database, None) as journal:
+        counts = backups.restore(
+            database,
+            file,
+            pepper_file=settings.store.pepper_file,
+            pepper_out=pepper_out,
+            witness=journal.witness(actors.at_command_line()),
+        )
     typer.echo(f"Restored {_counted(counts)}.")
     if pepper_out is not None:
         typer.echo(f"The pepper is in {pepper_out}: no gateway starts before it is where its settings look for it.")

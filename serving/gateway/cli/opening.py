@@ -8,7 +8,11 @@ from contextlib import contextmanager
 
 from serving.config import Settings
 from serving.errors import Refusal, StoreUnavailable
-from serving.gateway.identity.keyring import Keyring
+from serving.gateway.audit import actors, checkpoints
+from serving.gateway.audit.checkpoints import Signer
+from serving.gateway.audit.journal import Journal, Origin
+from serving.gateway.identity.acts import Act, Witness
+from serving.gateway.identity.keyring import PEPPER_NAME, Keyring
 from serving.gateway.identity.registry import Key, Registry
 from serving.gateway.store.store import Store
 
@@ -30,11 +34,46 @@ def opened(settings: Settings) -> Iterator[tuple[Store, Keyring]]:
         yield store, Keyring.open(store, settings.store.pepper_file)
 
 
+def signer(keyring: Keyring) -> Signer:
+    """What signs the checkpoints of this installation's audit."""
+    return Signer(keyring.derived(checkpoints.PURPOSE))
+
+
+@contextmanager
+def journal(store: Store, keyring: Keyring | None) -> Iterator[Journal]:
+    """This command's chain in the audit; without a keyring the gateways alone sign it."""
+    with Journal(store, None if keyring is None else signer(keyring), time.time, Origin.COMMAND) as own:
+        yield own
+
+
+@contextmanager
+def journalled(settings: Settings) -> Iterator[tuple[Store, Journal]]:
+    """The store and this command's chain, signed where the pepper is at hand: a command makes none for this alone."""
+    path = settings.store.pepper_file or settings.home / PEPPER_NAME
+    with opened_store(settings) as store:
+        keyring = Keyring.open(store, settings.store.pepper_file) if path.exists() else None
+        with journal(store, keyring) as own:
+            yield store, own
+
+
+@contextmanager
+def audited(settings: Settings) -> Iterator[tuple[Store, Witness]]:
+    """The store, and who tells the audit of what the user of this command does to it."""
+    with journalled(settings) as (store, own):
+        yield store, own.witness(actors.at_command_line())
+
+
+def tell(settings: Settings, act: Act) -> None:
+    """Tell the audit of an act that is done elsewhere."""
+    with journalled(settings) as (_, own):
+        own.record(actors.at_command_line(), act)
+
+
 @contextmanager
 def registered(settings: Settings) -> Iterator[Registry]:
     """Tenants and keys, for the user of this command."""
-    with opened(settings) as (store, keyring):
-        yield Registry(store, keyring, time.time)
+    with opened(settings) as (store, keyring), journal(store, keyring) as own:
+        yield Registry(store, keyring, time.time, own.witness(actors.at_command_line()))
 
 
 def migrate(settings: Settings) -> Key | None:
@@ -47,8 +86,8 @@ def migrate(settings: Settings) -> Key | None:
     path = settings.store.first_key_file
     if path is None:
         return None
-    with opened(settings) as (store, keyring):
-        return Registry(store, keyring, time.time).admit_first_key(path)
+    with registered(settings) as registry:
+        return registry.admit_first_key(path)
 
 
 def first_start(settings: Settings) -> None:
@@ -58,5 +97,5 @@ def first_start(settings: Settings) -> None:
     if settings.store.first_key_file is not None:
         migrate(settings)
         return
-    with opened(settings) as (store, keyring):
-        Registry(store, keyring, time.time).first_key()
+    with registered(settings) as registry:
+        registry.first_key()

@@ -58,22 +58,24 @@ def set_price(
     ] = None,
 ) -> None:
     """Set a model's price; it holds for calls that end from now on."""
+    from serving.gateway.cli.opening import audited
     from serving.gateway.ledger import price_list
     from serving.gateway.ledger.prices import Price
 
     price = Price(_micros(prompt), _micros(prompt if cached_prompt is None else cached_prompt), _micros(completion))
-    with _store(context) as store:
-        price_list.put(store, model, price)
+    with audited(settings_of(context)) as (store, witness):
+        price_list.put(store, model, price, witness)
     typer.echo(f"{model} has a price; running gateways use it within a second.")
 
 
 @prices.command("remove")
 def remove_price(context: typer.Context, model: str) -> None:
     """Remove a price: calls of this model cost nothing then, and no budget counts them."""
+    from serving.gateway.cli.opening import audited
     from serving.gateway.ledger import price_list
 
-    with _store(context) as store:
-        price_list.remove(store, model)
+    with audited(settings_of(context)) as (store, witness):
+        price_list.remove(store, model, witness)
     typer.echo(f"{model} has no price any more.")
 
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from serving.gateway.cli.printing import AsJson, date, print_json, print_table, settings_of
-
-if TYPE_CHECKING:
-    from serving.gateway.store.store import Store
 
 #: People that one command lists.
 LISTED_MAX = 10_000
@@ -31,9 +26,14 @@ def list_users(
     as_json: AsJson = False,
 ) -> None:
     """List people with their references, which ledger and audit name them by."""
-    with _store(context) as store:
-        from serving.gateway.identity.people import people
+    from serving.gateway.audit import actors
+    from serving.gateway.cli.opening import journalled
+    from serving.gateway.identity.acts import Act, ActKind
+    from serving.gateway.identity.people import people
 
+    with journalled(settings_of(context)) as (store, journal):
+        # Not whom: an erased person's name would stay here.
+        journal.record(actors.at_command_line(), Act(ActKind.USERS_READ, "users", details={"tenant": tenant}))
         found = people(store, tenant=tenant, subject=subject, after=after, limit=limit)
     if as_json:
         print_json(found)
@@ -48,16 +48,9 @@ def erase_user(context: typer.Context, tenant: str, subject: str) -> None:
 
     Backups made before still do, and log lines that clients' programs write.
     """
-    with _store(context) as store:
-        from serving.gateway.identity.people import erase
+    from serving.gateway.cli.opening import audited
+    from serving.gateway.identity.people import erase
 
-        refs = erase(store, tenant, subject)
+    with audited(settings_of(context)) as (store, witness):
+        refs = erase(store, tenant, subject, witness)
     typer.echo(f"Erased: {', '.join(refs)} of tenant {tenant} name no one any more.")
-
-
-@contextmanager
-def _store(context: typer.Context) -> Iterator[Store]:
-    from serving.gateway.cli.opening import opened_store
-
-    with opened_store(settings_of(context)) as store:
-        yield store

@@ -22,6 +22,17 @@ class ActKind(StrEnum):
     USER_ERASE = "user.erase"
     #: New keys that could not be shown were deleted again.
     KEY_WITHDRAW = "key.withdraw"
+    PRICE_SET = "price.set"
+    PRICE_REMOVE = "price.remove"
+    #: Who is behind references was looked up.
+    USERS_READ = "users.read"
+    USAGE_READ = "usage.read"
+    AUDIT_READ = "audit.read"
+    #: Entries older than the settings keep were removed.
+    AUDIT_PRUNE = "audit.prune"
+    STORE_MIGRATE = "store.migrate"
+    STORE_BACKUP = "store.backup"
+    STORE_RESTORE = "store.restore"
 
 
 class Act(msgspec.Struct, frozen=True):

@@ -117,6 +117,10 @@ class Registry:
         #: The transaction that all acts are part of, where there is one.
         self._joined: Connection | None = None
 
+    def witnessed(self, witness: Witness) -> Registry:
+        """The same registry in other hands: this witness is told of what it does."""
+        return Registry(self._store, self._keyring, self._clock, witness)
+
     @contextmanager
     def together(self) -> Iterator[tuple[Registry, Connection]]:
         """All acts of the registry that this gives, in one transaction: all of them happen or none.

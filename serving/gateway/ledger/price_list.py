@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import Row, delete, insert, select
 
 from serving.errors import NotFound, Refusal, StoreUnavailable
 from serving.gateway.identity import changes
+from serving.gateway.identity.acts import Act, ActKind, Witness, unwitnessed
 from serving.gateway.identity.changes import Change, Kind, News
 from serving.gateway.ledger.prices import PRICE_MICROS_MAX, Price, Prices
 from serving.gateway.ledger.rows import TEXT_MAX
@@ -28,29 +30,31 @@ def read(store: Store) -> Prices:
     """The whole list; raises StoreUnavailable."""
     with store.begin() as connection:
         rows = connection.execute(select(prices).order_by(prices.c.model).limit(PRICES_MAX)).all()
-    return Prices(
-        {row.model: Price(row.prompt_micros, row.cached_prompt_micros, row.completion_micros) for row in rows}
-    )
+    return Prices({row.model: _price(row) for row in rows})
 
 
-def put(store: Store, model: str, price: Price) -> None:
+def put(store: Store, model: str, price: Price, witness: Witness = unwitnessed) -> None:
     """Set the price of a model or an adapter, in place of the one it had; calls that have ended keep theirs."""
     _require_sound(model, price)
     with store.alone() as connection:
-        held = set(connection.scalars(select(prices.c.model)))
+        held = {row.model: _price(row) for row in connection.execute(select(prices))}
         if model not in held and len(held) >= PRICES_MAX:
             raise Refusal(f"{PRICES_MAX:,} models have prices already: remove one first.")
         connection.execute(delete(prices).where(prices.c.model == model))
         connection.execute(insert(prices).values(model=model, **_columns(price)))
         changes.note(connection, Change(Kind.PRICE, model))
+        was = _columns(held[model]) if model in held else None
+        witness(connection, Act(ActKind.PRICE_SET, model, details={"before": was, "after": _columns(price)}))
 
 
-def remove(store: Store, model: str) -> None:
+def remove(store: Store, model: str, witness: Witness = unwitnessed) -> None:
     """Remove a price; raises NotFound where there is none."""
     with store.begin() as connection:
-        if connection.execute(delete(prices).where(prices.c.model == model)).rowcount == 0:
+        row = connection.execute(select(prices).where(prices.c.model == model)).one_or_none()
+        if row is None or connection.execute(delete(prices).where(prices.c.model == model)).rowcount == 0:
             raise NotFound(f"There is no price of '{model}'; `serving prices list` shows those there are.")
         changes.note(connection, Change(Kind.PRICE, model))
+        witness(connection, Act(ActKind.PRICE_REMOVE, model, details={"before": _columns(_price(row))}))
 
 
 class PriceList:
@@ -102,6 +106,10 @@ def _require_sound(model: str, price: Price) -> None:
         raise Refusal(f"A model's name has 1 to {TEXT_MAX} printable characters.")
     if not all(0 <= micros <= PRICE_MICROS_MAX for micros in _columns(price).values()):
         raise Refusal("A price is from 0 to 10,000 for a million tokens, in whole millionths.")
+
+
+def _price(row: Row[*tuple[Any, ...]]) -> Price:
+    return Price(row.prompt_micros, row.cached_prompt_micros, row.completion_micros)
 
 
 def _columns(price: Price) -> dict[str, int]:

@@ -29,7 +29,7 @@ class Written(Protocol):
 
 
 class Recorder:
-    """Log line, ledger row, metrics and span of every request."""
+    """Log line, ledger row, audit, metrics and span of every request."""
 
     def __init__(
         self,
@@ -39,8 +39,10 @@ class Recorder:
         lists_model: Callable[[str], bool],
         price_of: Callable[[str, str | None], Price | None],
         clock: Callable[[], float],
+        audit: Callable[[CallRecord], None],
     ) -> None:
         self._ledger = ledger
+        self._audit = audit
         self._metrics = metrics
         self._write_access = write_access
         self._lists_model = lists_model
@@ -63,6 +65,7 @@ class Recorder:
             record.price_micros = price.micros(record.usage)
         record.freeze()
         self._ledger.close(record)
+        self._audit(record)
         self._write_access(record)
         trace.end(record)
         self._metrics.settle(record)

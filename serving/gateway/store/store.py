@@ -6,14 +6,16 @@ Everything here blocks: the event loop reaches it only through threads (`tenants
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
+import sqlite3
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError, TimeoutError
 
 from serving.config import StoreSettings
@@ -225,6 +227,15 @@ class Store:
             else:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection
+
+    def hold(self, connection: Connection, name: str) -> None:
+        """From here to its end no other transaction that holds this name runs beside this one; on SQLite none that writes."""
+        if self.is_shared:
+            number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+            connection.execute(select(func.pg_advisory_xact_lock(number)))
+        elif not cast(sqlite3.Connection, connection.connection.dbapi_connection).in_transaction:
+            # Python begins none before a SELECT.
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     def _reason(self, error: SQLAlchemyError) -> str:
         if isinstance(error, TimeoutError):

@@ -198,11 +198,11 @@ leases = Table(
     Column("ends_at_us", BigInteger, nullable=False),
 )
 
-# A chain for each gateway: every digest covers the one before it. Rows are only added.
+# A chain for each process that writes: every digest covers the one before it. Rows are only added, and the oldest pruned.
 audit = Table(
     "audit",
     metadata,
-    Column("gateway_id", String(255), primary_key=True),
+    Column("writer", String(255), primary_key=True),
     Column("number", BigInteger, primary_key=True, autoincrement=False),
     Column("written_at", Moment, nullable=False),
     Column("kind", String(64), nullable=False),

@@ -79,12 +79,15 @@ class Shown:
         self.clock = Clock()
         self.lines: list[CallRecord] = []
         self.ended: list[CallRecord] = []
+        self.audited: list[CallRecord] = []
         self.metrics = Metrics(Snapshot, GatewaySettings().slo_of)
         self.store = Store.open(home)
         self.ledger = Ledger(self.store, clock=self.clock)
         lists = {"m"}.__contains__
         self.prices = Prices({"m": Price(1_000_000, 0, 3_000_000)})
-        self.recorder = Recorder(self.ledger, self.metrics, self.lines.append, lists, self.prices.of, self.clock)
+        self.recorder = Recorder(
+            self.ledger, self.metrics, self.lines.append, lists, self.prices.of, self.clock, self.audited.append
+        )
 
     def settle(self, record: CallRecord, answer: Written, error: BaseException | None) -> None:
         self.recorder.settle(record, answer, _Kept(self.ended), error)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from serving.gateway.audit.audit import Audit
 from serving.gateway.identity.registry import Registry
 from serving.gateway.identity.repetitions import Repetitions
 from serving.gateway.nouns import Caller
@@ -19,6 +20,7 @@ class Office(msgspec.Struct, frozen=True):
     registry: Registry
     repetitions: Repetitions
     wall_clock: Callable[[], float]
+    audit: Audit
 
 
 class Desk(msgspec.Struct, frozen=True):
@@ -29,4 +31,5 @@ class Desk(msgspec.Struct, frozen=True):
 
     @property
     def registry(self) -> Registry:
-        return self.office.registry
+        """It tells the audit of what this caller does."""
+        return self.office.registry.witnessed(self.office.audit.witness(self.caller))

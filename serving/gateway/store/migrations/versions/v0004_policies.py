@@ -71,7 +71,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "audit",
-        sa.Column("gateway_id", sa.String(255), primary_key=True),
+        sa.Column("writer", sa.String(255), primary_key=True),
         sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
         sa.Column("written_at", Moment, nullable=False),
         sa.Column("kind", sa.String(64), nullable=False),
