@@ -14,7 +14,7 @@ import typer
 
 from serving import catalog, config, secret
 from serving.errors import Refusal
-from serving.gateway.cli import accounting, auditing, commands, policing, pricing, users
+from serving.gateway.cli import accounting, auditing, commands, policing, pricing, reconciliation, users
 from serving.gateway.identity import keys
 from serving.lifetime import end_with
 from serving.operate import commands as operate
@@ -28,6 +28,7 @@ app.add_typer(pricing.prices, name="prices")
 app.add_typer(users.users, name="users")
 app.command("usage")(accounting.usage)
 app.add_typer(accounting.ledger, name="ledger")
+accounting.ledger.command("check")(reconciliation.check)
 app.add_typer(auditing.audit, name="audit")
 app.command("backup")(commands.backup)
 app.command("restore")(commands.restore)

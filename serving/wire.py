@@ -94,6 +94,11 @@ class EngineLoad(msgspec.Struct, frozen=True):
     #: Prompt tokens looked up in its prefix cache since it started, and found there; None where it does not say.
     prefix_queried_tokens: int | None = None
     prefix_hit_tokens: int = 0
+    #: Tokens of its replica's own questions, such as the first token and known texts: they are among vLLM's counters and in no ledger.
+    own_prompt_tokens: int = 0
+    own_generation_tokens: int = 0
+    #: Those without an answer: what they have cost is not known.
+    own_unanswered: int = 0
 
 
 #: Why a replica may end its engine: it no longer works, or it talks nonsense.

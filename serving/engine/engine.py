@@ -105,6 +105,8 @@ class Engine:
         self._client = aiohttp.ClientSession(self.url, connector=_connector(spec.tls))
         self._members: Counter[str] = Counter()
         self._ending = asyncio.ensure_future(self._wait_for_end())
+        #: What its replica's own questions have cost.
+        self.own = sense.Cost()
         #: Questions of its own replica that it is answering, and when the last one ended.
         self._questions = 0
         self._questioned_at = -math.inf
@@ -217,9 +219,11 @@ class Engine:
                 if 400 <= answer.status < 500:
                     raise Refused(f"status {answer.status}")
                 if answer.status != 200:
+                    self.own = self.own.without_answer()
                     raise Unanswered(f"the engine answered a question about a known text with status {answer.status}")
-                return await answer.read()
+                return self._paid(await answer.read())
         except (aiohttp.ClientError, TimeoutError):
+            self.own = self.own.without_answer()
             raise Unanswered("the engine did not answer a question about a known text") from None
 
     @asynccontextmanager
@@ -252,8 +256,19 @@ class Engine:
             route, body = "/v1/embeddings", body | {"input": "a"}
         else:
             route, body = "/v1/completions", body | {"prompt": "a", "max_tokens": 1}
-        async with self._client.post(route, json=body, headers=headers, timeout=timeout) as answer:
-            return answer.status
+        try:
+            async with self._client.post(route, json=body, headers=headers, timeout=timeout) as answer:
+                if answer.status == 200:
+                    self._paid(await answer.read())
+                return answer.status
+        except (aiohttp.ClientError, TimeoutError):
+            self.own = self.own.without_answer()
+            raise
+
+    def _paid(self, answer: bytes) -> bytes:
+        """The answer to one of the replica's own questions, whose cost is noted."""
+        self.own = self.own.with_answer(answer)
+        return answer
 
     async def unload(self, adapter: str) -> bool:
         """Unload an adapter that is no longer on the shelf; False when the engine did not answer.

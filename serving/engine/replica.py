@@ -407,7 +407,13 @@ class Replica:
         if self._look:
             own = min(self._look.load.running_requests, engine.own_requests)
             running = self._look.load.running_requests - own
-            self._load = msgspec.structs.replace(self._look.load, running_requests=running)
+            self._load = msgspec.structs.replace(
+                self._look.load,
+                running_requests=running,
+                own_prompt_tokens=engine.own.prompt_tokens,
+                own_generation_tokens=engine.own.generation_tokens,
+                own_unanswered=engine.own.unanswered,
+            )
 
     async def _report(self) -> None:
         report = await self.report()

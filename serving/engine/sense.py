@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Self
 
 import msgspec
 
@@ -15,6 +16,40 @@ from serving.catalog import Sanity
 
 #: Tokens within which a continuation must come.
 CONTINUED_TOKENS = 16
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _Answer(msgspec.Struct):
+    usage: _Usage | None = None
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """What questions have cost, as the engine said with its answers."""
+
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    #: Questions without an answer, or whose answer does not say.
+    unanswered: int = 0
+
+    def with_answer(self, answer: bytes) -> Self:
+        """One more question, with this answer."""
+        try:
+            usage = msgspec.json.decode(answer, type=_Answer).usage
+        except msgspec.DecodeError:
+            usage = None
+        if usage is None:
+            return self.without_answer()
+        prompt_tokens = self.prompt_tokens + usage.prompt_tokens
+        generated = self.generation_tokens + usage.completion_tokens
+        return msgspec.structs.replace(self, prompt_tokens=prompt_tokens, generation_tokens=generated)
+
+    def without_answer(self) -> Self:
+        """One more question, which cost what nobody said."""
+        return msgspec.structs.replace(self, unanswered=self.unanswered + 1)
 
 
 class _Likelihood(msgspec.Struct):

@@ -223,6 +223,8 @@ class CallRecord(msgspec.Struct, kw_only=True):
     is_retry_refused: bool = False
     #: Engines that went on with the stream of one that was lost.
     continuations: int = 0
+    #: Why its engine counted more tokens than it is billed, in words with commas between: `choices=3`, `continued`, `stopped_here`.
+    counted_apart: str | None = None
     #: Replicas that were ejected for this call's failure and those before it.
     replicas_ejected: int = 0
     first_byte_at: float | None = None

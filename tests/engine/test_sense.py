@@ -32,6 +32,17 @@ def test_log_likelihoods_are_the_prompts() -> None:
             sense.log_likelihoods(broken)
 
 
+def test_what_questions_cost_is_what_their_answers_say() -> None:
+    """One that had no answer, or whose answer says nothing of it, is counted: what it cost is not known."""
+    cost = sense.Cost()
+    for answer in (b'{"usage": {"prompt_tokens": 60, "completion_tokens": 1}}', b'{"usage": {"prompt_tokens": 9}}'):
+        cost = cost.with_answer(answer)
+    assert cost == sense.Cost(69, 1)
+    for answer in (b"{}", b'{"usage": null}', b"<html>"):
+        cost = cost.with_answer(answer)
+    assert cost.without_answer() == sense.Cost(69, 1, unanswered=4)
+
+
 def test_a_continuation_ends_with_what_it_must_say() -> None:
     """A sound engine is spared the rest, and its answer still holds what is looked for; where that is nothing it ends by its length."""
     body = sense.continuing("m", Sanity())

@@ -60,6 +60,7 @@ class LedgerRow(msgspec.Struct, frozen=True):
     waited_s: float | None = None
     ttft_s: float | None = None
     attempts: int | None = None
+    counted_apart: str | None = None
     price_micros: int | None = None
 
 
@@ -77,6 +78,7 @@ def closing_row(record: CallRecord, gateway_id: str, finished_at: float) -> Ledg
         waited_s=record.waited_s,
         ttft_s=record.ttft_s,
         attempts=record.retries,
+        counted_apart=record.counted_apart,
         price_micros=None if record.price_micros is None else _counted(record.price_micros),
     )
 

@@ -279,8 +279,20 @@ class Exchange:
         is_less = usage.estimated_by is not None or self._meter is None
         record.usage = self._had if is_less and self._had.completion_tokens > usage.completion_tokens else usage
         record.continuations = self.continuation.resumed if self.continuation else 0
+        record.counted_apart = self._counted_apart() if self._meter else None
         # It asks this exchange what has been counted: a circle that only the garbage collector would find, the call's body in it.
         self._shaper = None
+
+    def _counted_apart(self) -> str | None:
+        """Why the engine's own counters have more than the record's usage, though that is exact; None: they have not."""
+        words = [
+            # Engines count a prompt once for each of its answers.
+            f"choices={self.call.choices}" if self.call.choices > 1 else "",
+            "continued" if self._record.continuations else "",
+            # Ours matched a stop string: its engine goes on for some tokens.
+            "stopped_here" if self.is_over else "",
+        ]
+        return ",".join(word for word in words if word) or None
 
     async def keep_alive(self) -> None:
         if not self.call.is_streamed:

@@ -156,6 +156,8 @@ ledger = Table(
     Column("ttft_s", Float),
     # Attempts at engines that failed before the last one: their tokens are in those engines' counters alone.
     Column("attempts", Integer),
+    # Why engines counted more than was billed, in words (`ledger/balance.py`); empty: they did not.
+    Column("counted_apart", String(64)),
     # Millionths of the currency, by the prices when the call ended; empty where its model has none.
     Column("price_micros", BigInteger),
 )

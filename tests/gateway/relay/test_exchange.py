@@ -12,6 +12,7 @@ from serving.gateway.dialects.responses import RESPONSES
 from serving.gateway.http.asgi import Responder
 from serving.gateway.nouns import CallRecord, Failure, Usage
 from serving.gateway.observe.tracing import Trace
+from serving.gateway.relay.continuation import Continuation
 from serving.gateway.relay.events import KEEP_ALIVE
 from serving.gateway.relay.exchange import ASSEMBLED_CHAR_BYTES, ASSEMBLED_CHARS_MAX, STREAM_HEADERS, Exchange
 from tests.clock import Clock
@@ -93,6 +94,22 @@ async def test_an_attempt_that_gave_nothing_is_not_billed() -> None:
     meter.close()
     one.exchange.settle()
     assert one.record.usage == Usage(7, 2) and one.record.replica_id == "b"
+
+
+@pytest.mark.parametrize(("n", "resumed", "words"), [(1, 0, None), (3, 0, "choices=3"), (1, 2, "continued")])
+async def test_what_an_engine_counts_otherwise_is_said(n: int, resumed: int, words: str | None) -> None:
+    """It counts a prompt for each of its answers; and one that goes on with a stream counts what its client had as prompt."""
+    record = CallRecord(request_id="r", started_at=0.0)
+    sent, share = Responder(Wire().send, "r"), Share(Memory(1024 * 1024))
+    exchange = Exchange(call(CHAT, n=n, temperature=1), sent, record, Trace(), Clock(), share.take)
+    exchange.settle()
+    assert record.counted_apart is None
+    exchange.begin("a", Rates())
+    if resumed:
+        exchange.continuation = Continuation(share.take)
+        exchange.continuation.resumed = resumed
+    exchange.settle()
+    assert record.counted_apart == words
 
 
 @pytest.mark.parametrize(("seconds", "tokens"), [(0.1, 2), (10.0, 200)])

@@ -30,6 +30,7 @@ def upgrade() -> None:
         sa.Column("waited_s", sa.Float),
         sa.Column("ttft_s", sa.Float),
         sa.Column("attempts", sa.Integer),
+        sa.Column("counted_apart", sa.String(64)),
         sa.Column("price_micros", sa.BigInteger),
     )
     op.create_table(

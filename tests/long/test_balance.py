@@ -1,0 +1,101 @@
+"""The ledger equals the engine: a hundred calls of every API on a real one, and then calls whose clients leave."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+import pytest
+
+from serving.gateway.ledger.balance import Verdict
+from tests.long.leaving import answering
+from tests.stack.conftest import SMOLLM2, TINY
+from tests.stack.http import bearer, call
+from tests.stack.running import Stack, running
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
+
+CALLS = 100
+AT_A_TIME = 4
+LEAVERS = 6
+#: Tokens that an engine makes of one call before it learns that the call is over.
+AHEAD_TOKENS = 16
+TOPICS = ("the sea", "a lamp", "old maps", "trains", "bread", "rain", "a fox", "numbers", "glass", "the moon")
+
+
+def bodies(model: str) -> Iterator[tuple[str, dict[str, object]]]:
+    """Calls of every API that has tokens or counts them, whole and streamed, with what changes how an engine counts."""
+    for number in range(CALLS):
+        topic, stream = f"{TOPICS[number % len(TOPICS)]} ({number // len(TOPICS)})", number % 2 == 0
+        messages = [{"role": "user", "content": f"Tell me about {topic}."}]
+        kinds: list[tuple[str, dict[str, object]]] = [
+            ("/v1/chat/completions", {"messages": messages, "max_tokens": 12 + number % 7, "stream": stream}),
+            ("/v1/completions", {"prompt": f"About {topic}:", "max_tokens": 9, "stream": stream}),
+            ("/v1/responses", {"input": f"Tell me about {topic}.", "max_output_tokens": 17, "stream": stream}),
+            ("/v1/messages", {"messages": messages, "max_tokens": 11, "stream": stream}),
+            (
+                "/v1/chat/completions",
+                {"messages": messages, "max_tokens": 8, "n": 3, "temperature": 0.8, "stream": stream},
+            ),
+            ("/v1/chat/completions", {"messages": messages, "max_tokens": 40, "stop": ["@@"], "stream": stream}),
+            ("/v1/completions", {"prompt": [f"About {topic}:", "Once"], "n": 2, "temperature": 1, "max_tokens": 5}),
+            ("/v1/messages/count_tokens", {"messages": messages}),
+            ("/tokenize", {"prompt": f"About {topic}"}),
+        ]
+        route, body = kinds[(number // 2) % len(kinds)]
+        yield route, {"model": model, **body}
+
+
+def checked(stack: Stack) -> dict[str, Any]:
+    """What `serving ledger check` says of the one replica, whatever its exit code."""
+    settings = str(stack.home / "logs" / "gateway-settings.yaml")
+    (found,) = json.loads(stack.command("--settings", settings, "ledger", "check", "--wait-s", "60", "--json"))
+    return dict(found)
+
+
+@pytest.fixture(scope="module", params=[SMOLLM2, TINY])
+def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack whose engine has answered its replica's questions, and no client's."""
+    with running(tmp_path_factory.mktemp(request.param), request.param) as it:
+        yield it
+
+
+def test_an_engine_that_no_client_has_asked_has_counted_its_replicas_questions(stack: Stack) -> None:
+    """The first token and the known text: exactly those."""
+    found = checked(stack)
+    assert found["counted"]["own"]["prompt_tokens"] > 0 and found["counted"]["own"]["generation_tokens"] > 0
+    assert found["verdict"] == Verdict.EQUAL and found["billed"]["completed_requests"] == 0, found
+
+
+def test_completed_calls_are_what_the_engine_counted(stack: Stack) -> None:
+    """A hundred of them, of every API: not one token is left."""
+    with ThreadPoolExecutor(AT_A_TIME) as clients:
+        answers = clients.map(lambda it: call(stack.url, "POST", it[0], it[1], bearer(stack.key)), bodies(stack.model))
+        assert [(status, body) for status, _, body in answers if status != 200] == []
+    found = checked(stack)
+    assert found["verdict"] == Verdict.EQUAL and found["left"] == {"prompt_tokens": 0, "generation_tokens": 0}, found
+    assert found["billed"]["completed_requests"] == CALLS and found["billed"]["suspects"] == 0
+
+
+def test_what_is_left_is_of_calls_that_were_cut(stack: Stack) -> None:
+    """By their clients, or by a stop string. Each is named; they cost no less than they are billed for, and the other calls agree."""
+    before = checked(stack)["billed"]["completed"]
+    chat: dict[str, object] = {"model": stack.model, "messages": [{"role": "user", "content": "Tell me a long story."}]}
+    for number in range(LEAVERS):
+        long = chat | {"stream": True, "max_tokens": 900}
+        with answering(stack.url, "/v1/chat/completions", long, stack.key) as stream:
+            list(islice(stream, 6 + 2 * number))
+        stopped = chat | {"max_tokens": 60, "stop": ["e", " "]}
+        assert call(stack.url, "POST", "/v1/chat/completions", stopped, bearer(stack.key))[0] == 200
+    call(stack.url, "POST", *next(bodies(stack.model)), bearer(stack.key))
+    found = checked(stack)
+    left, billed = found["left"], found["billed"]
+    named = billed["named"]
+    assert {it["why"] for it in named} == {"cut_or_estimated", "stopped_here"}, found
+    # Fewer than all, where an answer was over before its client left.
+    assert LEAVERS < billed["suspects"] == len(named) <= 2 * LEAVERS and found["verdict"] == Verdict.EXPLAINED
+    assert left["prompt_tokens"] == sum(it["billed"]["prompt_tokens"] for it in named)
+    made = sum(it["billed"]["generation_tokens"] for it in named)
+    assert made <= left["generation_tokens"] <= made + AHEAD_TOKENS * len(named)
+    assert billed["completed"]["prompt_tokens"] > before["prompt_tokens"]
