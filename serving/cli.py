@@ -14,7 +14,7 @@ import typer
 
 from serving import catalog, config, secret
 from serving.errors import Refusal
-from serving.gateway.cli import accounting, auditing, commands, policing, pricing, reconciliation, users
+from serving.gateway.cli import accounting, applying, auditing, commands, policing, pricing, reconciliation, users
 from serving.gateway.identity import keys
 from serving.lifetime import end_with
 from serving.operate import commands as operate
@@ -26,6 +26,7 @@ app.add_typer(policing.policies, name="policies")
 app.add_typer(commands.store, name="store")
 app.add_typer(pricing.prices, name="prices")
 app.add_typer(users.users, name="users")
+app.command("apply")(applying.apply)
 app.command("usage")(accounting.usage)
 app.add_typer(accounting.ledger, name="ledger")
 accounting.ledger.command("check")(reconciliation.check)

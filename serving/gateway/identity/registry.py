@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import re
 import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -29,7 +30,9 @@ FIRST_TENANT = "default"
 FIRST_KEY_NAME = "admin"
 FIRST_KEY_FILE = "admin.key"
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+#: Of a tenant.
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+_NAME = re.compile(NAME_PATTERN)
 #: Characters of a key's name.
 KEY_NAME_MAX = 64
 #: Keys named in one statement; SQLite takes 32,766 variables.
@@ -131,6 +134,15 @@ class Registry:
             joined = Registry(self._store, self._keyring, self._clock, self._witness)
             joined._joined = connection
             yield joined, connection
+
+    @property
+    def witness(self) -> Witness:
+        """Told of every change: for acts of others in the same transaction."""
+        return self._witness
+
+    def by(self, witness: Witness) -> Registry:
+        """The same tenants and keys, for someone else's acts."""
+        return Registry(self._store, self._keyring, self._clock, witness)
 
     def _reading(self) -> AbstractContextManager[Connection]:
         return self._store.begin() if self._joined is None else nullcontext(self._joined)
@@ -242,6 +254,27 @@ class Registry:
         self._show(made, show)
         return made
 
+    def admit_key(self, tenant: str, key: str, wanted: Wanted = _PLAIN) -> None:
+        """Register a key that was made elsewhere, for `tenant`; raises Refusal for what is no key, Conflict for one there is."""
+        _require_sound(wanted)
+        if id_of(key) is None:
+            raise _no_key("It")
+        with self._changing() as connection:
+            owner = _tenant_called(connection, tenant)
+            if self.known(key) is not None:
+                raise Conflict(f"The key '{id_of(key)}' is there already.")
+            self._create_keys(connection, [key], _columns(owner.id, wanted, self._clock()))
+
+    def known(self, key: str) -> Key | None:
+        """A key by its secret; raises Refusal where another has its id."""
+        with self._reading() as connection:
+            digest = connection.scalar(select(keys.c.digest).where(keys.c.id == id_of(key)))
+            if digest is None:
+                return None
+            if not hmac.compare_digest(digest, self._keyring.digest(key)):
+                raise Refusal(f"The key '{id_of(key)}' is not the one that the database has under that id.")
+            return _key_with_id(connection, str(id_of(key)))[0]
+
     def keys(self, tenant: str | None = None, *, after: str = "", limit: int | None = None) -> list[Key]:
         """Every key, or those of one tenant, oldest first; with a `limit` by id, that many behind the one called `after`."""
         with self._reading() as connection:
@@ -342,15 +375,7 @@ class Registry:
         A changed file adds its key. The one before works until it is revoked, and a revoked one stays revoked: this
         runs again with every upgrade.
         """
-        try:
-            key = _read(path)
-        except (OSError, UnicodeDecodeError) as error:
-            raise _unusable(path, error) from None
-        if key is None:
-            raise Refusal(
-                f"The file {path} does not hold a key: 'sk-', 10 lower-case letters or digits, '-', and 43 letters, "
-                "digits, dashes or underscores."
-            )
+        key = read_key(path)
         self._admit_first(key, path)
         return next(known for known in self.keys() if known.id == id_of(key))
 
@@ -433,6 +458,13 @@ _KEYS = select(
     keys.c.last_used_at,
     keys.c.revision,
 ).join_from(keys, tenants)
+
+
+def _no_key(what: str) -> Refusal:
+    return Refusal(
+        f"{what} does not hold a key: 'sk-', 10 lower-case letters or digits, '-', and 43 letters, digits, dashes or "
+        "underscores."
+    )
 
 
 def _refuse_long(lifetime_s: float) -> None:
@@ -548,6 +580,17 @@ def _ending(key_id: str, expires_at: float | None, revision: int) -> Update:
 def _unusable(path: Path, error: OSError | UnicodeDecodeError) -> Refusal:
     reason = error.strerror if isinstance(error, OSError) else "it is not text"
     return Refusal(f"The file {path} cannot be used: {(reason or 'unknown error').lower()}.")
+
+
+def read_key(path: Path) -> str:
+    """The key in a file; raises Refusal when it cannot be read or holds none."""
+    try:
+        key = _read(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unusable(path, error) from None
+    if key is None:
+        raise _no_key(f"The file {path}")
+    return key
 
 
 def _read(path: Path) -> str | None:

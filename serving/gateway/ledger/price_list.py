@@ -7,7 +7,7 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from sqlalchemy import Row, delete, insert, select
+from sqlalchemy import Connection, Row, delete, insert, select
 
 from serving.errors import NotFound, Refusal, StoreUnavailable
 from serving.gateway.identity import changes
@@ -29,32 +29,49 @@ log = logging.getLogger(__name__)
 def read(store: Store) -> Prices:
     """The whole list; raises StoreUnavailable."""
     with store.begin() as connection:
-        rows = connection.execute(select(prices).order_by(prices.c.model).limit(PRICES_MAX)).all()
+        return read_in(connection)
+
+
+def read_in(connection: Connection) -> Prices:
+    """The same in a transaction of other acts."""
+    rows = connection.execute(select(prices).order_by(prices.c.model).limit(PRICES_MAX)).all()
     return Prices({row.model: _price(row) for row in rows})
 
 
 def put(store: Store, model: str, price: Price, witness: Witness = unwitnessed) -> None:
     """Set the price of a model or an adapter, in place of the one it had; calls that have ended keep theirs."""
-    _require_sound(model, price)
     with store.alone() as connection:
-        held = {row.model: _price(row) for row in connection.execute(select(prices))}
-        if model not in held and len(held) >= PRICES_MAX:
-            raise Refusal(f"{PRICES_MAX:,} models have prices already: remove one first.")
-        connection.execute(delete(prices).where(prices.c.model == model))
-        connection.execute(insert(prices).values(model=model, **_columns(price)))
-        changes.note(connection, Change(Kind.PRICE, model))
-        was = _columns(held[model]) if model in held else None
-        witness(connection, Act(ActKind.PRICE_SET, model, details={"before": was, "after": _columns(price)}))
+        changes.take_turn(connection)
+        put_in(connection, model, price, witness)
+
+
+def put_in(connection: Connection, model: str, price: Price, witness: Witness) -> None:
+    """The same in a transaction of other acts, which has taken its turn."""
+    _require_sound(model, price)
+    held = {row.model: _price(row) for row in connection.execute(select(prices))}
+    if model not in held and len(held) >= PRICES_MAX:
+        raise Refusal(f"{PRICES_MAX:,} models have prices already: remove one first.")
+    connection.execute(delete(prices).where(prices.c.model == model))
+    connection.execute(insert(prices).values(model=model, **_columns(price)))
+    changes.note(connection, Change(Kind.PRICE, model))
+    was = _columns(held[model]) if model in held else None
+    witness(connection, Act(ActKind.PRICE_SET, model, details={"before": was, "after": _columns(price)}))
 
 
 def remove(store: Store, model: str, witness: Witness = unwitnessed) -> None:
     """Remove a price; raises NotFound where there is none."""
     with store.begin() as connection:
-        row = connection.execute(select(prices).where(prices.c.model == model)).one_or_none()
-        if row is None or connection.execute(delete(prices).where(prices.c.model == model)).rowcount == 0:
-            raise NotFound(f"There is no price of '{model}'; `serving prices list` shows those there are.")
-        changes.note(connection, Change(Kind.PRICE, model))
-        witness(connection, Act(ActKind.PRICE_REMOVE, model, details={"before": _columns(_price(row))}))
+        changes.take_turn(connection)
+        remove_in(connection, model, witness)
+
+
+def remove_in(connection: Connection, model: str, witness: Witness) -> None:
+    """The same in a transaction of other acts, which has taken its turn."""
+    row = connection.execute(select(prices).where(prices.c.model == model)).one_or_none()
+    if row is None or connection.execute(delete(prices).where(prices.c.model == model)).rowcount == 0:
+        raise NotFound(f"There is no price of '{model}'; `serving prices list` shows those there are.")
+    changes.note(connection, Change(Kind.PRICE, model))
+    witness(connection, Act(ActKind.PRICE_REMOVE, model, details={"before": _columns(_price(row))}))
 
 
 class PriceList:

@@ -13,8 +13,8 @@ from serving.errors import Refusal
 from serving.gateway.cli import commands, policing
 from serving.gateway.identity.keys import id_of
 from serving.gateway.policies import Policy
-from tests.gateway.api.admin.whole import WHOLE
 from tests.gateway.places import Place
+from tests.gateway.whole import WHOLE
 
 
 @pytest.fixture

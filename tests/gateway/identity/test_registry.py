@@ -277,3 +277,23 @@ def test_a_stale_revocation_is_refused(registry: Registry) -> None:
         registry.revoke_key(key_id, if_revision=1)
     registry.revoke_key(key_id, if_revision=2)
     assert registry.key(key_id).revoked_at is not None
+
+
+def test_a_key_made_elsewhere_is_admitted_once(registry: Registry) -> None:
+    """It is known by its secret from then on, with what it was to be; what is no key is refused."""
+    key = mint()
+    assert registry.known(key) is None
+    registry.admit_key("acme", key, Wanted("ci", role=Role.TENANT_ADMIN))
+    found = registry.known(key)
+    assert found is not None and (found.name, found.tenant, found.role) == ("ci", "acme", Role.TENANT_ADMIN)
+    with pytest.raises(Conflict, match="is there already"):
+        registry.admit_key("acme", key)
+    with pytest.raises(Refusal, match="It does not hold a key"):
+        registry.admit_key("acme", "sk-short")
+
+
+def test_a_secret_under_anothers_id_is_no_known_key(registry: Registry) -> None:
+    """The id is public: it opens nothing, and is not taken over."""
+    key = registry.create_key("acme")
+    with pytest.raises(Refusal, match="is not the one that the database has under that id"):
+        registry.known(key[:14] + mint()[14:])

@@ -17,14 +17,14 @@ from pydantic import (
 )
 
 from serving.gateway import policies
-from serving.gateway.identity.registry import KEY_NAME_MAX, LIFETIME_MAX_S, Key, Tenant
+from serving.gateway.identity.registry import KEY_NAME_MAX, LIFETIME_MAX_S, NAME_PATTERN, Key, Tenant
 from serving.gateway.nouns import Caller, Right, Role
 
 #: Things on one page: at most, and where a client does not say.
 PAGE_MAX = 500
 PAGE = 100
 
-TENANT_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+TENANT_NAME = f"^{NAME_PATTERN}$"
 KEY_ID = r"^[a-z0-9]{1,32}$"
 
 

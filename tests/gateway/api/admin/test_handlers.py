@@ -10,7 +10,7 @@ import pytest
 from serving.gateway.identity.keys import id_of
 from serving.gateway.nouns import Role
 from tests.gateway.api.admin.office_hours import Administered
-from tests.gateway.api.admin.whole import WHOLE
+from tests.gateway.whole import WHOLE
 
 
 async def test_a_key_says_who_it_is(office: Administered) -> None:

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from serving.gateway.api.admin.shapes import KeyPatch, Policy, TenantChange, TenantNew
 from serving.gateway.policies import Budget, Limits, PriorityClass
 from serving.gateway.policies import Policy as Plain
-from tests.gateway.api.admin.whole import WHOLE
+from tests.gateway.whole import WHOLE
 
 ADAPTER: TypeAdapter[Plain] = TypeAdapter(Policy)
 
