@@ -5,17 +5,35 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import typer
+from sqlalchemy import insert
 from typer.testing import CliRunner, Result
 
-from serving.config import Settings
+from serving.config import Settings, StoreSettings
 from serving.errors import NotFound, Refusal
+from serving.gateway.audit import checkpoints, pruning, reading
+from serving.gateway.audit.actors import Actor
+from serving.gateway.audit.audit import Audit
 from serving.gateway.cli import accounting, auditing, commands, opening, pricing
-from tests.gateway.places import Place
+from serving.gateway.identity.keyring import Keyring
+from serving.gateway.identity.keys import id_of
+from serving.gateway.identity.registry import Registry
+from serving.gateway.ledger import price_list
+from serving.gateway.ledger.ledger import Ledger
+from serving.gateway.ledger.prices import Price
+from serving.gateway.store.store import Store
+from serving.gateway.store.tables import end_users
+from tests.gateway.calls import CALLER, record, settle
+from tests.gateway.places import Place, PostgresPlace
 
 ME = pwd.getpwuid(os.getuid()).pw_name
 
@@ -188,3 +206,74 @@ def test_pruning_keeps_what_the_settings_say(here: Place, monkeypatch: pytest.Mo
     monkeypatch.setenv("SERVING_GATEWAY__AUDIT_RETENTION_DAYS", "2")
     assert "Removed 0 entries" in run("audit", "prune")
     assert "nothing was changed" in run("audit", "verify")
+
+
+PAGE = (Path(__file__).parents[3] / "serving" / "SECURITY.md").read_text()
+SHELL = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+(GRANTS,) = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
+
+
+def test_each_command_of_the_security_page_runs(tmp_path: Path) -> None:
+    """In its order, as it is written, on a laptop's store whose gateway's log was collected."""
+    settings = Settings(home=tmp_path / "home")
+    opening.first_start(settings)
+    with opening.opened(settings) as (store, keyring), opening.registered(settings) as registry:
+        tenant = registry.create_tenant("acme")
+        with store.begin() as connection:
+            row = {"ref": "u1", "tenant_id": tenant.id, "subject": "anne@example.com", "created_at": 1.5}
+            connection.execute(insert(end_users), [row])
+        with opening.journal(store, keyring) as own:
+            lines = [checkpoints.written(it) for it in own.sign_all()]
+    (tmp_path / "gateway.log").write_text("".join(json.dumps({"message": line}) + "\n" for line in lines))
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    assert len(SHELL) == 9
+    for line in SHELL:
+        said = subprocess.run(
+            ["bash", "-c", line],
+            cwd=tmp_path,
+            env={"PATH": path, "SERVING_HOME": str(settings.home)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert said.returncode == 0, (line, said.stdout, said.stderr)
+
+
+def test_a_gateways_account_can_be_denied_to_change_the_audit(shared: PostgresPlace, tmp_path: Path) -> None:
+    """With the grants of the security page a gateway works, and neither changes nor removes an entry; the owner prunes."""
+    server, database = shared.server, shared.database
+    server.execute(GRANTS, database)
+    try:
+        mine = tmp_path / "gateway-url"
+        mine.write_text(server.url(database, user="serving_gateway"))
+        url = mine.read_text()
+        with Store.open(tmp_path, StoreSettings(url_file=mine)) as store:
+            _work_as_a_gateway(store)
+        for statement in (
+            "delete from audit",
+            "update audit set body = ''",
+            "truncate audit",
+            "drop table audit",
+            "alter table audit add column x int",
+        ):
+            with psycopg.connect(url) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(statement.encode())
+        with shared.open() as store, opening.journal(store, Keyring.open(store)) as own:
+            pruned = pruning.prune(store, own, Actor(os_user="owner"), time.time() + 1)
+        assert pruned.entries == 11
+    finally:
+        server.execute("drop owned by serving_gateway; drop role serving_gateway", database)
+
+
+def _work_as_a_gateway(store: Store) -> None:
+    """Each table is used: tenants, keys, prices, the ledger, changes, the audit."""
+    keyring = Keyring.open(store)
+    with Ledger(store, clock=time.time) as ledger, Audit(store, opening.signer(keyring), clock=time.time) as audit:
+        registry = Registry(store, keyring, time.time, audit.witness(CALLER))
+        registry.create_tenant("acme")
+        registry.revoke_key(str(id_of(registry.create_key("acme"))))
+        price_list.put(store, "m", Price(1, 1, 1), audit.witness(CALLER))
+        settle(ledger, "r1")
+        audit.settle(record(entry_id="e"))
+        registry.first_key()
+    assert len(list(reading.entries(store))) == 11
