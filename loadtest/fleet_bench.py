@@ -3,8 +3,8 @@
     python -m loadtest.fleet_bench
 
 A gateway before 1,000 replicas chooses one for calls with prefixes of 32 blocks (8,000 tokens) and without, and takes in an answer;
-the directory of a cell with them decides for 100 models; a key that is not cached is looked up in a SQLite store. Medians of
-rounds that alternate; no network is involved.
+the directory of a cell with them decides for 100 models; a key that is not cached is looked up in a SQLite store, and a token of single
+sign-on that is not remembered is verified. Medians of rounds that alternate; no network is involved.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
+import jwt
 import msgspec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from serving.catalog import Knee
+from serving.config import Issuer
 from serving.engine.autoscale import Bounds
 from serving.engine.directory import Listing
 from serving.engine.scaling import ModelPlan, Plans
@@ -28,6 +32,7 @@ from serving.gateway.dialects import conversation
 from serving.gateway.fleet.demand import Demands
 from serving.gateway.fleet.fleet import Fleet
 from serving.gateway.fleet.router import Need
+from serving.gateway.identity import jwks, oidc
 from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.registry import Registry
 from serving.gateway.identity.tenants import Tenants
@@ -156,10 +161,36 @@ def identifying(home: Path) -> Iterator[str]:
             yield f"{name:58}{statistics.median(values):10.1f} us   ({min(values):.1f} to {max(values):.1f})"
 
 
+def verifying() -> Iterator[str]:
+    rsa_key, curve_key = rsa.generate_private_key(65537, 2048), ec.generate_private_key(ec.SECP256R1())
+    signers: dict[str, tuple[rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, str]] = {
+        "RS256": (rsa_key, RSAAlgorithm.to_jwk(rsa_key.public_key())),
+        "ES256": (curve_key, ECAlgorithm.to_jwk(curve_key.public_key())),
+    }
+    issuer = Issuer(issuer="https://sso.example.com", audiences=("bench",), tenant="bench")
+    claims = {"iss": issuer.issuer, "aud": "bench", "sub": "ada", "iat": time.time(), "exp": time.time() + 3600}
+
+    def verifies(algorithm: str) -> Callable[[], object]:
+        key, published = signers[algorithm]
+        token = jwt.encode(claims, key, algorithm, headers={"kid": "a"})
+        known = jwks.read({"keys": [msgspec.json.decode(published) | {"kid": "a"}]}, issuer.algorithms)
+
+        def verify() -> None:
+            for _ in range(CALLS):
+                heading = oidc.heading(token)
+                oidc.verified(token, issuer, known[heading.key_id, oidc.algorithm(heading, issuer)])
+
+        return verify
+
+    yield from median_us({f"verify a token, {algorithm}": verifies(algorithm) for algorithm in signers}, CALLS)
+
+
 def main() -> None:
     for line in choosing():
         print(line, flush=True)
     for line in deciding():
+        print(line, flush=True)
+    for line in verifying():
         print(line, flush=True)
     with tempfile.TemporaryDirectory() as home:
         for line in identifying(Path(home)):
