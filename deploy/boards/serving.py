@@ -158,6 +158,13 @@ BOARD = Board(
                     most=1,
                 ),
                 Panel(
+                    "Single sign-on",
+                    "short",
+                    "1: the issuer publishes its keys. 0: it, or the network to it, is down; tokens by known keys work for another day.",
+                    {"{{issuer}}": once("serving_gateway_issuers_up", "issuer", HERE)},
+                    most=1,
+                ),
+                Panel(
                     "Age of ledger rows not yet written",
                     "s",
                     "Do not delete a pod that has any. They are written when the store is back.",

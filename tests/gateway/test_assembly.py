@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.config import GatewaySettings
+from serving.config import GatewaySettings, Issuer
 from serving.gateway.assembly import Assembled, Edges, assemble
 from serving.gateway.audit.audit import Audit
 from serving.gateway.audit.checkpoints import Signer
@@ -102,11 +102,13 @@ async def test_the_states_of_models_are_for_those_who_may_see_metrics(
 
 
 async def test_sources_are_those_of_the_settings(parts: Parts) -> None:
-    """Directories and engines, none of them up before it has answered; certificates as `expiries` gives them."""
-    settings = GatewaySettings(directories=(NOWHERE, NOWHERE + "/b"), engines=(NOWHERE,))
+    """Directories, engines and issuers, none of them up before it has answered; certificates as `expiries` gives them."""
+    issuer = Issuer(issuer=NOWHERE, audiences=("llm",), tenant="acme")
+    settings = GatewaySettings(directories=(NOWHERE, NOWHERE + "/b"), engines=(NOWHERE,), oidc=(issuer,))
     page = (await asked(parts.assembled(settings, expiries=lambda: {"api": 5.0}).metrics_page, "/metrics")).body
     for source in ("directory-0", "directory-1", "engine-0"):
         assert f'serving_gateway_sources_up{{source="{source}"}} 0.0'.encode() in page
+    assert value(page, "serving_gateway_issuers_up", issuer=NOWHERE) == 0.0
     assert value(page, "serving_gateway_certificate_expiry_timestamp_seconds", certificate="api") == 5.0
 
 

@@ -108,6 +108,10 @@ class Identity:
             *((f"issuer {name}", it.keys.run()) for name, it in self._issuers.items()),
         ]
 
+    def issuers_up(self) -> dict[str, bool]:
+        """Issuer → did it publish its keys when it was last asked?"""
+        return {name: it.keys.is_answering for name, it in self._issuers.items()}
+
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
         """Open the ways to the issuers, in the running event loop; at the end, write down what waits for the database."""

@@ -139,6 +139,11 @@ class Keys:
         self._is_answering = False
         self._failures = 0
 
+    @property
+    def is_answering(self) -> bool:
+        """Did the issuer publish its keys when it was last asked?"""
+        return self._is_answering
+
     async def run(self) -> None:
         """Keep them fresh until cancelled."""
         while True:

@@ -58,6 +58,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     models: Sequence[Model] = ()
     #: Directory or engine → did it answer the last poll?
     sources_up: Mapping[str, bool] = {}
+    #: Issuer of single sign-on → did it publish its keys when last asked?
+    issuers_up: Mapping[str, bool] = {}
     ledger_rows_waiting: int = 0
     ledger_lag_s: float = 0.0
     is_store_up: bool = True
@@ -78,6 +80,12 @@ class _Now(Collector):
         yield from _of_models(seen.models)
         yield _family(
             "sources_up", "Whether a directory or an engine answered the last poll.", "source", seen.sources_up
+        )
+        yield _family(
+            "issuers_up",
+            "Whether an issuer of single sign-on published its keys when last asked.",
+            "issuer",
+            seen.issuers_up,
         )
         yield _alone("ledger_rows_waiting", "Rows in memory that the store has not got.", seen.ledger_rows_waiting)
         yield _alone("ledger_lag_seconds", "Seconds since every row was in the store.", seen.ledger_lag_s)

@@ -76,7 +76,7 @@ def snapshot(waiting: int, *, is_up: bool, ends_at_s: float) -> Snapshot:
         oldest_wait_s=float(waiting),
         wanted=waiting,
     )
-    return Snapshot([model], {"cell": is_up}, waiting, float(waiting), is_up, {"api": ends_at_s})
+    return Snapshot([model], {"cell": is_up}, {"sso": is_up}, waiting, float(waiting), is_up, {"api": ends_at_s})
 
 
 async def page(of: Snapshot) -> str:
@@ -105,7 +105,8 @@ async def test_each_gauge_is_what_says_most() -> None:
     assert (seen["waiting_requests a"], seen["ledger_rows_waiting"]) == (3.0, 3.0)
     assert (seen["oldest_wait_seconds a"], seen["ledger_lag_seconds"]) == (2.0, 2.0)
     assert (seen[f"replicas a {ReplicaState.READY}"], seen["wanted_replicas a"]) == (2.0, 2.0)
-    assert (seen["sources_up cell"], seen["store_up"], seen["certificate_expiry_timestamp_seconds api"]) == (0, 0, 40.0)
+    assert (seen["sources_up cell"], seen["issuers_up sso"], seen["store_up"]) == (0, 0, 0)
+    assert seen["certificate_expiry_timestamp_seconds api"] == 40.0
     assert (
         seen["tenant_requests_total ok tenant"] == 2.0
         and seen["request_duration_seconds_count a /v1/chat/completions"] == 2.0
