@@ -171,7 +171,9 @@ def check(
 
     Exit code 1 where a difference is left that nothing explains.
     """
-    from serving.gateway.cli.opening import opened_store
+    from serving.gateway.audit import actors
+    from serving.gateway.cli.opening import journalled
+    from serving.gateway.identity.acts import Act, ActKind
     from serving.gateway.ledger.balance import Verdict
 
     settings = settings_of(context)
@@ -183,7 +185,8 @@ def check(
             "home: `serving --settings FILE ledger check`."
         )
     plane = Plane(settings)
-    with opened_store(settings) as store:
+    with journalled(settings) as (store, journal):
+        journal.record(actors.at_command_line(), Act(ActKind.USAGE_READ, "usage", details={"check": True}))
         found = balances(store, plane.counted, wait_s)
     if as_json:
         print_json([_Row(it.verdict, it.left, it.counted, it.billed) for it in found])

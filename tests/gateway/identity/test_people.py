@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 from pathlib import Path
@@ -21,11 +22,13 @@ from serving.gateway.identity.registry import Registry
 from serving.gateway.ledger.grouping import By
 from serving.gateway.ledger.ledger import Ledger
 from serving.gateway.ledger.usage import each_call, totals
-from serving.gateway.nouns import Caller, Usage
+from serving.gateway.nouns import Caller, Right, Usage
 from serving.gateway.store.store import Store
 from serving.gateway.store.tables import end_users, metadata
 from tests.gateway.calls import settle
 from tests.gateway.places import Place, SqlitePlace
+from tests.gateway.world import CHAT, running_gateway
+from tests.scripted_engine import ScriptedEngine
 
 NAMES = ("ann@acme.example", "ben@acme.example")
 
@@ -106,6 +109,38 @@ def test_nothing_of_an_erased_person_stays_in_a_file_of_sqlite(tmp_path: Path) -
 
 def files_with(folder: Path, text: bytes) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if text in path.read_bytes())
+
+
+async def test_a_running_gateway_keeps_nothing_of_an_erased_person(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Named in calls, and then in no file of its home, line of its logs or sample of its metrics; seen again, another person."""
+    caplog.set_level("DEBUG")
+    async with ScriptedEngine() as engine, running_gateway(tmp_path / "home", (engine.url,)) as world:
+        key = world.registry.create_key("acme", allowed=[Right.NAME_USERS])
+        headers = {"Authorization": f"Bearer {key}", "X-Serving-User": NAMES[0], "Content-Type": "application/json"}
+
+        async def reference() -> object:
+            assert (await world.ask("POST", "/v1/chat/completions", CHAT, headers)).status == 200
+            return world.rows()[-1]["user_ref"]
+
+        ref = await reference()
+        assert await asyncio.to_thread(erase, world.store, "acme", NAMES[0]) == [ref]
+        page = (await world.ask("GET", "/metrics")).body.decode()
+        backups.write(world.store, Keyring.open(world.store), tmp_path / "b", lambda: 2.5)
+        written = gzip.decompress((tmp_path / "b").read_bytes()).decode()
+        for text in (told(world.store), json.dumps(world.lines), caplog.text, page, written):
+            assert NAMES[0] not in text
+        assert str(ref) in told(world.store) and str(ref) in written
+        assert files_with(tmp_path / "home", NAMES[0].encode()) == []
+        # Until it learns of it, it has the reference in mind that leads to no one.
+        later = [await reference()]
+        for _ in range(200):
+            if later[-1] != ref:
+                break
+            await asyncio.sleep(0.05)
+            later.append(await reference())
+        assert later[-1] not in (ref, None) and len(people(world.store, limit=9)) == 1
 
 
 def test_gateways_learn_of_it_and_a_witness_is_told(known: Store) -> None:
