@@ -146,7 +146,7 @@ def _administration(
 ) -> Front:
     registry = Registry(store, tenants.keyring, edges.wall_clock)
     kept = Repetitions(tenants.keyring.derived(repetitions.PURPOSE), edges.wall_clock)
-    office = Office(store, registry, kept, edges.wall_clock, audit)
+    office = Office(store, registry, kept, edges.wall_clock, audit, settings.currency)
     return Front(identity, office, body_s=settings.timeouts.request_body_s)
 
 

@@ -140,10 +140,6 @@ class Registry:
         """Told of every change: for acts of others in the same transaction."""
         return self._witness
 
-    def by(self, witness: Witness) -> Registry:
-        """The same tenants and keys, for someone else's acts."""
-        return Registry(self._store, self._keyring, self._clock, witness)
-
     def _reading(self) -> AbstractContextManager[Connection]:
         return self._store.begin() if self._joined is None else nullcontext(self._joined)
 

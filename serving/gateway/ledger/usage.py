@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import msgspec
-from sqlalchemy import ColumnElement, FromClause, Select, String, and_, case, cast, func, null, select
+from sqlalchemy import ColumnElement, FromClause, Select, String, and_, case, cast, func, null, or_, select
 
 from serving.gateway.ledger.grouping import NONE, By
 from serving.gateway.ledger.rows import OPEN
@@ -167,9 +167,13 @@ def used(store: Store, tenant_id: str, *, since: float, key_id: str | None = Non
     return Used(int(row[0] or 0), int(row[1] or 0))
 
 
-def calls(store: Store, asked: Asked = ALL, *, limit: int) -> list[CallRow]:
-    """The newest `limit` calls, oldest first."""
-    query = _calls(asked).order_by(ledger.c.started_at.desc()).limit(limit)
+def calls(store: Store, asked: Asked = ALL, *, before: tuple[float, str] | None = None, limit: int) -> list[CallRow]:
+    """The newest `limit` calls, oldest first; of those `before` a call, by its `started_at` and `request_id`, where one is named."""
+    query = _calls(asked).order_by(ledger.c.started_at.desc(), ledger.c.request_id.desc()).limit(limit)
+    if before is not None:
+        started_at, request_id = before
+        same = and_(ledger.c.started_at == started_at, ledger.c.request_id < request_id)
+        query = query.where(or_(ledger.c.started_at < started_at, same))
     with store.snapshot() as connection:
         rows = connection.execute(query).mappings().all()
     return [CallRow(**row) for row in reversed(rows)]

@@ -20,16 +20,14 @@ from serving.errors import (
     RouteNotFound,
     UnknownParameter,
 )
-from serving.gateway.api.admin import handlers
+from serving.gateway.api.admin import handlers, reports, tariffs
 from serving.gateway.api.admin.shapes import ErrorAnswer, PolicyFault
 
 PREFIX = "/admin/v1"
 DOCUMENT_PATH = f"{PREFIX}/openapi.json"
-#: Routes that read much: they have a thread of their own.
-REPORTS = "reports"
 
 _ABOUT = (
-    "Tenants, keys, policies. Send an administrator's key as `Authorization: Bearer …`. A change names in `If-Match` "
+    "Tenants, keys, policies, prices, usage and audit. Send an administrator's key as `Authorization: Bearer …`. A change names in `If-Match` "
     "the `ETag` of what it is meant for; a creation with an `Idempotency-Key` can be repeated for a day."
 )
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -64,7 +62,9 @@ class Application:
             if isinstance(route, APIRoute):
                 of_path = self._routes.setdefault(route.path_regex, {})
                 for method in route.methods:
-                    of_path[method] = _found(route, document["paths"].get(route.path, {}).get(method.lower(), {}))
+                    of_path[method] = _found(
+                        route, document["paths"].get(route.path_format, {}).get(method.lower(), {})
+                    )
 
     def find(self, method: str, path: str) -> Found:
         """Raises RouteNotFound, and MethodNotAllowed, which names those that are."""
@@ -90,7 +90,8 @@ def make() -> Application:
         responses=_ERRORS,
     )
     app.openapi = _described(app)  # type: ignore[method-assign] # FastAPI's own way to change the document
-    app.include_router(handlers.router, prefix=PREFIX)
+    for router in (handlers.router, tariffs.router, reports.router):
+        app.include_router(router, prefix=PREFIX)
 
     @app.get(DOCUMENT_PATH, operation_id="openapi", tags=["self"], summary="This document.")
     async def document() -> dict[str, Any]:
@@ -103,7 +104,7 @@ def make() -> Application:
 
 def _found(route: APIRoute, operation: dict[str, Any]) -> Found:
     known = frozenset(it["name"] for it in operation.get("parameters", ()) if it["in"] == "query")
-    return Found(route.path, known, REPORTS in route.tags)
+    return Found(route.path_format, known, reports.TAG in route.tags)
 
 
 def _described(app: FastAPI) -> Callable[[], dict[str, Any]]:

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
-from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
 from serving.gateway.api.admin import authority, shapes
+from serving.gateway.api.admin.desks import (
+    AfterKey,
+    AfterTenant,
+    AnyDesk,
+    IdempotencyKey,
+    IfMatch,
+    KeyId,
+    Limit,
+    NewPolicy,
+    PlatformDesk,
+    TenantDesk,
+    TenantName,
+    own_tenant,
+)
 from serving.gateway.api.admin.office import Desk
 from serving.gateway.api.admin.shapes import (
     KeyMade,
@@ -32,44 +46,6 @@ from serving.gateway.identity.repetitions import Asked
 router = APIRouter()
 
 ShapeT = TypeVar("ShapeT", bound=BaseModel)
-
-
-async def _desk(request: Request) -> Desk:
-    desk: Desk = request.scope["desk"]
-    return desk
-
-
-async def _platform_desk(request: Request) -> Desk:
-    authority.require_platform_admin(request.scope["desk"].caller)
-    return await _desk(request)
-
-
-async def _tenant_desk(request: Request) -> Desk:
-    authority.require_tenant_admin(request.scope["desk"].caller)
-    return await _desk(request)
-
-
-AnyDesk = Annotated[Desk, Depends(_desk)]
-TenantDesk = Annotated[Desk, Depends(_tenant_desk)]
-PlatformDesk = Annotated[Desk, Depends(_platform_desk)]
-TenantName = Annotated[str, Path(pattern=shapes.TENANT_NAME)]
-KeyId = Annotated[str, Path(pattern=shapes.KEY_ID)]
-NewPolicy = Annotated[Policy, Body()]
-Limit = Annotated[int, Query(ge=1, le=shapes.PAGE_MAX, description="How many at most.")]
-AfterTenant = Annotated[str | None, Query(pattern=shapes.TENANT_NAME, description="The `next` of the page before.")]
-AfterKey = Annotated[str | None, Query(pattern=shapes.KEY_ID, description="The `next` of the page before.")]
-IfMatch = Annotated[
-    str,
-    Header(
-        max_length=64,
-        pattern=r'^(\*|"[0-9]{1,9}")$',
-        description="The `ETag` of what is to be changed, or `*` for any.",
-    ),
-]
-IdempotencyKey = Annotated[
-    str | None,
-    Header(min_length=1, max_length=255, pattern=r"^[!-~]*$", description="Makes a repetition harmless for a day."),
-]
 
 
 @router.get("/whoami")
@@ -100,7 +76,7 @@ async def create_tenant(
 @router.get("/tenants/{tenant}")
 async def show_tenant(desk: TenantDesk, tenant: TenantName, response: Response) -> TenantShown:
     """One tenant."""
-    return _tagged(TenantShown.of(_own_tenant(desk, desk.registry, tenant)), response)
+    return _tagged(TenantShown.of(own_tenant(desk, desk.registry, tenant)), response)
 
 
 @router.patch("/tenants/{tenant}")
@@ -121,7 +97,7 @@ async def update_tenant(
 @router.get("/tenants/{tenant}/policy", response_model=Policy)
 async def show_tenant_policy(desk: TenantDesk, tenant: TenantName, response: Response) -> Any:
     """What a tenant may do, how much of it, in which order."""
-    return _policy_of(_own_tenant(desk, desk.registry, tenant), response)
+    return _policy_of(own_tenant(desk, desk.registry, tenant), response)
 
 
 @router.put("/tenants/{tenant}/policy", response_model=Policy)
@@ -138,7 +114,7 @@ async def list_keys_of_tenant(
     desk: TenantDesk, tenant: TenantName, after: AfterKey = None, limit: Limit = shapes.PAGE
 ) -> KeyPage:
     """Keys of one tenant by id."""
-    _own_tenant(desk, desk.registry, tenant)
+    own_tenant(desk, desk.registry, tenant)
     return _page(desk, desk.registry.keys(tenant, after=after or "", limit=limit), limit)
 
 
@@ -150,7 +126,7 @@ async def create_key(
     authority.require_grantable(desk.caller, new.role, new.rights)
 
     def make(registry: Registry) -> KeyMade:
-        _own_tenant(desk, registry, tenant)
+        own_tenant(desk, registry, tenant)
         wanted = Wanted(new.name, new.rights, new.role, new.policy, new.lifetime_s)
         return _made(desk, registry, registry.create_keys(tenant, 1, wanted)[0])
 
@@ -224,13 +200,6 @@ async def set_key_policy(
         authority.require_below(desk.caller, _own_key(desk, acts, key_id))
         changed = acts.update_key(key_id, KeyChange(policy=policy), if_revision=revision)
     return _policy_of(changed, response)
-
-
-def _own_tenant(desk: Desk, registry: Registry, name: str) -> Tenant:
-    """Raises NotFound for what is not there and what is another's, after the same look-up."""
-    tenant = registry.tenant(name)
-    authority.require_own(desk.caller, tenant.id)
-    return tenant
 
 
 def _own_key(desk: Desk, registry: Registry, key_id: str) -> Key:

@@ -21,6 +21,8 @@ class Office(msgspec.Struct, frozen=True):
     repetitions: Repetitions
     wall_clock: Callable[[], float]
     audit: Audit
+    #: Of prices.
+    currency: str
 
 
 class Desk(msgspec.Struct, frozen=True):

@@ -19,6 +19,7 @@ class Administered:
         self.world = world
         self.home = home
         self.registry = world.registry
+        self.store = world.store
         for tenant in ("other", "platform"):
             self.registry.create_tenant(tenant)
         owners = {Role.MEMBER: "acme", Role.TENANT_ADMIN: "acme", Role.PLATFORM_ADMIN: "platform"}

@@ -8,11 +8,20 @@ from serving.errors import Forbidden, ResourceNotFound
 from serving.gateway.api.admin import application, authority
 from serving.gateway.identity.keys import id_of
 from serving.gateway.identity.registry import Key
+from serving.gateway.ledger import price_list
+from serving.gateway.ledger.prices import Price
 from serving.gateway.nouns import Caller, Right, Role
 from serving.gateway.policies import Policy
 from tests.gateway.api.admin.office_hours import Administered
 
-EVERYONE, TENANT, PLATFORM = "everyone", "administrators of the tenant", "administrators of the platform"
+EVERYONE, ADMINISTRATORS, TENANT, PLATFORM = (
+    "everyone",
+    "administrators",
+    "those of the tenant",
+    "those of the platform",
+)
+#: Routes in which a parameter names the tenant.
+REPORTS = ("/usage", "/calls", "/audit")
 
 #: Route → who may, and a body that is in order.
 ROUTES: dict[str, tuple[str, object]] = {
@@ -33,12 +42,21 @@ ROUTES: dict[str, tuple[str, object]] = {
     "POST /admin/v1/keys/{key_id}/rotate": (TENANT, {}),
     "GET /admin/v1/keys/{key_id}/policy": (TENANT, None),
     "PUT /admin/v1/keys/{key_id}/policy": (TENANT, {}),
+    "GET /admin/v1/prices": (ADMINISTRATORS, None),
+    "GET /admin/v1/prices/{model}": (ADMINISTRATORS, None),
+    "PUT /admin/v1/prices/{model}": (PLATFORM, {"prompt_micros": 1, "completion_micros": 1}),
+    "DELETE /admin/v1/prices/{model}": (PLATFORM, None),
+    "GET /admin/v1/usage": (TENANT, None),
+    "GET /admin/v1/calls": (TENANT, None),
+    "GET /admin/v1/audit": (TENANT, None),
 }
 
 
 def expected(may: str, role: Role, *, is_own: bool) -> set[int]:
     done = {200, 201, 204}
     if may == EVERYONE or role is Role.PLATFORM_ADMIN:
+        return done
+    if may == ADMINISTRATORS and role is Role.TENANT_ADMIN:
         return done
     if may == PLATFORM or role is Role.MEMBER:
         return {403}
@@ -60,6 +78,8 @@ async def test_each_role_may_what_the_table_says(office: Administered, role: Rol
             tenant = "acme" if is_own else "other"
             key_id = str(id_of(office.registry.create_key(tenant)))
             method, _, path = route.replace("{tenant}", tenant).replace("{key_id}", key_id).partition(" /admin/v1")
+            path = path.replace("{model}", f"m{is_own}") + (f"?tenant={tenant}" if path in REPORTS else "")
+            price_list.put(office.store, f"m{is_own}", Price(1, 1, 1))
             sent = {"name": f"new-{is_own}"} if path == "/tenants" and body else body
             answer = await office.ask(method, path, sent, role, if_match="*")
             if answer.status not in expected(may, role, is_own=is_own):

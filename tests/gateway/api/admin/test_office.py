@@ -20,7 +20,7 @@ def test_what_a_caller_does_is_told_of_that_caller(store: Store) -> None:
     """One office serves all requests, and the audit has who each one's is, together with what it does."""
     registry = Registry(store, Keyring.open(store), time.time)
     audit = Audit(store, Signer(bytes(32)), clock=time.time)
-    desk = Desk(CALLER, Office(store, registry, Repetitions(bytes(32), time.time), time.time, audit))
+    desk = Desk(CALLER, Office(store, registry, Repetitions(bytes(32), time.time), time.time, audit, "USD"))
     with desk.registry.together() as (acts, _):
         tenant = acts.create_tenant("acme")
     (event,) = reading.page(store, Asked(kinds=["tenant.create"]), limit=10).events
