@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
+import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,6 +97,30 @@ def test_a_stop_in_an_outage_says_what_is_missing(place: Place, caplog: pytest.L
         assert "1 calls are missing in the audit; the ledger has them" in caplog.text
         (tail,) = verified(store).tails
         assert not tail.has_ended
+
+
+def _call_until_killed(home: Path) -> None:
+    with Store.open(home) as store, Audit(store, SIGNER, clock=time.time) as audit:
+        for number in range(3):
+            call(audit, f"r{number}")
+        until_now(lambda: events(store, "call"))
+        audit.sign()
+        call(audit, "last")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_gateway_loses_the_last_seconds_calls_alone(tmp_path: Path) -> None:
+    """Its chain just stops: nothing is found wrong with it, and the next gateway's is another."""
+    process = multiprocessing.get_context("spawn").Process(target=_call_until_killed, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    with Store.open(tmp_path) as store:
+        with Audit(store, SIGNER, clock=time.time) as audit:
+            call(audit, "next")
+        assert [it.details["request_id"] for it in events(store, "call")] == ["r0", "r1", "r2", "next"]
+        report = verified(store)
+        assert report.is_clean and report.tails == [] and report.chains == 2
 
 
 def test_checkpoints_cover_this_chain_and_those_of_commands(store: Store, caplog: pytest.LogCaptureFixture) -> None:
