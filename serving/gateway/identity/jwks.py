@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import jwt
 import msgspec
+from cryptography.exceptions import UnsupportedAlgorithm
 
 from serving import config
 from serving.errors import IssuerUnavailable, Refusal, UnknownSigningKey
@@ -91,7 +92,7 @@ def _usable(data: dict[str, Any], algorithm: str) -> jwt.PyJWK | None:
         return None
     try:
         jwk = jwt.PyJWK(data, algorithm)
-    except (jwt.PyJWTError, ValueError, TypeError):
+    except (jwt.PyJWTError, UnsupportedAlgorithm, ValueError, TypeError):
         return None
     # Too short to be safe (RFC 7518, section 3).
     return None if jwk.Algorithm.check_key_length(jwk.key) else jwk
@@ -279,7 +280,7 @@ class Endpoint:
         except Unanswered:
             self._keys_url = None
             raise
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             self._keys_url = None
             raise Unanswered(type(error).__name__) from None
 

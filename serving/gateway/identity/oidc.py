@@ -6,6 +6,7 @@ PyJWT verifies (TEN-2); each of its refusals becomes one of ours, in a sentence 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -27,11 +28,14 @@ from serving.errors import (
 )
 from serving.gateway.identity.end_users import is_name
 from serving.gateway.identity.jwks import PublicKey
+from serving.gateway.identity.registry import NAME_PATTERN
 from serving.gateway.nouns import Role
 
 #: Characters of a token; one that names two hundred groups has 12,000.
 TOKEN_CHARS_MAX = 16 * 1024
 
+#: A date is a number, and no float holds every one of those.
+_END_MAX = 2**53
 # A token without an end would be one for ever.
 _EVERYTHING: Options = {"require": ["exp"]}
 # Whoever turns the signature off turns the rest off too, but for what is named.
@@ -45,6 +49,7 @@ _ALL_BUT_THE_SIGNATURE: Options = {
     "verify_iss": True,
 }
 
+_TENANT = re.compile(NAME_PATTERN)
 #: From the least to the most.
 _ROLES = (Role.MEMBER, Role.TENANT_ADMIN, Role.PLATFORM_ADMIN)
 
@@ -112,7 +117,7 @@ def verified(token: str, issuer: config.Issuer, key: PublicKey) -> Verified:
         tenant=_tenant(claims, issuer),
         user=_user(claims, issuer),
         role=_role(claims, issuer),
-        ends_at=int(claims["exp"]) + issuer.clock_skew_s,
+        ends_at=min(int(claims["exp"]), _END_MAX) + issuer.clock_skew_s,
     )
 
 
@@ -163,9 +168,10 @@ def _tenant(claims: dict[str, Any], issuer: config.Issuer) -> str:
         return issuer.tenant
     values = _values(_claim(claims, issuer.tenant_claim or ""))
     named = {issuer.tenants[it] for it in values if it in issuer.tenants} if issuer.tenants else set(values)
-    if len(named) != 1:
+    # What cannot be a name is not looked up.
+    if len(named) != 1 or not _TENANT.fullmatch(name := named.pop()):
         raise _refused(UnknownTenant)
-    return named.pop()
+    return name
 
 
 def _user(claims: dict[str, Any], issuer: config.Issuer) -> str:

@@ -235,12 +235,45 @@ def test_keys_for_something_else_are_left_out() -> None:
     assert set(found) == {("a", "RS256"), ("any", "RS256"), ("any", "PS256")}
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=20) | st.sampled_from(("AQAB", "AA", "RSA", "P-256")),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = ("kty", "use", "alg", "kid", "n", "e", "d", "p", "crv", "x", "y", "key_ops")
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(("RS256", "ES256", "ES512", "EdDSA")),
+    st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=3),
+    st.sets(st.sampled_from(FIELDS), max_size=2),
+)
+def test_whatever_an_issuer_publishes_is_read_or_left_out(
+    kind: str, changed: dict[str, object], gone: set[str]
+) -> None:
+    """No key of any form is an error of ours, and none takes the one beside it along."""
+    odd = {name: it for name, it in (public_jwk(private_key(kind), kid="odd") | changed).items() if name not in gone}
+    sound = public_jwk(private_key("ES384"), kid="sound")
+    found = jwks.read({"keys": [odd, sound]}, ("RS256", "PS512", "ES256", "ES384", "ES512", "EdDSA"))
+    assert ("sound", "ES384") in found
+
+
+@given(JSON)
+def test_whatever_else_it_publishes_is_no_answer(document: object) -> None:
+    """As long as there is no key in it."""
+    with pytest.raises(Unanswered):
+        jwks.read(document, ("RS256",))
+
+
 @pytest.mark.parametrize(
     ("document", "said"),
     [
         ({"issuer": "https://other.example.com"}, "another issuer's"),
         ({"jwks_uri": 7}, "place of keys"),
         ({"jwks_uri": "file:///etc/passwd"}, "place of keys"),
+        ({"jwks_uri": "https://[::1"}, "ValueError"),
+        ({"jwks_uri": "http://a b/keys"}, "Invalid|Error"),
         (b"no json", "no JSON"),
         (b"[" * 100_000, "no JSON"),
         (b" " * (jwks.DOCUMENT_BYTES_MAX + 1), "more than"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
 from collections.abc import Callable
 from typing import Any, get_args
@@ -9,6 +11,8 @@ from typing import Any, get_args
 import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from serving import config
@@ -91,6 +95,9 @@ FAULTS: dict[str, tuple[Callable[[], str], str]] = {
     "no tenant": (lambda: ISSUER.token(team=None), "unknown_tenant"),
     "two tenants": (lambda: ISSUER.token(team=["acme", "globex"]), "unknown_tenant"),
     "a tenant that is no text": (lambda: ISSUER.token(team={"name": "acme"}), "unknown_tenant"),
+    "a tenant that cannot be one": (lambda: ISSUER.token(team="acme\0"), "unknown_tenant"),
+    "a tenant with a long name": (lambda: ISSUER.token(team="a" * 64), "unknown_tenant"),
+    "a tenant that is half a character": (lambda: ISSUER.token(team="\ud800"), "unknown_tenant"),
     "no JSON": (lambda: "a.b.c", "malformed_token"),
     "empty parts": (lambda: "..", "malformed_token"),
     "no claims": (lambda: ISSUER.token().split(".")[0] + "..", "malformed_token"),
@@ -229,6 +236,50 @@ def test_an_issuer_is_named_once() -> None:
     """Two sets of rules for one token would leave it open which holds."""
     with pytest.raises(ValidationError, match="twice"):
         GatewaySettings(oidc=(ISSUER.settings(), ISSUER.settings(audiences=("other",))))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+CLAIMS = ("iss", "aud", "sub", "exp", "nbf", "iat", "jti", "team", "groups")
+
+
+def part(value: object) -> str:
+    return jwt.utils.base64url_encode(json.dumps(value).encode()).decode()
+
+
+@settings(max_examples=200, deadline=None)
+@example({"exp": 10**400}, set())
+@example({"team": "acme\0"}, set())
+@example({"team": "\ud800"}, set())
+@given(st.dictionaries(st.sampled_from(CLAIMS), JSON, max_size=4), st.sets(st.sampled_from(CLAIMS), max_size=2))
+def test_whatever_an_issuer_signs_is_taken_or_refused(changed: dict[str, object], left_out: set[str]) -> None:
+    """No claim of any form is an error of ours."""
+    claims = {name: value for name, value in (ISSUER.claims() | changed).items() if name not in left_out}
+    signed = f"{part({'alg': 'RS256', 'kid': ISSUER.kid})}.{part(claims)}"
+    algorithm = jwt.algorithms.RSAAlgorithm(jwt.algorithms.RSAAlgorithm.SHA256)
+    signature = algorithm.sign(signed.encode(), private_key("RS256"))  # type: ignore[arg-type]
+    with contextlib.suppress(Unauthenticated):
+        verified(f"{signed}.{jwt.utils.base64url_encode(signature).decode()}")
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(("alg", "kid", "typ", "b64", "crit", "jku", "x5c")), JSON) | JSON, JSON, st.text()
+)
+def test_whatever_anyone_sends_is_refused(header: object, claims: object, signature: str) -> None:
+    """Before there is a key, and without one: by 401 alone."""
+    for token in (f"{part(header)}.{part(claims)}.{part(signature)}", f"{signature}.{part(claims)}.{part(header)}"):
+        with pytest.raises(Unauthenticated):
+            looked_at(token)
+
+
+def looked_at(token: str) -> None:
+    """All that is done before a key is looked for."""
+    oidc.algorithm(oidc.heading(token), ISSUER.settings())
+    oidc.require_claims(token, ISSUER.settings())
 
 
 def test_only_what_has_two_dots_is_a_token() -> None:
