@@ -177,6 +177,12 @@ BOARD = Board(
                     {"{{pod}}": once("serving_gateway_ledger_rows_waiting", "pod", HERE)},
                 ),
                 Panel(
+                    "Age of audit entries not yet written",
+                    "s",
+                    "Calls beyond 20,000 are counted alone then; a pod that is deleted loses those that wait.",
+                    {"{{pod}}": once("serving_gateway_audit_lag_seconds", "pod", HERE)},
+                ),
+                Panel(
                     "Certificates end in",
                     "s",
                     "cert-manager renews at two thirds of their life: below 14 days renewal has failed (`kubectl describe certificate`).",

@@ -109,7 +109,7 @@ def assemble(
     prices = PriceList(store)
     prices.load()
     counters = MemoryCounters(lambda: round(edges.wall_clock() * 1e6), Seeds(store, ledger))
-    metrics = Metrics(partial(_snapshot, fleet, polls, identity, ledger, edges), settings.slo_of)
+    metrics = Metrics(partial(_snapshot, fleet, polls, identity, ledger, audit, edges), settings.slo_of)
     health = Health(fleet, upstream, identity, ledger)
     page = MetricsPage(metrics, health.of_models)
     inference = Inference(
@@ -175,13 +175,14 @@ def _health_routes(health: Health, *, is_public: bool) -> Iterator[Entry[Handler
     yield Entry("GET", metrics_page.MODELS_PATH, health.models if is_public else health.models_for_callers)
 
 
-def _snapshot(fleet: Fleet, polls: Polls, identity: Identity, ledger: Ledger, edges: Edges) -> Snapshot:
+def _snapshot(fleet: Fleet, polls: Polls, identity: Identity, ledger: Ledger, audit: Audit, edges: Edges) -> Snapshot:
     return Snapshot(
         models=fleet.models(),
         sources_up=polls.sources_up(),
         issuers_up=identity.issuers_up(),
         ledger_rows_waiting=ledger.pending_rows,
         ledger_lag_s=ledger.lag_s,
+        audit_lag_s=audit.lag_s,
         is_store_up=ledger.is_store_up,
         certificates_end_at_s=edges.expiries(),
         workers_replaced=int(edges.is_successor),

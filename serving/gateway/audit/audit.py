@@ -51,8 +51,9 @@ class Audit:
         self._monotonic = monotonic
         self._arrived = threading.Event()
         self._closing = threading.Event()
-        #: Attempts that failed in a row.
+        #: Attempts that failed in a row, and when the first of them was.
         self._failures = 0
+        self._behind_since = 0.0
         self._signed_at = monotonic()
         #: What commands have written before this moment, since the epoch, was signed.
         self._looked_at = clock()
@@ -71,6 +72,11 @@ class Audit:
         else:
             missing = self._gathering.waiting_calls + self._gathering.lost
             log.error("%d calls are missing in the audit; the ledger has them", missing)
+
+    @property
+    def lag_s(self) -> float:
+        """Seconds since the store took every entry; 0 while it does."""
+        return self._monotonic() - self._behind_since if self._failures else 0.0
 
     @property
     def writer(self) -> str:
@@ -140,6 +146,7 @@ class Audit:
 
     def _failed(self, reason: str) -> bool:
         if self._failures == 0:
+            self._behind_since = self._monotonic()
             log.warning("the audit waits for the store (%s): %d calls in memory", reason, self._gathering.waiting_calls)
         self._failures += 1
         return False

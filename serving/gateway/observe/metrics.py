@@ -62,6 +62,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     issuers_up: Mapping[str, bool] = {}
     ledger_rows_waiting: int = 0
     ledger_lag_s: float = 0.0
+    audit_lag_s: float = 0.0
     is_store_up: bool = True
     #: Certificate → when it ends, in seconds since the epoch.
     certificates_end_at_s: Mapping[str, float] = {}
@@ -89,6 +90,7 @@ class _Now(Collector):
         )
         yield _alone("ledger_rows_waiting", "Rows in memory that the store has not got.", seen.ledger_rows_waiting)
         yield _alone("ledger_lag_seconds", "Seconds since every row was in the store.", seen.ledger_lag_s)
+        yield _alone("audit_lag_seconds", "Seconds since every entry was in the store.", seen.audit_lag_s)
         yield _alone("store_up", "Whether the last use of the store worked.", seen.is_store_up)
         yield _family(
             "certificate_expiry_timestamp_seconds",

@@ -27,6 +27,7 @@ MOST = frozenset(
     for name in (
         "oldest_wait_seconds",
         "ledger_lag_seconds",
+        "audit_lag_seconds",
         "outlier_replicas",
         "replicas",
         "wanted_replicas",

@@ -78,8 +78,10 @@ def test_an_outage_keeps_what_it_can_and_counts_the_rest(
         for number in range(5):
             call(audit, f"r{number}")
         until_now(lambda: "the audit waits for the store" in caplog.text)
+        assert audit.lag_s > 0
         place.bring_back()
         until_now(lambda: len(events(store, "call")) == 4)
+        until_now(lambda: audit.lag_s == 0)
         assert [it.details for it in events(store, "lost")] == [{"count": 2}]
         assert "2 calls and sign-ins are missing in the audit" in caplog.text
         assert verified(store).is_clean

@@ -76,7 +76,8 @@ def snapshot(waiting: int, *, is_up: bool, ends_at_s: float) -> Snapshot:
         oldest_wait_s=float(waiting),
         wanted=waiting,
     )
-    return Snapshot([model], {"cell": is_up}, {"sso": is_up}, waiting, float(waiting), is_up, {"api": ends_at_s})
+    lags = (float(waiting), float(waiting))
+    return Snapshot([model], {"cell": is_up}, {"sso": is_up}, waiting, *lags, is_up, {"api": ends_at_s})
 
 
 async def page(of: Snapshot) -> str:
@@ -103,7 +104,7 @@ async def test_each_gauge_is_what_says_most() -> None:
     two.take(1, "11", await page(snapshot(2, is_up=False, ends_at_s=40.0)))
     seen = {name.removeprefix("serving_gateway_"): value for name, value in series(two.render()).items()}
     assert (seen["waiting_requests a"], seen["ledger_rows_waiting"]) == (3.0, 3.0)
-    assert (seen["oldest_wait_seconds a"], seen["ledger_lag_seconds"]) == (2.0, 2.0)
+    assert (seen["oldest_wait_seconds a"], seen["ledger_lag_seconds"], seen["audit_lag_seconds"]) == (2.0, 2.0, 2.0)
     assert (seen[f"replicas a {ReplicaState.READY}"], seen["wanted_replicas a"]) == (2.0, 2.0)
     assert (seen["sources_up cell"], seen["issuers_up sso"], seen["store_up"]) == (0, 0, 0)
     assert seen["certificate_expiry_timestamp_seconds api"] == 40.0
