@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 import msgspec
 from sqlalchemy import (
@@ -129,8 +130,8 @@ def write(connection: Connection, rows: Sequence[LedgerRow]) -> None:
     news = [row for row in rows if row.outcome == OPEN]
     ends = [row for row in rows if row.outcome != OPEN]
     if news:
-        connection.execute(insert_all, _sent(news))
-    if ends and connection.execute(end_all, _sent(ends)).rowcount != len(ends):
+        connection.execute(insert_all, _sent(connection, news, _OPENING))
+    if ends and connection.execute(end_all, _sent(connection, ends, _KEY + _ENDING)).rowcount != len(ends):
         upsert(connection, ends)
 
 
@@ -165,22 +166,27 @@ _END = (
 )
 
 
+#: What is known of a call when it opens; the rest is empty, or nothing.
+_OPENING = (
+    *("request_id", "entry_id", "tenant_id", "key_id", "route", "model", "started_at", "outcome", "status"),
+    *("prompt_tokens", "completion_tokens", "cached_prompt_tokens", "reasoning_tokens", "gateway_id", "user_ref"),
+)
+#: By what its row is found again.
+_KEY = ("request_id", "entry_id")
 #: What a call's end changes in its row.
 _ENDING = tuple(
     name
     for name in LedgerRow.__struct_fields__
-    if name not in ("request_id", "entry_id", "tenant_id", "key_id", "route", "started_at", "gateway_id")
+    if name not in (*_KEY, "tenant_id", "key_id", "route", "started_at", "gateway_id", "user_ref")
 )
 
 
-def _in_bulk(sent: FromClause) -> tuple[Insert, Update]:
-    """What writes all openings of a group, and all ends, whose columns are `sent` as one value.
+def _inserted(sent: FromClause) -> Insert:
+    return insert(ledger).from_select(list(_OPENING), select(*sent.c))
 
-    The interpreter's lock is given back and fetched again for each execution: with one for each row the writer and the event loop
-    hindered one another more than the rows cost (STO-41).
-    """
-    inserted = insert(ledger).from_select([column.name for column in ledger.c], select(*sent.c))
-    ended = (
+
+def _ended(sent: FromClause) -> Update:
+    return (
         update(ledger)
         .where(
             ledger.c.request_id == sent.c.request_id,
@@ -189,31 +195,46 @@ def _in_bulk(sent: FromClause) -> tuple[Insert, Update]:
         )
         .values({name: sent.c[name] for name in _ENDING})
     )
-    return inserted, ended
 
 
-def _in_sqlite() -> FromClause:
+def _in_sqlite(names: Sequence[str]) -> FromClause:
     each = func.json_each(bindparam("rows")).table_valued("value")
-    return select(*(func.json_extract(each.c.value, f"$.{it.name}").label(it.name) for it in ledger.c)).subquery()
+    values = (func.json_extract(each.c.value, f"$[{index}]").label(name) for index, name in enumerate(names))
+    return select(*values).subquery()
 
 
-def _in_postgresql() -> FromClause:
+def _in_postgresql(names: Sequence[str]) -> FromClause:
     # Named without Python's types of them: moments come as text.
-    columns = [column(it.name, DateTime() if isinstance(it.type, Moment) else it.type) for it in ledger.c]
+    types = {it.name: DateTime() if isinstance(it.type, Moment) else it.type for it in ledger.c}
     rows = func.json_to_recordset(cast(bindparam("rows"), JSON))
-    return rows.table_valued(*columns).render_derived(with_types=True)
+    return rows.table_valued(*(column(name, types[name]) for name in names)).render_derived(with_types=True)
 
 
-_IN_BULK = {"sqlite": _in_bulk(_in_sqlite()), "postgresql": _in_bulk(_in_postgresql())}
+#: By dialect, what writes all openings of a group, and all ends, whose columns are sent as one value. The interpreter's lock is given
+#: back and fetched again for each execution: with one for each row the writer and the event loop hindered one another more than the
+#: rows cost (STO-41).
+_IN_BULK = {
+    "sqlite": (_inserted(_in_sqlite(_OPENING)), _ended(_in_sqlite(_KEY + _ENDING))),
+    "postgresql": (_inserted(_in_postgresql(_OPENING)), _ended(_in_postgresql(_KEY + _ENDING))),
+}
 
 
-def _sent(rows: Sequence[LedgerRow]) -> dict[str, str]:
-    return {"rows": msgspec.json.encode([_told(row) for row in rows]).decode()}
+def _sent(connection: Connection, rows: Sequence[LedgerRow], names: Sequence[str]) -> dict[str, str]:
+    """The value: a list of lists, or of objects for PostgreSQL, which takes nothing else apart."""
+    of_row = attrgetter(*names)
+    moments = [index for index, name in enumerate(names) if name in _MOMENTS]
+    told: list[object] = []
+    for row in rows:
+        values = list(of_row(row))
+        for index in moments:
+            values[index] = None if values[index] is None else _text(values[index])
+        told.append(values)
+    if connection.dialect.name == "postgresql":
+        told = [dict(zip(names, values, strict=True)) for values in told]  # type: ignore[call-overload]
+    return {"rows": msgspec.json.encode(told).decode()}
 
 
-def _told(row: LedgerRow) -> dict[str, object]:
-    finished_at = None if row.finished_at is None else _text(row.finished_at)
-    return msgspec.structs.asdict(row) | {"started_at": _text(row.started_at), "finished_at": finished_at}
+_MOMENTS = ("started_at", "finished_at")
 
 
 def _text(epoch_s: float) -> str:

@@ -87,11 +87,16 @@ def test_a_closing_row_says_who_waited_how_long_and_what_it_cost() -> None:
 
 
 def test_a_row_comes_back_as_it_was_written(place: Place, store: Store) -> None:
-    """Each column in its own, by each of the two ways to write."""
-    call = record(entry_id="e", priority="batch", waited_s=0.25, is_streamed=True, first_byte_at=0.5, price_micros=7)
+    """Each column in its own, at its opening and at its end, by each of the two ways to write."""
+    caller = msgspec.structs.replace(CALLER, user_ref="u1")
+    opened = opening_row(record(entry_id="e", model=None, replica_id=None, caller=caller), "gateway")
+    call = record(entry_id="e", priority="batch", waited_s=0.25, is_streamed=True, first_byte_at=0.5, caller=caller)
+    call.base_model, call.counted_apart, call.price_micros = "base", "continued", 7
     row = closing_row(call, "gateway", 2.5)
     with store.begin() as connection:
-        write(connection, [opening_row(call, "gateway")])
+        write(connection, [opened])
+        found = connection.execute(select(ledger)).mappings().one()
+        assert dict(found) == msgspec.structs.asdict(opened)
         write(connection, [row])
         upsert(connection, [closing_row(record(request_id="s", entry_id="s"), "gateway", 2.5)])
         found = connection.execute(select(ledger).where(ledger.c.request_id == "r")).mappings().one()
