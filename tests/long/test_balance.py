@@ -1,10 +1,8 @@
 """The ledger equals the engine: a hundred calls of every API on a real one, and then calls whose clients leave."""
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Any
 
 import pytest
 
@@ -47,13 +45,6 @@ def bodies(model: str) -> Iterator[tuple[str, dict[str, object]]]:
         yield route, {"model": model, **body}
 
 
-def checked(stack: Stack) -> dict[str, Any]:
-    """What `serving ledger check` says of the one replica, whatever its exit code."""
-    settings = str(stack.home / "logs" / "gateway-settings.yaml")
-    (found,) = json.loads(stack.command("--settings", settings, "ledger", "check", "--wait-s", "60", "--json"))
-    return dict(found)
-
-
 @pytest.fixture(scope="module", params=[SMOLLM2, TINY])
 def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack whose engine has answered its replica's questions, and no client's."""
@@ -63,7 +54,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def test_an_engine_that_no_client_has_asked_has_counted_its_replicas_questions(stack: Stack) -> None:
     """The first token and the known text: exactly those."""
-    found = checked(stack)
+    found = stack.ledger_check()
     assert found["counted"]["own"]["prompt_tokens"] > 0 and found["counted"]["own"]["generation_tokens"] > 0
     assert found["verdict"] == Verdict.EQUAL and found["billed"]["completed_requests"] == 0, found
 
@@ -73,14 +64,14 @@ def test_completed_calls_are_what_the_engine_counted(stack: Stack) -> None:
     with ThreadPoolExecutor(AT_A_TIME) as clients:
         answers = clients.map(lambda it: call(stack.url, "POST", it[0], it[1], bearer(stack.key)), bodies(stack.model))
         assert [(status, body) for status, _, body in answers if status != 200] == []
-    found = checked(stack)
+    found = stack.ledger_check()
     assert found["verdict"] == Verdict.EQUAL and found["left"] == {"prompt_tokens": 0, "generation_tokens": 0}, found
     assert found["billed"]["completed_requests"] == CALLS and found["billed"]["suspects"] == 0
 
 
 def test_what_is_left_is_of_calls_that_were_cut(stack: Stack) -> None:
     """By their clients, or by a stop string. Each is named; they cost no less than they are billed for, and the other calls agree."""
-    before = checked(stack)["billed"]["completed"]
+    before = stack.ledger_check()["billed"]["completed"]
     chat: dict[str, object] = {"model": stack.model, "messages": [{"role": "user", "content": "Tell me a long story."}]}
     for number in range(LEAVERS):
         long = chat | {"stream": True, "max_tokens": 900}
@@ -89,7 +80,7 @@ def test_what_is_left_is_of_calls_that_were_cut(stack: Stack) -> None:
         stopped = chat | {"max_tokens": 60, "stop": ["e", " "]}
         assert call(stack.url, "POST", "/v1/chat/completions", stopped, bearer(stack.key))[0] == 200
     call(stack.url, "POST", *next(bodies(stack.model)), bearer(stack.key))
-    found = checked(stack)
+    found = stack.ledger_check()
     left, billed = found["left"], found["billed"]
     named = billed["named"]
     assert {it["why"] for it in named} == {"cut_or_estimated", "stopped_here"}, found

@@ -88,6 +88,13 @@ def test_a_row_holds_what_the_engine_counted(embedder: Stack, client: openai.Ope
     assert (row.prompt_tokens, row.completion_tokens, row.estimated_by) == (usage.prompt_tokens, 0, None)
 
 
+def test_the_ledger_equals_the_engine(embedder: Stack, client: openai.OpenAI) -> None:
+    """Its replica's questions and its calls are all that it has counted."""
+    client.embeddings.create(model=MINILM, input=TEXTS)
+    found = embedder.ledger_check()
+    assert found["verdict"] == "equal" and found["billed"]["completed"]["prompt_tokens"] > 0, found
+
+
 @pytest.mark.parametrize("route", NOT_FOR_EMBEDDERS)
 def test_what_an_embedder_cannot_do_is_said(embedder: Stack, route: str) -> None:
     """A generating route is a 400 that names the model and the route, streamed or not, and costs nothing."""

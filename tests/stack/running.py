@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import re
@@ -15,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import msgspec
@@ -182,6 +184,12 @@ class Stack:
             text=True,
             check=True,
         ).stdout
+
+    def ledger_check(self) -> dict[str, Any]:
+        """What `serving ledger check` says of the one replica; raises CalledProcessError where a difference is unexplained."""
+        settings = str(self.home / "logs" / "gateway-settings.yaml")
+        (found,) = json.loads(self.command("--settings", settings, "ledger", "check", "--wait-s", "60", "--json"))
+        return dict(found)
 
     def ledger(self) -> list[CallRow]:
         """Every ledger row, oldest first."""

@@ -5,18 +5,24 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import typer
+from sqlalchemy import insert, select
 from typer.testing import CliRunner
 
+from serving import cli
 from serving.errors import Refusal
 from serving.gateway.cli import accounting
 from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.registry import Registry
 from serving.gateway.ledger.ledger import Ledger
 from serving.gateway.nouns import Caller, Outcome, Usage
+from serving.gateway.store.tables import end_users, tenants
 from tests.gateway.calls import open_call
 from tests.gateway.places import Place
 
@@ -33,12 +39,37 @@ def here(place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
     return place
 
 
+#: The operator's page on all this, and the commands that it shows; engines are asked in test_reconciliation.py and tests/long.
+_PAGE = (Path(__file__).parents[3] / "deploy" / "README.md").read_text()
+_SECTION = _PAGE.partition("## Bills, and the people behind calls")[2].partition("\n## ")[0]
+SHOWN = [it for it in re.findall(r"`(serving [^`]+)`", _SECTION) if it != "serving ledger check"]
+
+
+@pytest.mark.parametrize("line", SHOWN)
+def test_the_operators_page_shows_commands_that_work(billed: Place, line: str) -> None:
+    """As they stand there."""
+    with billed.open() as store, store.begin() as connection:
+        tenant = connection.scalar(select(tenants.c.id)) or ""
+        person = {"ref": "u1", "tenant_id": tenant, "subject": "ada@example.com", "created_at": 1.5, "stopgap": ""}
+        connection.execute(insert(end_users), [person])
+    done = CliRunner().invoke(cli.app, shlex.split(line)[1:], catch_exceptions=False)
+    assert done.exit_code == 0 and done.stdout, done.output
+
+
+def test_the_operators_page_shows_each_of_them() -> None:
+    """Prices, sums, a bill, calls and people."""
+    assert {tuple(line.split()[1:3]) for line in SHOWN} >= {
+        *(("prices", "set"), ("usage", "--by"), ("usage", "--format")),
+        *(("ledger", "export"), ("users", "list"), ("users", "erase")),
+    }
+
+
 def run(*arguments: str) -> str:
     """What the command prints; its Refusal is raised here."""
-    cli = typer.Typer()
-    cli.command("usage")(accounting.usage)
-    cli.add_typer(accounting.ledger, name="ledger")
-    result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    commands = typer.Typer()
+    commands.command("usage")(accounting.usage)
+    commands.add_typer(accounting.ledger, name="ledger")
+    result = CliRunner().invoke(commands, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout
 
