@@ -156,6 +156,22 @@ def test_a_moment_at_rest_is_waited_for(tmp_path: Path) -> None:
         assert verdict is Verdict.BUSY and took_s <= 30.0
 
 
+def test_a_busy_engine_is_never_said_to_have_counted_less(tmp_path: Path) -> None:
+    """Calls that end while it is asked are in its counters before they are in the ledger that these are held against."""
+    done: list[Usage] = []
+    with SqlitePlace(tmp_path).open() as store:
+
+        def counted() -> list[Counted]:
+            said = Counts(10 * len(done), 2 * len(done))
+            done.append(Usage(10, 2))
+            fill(store, "a", done[-1])
+            return [Counted("a", "m", said, requests=1)]
+
+        clock = Clock(0.0)
+        (found,) = balances(store, counted, 10.0, clock, clock.advance)
+    assert found.verdict is Verdict.BUSY and len(done) > 2
+
+
 def fill(store: Store, replica_id: str, usage: Usage, **changed: object) -> None:
     call = record(request_id=f"r{id(usage)}", replica_id=replica_id, usage=usage, **changed)
     with Ledger(store, clock=Clock(2e9)) as ledger:
