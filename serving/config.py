@@ -178,6 +178,21 @@ class Issuer(_Group):
         return self
 
 
+class QueueSettings(_Group):
+    """How long calls wait for a place when a model's fleet is full, by their priority class."""
+
+    interactive_wait_s: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds an `interactive` call waits before 503 with Retry-After: people do not wait longer."""
+    standard_wait_s: Annotated[float, Field(gt=0)] = 120.0
+    """Seconds a `standard` call waits before 503 with Retry-After."""
+    batch_wait_s: Annotated[float, Field(gt=0)] = 420.0
+    """Seconds a `batch` call waits before 503 with Retry-After; leaves time for the answer within `request_total_s`."""
+    standard_passed_over_s: Annotated[float, Field(ge=0)] = 10.0
+    """Seconds after which `standard` calls get a quarter of what is served, however many `interactive` ones come."""
+    batch_passed_over_s: Annotated[float, Field(ge=0)] = 60.0
+    """Seconds after which `batch` calls get a quarter of what is served, however many calls of other classes come."""
+
+
 class GatewaySettings(_Group):
     host: str = "127.0.0.1"
     """Address to listen on; the chart sets 0.0.0.0 behind its NetworkPolicy."""
@@ -214,7 +229,8 @@ class GatewaySettings(_Group):
     max_held_bytes: Annotated[int, Field(ge=HELD_BYTES_MIN)] = 384 * 1024 * 1024
     """Bytes that all of them hold together: bodies as they arrive, and 224 KiB each for answers that clients have not read yet. Beyond it: 503 `overloaded`. The process and the kernel's buffers take up to 512 MiB besides; a pod's memory limit must have room for both."""
     max_waiting_requests: Annotated[int, Field(ge=1)] = 256
-    """Requests of one model that wait while no replica is ready, first come first served. Beyond it: 503 with Retry-After."""
+    """Requests of one model that wait while no replica is ready, or all are full. Beyond it: 503 with Retry-After, for the tenant with most of them."""
+    queue: QueueSettings = QueueSettings()
     poll_interval_s: Annotated[float, Field(gt=0, le=2)] = 0.5
     """Seconds between two polls of each directory; a directory drops a gateway that has not polled for ten seconds."""
     key_cache_s: Annotated[float, Field(gt=0)] = 10.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from boards.grafana import Board, Panel, Row
-from boards.promql import MODEL, MODELS, NAMESPACE, quantile, rate, share, spread
+from boards.promql import MODEL, MODELS, NAMESPACE, quantile, rate, share, spread, total
 from boards.shared import REQUESTS
 
 BOARD = Board(
@@ -41,6 +41,34 @@ BOARD = Board(
                     {"{{failure}}": rate("serving_gateway_upstream_retries_total", "failure")},
                     is_stacked=True,
                     leads_to="serving",
+                ),
+            ),
+        ),
+        Row(
+            "In a full fleet",
+            (
+                Panel(
+                    "Calls that wait for a place",
+                    "short",
+                    "By class: interactive ones go first. Batch alone: the fleet is as full as it should be.",
+                    {"{{priority}}": total("serving_gateway_queued_calls", "priority")},
+                    is_stacked=True,
+                    leads_to="autoscaling",
+                ),
+                Panel(
+                    "Wait for a place",
+                    "s",
+                    "95 of 100 calls that had to wait wait less. At its class's time in gateway.queue a call gets 503.",
+                    {"{{priority}}": quantile(0.95, "serving_gateway_queue_seconds", "priority")},
+                    leads_to="tenants",
+                ),
+                Panel(
+                    "What became of them",
+                    "reqps",
+                    "Overtaken: after one of a class before theirs, or of a tenant that had had less. Refused: add engines, or lower a limit.",
+                    {"{{outcome}}": rate("serving_gateway_queue_outcomes_total", "outcome")},
+                    is_stacked=True,
+                    leads_to="tenants",
                 ),
             ),
         ),

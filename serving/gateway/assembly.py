@@ -109,7 +109,8 @@ def assemble(
     prices = PriceList(store)
     prices.load()
     counters = MemoryCounters(lambda: round(edges.wall_clock() * 1e6), Seeds(store, ledger))
-    metrics = Metrics(partial(_snapshot, fleet, polls, identity, ledger, audit, edges), settings.slo_of)
+    admission = Admission(fleet, demands, estimates, settings, clock)
+    metrics = Metrics(partial(_snapshot, fleet, admission, polls, identity, ledger, audit, edges), settings.slo_of)
     health = Health(fleet, upstream, identity, ledger)
     page = MetricsPage(metrics, health.of_models)
     inference = Inference(
@@ -119,7 +120,7 @@ def assemble(
         ledger,
         names,
         Reservations(counters, prices.of, estimates, edges.wall_clock),
-        Admission(fleet, demands, estimates, settings, clock),
+        admission,
         Relay(upstream, estimates, settings, edges.secret, clock),
         Reasoning(Seal(tenants.derived_key(seal.PURPOSE), edges.wall_clock), clock),
     )
@@ -175,9 +176,18 @@ def _health_routes(health: Health, *, is_public: bool) -> Iterator[Entry[Handler
     yield Entry("GET", metrics_page.MODELS_PATH, health.models if is_public else health.models_for_callers)
 
 
-def _snapshot(fleet: Fleet, polls: Polls, identity: Identity, ledger: Ledger, audit: Audit, edges: Edges) -> Snapshot:
+def _snapshot(
+    fleet: Fleet,
+    admission: Admission,
+    polls: Polls,
+    identity: Identity,
+    ledger: Ledger,
+    audit: Audit,
+    edges: Edges,
+) -> Snapshot:
     return Snapshot(
         models=fleet.models(),
+        queued={(depth.model, depth.priority): depth.calls for depth in admission.depths()},
         sources_up=polls.sources_up(),
         issuers_up=identity.issuers_up(),
         ledger_rows_waiting=ledger.pending_rows,

@@ -125,6 +125,19 @@ class Decision(StrEnum):
     REFUSED_BUDGET = "refused_budget"
 
 
+class Queued(StrEnum):
+    """What became of a call for which the fleet had no room at once."""
+
+    #: It got a place, and none that came later had one before it.
+    IN_TURN = "in_turn"
+    #: It got a place after one that came later: of a class before its own, or of a tenant that had had less.
+    OVERTAKEN = "overtaken"
+    #: The line was full, or its time was over.
+    REFUSED = "refused"
+    #: Its client left while it waited.
+    LEFT = "left"
+
+
 class Failure(StrEnum):
     """How an attempt at a replica failed before the client had any of the answer."""
 
@@ -209,6 +222,9 @@ class CallRecord(msgspec.Struct, kw_only=True):
     priority: str | None = None
     #: Seconds it waited for a replica that could take it.
     waited_s: float = 0.0
+    #: Of these, for a place in a full fleet, and what became of it there; None where it had one at once.
+    queued_s: float = 0.0
+    queued: Queued | None = None
     #: More of the month's money is spent than its tenant's or key's soft limit says.
     is_over_soft_budget: bool = False
 

@@ -17,7 +17,7 @@ import aiohttp
 import uvicorn
 from sqlalchemy import select
 
-from serving.config import GatewaySettings, Issuer, Retries, Slo, Timeouts
+from serving.config import GatewaySettings, Issuer, QueueSettings, Retries, Slo, Timeouts
 from serving.gateway.assembly import Edges, assemble
 from serving.gateway.audit.audit import Audit
 from serving.gateway.cli.opening import signer
@@ -181,6 +181,7 @@ async def running_gateway(
     continuation: bool = True,
     hand_on_drains: bool = False,
     oidc: tuple[Issuer, ...] = (),
+    queue: QueueSettings | None = None,
 ) -> AsyncIterator[World]:
     """Serve until the end of the `with`; by default it begins when a model is ready."""
     settings = GatewaySettings(
@@ -199,6 +200,7 @@ async def running_gateway(
         continuation=continuation,
         hand_on_drains=hand_on_drains,
         oidc=oidc,
+        queue=queue or QueueSettings(),
     )
     with ExitStack() as opened:
         store = opened.enter_context(Store.open(home))

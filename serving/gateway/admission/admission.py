@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Awaitable, Callable, Iterator, Set
 from contextlib import AbstractContextManager, contextmanager
+from typing import Self
 
 import msgspec
 
@@ -17,6 +18,7 @@ from serving.config import GatewaySettings
 from serving.errors import ApiError, GatewayFull, NoReplicaReady, RateLimitExceeded
 from serving.gateway.admission.estimates import Estimates
 from serving.gateway.admission.gate import Gate
+from serving.gateway.admission.line import Claim, Depth, Line, Place, claim_of
 from serving.gateway.admission.memory import Memory, Share
 from serving.gateway.admission.refusals import Refusals
 from serving.gateway.admission.waiting_room import WaitingRoom
@@ -25,13 +27,17 @@ from serving.gateway.fleet.demand import Demands
 from serving.gateway.fleet.fleet import Fleet, Watcher
 from serving.gateway.fleet.router import Candidate, Need
 from serving.gateway.fleet.standing import Commitment
-from serving.gateway.nouns import Caller, CallRecord, Decision
+from serving.gateway.nouns import Caller, CallRecord, Decision, Queued
 
 #: Seconds before a replica that could not take a call is asked again.
 PAUSE_S = 0.25
 
 
 log = logging.getLogger(__name__)
+
+
+async def _say_nothing() -> None:
+    return None
 
 
 class Admission:
@@ -52,7 +58,12 @@ class Admission:
         self._clock = clock
         self._gate = Gate(settings.max_open_requests, Memory(settings.max_held_bytes))
         self._room = WaitingRoom(fleet, demands, settings.max_waiting_requests, clock)
+        self._line = Line(fleet, demands, settings, clock)
         self._refusals = Refusals(settings.retries.refused_per_key, clock)
+
+    def depths(self) -> Iterator[Depth]:
+        """The calls that wait for room."""
+        return self._line.depths()
 
     def entered(self, record: CallRecord) -> AbstractContextManager[Share]:
         """A request is open while inside, its body yet to be read into its share of the memory; raises GatewayFull."""
@@ -65,10 +76,13 @@ class Admission:
         """
         return Counted(self._refusals, caller.credential, record)
 
-    async def admit(self, call: Call, record: CallRecord) -> Ticket:
-        """The right to use replicas; a replica of the call's model is ready when it has it.
+    async def admit(
+        self, call: Call, record: CallRecord, keep_alive: Callable[[], Awaitable[None]] = _say_nothing
+    ) -> Ticket:
+        """The right to use replicas, until the end of its `with`; a replica of the call's model is ready and has room when it has it.
 
-        Raises GatewayFull when too many wait for the model, and NoReplicaReady when none was ready in time.
+        Raises GatewayFull when too many wait for the model, and NoReplicaReady when none was ready or had room in time. While it
+        waits for room `keep_alive` is called every now and then.
         """
         record.asked_for_engine = True
         model = call.model
@@ -81,6 +95,12 @@ class Admission:
         claim = _Claim(model, self._clock() + wait_s, need, self._timeouts.replica_wait_s)
         ticket = Ticket(self._fleet, self._room, claim, record, self._clock)
         await ticket.wait_for_first()
+        if call.dialect.is_billed:
+            asked = claim_of(
+                record.caller, self._fleet.base_of(model), need, is_streamed=call.is_streamed or call.is_assembled
+            )
+            record.priority = asked.priority
+            await ticket.wait_in(self._line, asked, keep_alive)
         return ticket
 
 
@@ -134,6 +154,22 @@ class Ticket:
         self._record = record
         self._clock = clock
         self._commitment: Commitment | None = None
+        self._place: Place | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The call is over: its place is another's, and what it has cost is known."""
+        if self._place is not None:
+            usage = self._record.usage
+            self._place.leave(usage.prompt_tokens, usage.completion_tokens)
+            self._place = None
+
+    @property
+    def urgency(self) -> int:
+        """What engines are told of it: of those that wait there the least goes first, and 0 is what they take for granted."""
+        return self._place.urgency if self._place is not None else 0
 
     async def wait_for_first(self) -> None:
         """Return when a replica is ready; raises as `Admission.admit` does."""
@@ -141,6 +177,23 @@ class Ticket:
             self._record.decision = Decision.ADMITTED
         else:
             await self._wait()
+
+    async def wait_in(self, queues: Line, asked: Claim, keep_alive: Callable[[], Awaitable[None]]) -> None:
+        """Return when the fleet has room for it and it is its turn; raises as `Admission.admit` does."""
+        self._place = queues.place_at_once(asked)
+        if self._place is not None:
+            return
+        self._record.queued = Queued.LEFT
+        began_at = self._clock()
+        try:
+            with self._waited():
+                self._place = await queues.place(asked, keep_alive)
+        except (GatewayFull, NoReplicaReady):
+            self._record.queued = Queued.REFUSED
+            raise
+        finally:
+            self._record.queued_s = self._clock() - began_at
+        self._record.queued = Queued.OVERTAKEN if self._place.is_overtaken else Queued.IN_TURN
 
     async def replica(self, suspects: Set[str]) -> Candidate:
         """Where the call goes next: the best one not suspected, else a suspected one after a pause.
@@ -156,6 +209,8 @@ class Ticket:
 
     def begun(self) -> None:
         """The replica has sent the call's first token: its prompt is computed."""
+        if self._place is not None:
+            self._place.begun()
         if self._commitment:
             self._commitment.begun()
 

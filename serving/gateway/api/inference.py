@@ -102,8 +102,8 @@ class Inference:
             visit.error_event = partial(_error_event, exchange, responder.request_id)
         reserved = self._reservations.held(caller, call, record, made=exchange.made_tokens, answer=visit)
         async with visit.request.cancel_when_client_leaves(responder), reserved:
-            ticket = await self._admission.admit(call, record)
-            await self._relay.relay(exchange, ticket)
+            with await self._admission.admit(call, record, exchange.keep_alive) as ticket:
+                await self._relay.relay(exchange, ticket)
 
     def _out_of_time(self, visit: Visit) -> ApiError:
         """The fault of a request that used up its time: the client's where it spent most of it not reading."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from itertools import count
 
 from serving.gateway.fleet.prefixes import Counted, Prefixes
@@ -139,7 +139,7 @@ class Choice:
             return
         standing, typical = self._standing(report.replica_id), self._typical
         standing.url, standing.context_tokens = report.url, report.context_tokens
-        standing.reported_at = replica.reported_at
+        standing.load, standing.reported_at = load, replica.reported_at
         waiting, running = standing.others(load, typical.prefill_tokens, typical.decode_tokens)
         typical.reported(standing.own_requests, waiting + running)
         counted = None
@@ -155,6 +155,10 @@ class Choice:
     def count_ready(self, name: str) -> int:
         """Replicas that are ready for this name."""
         return len(self._pool(name).members)
+
+    def standings(self, name: str) -> Collection[Standing]:
+        """The ready replicas of this name, as they last reported."""
+        return self._pool(name).members.values()
 
     def best(self, name: str, need: Need, suspects: Set[str] = frozenset()) -> Candidate | None:
         """The replica for a call, one that is not suspected; None where there is none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
 
 import msgspec
 
@@ -15,7 +15,7 @@ from serving.gateway.fleet.outliers import Outliers
 from serving.gateway.fleet.prefixes import Prefixes
 from serving.gateway.fleet.replicas import Known, is_withdrawn, merge, ready, served_names
 from serving.gateway.fleet.router import NO_NEED, Candidate, Need
-from serving.gateway.fleet.standing import Commitment
+from serving.gateway.fleet.standing import Commitment, Standing
 from serving.wire import DirectoryAnswer, ListedModel, PromptFormat, ReplicaReport, ReplicaState
 
 #: Seconds after which a model that no source lists any more is unknown (404) instead of not ready (503): a cold restart is
@@ -189,6 +189,10 @@ class Fleet:
     def count_ready(self, model: str) -> int:
         """Replicas that are ready for this model or adapter."""
         return self._choice.count_ready(model)
+
+    def standings(self, model: str) -> Collection[Standing]:
+        """The replicas that are ready for this model, as they last reported."""
+        return self._choice.standings(model)
 
     def best(self, model: str, need: Need = NO_NEED, suspects: Set[str] = frozenset()) -> Candidate | None:
         """The first of `router.rank` among a model's ready replicas that are not suspected; None where there is none."""

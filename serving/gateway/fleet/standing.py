@@ -18,6 +18,7 @@ class Standing:
         "_own_tokens",
         "committed_tokens",
         "context_tokens",
+        "load",
         "own_begun",
         "own_requests",
         "points",
@@ -33,7 +34,8 @@ class Standing:
         self.points = unpack("8Q", blake2b(replica_id.encode()).digest())
         self.url = ""
         self.context_tokens = 0
-        #: On the clock.
+        #: As last reported, and when, on the clock.
+        self.load = EngineLoad()
         self.reported_at = 0.0
         #: When it was last chosen.
         self.turn = 0

@@ -66,6 +66,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     is_store_up: bool = True
     #: Certificate → when it ends, in seconds since the epoch.
     certificates_end_at_s: Mapping[str, float] = {}
+    #: Model and priority class → calls that wait for a place in its fleet.
+    queued: Mapping[tuple[str, str], int] = {}
     #: Of this process, 1 if it has taken a dead worker's place: the sum over all is how many died.
     workers_replaced: int = 0
 
@@ -79,6 +81,10 @@ class _Now(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         seen = self.seen
         yield from _of_models(seen.models)
+        queued = _empty("queued_calls", "Calls that wait for a place in a full fleet.", "model", "priority")
+        for labels, calls in seen.queued.items():
+            queued.add_metric(labels, calls)
+        yield queued
         yield _family(
             "sources_up", "Whether a directory or an engine answered the last poll.", "source", seen.sources_up
         )
@@ -165,6 +171,16 @@ class Metrics:
         self._tokens = self._counter("tokens", "Tokens billed, exact or estimated.", "model", "kind")
         self._waiting = self._histogram(
             "waiting_seconds", "Seconds a call waited for a replica that could take it.", _WAITING_BUCKETS_S, "model"
+        )
+        self._queue_s = self._histogram(
+            "queue_seconds",
+            "Seconds a call waited for a place in a full fleet.",
+            _WAITING_BUCKETS_S,
+            "model",
+            "priority",
+        )
+        self._queue_outcomes = self._counter(
+            "queue_outcomes", "What became of calls that had to wait for a place.", "model", "priority", "outcome"
         )
         self._tpot = self._histogram(
             "time_per_output_token_seconds",
@@ -253,6 +269,9 @@ class Metrics:
 
     def _count_call(self, record: CallRecord, model: str) -> None:
         self._waiting(model).observe(record.waited_s)
+        if record.queued is not None:
+            self._queue_s(model, record.priority).observe(record.queued_s)
+            self._queue_outcomes(model, record.priority, record.queued).inc()
         self._bytes(model).inc(record.bytes_relayed)
         if record.keep_alives:
             self._keep_alives(model).inc(record.keep_alives)

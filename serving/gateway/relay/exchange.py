@@ -40,6 +40,9 @@ ASSEMBLED_CHAR_BYTES = 6
 
 JSON_HEADERS: list[Header] = [(b"content-type", b"application/json")]
 
+#: vLLM's own, for chat, completions, responses and messages (0.32). A client's never gets to an engine.
+PRIORITY_HEADER = "X-Vllm-Priority"
+
 log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
@@ -111,6 +114,8 @@ class Exchange:
         #: Called when an engine has made the first token of a stream.
         self.on_output: Callable[[], None] = _no_matter
         self.has_output = False
+        #: Its number in an engine's own queue, where lower ones go first.
+        self.urgency = 0
         #: The client has some of what the engine makes, and nothing of it waits here.
         self._is_under_way = False
         self._shaper: Shaper | None = None
@@ -125,6 +130,10 @@ class Exchange:
     @property
     def request_id(self) -> str:
         return self._record.request_id
+
+    def urging(self) -> dict[str, str]:
+        """The header that tells an engine its number; engines take 0 where there is none, and some know no other."""
+        return {PRIORITY_HEADER: str(self.urgency)} if self.urgency else {}
 
     def may_continue(self) -> None:
         """Another engine may go on with this stream, if its engine says what it needs for that."""

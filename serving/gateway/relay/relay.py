@@ -108,6 +108,7 @@ class Relay:
 
     async def _relay(self, exchange: Exchange, ticket: Ticket) -> None:
         exchange.on_output = ticket.begun
+        exchange.urgency = ticket.urgency
         seen: set[tuple[str, Failure]] = set()
         failures = 0
         self._retries.arrive(exchange.call.model)
@@ -211,7 +212,7 @@ class Relay:
         try:
             with (
                 exchange.trace.attempt(replica.replica_id) as context,
-                await self._posted(replica, call, context, exchange.continuation) as reply,
+                await self._posted(replica, call, {**context, **exchange.urging()}, exchange.continuation) as reply,
             ):
                 if reply.status != 200:
                     await self._refused(reply, exchange)
