@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import yaml
 from pydantic import BaseModel
 
 from serving import config
 from serving.catalog import Model
 from serving.errors import Refusal
+from serving.gateway.cli.declared import TenantsFile
 
 ROOT = Path(__file__).resolve().parent.parent
 VALUES = ROOT / "helm" / "values.yaml"
@@ -113,7 +115,7 @@ def text() -> str:
 
 
 def definitions() -> dict[str, Schema]:
-    """Shapes that values refer to: those written by hand, and those of the settings."""
+    """Shapes that values refer to: those written by hand, those of the settings, and the file of tenants."""
     shapes: dict[str, Schema] = yaml.safe_load(DEFINITIONS.read_text())
     for model, written_by_chart in SETTINGS.items():
         shape = model.model_json_schema(ref_template="#/definitions/{model}")
@@ -121,6 +123,8 @@ def definitions() -> dict[str, Schema]:
         for key in written_by_chart:
             shape["properties"].pop(key, None)
         shapes[model.__name__] = shape
+    _, declared = msgspec.json.schema_components((TenantsFile,), ref_template="#/definitions/{name}")
+    shapes |= declared
     return {name: _plain(shape) for name, shape in sorted(shapes.items())}
 
 

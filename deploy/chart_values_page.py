@@ -31,8 +31,10 @@ SHAPES = """\
 ## Shapes
 
 What the types above refer to. Settings have the keys, units and defaults of `serving/config.py`, models those of
-`serving/catalog`.
+`serving/catalog`; `serving apply --schema` prints that of a TenantsFile.
 """
+#: Shapes that are described where they are declared.
+ELSEWHERE = {"TenantsFile", *(model.__name__ for model in SETTINGS)}
 #: A heading of values.yaml: `# --- Images -----…`.
 SECTION = re.compile(r"^# --- (.+?) -+$")
 #: A top-level key of it.
@@ -101,7 +103,7 @@ def _type(node: Schema) -> str:
         return _type(node["allOf"][0])
     if "$ref" in node:
         name = node["$ref"].removeprefix("#/definitions/")
-        return name if name in {model.__name__ for model in SETTINGS} else f"[{name}](#{name.lower()})"
+        return name if name in ELSEWHERE else f"[{name}](#{name.lower()})"
     if "enum" in node:
         return " or ".join(f"`{it}`" for it in node["enum"])
     kind = node.get("type", "anything")

@@ -35,6 +35,16 @@ Prompts and answers would cross the network between gateways and engines unencry
 {{- if and (gt (int $gateway.replicas) 1) (not $isShared) }}
 gateway.replicas is {{ $gateway.replicas }} and there is no shared store: set gateway.replicas to 1, or name PostgreSQL's Secret in store.postgresql.secretName.
 {{- end }}
+{{- if and .Values.tenants.file (not $isShared) }}
+tenants.file is set and there is no shared store: with SQLite run `serving apply` in the gateway's pod, or name PostgreSQL's Secret in store.postgresql.secretName.
+{{- end }}
+{{- range $tenant, $said := (.Values.tenants.file).tenants }}
+{{- range $key, $of := ($said).keys }}
+{{- if and ($of).key_file (not $.Values.tenants.keysSecret) }}
+tenants.file names the key_file {{ $of.key_file }} of {{ $tenant }}, and no Secret holds it: name one in tenants.keysSecret.
+{{- end }}
+{{- end }}
+{{- end }}
 {{- if and $gateway.autoscaling.enabled (not $isShared) }}
 gateway.autoscaling is enabled and there is no shared store: SQLite works with exactly one gateway; name PostgreSQL's Secret in store.postgresql.secretName.
 {{- end }}

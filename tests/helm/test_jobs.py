@@ -13,8 +13,12 @@ from typing import NamedTuple
 import pytest
 
 from serving.config import ENV_PREFIX
+from serving.gateway.cli import declared
+from serving.gateway.identity.keys import mint
+from serving.gateway.ledger.prices import Price
+from serving.gateway.policies import Policy
 from tests.gateway.test_server import free_port, served
-from tests.helm.cells import CHART, Object, render
+from tests.helm.cells import CHART, Object, Refused, render
 from tests.helm.chart import Pod, named, of_kind, pods, shipped
 from tests.scripted_engine import MODEL, Ending, Script, ScriptedEngine, chat_stream, failing
 
@@ -65,6 +69,57 @@ def test_what_runs_beforehand_runs_in_order_and_goes() -> None:
     jobs = {name: weight for (kind, name), weight in weights.items() if kind == "Job"}
     assert jobs.keys() == {"secrets", "migrate"} and jobs["secrets"] < jobs["migrate"]
     assert all(weight < min(jobs.values()) for (kind, _), weight in weights.items() if kind != "Job")
+
+
+TENANTS: Object = {
+    "keysSecret": "team-keys",
+    "file": {
+        "prices": {"gpt-oss-120b": {"prompt": 0.15, "completion": 0.6}},
+        "policies": {"small": {"tokens_per_day": 50_000_000_000, "weight": 0.5}},
+        "tenants": {"acme": {"policy": "small", "keys": {"ci": {"key_file": "ci.key"}}}},
+    },
+}
+
+
+@pytest.mark.parametrize("prune", [False, True])
+def test_tenants_are_applied_when_the_tables_are_there(prune: bool) -> None:
+    """Behind the migration in the same Job, with the same files; `--prune` only where the values say so."""
+    job = _job(render(SHARED | {"tenants": TENANTS | {"prune": prune}}), "migrate")
+    (migrate,), (apply,) = job.spec["initContainers"], job.spec["containers"]
+
+    assert migrate["command"] == ["serving", "store", "migrate"]
+    assert apply["command"] == [
+        "serving",
+        "apply",
+        "/etc/serving/tenants/tenants.yaml",
+        *(["--prune"] if prune else []),
+    ]
+    assert apply["env"] == migrate["env"]
+    assert [it for it in apply["volumeMounts"] if it["name"] != "tenants"] == migrate["volumeMounts"]
+
+
+def test_the_file_of_tenants_is_what_the_values_say(tmp_path: Path) -> None:
+    """Read by the program itself, large numbers and all, with keys beside it as the Job mounts them; it holds no key."""
+    objects = render(SHARED | {"tenants": TENANTS})
+    file = named(objects, "ConfigMap", "test-gpt-oss-serving-tenants")["data"]["tenants.yaml"]
+    (volume,) = [it for it in _job(objects, "migrate").spec["volumes"] if it["name"] == "tenants"]
+    (tmp_path / "tenants.yaml").write_text(file)
+    (tmp_path / "ci.key").write_text(key := mint())
+    said = declared.read(tmp_path / "tenants.yaml")
+
+    assert said.tenants is not None and said.tenants[0].policy == Policy(tokens_per_day=50_000_000_000, weight=0.5)
+    assert said.tenants[0].keys is not None and said.tenants[0].keys[0].secret == key
+    assert said.prices == {"gpt-oss-120b": Price(150_000, 150_000, 600_000)}
+    assert volume["projected"]["sources"] == [
+        {"configMap": {"name": "test-gpt-oss-serving-tenants"}},
+        {"secret": {"name": "team-keys"}},
+    ]
+
+
+def test_a_file_of_tenants_is_checked_by_helm() -> None:
+    """Its fields are part of the values' schema: a misspelt one is refused before anything is installed."""
+    with pytest.raises(Refused, match="additional properties 'polcy' not allowed"):
+        render(SHARED | {"tenants": {"file": {"tenants": {"acme": {"polcy": "small"}}}}})
 
 
 def test_the_migration_reads_what_gateways_read() -> None:

@@ -17,6 +17,18 @@ REFUSED: dict[str, tuple[Object, str]] = {
         {"gateway": {"replicas": 2}},
         "gateway.replicas is 2 and there is no shared store: set gateway.replicas to 1, or name PostgreSQL's Secret in store.postgresql.secretName.",
     ),
+    "tenants on SQLite": (
+        {"tenants": {"file": {"tenants": {"acme": {}}}}},
+        "tenants.file is set and there is no shared store: with SQLite run `serving apply` in the gateway's pod, or name PostgreSQL's Secret in store.postgresql.secretName.",
+    ),
+    "a tenant's key in no Secret": (
+        {
+            "store": POSTGRESQL,
+            "networkPolicy": REACHED,
+            "tenants": {"file": {"tenants": {"acme": {"keys": {"ci": {"key_file": "ci.key"}}}, "other": None}}},
+        },
+        "tenants.file names the key_file ci.key of acme, and no Secret holds it: name one in tenants.keysSecret.",
+    ),
     "autoscaling on SQLite": (
         {"gateway": {"autoscaling": {"enabled": True}}},
         "gateway.autoscaling is enabled and there is no shared store: SQLite works with exactly one gateway; name PostgreSQL's Secret in store.postgresql.secretName.",

@@ -41,3 +41,25 @@ resources:
 securityContext:
   {{- include "gpt-oss-serving.containerSecurityContext" .root | nindent 2 }}
 {{- end -}}
+
+{{/* A container of a command on the database, but its name and command; a mount may follow. */}}
+{{- define "gpt-oss-serving.storeContainer" -}}
+# As variables, because the gateways' ConfigMap does not exist yet at the first install.
+env:
+  - name: SERVING_HOME
+    value: /var/lib/serving
+  - name: SERVING_STORE__URL_FILE
+    value: /etc/serving/store/url
+  - name: SERVING_STORE__PEPPER_FILE
+    value: /etc/serving/keys/pepper
+  - name: SERVING_STORE__FIRST_KEY_FILE
+    value: /etc/serving/keys/admin.key
+  {{- include "gpt-oss-serving.commonEnv" . | nindent 2 }}
+{{ include "gpt-oss-serving.jobContainer" (dict "root" $) }}
+volumeMounts:
+  {{- include "gpt-oss-serving.storeVolumeMounts" . | nindent 2 }}
+  - name: home
+    mountPath: /var/lib/serving
+  - name: tmp
+    mountPath: /tmp
+{{- end -}}

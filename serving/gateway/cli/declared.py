@@ -53,7 +53,7 @@ class DeclaredTenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     disabled: bool | None = None
     policy: PolicyName | Policy | None = None
-    keys: dict[KeyName, DeclaredKey] | None = None
+    keys: dict[KeyName, DeclaredKey | None] | None = None
 
 
 class DeclaredPrice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,10 +65,10 @@ class DeclaredPrice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cached_prompt: float | str | None = None
 
 
-class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TenantsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file: what `serving apply --schema` describes."""
 
-    tenants: dict[TenantName, DeclaredTenant] | None = None
+    tenants: dict[TenantName, DeclaredTenant | None] | None = None
     policies: dict[PolicyName, Policy] = {}
     prices: dict[ModelName, DeclaredPrice] | None = None
 
@@ -108,8 +108,8 @@ def read(path: Path) -> Declared:
     """What the file says. Raises Refusal, with the line, for what there cannot be."""
     document = _Document(path)
     for name in document.names(()):
-        if name not in File.__struct_fields__:
-            raise document.refusal((name,), f"there is no section '{name}': {', '.join(File.__struct_fields__)}")
+        if name not in TenantsFile.__struct_fields__:
+            raise document.refusal((name,), f"there is no section '{name}': {', '.join(TenantsFile.__struct_fields__)}")
     policies = {name: document.read(("policies", name), Policy) for name in document.names(("policies",))}
     tenants = prices = None
     if document.has(("tenants",)):
@@ -122,7 +122,7 @@ def read(path: Path) -> Declared:
 
 def schema() -> bytes:
     """The JSON schema of the file, for editors."""
-    return msgspec.json.format(msgspec.json.encode(msgspec.json.schema(File)))
+    return msgspec.json.format(msgspec.json.encode(msgspec.json.schema(TenantsFile)))
 
 
 def _tenant(document: _Document, name: str, policies: dict[str, Policy]) -> WantedTenant:
