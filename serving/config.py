@@ -193,6 +193,19 @@ class QueueSettings(_Group):
     """Seconds after which `batch` calls get a quarter of what is served, however many calls of other classes come."""
 
 
+class CounterSettings(_Group):
+    """Where several gateways count together what limits allow, so that each is one limit and not one for each gateway."""
+
+    url_file: Path | None = None
+    """File of one line, `redis://…` (`rediss://` with TLS, `valkey://` and `valkeys://` alike), whose server counts for all gateways; unset, PostgreSQL does where the store is one, the file of SQLite where a gateway has several workers, and else the gateway's memory. A file, because it contains a password. A decision takes 0.3 ms there and 5 ms in PostgreSQL (TEN-11, TEN-12)."""
+    cluster: bool = False
+    """Whether the address is that of a node of a Redis or Valkey cluster. All counters of a tenant are in one slot."""
+    timeout_s: Annotated[float, Field(gt=0, le=5)] = 0.25
+    """Seconds a decision waits for the shared counters; longer counts as their outage. Then each gateway counts its share, limit ÷ gateways, until they are back: no call is refused for it, and limits may be overspent once, by no more than themselves where calls are small beside them (TEN-10)."""
+    alone_max_s: Annotated[float, Field(ge=0)] | None = None
+    """Seconds that a gateway counts its share in one outage; after that, calls that have limits get 503. Unset, for as long as it lasts."""
+
+
 class GatewaySettings(_Group):
     host: str = "127.0.0.1"
     """Address to listen on; the chart sets 0.0.0.0 behind its NetworkPolicy."""
@@ -256,6 +269,7 @@ class GatewaySettings(_Group):
     """Whether streams on a replica that drains go on at another one, within seconds, by the same way; else they end where they are, and its pod waits for them for up to `engine.drain_timeout_s`. Each costs the other engine the prefill of what it has read and written."""
     retries: Retries = Retries()
     outliers: Outliers = Outliers()
+    counters: CounterSettings = CounterSettings()
 
     @model_validator(mode="after")
     def _workers_have_room(self) -> Self:

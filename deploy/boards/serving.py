@@ -165,6 +165,20 @@ BOARD = Board(
                     most=1,
                 ),
                 Panel(
+                    "Limits counted together",
+                    "short",
+                    "0: Redis or the database in which gateways count is away, and each counts its share of limits; no call is refused "
+                    "for it.",
+                    {"{{pod}}": once("serving_gateway_counters_up", "pod", HERE)},
+                    most=1,
+                ),
+                Panel(
+                    "Decisions by a gateway's share of limits",
+                    "short",
+                    "While the shared counters were away. Some now and then mean that gateway.counters.timeout_s is too short.",
+                    {"{{pod}}": grown("serving_gateway_counters_alone_decisions_total", "pod", HERE)},
+                ),
+                Panel(
                     "Age of ledger rows not yet written",
                     "s",
                     "Do not delete a pod that has any. They are written when the store is back.",

@@ -33,7 +33,7 @@ tests.model is {{ . }}, which no cell serves: name one of {{ join ", " $served }
 Prompts and answers would cross the network between gateways and engines unencrypted: name a certificate in planeTls, or accept this with acknowledgePlaintextBetweenPlanes: true.
 {{- end }}
 {{- if and (gt (int $gateway.replicas) 1) (not $isShared) }}
-gateway.replicas is {{ $gateway.replicas }} and there is no shared store: set gateway.replicas to 1, or name PostgreSQL's Secret in store.postgresql.secretName.
+gateway.replicas is {{ $gateway.replicas }} and there is no shared store: each gateway would have tenants, keys, a ledger and limits of its own; set gateway.replicas to 1, or name PostgreSQL's Secret in store.postgresql.secretName, where limits are then counted together, or in Redis with gateway.counters.secretName.
 {{- end }}
 {{- if and .Values.tenants.file (not $isShared) }}
 tenants.file is set and there is no shared store: with SQLite run `serving apply` in the gateway's pod, or name PostgreSQL's Secret in store.postgresql.secretName.
@@ -101,6 +101,9 @@ openshift is set and so is a user or group id: OpenShift assigns ids from each n
 {{- end }}
 {{- if and .Values.networkPolicy.enabled $isShared (not .Values.networkPolicy.postgresql.peers) }}
 networkPolicy.postgresql.peers is empty: gateways could not reach the database; list its peers, or set networkPolicy.enabled to false.
+{{- end }}
+{{- if and .Values.networkPolicy.enabled $gateway.counters.secretName (not .Values.networkPolicy.counters.peers) }}
+networkPolicy.counters.peers is empty: gateways could not reach the Redis in which they count; list its peers, or set networkPolicy.enabled to false.
 {{- end }}
 {{- $tracing := or .Values.gateway.settings.traces_endpoint (.Values.engine.settings | default dict).traces_endpoint }}
 {{- if and .Values.networkPolicy.enabled $tracing (not .Values.networkPolicy.traces.peers) }}

@@ -15,6 +15,8 @@ import msgspec
 from serving.config import GatewaySettings
 from serving.gateway.admission.admission import Admission
 from serving.gateway.admission.counters.memory import MemoryCounters
+from serving.gateway.admission.counters.shared import SharedCounters
+from serving.gateway.admission.counters.tally import Tally
 from serving.gateway.admission.estimates import Estimates
 from serving.gateway.admission.reservations import Reservations
 from serving.gateway.admission.seeds import Seeds
@@ -76,6 +78,8 @@ class Edges(msgspec.Struct, frozen=True):
     write_access: Callable[[CallRecord], None] = access.write_text
     #: Where the page of all workers is; None where this process is the whole gateway.
     merged_page: str | None = None
+    #: Where gateways count together; None where this process counts for itself.
+    tally: Tally | None = None
     #: This worker has taken the place of one that died.
     is_successor: bool = False
     clock: Callable[[], float] = time.monotonic
@@ -108,10 +112,12 @@ def assemble(
     estimates = Estimates()
     prices = PriceList(store)
     prices.load()
-    counters = MemoryCounters(lambda: round(edges.wall_clock() * 1e6), Seeds(store, ledger))
+    counters = _counters(settings, store, ledger, edges)
+    shared = counters if isinstance(counters, SharedCounters) else None
     admission = Admission(fleet, demands, estimates, settings, clock)
-    metrics = Metrics(partial(_snapshot, fleet, admission, polls, identity, ledger, audit, edges), settings.slo_of)
-    health = Health(fleet, upstream, identity, ledger)
+    snapshot = partial(_snapshot, fleet, admission, polls, identity, ledger, audit, shared, edges)
+    metrics = Metrics(snapshot, settings.slo_of)
+    health = Health(fleet, upstream, identity, ledger, shared)
     page = MetricsPage(metrics, health.of_models)
     inference = Inference(
         settings,
@@ -137,9 +143,27 @@ def assemble(
     recorder = Recorder(ledger, metrics, edges.write_access, fleet.lists, prices.of, clock, audit.settle)
     cors = Cors(settings.cors_origins)
     follower = Follower(store, identity.forget, prices.follow)
-    running = partial(_running, upstream, polls, identity, prices, follower, administration)
+    running = partial(_running, upstream, polls, identity, prices, follower, administration, shared)
     gateway = Gateway(Routes(entries), recorder, edges.tracing, running, clock, cors)
     return Assembled(gateway, page)
+
+
+def _counters(settings: GatewaySettings, store: Store, ledger: Ledger, edges: Edges) -> MemoryCounters | SharedCounters:
+    seeds = Seeds(store, ledger)
+
+    def clock_us() -> int:
+        return round(edges.wall_clock() * 1e6)
+
+    if edges.tally is None:
+        return MemoryCounters(clock_us, seeds)
+    return SharedCounters(
+        edges.tally,
+        seeds=seeds,
+        gateways=lambda: ledger.gateways,
+        timeout_s=settings.counters.timeout_s,
+        alone_max_s=settings.counters.alone_max_s,
+        clock_us=clock_us,
+    )
 
 
 def _administration(
@@ -183,6 +207,7 @@ def _snapshot(
     identity: Identity,
     ledger: Ledger,
     audit: Audit,
+    shared: SharedCounters | None,
     edges: Edges,
 ) -> Snapshot:
     return Snapshot(
@@ -196,12 +221,20 @@ def _snapshot(
         is_store_up=ledger.is_store_up,
         certificates_end_at_s=edges.expiries(),
         workers_replaced=int(edges.is_successor),
+        is_counting_together=shared is None or not shared.is_alone,
+        decisions_alone=shared.decisions_alone if shared else 0,
     )
 
 
 @asynccontextmanager
 async def _running(
-    upstream: Upstream, polls: Polls, identity: Identity, prices: PriceList, changes: Follower, administration: Front
+    upstream: Upstream,
+    polls: Polls,
+    identity: Identity,
+    prices: PriceList,
+    changes: Follower,
+    administration: Front,
+    shared: SharedCounters | None,
 ) -> AsyncIterator[None]:
     async with identity.opened(), upstream.opened() as session:
         tasks = [
@@ -210,6 +243,8 @@ async def _running(
             asyncio.create_task(prices.run(), name="price list"),
             *(asyncio.create_task(it, name=name) for name, it in identity.running()),
         ]
+        if shared is not None:
+            tasks.append(asyncio.create_task(shared.run(), name="counters"))
         for task in tasks:
             task.add_done_callback(_complain)
         try:
@@ -220,6 +255,8 @@ async def _running(
                 task.cancel()
             # The polls use the session that is closed next.
             await asyncio.wait(tasks)
+            if shared is not None:
+                await shared.close()
 
 
 def _complain(task: asyncio.Task[None]) -> None:

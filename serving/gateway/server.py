@@ -21,6 +21,9 @@ import uvloop
 from serving.config import GatewaySettings, Settings
 from serving.errors import Refusal
 from serving.gateway import workers
+from serving.gateway.admission.counters import sql
+from serving.gateway.admission.counters.sql import SqlTally
+from serving.gateway.admission.counters.tally import Tally
 from serving.gateway.api.merged import MergedPage
 from serving.gateway.api.metrics import MetricsPage
 from serving.gateway.app import Gateway
@@ -35,6 +38,7 @@ from serving.gateway.ledger.ledger import Ledger
 from serving.gateway.nouns import CallRecord
 from serving.gateway.observe import access, logs, tracing
 from serving.gateway.observe.tracing import Tracing
+from serving.gateway.store.store import Store
 from serving.gateway.workers import Beat, Life, Role
 from serving.secret import PlaneSecret
 
@@ -282,8 +286,24 @@ def _assembled(
             write_access=_access_log(settings.log_format, opened),
             merged_page=merged_page,
             is_successor=is_successor,
+            tally=_tally(settings, store, opened),
         )
         yield assemble(settings.gateway, store, tenants, ledger, audit, edges)
+
+
+def _tally(settings: Settings, store: Store, opened: contextlib.ExitStack) -> Tally | None:
+    """Where this gateway counts together with others, if there can be any. Raises Refusal when its address cannot be used."""
+    said = settings.gateway.counters
+    if said.url_file is not None:
+        # Imported here: gateways without Redis are spared its library, and OpenTelemetry's, which that one loads.
+        from serving.gateway.admission.counters.redis import RedisTally
+
+        return RedisTally(said.url_file, is_cluster=said.cluster, timeout_s=said.timeout_s)
+    if store.is_shared:
+        # Connections of their own: neither look-ups nor the ledger wait for decisions.
+        own = settings.store.model_copy(update={"pool_size": sql.THREADS})
+        return SqlTally(opened.enter_context(Store.open(settings.home, own)))
+    return SqlTally(store) if settings.gateway.workers > 1 else None
 
 
 def _access_log(log_format: Literal["json", "text"], opened: contextlib.ExitStack) -> Callable[[CallRecord], None]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from serving.config import GatewaySettings, Issuer
+from serving.gateway.admission.counters.counter import Draw, Verdict
+from serving.gateway.admission.counters.tally import Change, TallyUnavailable, Unseeded
+from serving.gateway.api.health import ALONE
 from serving.gateway.assembly import Assembled, Edges, assemble
 from serving.gateway.audit.audit import Audit
 from serving.gateway.audit.checkpoints import Signer
@@ -18,10 +21,13 @@ from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.tenants import Tenants
 from serving.gateway.ledger.ledger import Ledger
 from serving.gateway.nouns import CallRecord
+from serving.gateway.policies import Policy
 from serving.gateway.store.store import Store
 from tests.clock import Clock
 from tests.exposition import value
 from tests.gateway.asgi import Wire
+from tests.gateway.world import running_gateway
+from tests.scripted_engine import ScriptedEngine
 
 #: No server has this port.
 NOWHERE = "http://127.0.0.1:1"
@@ -54,6 +60,28 @@ def parts(tmp_path: Path) -> Iterator[Parts]:
         parts = Parts(store)
         with parts.tenants:
             yield parts
+
+
+class _Away:
+    """Shared counters that never answer."""
+
+    async def reserve(self, lease: str, draws: Sequence[Draw]) -> Verdict | Unseeded:
+        raise TallyUnavailable("away")
+
+    async def seed(self, window: Draw, value: int, *, is_late: bool) -> None:
+        raise TallyUnavailable("away")
+
+    async def apply(self, changes: Sequence[Change]) -> None:
+        raise TallyUnavailable("away")
+
+    async def probe(self) -> None:
+        raise TallyUnavailable("away")
+
+    async def tidy(self) -> None:
+        raise TallyUnavailable("away")
+
+    async def close(self) -> None:
+        """There is nothing to close."""
 
 
 async def asked(app: object, path: str, method: str = "GET") -> Wire:
@@ -126,3 +154,17 @@ async def test_a_gateway_takes_requests_between_the_start_and_the_end_of_its_lif
     assert (await sent.get())["type"] == "lifespan.shutdown.complete"
     await lives
     assert (await asked(app, "/health/ready")).status == 503
+
+
+async def test_a_gateway_that_counts_its_share_says_so(tmp_path: Path) -> None:
+    """It answers and is ready while the shared counters are away, in detail and in metrics."""
+    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,), tally=_Away()) as world:
+        await world.bound(Policy(requests_per_minute=10))
+        assert (await world.ask("GET", "/health/ready")).json == {"status": "ok"}
+        assert value((await world.ask("GET", "/metrics")).body, "serving_gateway_counters_up") == 1
+        assert (await world.chat()).status == 200
+        ready = await world.ask("GET", "/health/ready")
+        page = (await world.ask("GET", "/metrics")).body
+    assert (ready.status, ready.json) == (200, {"status": "ok", "limits": ALONE})
+    assert value(page, "serving_gateway_counters_up") == 0
+    assert value(page, "serving_gateway_counters_alone_decisions_total") == 1

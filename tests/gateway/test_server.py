@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from serving.gateway.identity.keys import mint
 from serving.gateway.identity.registry import Registry
 from serving.gateway.ledger.ledger import Ledger
 from serving.gateway.server import COLLECTED_AFTER, freeze
+from tests.gateway import valkey
 from tests.gateway.places import Place, PostgresPlace, SqlitePlace
 from tests.gateway.world import CHAT, until
 from tests.scripted_engine import Ending, Script, ScriptedEngine, chat_stream
@@ -202,6 +203,73 @@ async def test_a_revoked_key_is_refused_by_every_worker(tmp_path: Path) -> None:
             assert [await _code(url, key) for _ in range(20)] == ["ok"] * 20
             registry.revoke_key(key[3:13])
             await _all_refuse([url] * 20, key, "key_revoked")
+
+
+async def _kept_together(place: Place, home: Path, ports: list[int], settings: dict[str, str]) -> bool:
+    """Do several gateways, or one's workers, admit no more of fourteen calls than seven, and one for each seventh of a minute?"""
+    given = {**place.environment(), **settings}
+    if "SERVING_STORE__URL_FILE" in given:
+        (home / "pepper").write_bytes(os.urandom(32))
+        (home / "admin.key").write_text(mint())
+        given["SERVING_STORE__PEPPER_FILE"] = str(home / "pepper")
+        given["SERVING_STORE__FIRST_KEY_FILE"] = str(home / "admin.key")
+    given |= {"SERVING_HOME": str(home)}
+    async with AsyncExitStack() as opened:
+        engine = await opened.enter_async_context(ScriptedEngine())
+        await _run(given, "store", "migrate")
+        for port in ports:
+            environment = {name: value for name, value in given.items() if name != "SERVING_HOME"}
+            await opened.enter_async_context(served(home, port, engine.url, **environment))
+        await _run(given, "policies", "set", "default", "--requests-per-minute", "7")
+        headers = {"Authorization": f"Bearer {(home / 'admin.key').read_text().strip()}"}
+        client = await opened.enter_async_context(aiohttp.ClientSession(headers=headers))
+        # As long as a policy may take to be known everywhere.
+        await asyncio.sleep(2)
+        statuses, began_at = [], time.monotonic()
+        for number in range(14):
+            # Each on a connection of its own: the kernel deals them out among workers.
+            url = f"http://127.0.0.1:{ports[number % len(ports)]}/v1/chat/completions"
+            async with client.post(url, json=CHAT, headers={"Connection": "close"}) as answer:
+                statuses.append(answer.status)
+                await answer.read()
+    refilled = (time.monotonic() - began_at) * 7 / 60
+    assert set(statuses) <= {200, 429}
+    return 7 <= statuses.count(200) <= 7 + refilled
+
+
+async def _run(environment: dict[str, str], *arguments: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "serving", *arguments),
+        env=dict(os.environ) | environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    said, _ = await process.communicate()
+    assert process.returncode == 0, said
+
+
+async def test_gateways_on_postgresql_keep_one_limit(unmigrated: PostgresPlace, tmp_path: Path) -> None:
+    """Not each for itself."""
+    assert await _kept_together(unmigrated, tmp_path, [free_port(), free_port()], {})
+
+
+async def test_workers_keep_one_limit(tmp_path: Path) -> None:
+    """Those of one gateway, in the file of SQLite."""
+    assert await _kept_together(SqlitePlace(tmp_path), tmp_path, [free_port()], {"SERVING_GATEWAY__WORKERS": "2"})
+
+
+async def test_gateways_keep_one_limit_in_redis(unmigrated: PostgresPlace, tmp_path: Path) -> None:
+    """By the address in a file; one that holds none is refused at the start."""
+    with valkey.running() as server:
+        settings = {"SERVING_GATEWAY__COUNTERS__URL_FILE": str(server.url_file())}
+        assert await _kept_together(unmigrated, tmp_path, [free_port(), free_port()], settings)
+        with server.client() as client:
+            assert [str(it) for it in client.scan_iter("serving:*requests_per_minute*")]
+    assert unmigrated.execute("select * from counters") == []
+    (tmp_path / "no-url").write_text("nowhere")
+    refused = await start(tmp_path / "b", free_port(), SERVING_GATEWAY__COUNTERS__URL_FILE=str(tmp_path / "no-url"))
+    _, errors = await refused.communicate()
+    assert refused.returncode == 1 and b"must hold one line like redis://" in errors and b"nowhere" not in errors
 
 
 async def _read_until(content: aiohttp.StreamReader, mark: bytes) -> bytes:

@@ -52,7 +52,8 @@ class Valkey:
         said = ["--port", str(self.port), "--bind", "127.0.0.1", "--requirepass", PASSWORD, "--dir", str(self.folder)]
         said += ["--save", "", "--appendonly", "no", "--daemonize", "no"]
         if self.is_cluster:
-            said += ["--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf"]
+            # Its own choice for the bus is 10,000 above the other, where outgoing connections are.
+            said += ["--cluster-enabled", "yes", "--cluster-port", str(free_port())]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [str(SERVER.locate()), *said],

@@ -18,6 +18,7 @@ import uvicorn
 from sqlalchemy import select
 
 from serving.config import GatewaySettings, Issuer, QueueSettings, Retries, Slo, Timeouts
+from serving.gateway.admission.counters.tally import Tally
 from serving.gateway.assembly import Edges, assemble
 from serving.gateway.audit.audit import Audit
 from serving.gateway.cli.opening import signer
@@ -182,6 +183,7 @@ async def running_gateway(
     hand_on_drains: bool = False,
     oidc: tuple[Issuer, ...] = (),
     queue: QueueSettings | None = None,
+    tally: Tally | None = None,
 ) -> AsyncIterator[World]:
     """Serve until the end of the `with`; by default it begins when a model is ready."""
     settings = GatewaySettings(
@@ -214,7 +216,7 @@ async def running_gateway(
         bound = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
         # Connections inherit it: writes to a client that does not read wait after kilobytes instead of megabytes.
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
-        edges = Edges(secret=secret, tracing=tracing or Tracing(), clock=clock)
+        edges = Edges(secret=secret, tracing=tracing or Tracing(), clock=clock, tally=tally)
         app = assemble(settings, store, tenants, ledger, audit, edges).gateway
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
         client = aiohttp.ClientSession()

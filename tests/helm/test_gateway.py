@@ -172,6 +172,29 @@ def test_postgresql_is_for_several() -> None:
     }
 
 
+def test_counters_of_several_are_in_redis_by_a_secret() -> None:
+    """It is mounted as a file, the settings name that file, and gateways may reach the server; without it, none of this is there."""
+    counters: Object = {"secretName": "serving-counters", "key": "redis-url", "settings": {"timeout_s": 0.5}}
+    reached = {"networkPolicy": {"counters": {"peers": [{"ipBlock": {"cidr": "10.0.0.12/32"}}], "port": 6390}}}
+    objects = render({"gateway": {"counters": counters}} | reached)
+    settings = yaml.safe_load(_settings_file(objects))
+    policy = named(objects, "NetworkPolicy", "test-gpt-oss-serving-gateway")
+
+    assert settings["gateway"]["counters"] == {"url_file": "/etc/serving/counters/url", "timeout_s": 0.5}
+    assert _volume(_pod(objects), "counters")["secret"] == {
+        "secretName": "serving-counters",
+        "defaultMode": 0o440,
+        "items": [{"key": "redis-url", "path": "url"}],
+    }
+    (mount,) = [it for it in _pod(objects).spec["containers"][0]["volumeMounts"] if it["name"] == "counters"]
+    assert mount == {"name": "counters", "mountPath": "/etc/serving/counters", "readOnly": True}
+    assert [rule["ports"] for rule in policy["spec"]["egress"] if rule["ports"] == [{"port": 6390}]] == [
+        [{"port": 6390}]
+    ]
+    assert "counters" not in yaml.safe_load(_settings_file(render({})))["gateway"]
+    assert not [it for it in _pod(render({})).spec["volumes"] if it["name"] == "counters"]
+
+
 def test_a_change_of_settings_is_a_new_pod() -> None:
     """Settings are read at the start: the pod carries their checksum, and nothing else of the values."""
 

@@ -15,7 +15,7 @@ ISSUER: Object = {"issuer": "company"}
 REFUSED: dict[str, tuple[Object, str]] = {
     "several gateways on SQLite": (
         {"gateway": {"replicas": 2}},
-        "gateway.replicas is 2 and there is no shared store: set gateway.replicas to 1, or name PostgreSQL's Secret in store.postgresql.secretName.",
+        "gateway.replicas is 2 and there is no shared store: each gateway would have tenants, keys, a ledger and limits of its own; set gateway.replicas to 1, or name PostgreSQL's Secret in store.postgresql.secretName, where limits are then counted together, or in Redis with gateway.counters.secretName.",
     ),
     "tenants on SQLite": (
         {"tenants": {"file": {"tenants": {"acme": {}}}}},
@@ -146,6 +146,10 @@ REFUSED: dict[str, tuple[Object, str]] = {
     "an unreachable database": (
         {"store": POSTGRESQL},
         "networkPolicy.postgresql.peers is empty: gateways could not reach the database; list its peers, or set networkPolicy.enabled to false.",
+    ),
+    "a Redis of counters that cannot be reached": (
+        {"gateway": {"counters": {"secretName": "serving-counters"}}},
+        "networkPolicy.counters.peers is empty: gateways could not reach the Redis in which they count; list its peers, or set networkPolicy.enabled to false.",
     ),
     "an unreachable collector": (
         {"engine": {"settings": {"traces_endpoint": "http://collector:4318/v1/traces"}}},

@@ -34,6 +34,15 @@ gateway:
   timeouts:
     {{- toYaml . | nindent 4 }}
   {{- end }}
+  {{- if or .Values.gateway.counters.secretName .Values.gateway.counters.settings }}
+  counters:
+    {{- if .Values.gateway.counters.secretName }}
+    url_file: /etc/serving/counters/url
+    {{- end }}
+    {{- with .Values.gateway.counters.settings }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  {{- end }}
   {{- toYaml .Values.gateway.settings | nindent 2 }}
 {{- end -}}
 

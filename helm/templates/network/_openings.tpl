@@ -42,6 +42,14 @@ engines (vLLM, NCCL, Gloo) 20000–29999.
     - port: {{ .Values.networkPolicy.postgresql.port }}
 {{- end -}}
 
+{{- define "gpt-oss-serving.network.egressToCounters" -}}
+# Redis, in which gateways count.
+- to:
+    {{- toYaml .Values.networkPolicy.counters.peers | nindent 4 }}
+  ports:
+    - port: {{ .Values.networkPolicy.counters.port }}
+{{- end -}}
+
 {{- define "gpt-oss-serving.network.egressToTraces" -}}
 # The collector of traces.
 - to:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from serving.gateway.admission.counters.shared import SharedCounters
 from serving.gateway.api.visit import Visit
 from serving.gateway.fleet.fleet import Fleet, Model
 from serving.gateway.http.upstream import Upstream
@@ -21,9 +22,14 @@ _BY_PROMISE = (
     ReplicaState.FAILED,
 )
 
+#: While gateways cannot count together.
+ALONE = "the shared counters do not answer: this gateway counts its share of each limit"
 
-class State(msgspec.Struct):
+
+class State(msgspec.Struct, omit_defaults=True):
     status: str
+    #: What is not as it should be, though calls are taken.
+    limits: str = ""
 
 
 class StateOfModels(msgspec.Struct, omit_defaults=True):
@@ -37,11 +43,19 @@ class StateOfModels(msgspec.Struct, omit_defaults=True):
 class Health:
     """Answers probes. Liveness and readiness need no key; neither do models, asked apart from the API's clients."""
 
-    def __init__(self, fleet: Fleet, upstream: Upstream, identity: Identity, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        upstream: Upstream,
+        identity: Identity,
+        ledger: Ledger,
+        shared: SharedCounters | None = None,
+    ) -> None:
         self._fleet = fleet
         self._upstream = upstream
         self._identity = identity
         self._ledger = ledger
+        self._shared = shared
 
     async def live(self, visit: Visit) -> None:
         """`GET /health/live` (liveness): the event loop turns."""
@@ -54,7 +68,8 @@ class Health:
         elif not self._ledger.takes_calls:
             await visit.answer(503, State("the ledger cannot be written"))
         else:
-            await visit.answer(200, State("ok"))
+            is_alone = self._shared is not None and self._shared.is_alone
+            await visit.answer(200, State("ok", ALONE if is_alone else ""))
 
     async def models(self, visit: Visit) -> None:
         """`GET /health/models`: 200 while at least one model answers."""

@@ -113,6 +113,11 @@ class Ledger:
         return len(self._pending)
 
     @property
+    def gateways(self) -> int:
+        """How many share the store, this one included, as last known; each worker is one."""
+        return self._watch.living
+
+    @property
     def is_store_up(self) -> bool:
         """Did the last use of the store work? The writer uses it every few seconds, whether or not rows wait."""
         return self._failures == 0

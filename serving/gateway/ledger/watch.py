@@ -38,6 +38,8 @@ class Watch:
         self._checked_at = -inf
         #: gateway id → its heartbeat at the last check (None: it has none), and for how many checks it has been that.
         self._seen: dict[str, tuple[float | None, int]] = {}
+        #: Gateways that lived at the last check, this one included.
+        self.living = 1
 
     def check_if_due(self) -> None:
         """Write the heartbeat and close what dead gateways left open, once in BEAT_S; raises StoreUnavailable."""
@@ -52,6 +54,8 @@ class Watch:
                 if self._is_dead(gateway_id, checks):
                     _close_rows_of_dead(connection, gateway_id, seen_at)
         self._seen, self._checked_at = seen, now
+        beats = [beat is not None and not self._is_dead(it, checks) for it, (beat, checks) in seen.items()]
+        self.living = 1 + sum(beats)
 
     def leave(self) -> None:
         """This gateway shut down gracefully; raises StoreUnavailable."""

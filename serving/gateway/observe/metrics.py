@@ -70,6 +70,10 @@ class Snapshot(msgspec.Struct, frozen=True):
     queued: Mapping[tuple[str, str], int] = {}
     #: Of this process, 1 if it has taken a dead worker's place: the sum over all is how many died.
     workers_replaced: int = 0
+    #: Are limits counted where they are meant to be?
+    is_counting_together: bool = True
+    #: Decisions on this gateway's share of limits.
+    decisions_alone: int = 0
 
 
 class _Now(Collector):
@@ -106,6 +110,10 @@ class _Now(Collector):
         )
         replaced = "Workers that died or hung and were replaced."
         yield CounterMetricFamily("serving_gateway_workers_replaced", replaced, value=seen.workers_replaced)
+        together = "Whether limits are counted by all gateways together."
+        yield _alone("counters_up", together, seen.is_counting_together)
+        alone = "Decisions on limits by this gateway's share of them."
+        yield CounterMetricFamily("serving_gateway_counters_alone_decisions", alone, value=seen.decisions_alone)
 
 
 class _InterTokenOfModels(Collector):

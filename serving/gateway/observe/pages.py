@@ -19,7 +19,7 @@ SHARED = frozenset(f"serving_gateway_{name}" for name in ("open_requests", "wait
 #: Those of which the least says most: one worker that lacks something is enough.
 LEAST = frozenset(
     f"serving_gateway_{name}"
-    for name in ("sources_up", "issuers_up", "store_up", "certificate_expiry_timestamp_seconds")
+    for name in ("sources_up", "issuers_up", "store_up", "counters_up", "certificate_expiry_timestamp_seconds")
 )
 #: Those of which the most does, and those of which all workers say the same but for the moment of their last poll.
 MOST = frozenset(

@@ -76,6 +76,21 @@ def test_what_a_killed_gateway_left_open_is_closed_by_another_after_a_minute(
     assert place.execute("select id from gateways") == [("pod-b:1:1",)]
 
 
+def test_gateways_know_how_many_they_are(store: Store, clock: Clock) -> None:
+    """Limits are shared among so many while their counters are away: one that has died counts for a minute, one that left does not."""
+    gateways = [Gateway(store, clock, f"pod-{name}") for name in "abc"]
+    assert [it.ledger.gateways for it in gateways] == [1, 2, 3]
+    pass_time(clock, BEAT_S, *gateways)
+    assert [it.ledger.gateways for it in gateways] == [3, 3, 3]
+    pass_time(clock, DEAD_AFTER_S - BEAT_S, *gateways[:2])
+    assert gateways[0].ledger.gateways == 3
+    pass_time(clock, 2 * BEAT_S, *gateways[:2])
+    assert gateways[0].ledger.gateways == 2
+    gateways[1].ledger.stop()
+    pass_time(clock, BEAT_S, gateways[0])
+    assert gateways[0].ledger.gateways == 1
+
+
 def test_a_gateway_that_lives_keeps_its_calls(place: Place, store: Store, clock: Clock) -> None:
     """A call may take an hour; its gateway's heartbeat is enough."""
     busy, other = Gateway(store, clock, "pod-a"), Gateway(store, clock, "pod-b")

@@ -131,8 +131,8 @@ class SqlTally:
         return int(connection.scalar(select(_DATABASE_NOW_US)) or 0)
 
     def _locked(self, connection: Connection, names: Sequence[str]) -> dict[str, _Row]:
-        query = select(counters).where(counters.c.name.in_(sorted(names))).order_by(counters.c.name).with_for_update()
-        return {row.name: _Row(row.value, row.moment_us, row.seeded_at_us) for row in connection.execute(query)}
+        rows = connection.execute(_LOCK, {"names": sorted(names)})
+        return {row.name: _Row(row.value, row.moment_us, row.seeded_at_us) for row in rows}
 
     def _reserve(self, lease: str, draws: Sequence[Draw]) -> Verdict | Unseeded:
         with self._transaction() as connection:
@@ -148,7 +148,7 @@ class SqlTally:
                 taken = {it.name: (it, state) for it, state in zip(draws, after, strict=True)}
                 _write(connection, {it: of for it, of in taken.items() if of[0].kind is Kind.RATE}, now_us)
                 holds = {(it.name, lease): _hold_of(it) for it in draws if _is_held(it, rows)}
-                _hold(connection, holds, now_us)
+                _hold(connection, holds, now_us, is_first=True)
             return verdict
 
     def _states(
@@ -299,11 +299,10 @@ def _idle_at_us(draw: Draw, state: State, now_us: int) -> int:
     return now_us + policy.level(draw, state, now_us).resets_in_us if draw.limit else now_us + _DAY_US
 
 
-def _hold(connection: Connection, holds: Mapping[tuple[str, str], int], now_us: int) -> None:
+def _hold(connection: Connection, holds: Mapping[tuple[str, str], int], now_us: int, *, is_first: bool = False) -> None:
     """Have leases hold these amounts, and no others, for LEASE_S."""
-    if not holds:
-        return
-    connection.execute(delete(leases).where(tuple_(leases.c.counter, leases.c.id).in_(list(holds))))
+    if holds and not is_first:
+        connection.execute(delete(leases).where(tuple_(leases.c.counter, leases.c.id).in_(list(holds))))
     rows = [
         {"counter": name, "id": lease, "amount": amount, "ends_at_us": now_us + _LEASE_US}
         for (name, lease), amount in holds.items()
@@ -314,6 +313,12 @@ def _hold(connection: Connection, holds: Mapping[tuple[str, str], int], now_us: 
 
 
 _DATABASE_NOW_US = cast(extract("epoch", func.clock_timestamp()) * 1_000_000, BigInteger)
+_LOCK = (
+    select(counters)
+    .where(counters.c.name.in_(bindparam("names", expanding=True)))
+    .order_by(counters.c.name)
+    .with_for_update()
+)
 _HELD = (
     select(leases.c.counter, func.sum(leases.c.amount).label("amount"), func.count().label("number"))
     .where(leases.c.counter.in_(bindparam("names", expanding=True)), leases.c.ends_at_us > bindparam("now_us"))
