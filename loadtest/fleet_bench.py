@@ -2,7 +2,7 @@
 
     python -m loadtest.fleet_bench
 
-A gateway before 1,000 replicas chooses one for calls with prefixes of 32 blocks (8,000 tokens) and without, and takes in an answer;
+A gateway before 1,000 replicas chooses one for calls with prefixes of 32 blocks (8,000 tokens) and without, gives them places, and takes in an answer;
 the directory of a cell with them decides for 100 models; a key that is not cached is looked up in a SQLite store, and a token of single
 sign-on that is not remembered is verified. Medians of rounds that alternate; no network is involved.
 """
@@ -24,10 +24,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from serving.catalog import Knee
-from serving.config import Issuer
+from serving.config import GatewaySettings, Issuer
 from serving.engine.autoscale import Bounds
 from serving.engine.directory import Listing
 from serving.engine.scaling import ModelPlan, Plans
+from serving.gateway.admission.line import Line, claim_of
 from serving.gateway.dialects import conversation
 from serving.gateway.fleet.demand import Demands
 from serving.gateway.fleet.fleet import Fleet
@@ -36,6 +37,7 @@ from serving.gateway.identity import jwks, oidc
 from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.registry import Registry
 from serving.gateway.identity.tenants import Tenants
+from serving.gateway.nouns import Caller
 from serving.gateway.store.store import Store
 from serving.wire import DirectoryAnswer, EngineLoad, GatewayReport, Listed, ReplicaReport, ReplicaState
 
@@ -45,6 +47,7 @@ BLOCKS = 32
 ROUNDS = 9
 CALLS = 500
 KEYS = 50
+TENANTS = 100
 MODEL = "model-0"
 
 
@@ -112,6 +115,25 @@ def choosing() -> Iterator[str]:
     yield from median_us(
         {f"take in a directory's answer of {REPLICAS}": lambda: fleet.take(answers.pop(0), time.monotonic())}, 1
     )
+
+
+def placing() -> Iterator[str]:
+    """What a call pays for the queue in which it does not wait: a look at the room, its place and its tenant's counter, and their end."""
+    demands = Demands(time.monotonic)
+    fleet = Fleet((), demands, time.monotonic, time.time)
+    line = Line(fleet, demands, GatewaySettings(), time.monotonic)
+    fleet.take(answer(1), time.monotonic())
+    callers = [Caller(f"t{number}", "acme", "k") for number in range(TENANTS)]
+
+    def place() -> None:
+        for number in range(CALLS):
+            claim = claim_of(callers[number % TENANTS], MODEL, Need(100, 200.0), is_streamed=True)
+            placed = line.place_at_once(claim)
+            if placed:
+                placed.begun()
+                placed.leave(100, 150)
+
+    yield from median_us({"a place in a fleet with room, and its end": place}, CALLS)
 
 
 def deciding() -> Iterator[str]:
@@ -187,6 +209,8 @@ def verifying() -> Iterator[str]:
 
 def main() -> None:
     for line in choosing():
+        print(line, flush=True)
+    for line in placing():
         print(line, flush=True)
     for line in deciding():
         print(line, flush=True)

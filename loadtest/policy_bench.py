@@ -96,11 +96,11 @@ class Installation:
             record = CallRecord(request_id="r", started_at=0.0)
             caller = await self.tenants.identify(key)
             async with self.reservations.held(caller, self.call, record, made=lambda: 0, answer=answer):
-                ticket = await self.admission.admit(self.call, record)
-                replica = await ticket.replica(set())
-                with ticket.committed(replica.replica_id):
-                    record.replica_id = replica.replica_id
-                    record.usage = Usage(70, 40)
+                with await self.admission.admit(self.call, record) as ticket:
+                    replica = await ticket.replica(set())
+                    with ticket.committed(replica.replica_id):
+                        record.replica_id = replica.replica_id
+                        record.usage = Usage(70, 40)
 
 
 def measured(installations: dict[str, Installation]) -> dict[str, list[float]]:

@@ -1,7 +1,8 @@
 """Admission: the only way from a checked call to a replica.
 
 async with admission.within_limits(caller, call, record, …):
-    ticket = await admission.admit(call, record)
+    with await admission.admit(call, record) as ticket:
+        …
 """
 
 from __future__ import annotations
