@@ -170,6 +170,15 @@ class Pair:
         rows = until(closed)
         return {it: (rows[it].outcome, *_tokens(rows[it])) for it in request_ids}
 
+    def ledger_check(self, engine: str) -> list[dict[str, Any]]:
+        """What `serving ledger check` says of one engine, by its URL for gateways; raises CalledProcessError where a difference is unexplained."""
+        line = [sys.executable, "-m", "serving", "ledger", "check", "--engine", engine, "--json"]
+        done = subprocess.run(
+            line, env=os.environ | {"SERVING_HOME": str(self.home)}, stdout=subprocess.PIPE, text=True, check=True
+        )
+        found: list[dict[str, Any]] = json.loads(done.stdout)
+        return found
+
     def retried(self) -> set[str]:
         """Calls whose engine was lost, by the gateway's log."""
         lines = (line for line in (self.home / "gateway.log").read_text().splitlines() if '"retries":' in line)

@@ -3,14 +3,22 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 
 import pytest
 
 from serving.gateway.ledger.balance import Verdict
 from tests.long.leaving import answering
+from tests.long.pair import Pair
+from tests.long.test_continuation import CHAT, Countdown
 from tests.stack.conftest import SMOLLM2, TINY
 from tests.stack.http import bearer, call
 from tests.stack.running import Stack, running
+from tests.waiting import until
+
+#: Streams over two engines, and events of all of them after which one is killed.
+STREAMS = 8
+KILLED_AFTER_EVENTS = 150
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
@@ -90,3 +98,27 @@ def test_what_is_left_is_of_calls_that_were_cut(stack: Stack) -> None:
     made = sum(it["billed"]["generation_tokens"] for it in named)
     assert made <= left["generation_tokens"] <= made + AHEAD_TOKENS * len(named)
     assert billed["completed"]["prompt_tokens"] > before["prompt_tokens"]
+
+
+def test_an_engine_that_took_streams_over_agrees_but_for_those(tmp_path: Path) -> None:
+    """One of two is killed in the middle of streams, which go on at the other: each is named there, and all others agree."""
+    pair = Pair(tmp_path, SMOLLM2)
+    long = {"messages": [{"role": "user", "content": "Tell me a long story about a fox."}], "max_tokens": 96}
+    come = Countdown(KILLED_AFTER_EVENTS)
+    with pair.running({"SERVING_GATEWAY__RETRIES__SHARE": "1"}), ThreadPoolExecutor(STREAMS) as clients:
+        streams = [clients.submit(pair.stream, CHAT, long, [], come.count) for _ in range(STREAMS)]
+        assert come.over.wait(120)
+        pair.engines[0].kill()
+        request_ids = [stream.result() for stream in streams]
+        outcomes = {it[0] for it in pair.billed(request_ids).values()}
+        (found,) = pair.ledger_check(pair.cutters[1].url)
+        # The log is written a moment later than the ledger.
+        retried = until(lambda: len(it := pair.retried()) == found["billed"]["suspects"] and it)
+    named = found["billed"]["named"]
+    assert outcomes == {"ok"} and retried and found["verdict"] == Verdict.EXPLAINED, found
+    assert {it["request_id"] for it in named} == retried
+    assert {it["why"] for it in named} <= {"continued", "attempts_failed"}
+    assert found["billed"]["completed_requests"] == STREAMS - len(retried)
+    # What they had was prompt once more; what came here is a part of what they are billed for.
+    assert found["left"]["prompt_tokens"] >= sum(it["billed"]["prompt_tokens"] for it in named)
+    assert 0 < found["left"]["generation_tokens"] <= sum(it["billed"]["generation_tokens"] for it in named)
