@@ -149,11 +149,14 @@ async def _code(url: str, key: str) -> str:
 
 
 async def _all_refuse(urls: Sequence[str], key: str, code: str) -> None:
-    """Wait until every one of them does so, for far longer than it takes: a busy machine must not fail this."""
-    for _ in range(600):
+    """Wait until every one of them does so, for far longer than it takes: a busy machine must not fail this.
+
+    More and more seldom: their log is read at the end alone, and holds some hundred lines.
+    """
+    for attempt in range(20):
         if {await _code(url, key) for url in urls} == {code}:
             return
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(min(0.25 * 1.5**attempt, 5.0))
     raise AssertionError("the key still opens a gateway")
 
 
@@ -199,10 +202,10 @@ async def test_a_revoked_key_is_refused_by_every_worker(tmp_path: Path) -> None:
             registry = Registry(store, keyring, time.time)
             registry.create_tenant("acme")
             key = registry.create_key("acme")
-            # Connections are dealt out by chance: in twenty of them, each worker has some.
-            assert [await _code(url, key) for _ in range(20)] == ["ok"] * 20
+            # Connections are dealt out by chance: of a dozen, each worker has some.
+            assert [await _code(url, key) for _ in range(12)] == ["ok"] * 12
             registry.revoke_key(key[3:13])
-            await _all_refuse([url] * 20, key, "key_revoked")
+            await _all_refuse([url] * 12, key, "key_revoked")
 
 
 async def _kept_together(place: Place, home: Path, ports: list[int], settings: dict[str, str]) -> bool:
