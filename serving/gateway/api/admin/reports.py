@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Query, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from serving.errors import InvalidRequest
 from serving.gateway.api.admin import shapes
@@ -36,7 +37,21 @@ router = APIRouter(tags=[TAG])
 
 Tenant = Annotated[str | None, Query(pattern=shapes.TENANT_NAME, description="One tenant alone.")]
 Name = Annotated[str | None, Query(min_length=1, max_length=_NAME_CHARS_MAX, pattern=r"^[!-~]*$")]
-Moment = Annotated[datetime | None, Query(description="ISO 8601; UTC unless it says.")]
+_ISO = re.compile(r"\d{4}-\d\d-\d\d([T ].*)?", re.IGNORECASE)
+_MOMENT_SCHEMA = {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "string", "format": "date"}]}
+
+
+def _iso(text: object) -> object:
+    """Pydantic takes numbers for moments too."""
+    if isinstance(text, str) and not _ISO.fullmatch(text):
+        raise ValueError("a date or a time in ISO 8601 is wanted")
+    return text
+
+
+Iso = Annotated[datetime, BeforeValidator(_iso), WithJsonSchema(_MOMENT_SCHEMA)]
+Moment = Annotated[
+    Iso | None, Query(description="ISO 8601, such as 2026-11-22 or 2026-11-22T10:00:00Z; UTC unless it says.")
+]
 After = Annotated[
     str | None, Query(min_length=1, max_length=1024, pattern=r"^[!-~]*$", description="The `next` of the page before.")
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -44,3 +46,30 @@ async def administered(home: Path) -> AsyncIterator[Administered]:
     """A gateway without engines."""
     async with running_gateway(home, is_awaited=False) as world:
         yield Administered(world, home)
+
+
+class Running:
+    """A gateway in a thread of its own, for a client that blocks."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._is_up, self._loop = threading.Event(), asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._run(),))
+        self.url, self.key = "", ""
+
+    async def _run(self) -> None:
+        self._stop = asyncio.Event()
+        async with administered(self._home) as office:
+            self.url, self.key = office.world.url, office.keys[Role.PLATFORM_ADMIN]
+            self._is_up.set()
+            await self._stop.wait()
+
+    def __enter__(self) -> Running:
+        self._thread.start()
+        assert self._is_up.wait(60)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+        self._loop.close()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,11 +24,10 @@ from schemathesis.core.result import Ok
 
 from serving.errors import MethodNotAllowed, RouteNotFound, UnknownParameter
 from serving.gateway.api.admin import application
-from serving.gateway.nouns import Role
-from tests.gateway.api.admin.office_hours import administered
+from tests.gateway.api.admin.office_hours import Running
 
-#: Requests to each route, in order and out of order.
-EXAMPLES = 8
+#: Routes whose pages begin at places that are no names.
+PLACED = {"/admin/v1/calls", "/admin/v1/audit"}
 
 
 def test_the_document_is_openapi_3_1() -> None:
@@ -61,44 +58,18 @@ def test_a_request_has_one_route_or_an_error_that_says_why() -> None:
         made.find("GET", "/admin/v1/keys").require_known({"after", "page"})
 
 
-class Running:
-    """A gateway in a thread of its own, for a client that blocks."""
-
-    def __init__(self, home: Path) -> None:
-        self._home = home
-        self._is_up, self._loop = threading.Event(), asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._run(),))
-        self.url, self.key = "", ""
-
-    async def _run(self) -> None:
-        self._stop = asyncio.Event()
-        async with administered(self._home) as office:
-            self.url, self.key = office.world.url, office.keys[Role.PLATFORM_ADMIN]
-            self._is_up.set()
-            await self._stop.wait()
-
-    def __enter__(self) -> Running:
-        self._thread.start()
-        assert self._is_up.wait(60)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
-        self._loop.close()
-
-
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[Running]:
     with Running(tmp_path) as one:
         yield one
 
 
-def test_the_running_gateway_is_what_its_document_says(running: Running) -> None:
+@pytest.mark.parametrize("examples", [6, pytest.param(60, marks=pytest.mark.long)])
+def test_the_running_gateway_is_what_its_document_says(running: Running, examples: int) -> None:
     """schemathesis asks every route of a real gateway, in order and out of order: nothing is a 5xx, answers have the shapes
     that are described, and what is not described is refused."""
     authorised = {"Authorization": f"Bearer {running.key}"}
-    generation = GenerationConfig(modes=list(GenerationMode), max_examples=EXAMPLES)
+    generation = GenerationConfig(modes=list(GenerationMode), max_examples=examples, with_security_parameters=False)
     # What is in order may still be meant for another revision.
     accepted = PositiveDataAcceptanceConfig(expected_statuses=["2xx", "404", "409", "412"])
     checks = ChecksConfig(positive_data_acceptance=accepted)
@@ -110,14 +81,18 @@ def test_the_running_gateway_is_what_its_document_says(running: Running) -> None
     operations = [result.ok() for result in schema.get_all_operations() if isinstance(result, Ok)]
     assert len(operations) == len(application.make().app.routes) - 1
     for operation in operations:
-        for mode in GenerationMode:
-            ask(operation.as_strategy(generation_mode=mode), authorised)
+        takes_something = operation.definition.raw.keys() & {"parameters", "requestBody"}
+        for mode in GenerationMode if takes_something else [GenerationMode.POSITIVE]:
+            ask(operation.as_strategy(generation_mode=mode), authorised, examples)
 
 
-def ask(cases: SearchStrategy[schemathesis.Case[Any]], headers: dict[str, str]) -> None:
-    @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+def ask(cases: SearchStrategy[schemathesis.Case[Any]], headers: dict[str, str], examples: int) -> None:
+    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(case=cases)
     def ask_each(case: schemathesis.Case[Any]) -> None:
+        if case.operation.path in PLACED and case.query:
+            # A place among calls or events is what a page named: a word that was made up is refused, and its schema cannot say so.
+            case.query.pop("after", None)
         case.call_and_validate(headers=headers)
 
     ask_each()

@@ -109,3 +109,10 @@ async def test_the_audit_has_who_did_what_over_http(office: Administered) -> Non
         },
     )
     assert {it["tenant_id"] for it in await events(Role.TENANT_ADMIN)} == {office.registry.tenant("acme").id}
+
+
+@pytest.mark.parametrize("said", ["yesterday", "1700000000", "0.0", "2026-13-01", "20261101"])
+async def test_a_moment_is_a_date_or_a_time(office: Administered, said: str) -> None:
+    """In ISO 8601: a number may be seconds, milliseconds or a year."""
+    answer = await office.ask("GET", f"/usage?since={said}")
+    assert (answer.status, answer.error["param"]) == (400, "since")
