@@ -109,7 +109,8 @@ class EndUsers:
         if waiting:
             taken = await asyncio.get_running_loop().run_in_executor(self._thread, self._written_down, waiting)
             for person, ref in taken.items():
-                del self._stopgaps[person]
+                # One that found no room any more was let go meanwhile.
+                self._stopgaps.pop(person, None)
                 self._remember(person, ref)
         if not self._stopgaps:
             self._has_stopgaps.clear()

@@ -128,6 +128,15 @@ async def test_stopgaps_are_written_down_by_themselves(gateway: Gateway, place: 
     task.cancel()
 
 
+async def test_a_stopgap_may_be_gone_when_it_is_written(gateway: Gateway, place: Place) -> None:
+    """It was written by another attempt, or found no room any more: the others are written all the same."""
+    place.take_away()
+    await gateway.users.reference("t1", "ada")
+    place.bring_back()
+    await asyncio.gather(gateway.users.write_down(), gateway.users.write_down())
+    assert len(people(place)) == 1
+
+
 async def test_a_database_that_failed_is_not_asked_for_a_moment(gateway: Gateway, place: Place) -> None:
     """Calls must not queue behind one that hangs; then it is asked again."""
     place.take_away()
