@@ -11,6 +11,7 @@ The scripts do what `policy` does, in the same whole numbers of 53 bits; the lev
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisClusterException, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeout
 
 from serving.errors import Refusal
@@ -34,6 +35,8 @@ CONNECTIONS = 16
 #: Seconds that keys outlive what they say, by the server's own clock.
 SLACK_S = 60.0
 _SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
+#: A cluster's own errors are none of redis-py's others.
+_FAULTS = (RedisError, RedisClusterException, OSError, TimeoutError)
 _KINDS = {Kind.RATE: 0, Kind.WINDOW: 1, Kind.OPEN: 2}
 
 
@@ -275,7 +278,12 @@ class RedisTally:
         await _all(self._in_order(of_lease) for of_lease in leases.values())
 
     async def probe(self) -> None:
-        if (url := _url(self._url_file)) != self._url:
+        try:
+            url = _url(self._url_file)
+        except Refusal:
+            # As while it is replaced: a later probe may find one.
+            raise TallyUnavailable("its file holds no address") from None
+        if url != self._url:
             # A password was changed, or the server has moved.
             await self.close()
             self._url = url
@@ -287,7 +295,8 @@ class RedisTally:
     async def close(self) -> None:
         opened, self._opened = self._opened, None
         if opened is not None:
-            await opened.aclose()
+            with contextlib.suppress(*_FAULTS):
+                await opened.aclose()
 
     async def _in_order(self, changes: Sequence[Change]) -> None:
         for change in changes:
@@ -319,7 +328,7 @@ class RedisTally:
             self._opened = self._open()
         try:
             return await ask(self._opened)
-        except (RedisError, OSError, TimeoutError) as error:
+        except _FAULTS as error:
             raise TallyUnavailable(_reason(error)) from error
 
     def _open(self) -> Redis | RedisCluster:

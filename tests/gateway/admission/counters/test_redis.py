@@ -131,6 +131,28 @@ async def test_a_server_that_is_gone_or_hangs_is_away() -> None:
         await it.close()
 
 
+async def test_a_file_that_is_replaced_may_hold_nothing_for_a_moment(alone: Valkey) -> None:
+    """A probe fails then, as in an outage, and the next one finds the address that is there."""
+    it = tally(alone)
+    path = alone.folder / "url"
+    path.write_text("")
+    with pytest.raises(TallyUnavailable, match="its file holds no address"):
+        await it.probe()
+    path.write_text(alone.url)
+    await it.probe()
+    await it.close()
+
+
+async def test_a_server_that_is_no_cluster_is_away(alone: Valkey) -> None:
+    """Where a cluster is expected: redis-py's errors of clusters are none of its others."""
+    it = tally(alone, is_cluster=True)
+    with pytest.raises(TallyUnavailable):
+        await it.reserve("a", DRAWS[:1])
+    with pytest.raises(TallyUnavailable):
+        await it.probe()
+    await it.close()
+
+
 async def test_changes_of_one_lease_are_made_in_their_order(alone: Valkey) -> None:
     """And those of many calls at once, on few connections; a repetition changes nothing."""
     alone.empty()
