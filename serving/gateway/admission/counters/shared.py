@@ -178,6 +178,8 @@ class SharedCounters:
             return
         try:
             await self._answer(self._tally.probe())
+            # First what an attempt before this one left: it is bounded only if each begins with nothing.
+            await self._write()
             self._changes.extend(share.account())
             await self._write()
         except TallyUnavailable:

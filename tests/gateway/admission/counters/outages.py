@@ -13,6 +13,10 @@ class Outage:
 
     def __init__(self) -> None:
         self.is_on = False
+        #: It answers, and takes no changes.
+        self.is_full = False
+        #: Changes that it was given and took.
+        self.changes = 0
 
 
 class Cut:
@@ -36,6 +40,9 @@ class Cut:
 
     async def apply(self, changes: Sequence[Change]) -> None:
         self._require()
+        if self._outage.is_full:
+            raise TallyUnavailable("full")
+        self._outage.changes += len(changes)
         await self._tally.apply(changes)
 
     async def probe(self) -> None:

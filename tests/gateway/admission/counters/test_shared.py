@@ -163,6 +163,23 @@ async def test_logs_say_when_an_outage_begins_and_ends(alone: Valkey, caplog: py
     assert counters.decisions_alone == 10
 
 
+async def test_what_waits_for_a_tally_that_takes_no_changes_is_bounded(alone: Valkey) -> None:
+    """However often a gateway tries to come back to one that answers and takes nothing, its open calls are said once or twice."""
+    alone.empty()
+    outage = Outage()
+    async with gateway(alone, Clock(), outage=outage) as counters:
+        outage.is_on = outage.is_full = True
+        for it in range(5):
+            await counters.reserve(str(it), [RATE, WINDOW])
+        outage.is_on = False
+        for _ in range(20):
+            await counters.come_back()
+            assert counters.is_alone
+        outage.is_full = False
+        await counters.come_back()
+        assert not counters.is_alone and outage.changes < 20
+
+
 async def test_an_outage_may_last_as_long_as_is_set(alone: Valkey) -> None:
     """After that calls with limits are refused with 503: what they cost could not be bounded any more."""
     alone.empty()
