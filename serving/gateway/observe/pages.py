@@ -15,7 +15,9 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 #: Gauges of which each worker has a share.
-SHARED = frozenset(f"serving_gateway_{name}" for name in ("open_requests", "waiting_requests", "ledger_rows_waiting"))
+SHARED = frozenset(
+    f"serving_gateway_{name}" for name in ("open_requests", "waiting_requests", "queued_calls", "ledger_rows_waiting")
+)
 #: Those of which the least says most: one worker that lacks something is enough.
 LEAST = frozenset(
     f"serving_gateway_{name}"
