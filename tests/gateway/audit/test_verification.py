@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serving.gateway.audit import checkpoints
 from serving.gateway.audit.chain import Entry, Kind, link
-from serving.gateway.audit.verification import FINDINGS_MAX, moment
+from serving.gateway.audit.verification import FINDINGS_MAX, moment, verify
 from tests.gateway.audit.chains import NOON_US, OTHER_SIGNER, SIGNER, Written, verified
 
 #: No example may fail for the machine's pace.
@@ -216,6 +217,27 @@ def test_what_was_pruned_may_be_missing() -> None:
     assert len(verified([*chain.entries[2:], *early.entries], elsewhere).findings) == 3
     assert not verified(chain.entries[2:], elsewhere).is_clean
     assert not verified([*chain.entries[1:], *late.entries]).is_clean
+
+
+def test_a_beginning_that_was_signed_anew_is_found() -> None:
+    """Who has the pepper can cut a chain and sign another past for it; the checkpoint that was kept knows the first one."""
+    chain = Written()
+    kept = chain.sign()
+    invented = msgspec.structs.replace(chain.entries[0], digest=bytes(32))
+    statement = SIGNER.sign(invented, NOON_US)
+    first = link(bytes(32), chain.writer, 2, NOON_US, Kind.CHECKPOINT, checkpoints.written(statement))
+    act = _pruned(NOON_US + 60 * 10**6)
+    assert verified([first, *act.entries]).is_clean
+    assert not verified([first, *act.entries], [kept]).is_clean
+
+
+def test_a_chain_in_two_places_is_found() -> None:
+    """A file may have its lines in any order."""
+    chain, other = Written(), Written("gateway:b")
+    chain.add(Kind.CALLS)
+    lines = [chain.entries[0], *other.entries, chain.entries[1]]
+    found = verify(lines, [], [], [SIGNER.public_key]).findings
+    assert "it stands apart from its chain" in [finding.what for finding in found]
 
 
 def test_an_act_that_no_one_signed_excuses_nothing() -> None:

@@ -122,3 +122,26 @@ def test_those_who_want_to_be_alone_take_turns(place: Place) -> None:
         thread.join()
 
     assert order == ["first", "second sees ['acme']"]
+
+
+def test_those_who_hold_one_name_take_turns(place: Place) -> None:
+    """The second waits for the first one's end, and goes on from what that wrote; it holds the name before it writes anything."""
+    order: list[str] = []
+
+    def second() -> None:
+        with place.open() as store, store.begin() as connection:
+            store.hold(connection, "chain")
+            order.append(f"second sees {connection.execute(select(tenants.c.name)).scalars().all()}")
+
+    with place.open() as store:
+        with store.begin() as connection:
+            store.hold(connection, "chain")
+            store.hold(connection, "chain")
+            thread = threading.Thread(target=second)
+            thread.start()
+            thread.join(0.3)
+            connection.execute(insert(tenants).values(id="t1", name="acme", created_at=1.5))
+            order.append("first")
+        thread.join()
+
+    assert order == ["first", "second sees ['acme']"]
