@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serving.gateway.audit import checkpoints
@@ -262,3 +262,21 @@ def test_findings_are_bounded() -> None:
         chain.add(Kind.CALLS)
     spoilt = [msgspec.structs.replace(entry, digest=bytes(32)) for entry in chain.entries]
     assert len(verified(spoilt).findings) == FINDINGS_MAX
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "rule",
+    [
+        test_any_edit_is_found,
+        test_any_deletion_is_found,
+        test_any_swap_is_found,
+        test_any_insertion_is_found,
+        test_a_chain_that_was_computed_anew_is_found,
+        test_a_cut_is_found_by_a_checkpoint_that_was_kept,
+    ],
+)
+def test_the_rules_hold_for_thousands(rule: Any) -> None:
+    """The same, of more audits than fit into every run."""
+    many = settings(deadline=None, max_examples=1500, suppress_health_check=list(HealthCheck))
+    many(given(_chains(), st.data())(rule.hypothesis.inner_test))()
