@@ -296,7 +296,7 @@ class StoreSettings(_Group):
     first_key_file: Path | None = None
     """File with a key made in advance, registered by `serving store migrate`; unset, a first start with SQLite creates `admin.key` in `home`."""
     pool_size: Annotated[int, Field(ge=1, le=100)] = 5
-    """Maximum connections of one worker of a gateway to PostgreSQL: four threads look up keys, one writes the ledger."""
+    """Maximum connections of one worker of a gateway to PostgreSQL: four threads look up keys, one writes the ledger. Limits that are counted there, without Redis, have four more of their own."""
 
 
 class EngineSettings(_Group):
