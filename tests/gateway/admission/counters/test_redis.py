@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from pathlib import Path
 
 import pytest
 
 from serving.errors import Refusal
+from serving.gateway.admission.counters import policy
 from serving.gateway.admission.counters.counter import Draw, Kind, Verdict
+from serving.gateway.admission.counters.policy import NEW
 from serving.gateway.admission.counters.redis import RedisTally, key
 from serving.gateway.admission.counters.tally import Change, Part, TallyUnavailable
 from serving.gateway.policies import COUNT_MAX
@@ -169,4 +172,19 @@ async def test_changes_of_one_lease_are_made_in_their_order(alone: Valkey) -> No
     await asyncio.gather(it.apply(changes), it.apply(changes))
     verdict = await it.reserve("a", [draw])
     assert isinstance(verdict, Verdict) and verdict.levels[0].remaining == COUNT_MAX - 600 - 1
+    await it.close()
+
+
+async def test_the_script_divides_to_the_unit(alone: Valkey) -> None:
+    """Products of limits and times that no double holds: what has refilled at any time is what policy says."""
+    alone.empty()
+    now_us = 1_800_000_000_000_000
+    it = RedisTally(alone.url_file(), is_cluster=False, timeout_s=10, clock_us=lambda: now_us)
+    draw = Draw("0a1b/tpm", Kind.RATE, COUNT_MAX - 27, 1, period_us=MINUTE_US)
+    state, seeded = NEW, random.Random(1)
+    for number in range(300):
+        now_us += seeded.randrange(MINUTE_US)
+        more = Draw(draw.name, draw.kind, draw.limit, seeded.randrange(draw.limit), draw.period_us)
+        verdict, (state,) = policy.decide([more], [state], now_us)
+        assert await it.reserve(str(number), [more]) == verdict
     await it.close()

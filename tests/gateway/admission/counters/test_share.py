@@ -144,16 +144,28 @@ async def test_what_was_spent_is_paid_back(alone: Valkey) -> None:
         assert verdict.retry_in_us == -(-(LIMIT + 1) * MINUTE_US // LIMIT) - MINUTE_US // 2
 
 
+async def test_what_was_spent_long_ago_has_refilled(alone: Valkey) -> None:
+    """A bucket that was full when the outage began lacks what was spent then, less what has refilled since."""
+    async with together(alone) as all_:
+        all_.outage.is_on = True
+        assert sum([await all_.spend(number, rate()) for number in range(GATEWAYS)]) == LIMIT
+        await all_.advance(MINUTE_US // 2)
+        await all_.come_back()
+        assert (await all_.gateways[1].reserve("one more", [rate(LIMIT)])).levels[0].remaining == LIMIT // 2
+
+
 async def test_a_window_goes_on_from_what_was_known(alone: Valkey) -> None:
     """A gateway that has seen how little is left has its part of that, and outages that follow one another give nothing anew."""
     async with together(alone) as all_:
         for number in range(GATEWAYS):
             assert await all_.spend(number, window(10), most=2) == 20
+        spent = []
         for _ in range(3):
             all_.outage.is_on = True
-            for number in range(GATEWAYS):
-                await all_.spend(number, window())
+            spent.append(sum([await all_.spend(number, window()) for number in range(GATEWAYS)]))
             await all_.come_back()
+        # 20, 40 and 60 were known to be used: thirds of what was left, and of what is left of that.
+        assert spent == [70 // 3 + 50 // 3 + 30 // 3, 47 // 3 + 34 // 3 + 20 // 3, 32 // 3 + 23 // 3 + 14 // 3]
         for number in range(GATEWAYS):
             assert await all_.spend(number, window()) == 0
 
