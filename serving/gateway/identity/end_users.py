@@ -109,7 +109,7 @@ class EndUsers:
         if waiting:
             taken = await asyncio.get_running_loop().run_in_executor(self._thread, self._written_down, waiting)
             for person, ref in taken.items():
-                # One that found no room any more was let go meanwhile.
+                # Let go meanwhile for want of room, or written down by another call of this.
                 self._stopgaps.pop(person, None)
                 self._remember(person, ref)
         if not self._stopgaps:

@@ -106,6 +106,15 @@ async def test_a_person_who_comes_in_an_outage_is_written_down_later(gateway: Ga
     assert await gateway.users.reference("t1", "ada") == ref
 
 
+async def test_stopgaps_are_written_down_twice_at_once(gateway: Gateway, place: Place) -> None:
+    """As when the gateway stops just then."""
+    place.take_away()
+    ref = await gateway.users.reference("t1", "ada")
+    place.bring_back()
+    await asyncio.gather(gateway.users.write_down(), gateway.users.write_down())
+    assert people(place) == [(ref, "t1", "ada", "")]
+
+
 async def test_a_stopgap_leads_to_a_person_who_was_known(store: Store, gateway: Gateway, place: Place) -> None:
     """Two gateways, one outage: both references are that person's, and one of them is used from then on."""
     other = Gateway(store)

@@ -117,6 +117,13 @@ async def test_a_token_opens_the_api_as_a_key_does(tmp_path: Path) -> None:
         assert "ada" not in said and str(ref) not in said and issuer.url not in said
 
 
+async def test_a_role_in_a_claim_administers(tmp_path: Path) -> None:
+    """What a key of that role may do, and no more."""
+    async with signed_in(tmp_path, role_claim="role", roles={"ops": "platform_admin"}) as (world, _, issuer):
+        for token, status in ((issuer.token(), 403), (issuer.token(role="ops"), 200), (issuer.token(role="x"), 403)):
+            assert (await world.ask("GET", "/admin/v1/tenants", headers=bearing(token))).status == status
+
+
 async def test_a_keys_last_use_is_written_at_the_end_at_the_latest(tmp_path: Path) -> None:
     """Of a key that opened, and of no other."""
     async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
