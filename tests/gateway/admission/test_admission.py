@@ -16,8 +16,8 @@ from serving.gateway.dialects.chat import CHAT
 from serving.gateway.dialects.messages import COUNT_TOKENS
 from serving.gateway.fleet.demand import Demands
 from serving.gateway.fleet.fleet import Fleet
-from serving.gateway.nouns import CallRecord, Decision
-from serving.wire import ListedModel, ReplicaState
+from serving.gateway.nouns import CallRecord, Decision, Queued
+from serving.wire import EngineLoad, ListedModel, ReplicaState
 from tests.clock import Clock
 from tests.gateway.calls import call
 from tests.gateway.fleet.reports import answer, report
@@ -216,6 +216,42 @@ async def test_only_a_listed_models_calls_are_demand() -> None:
         await door.admit(record(), call(CHAT, max_tokens=5))
     seen = door.demands.since(before, door.demands.read())["m"]
     assert seen.arrived_prompt_tokens > 0 and seen.expected_output_tokens == 5
+
+
+async def test_a_call_has_its_place_until_the_end_of_its_ticket() -> None:
+    """The next one waits for it in its class, and its record says so; calls that compute nothing need no place."""
+    door, first, second = Door(), record(), record()
+    small = msgspec.structs.replace(report("a"), load=EngineLoad(kv_cache_tokens=10))
+    door.clock.advance(1)
+    door.fleet.take(answer(small), door.clock.now)
+    with await door.admission.admit(call(CHAT), first) as ticket:
+        ticket.begun()
+        waiting = asyncio.create_task(door.admission.admit(call(CHAT), second))
+        await asyncio.sleep(0)
+        assert await door.admit(record(), call(COUNT_TOKENS)) == "a"
+        assert {depth.calls for depth in door.admission.depths()} == {0, 1} and ticket.urgency == 0
+        door.clock.advance(3)
+    with await waiting:
+        assert (second.decision, second.queued, second.queued_s) == (Decision.WAITED, Queued.IN_TURN, 3.0)
+    assert (first.priority, first.queued, second.priority) == ("standard", None, "standard")
+
+
+async def test_a_call_that_leaves_the_line_says_how() -> None:
+    """Its client left, or it was refused."""
+    door, left, refused = Door(waiting_requests_max=1), record(), record()
+    small = msgspec.structs.replace(report("a"), load=EngineLoad(kv_cache_tokens=10))
+    door.clock.advance(1)
+    door.fleet.take(answer(small), door.clock.now)
+    with await door.admission.admit(call(CHAT), record()):
+        waiting = asyncio.create_task(door.admission.admit(call(CHAT), left))
+        await asyncio.sleep(0)
+        with pytest.raises(GatewayFull):
+            await door.admission.admit(call(CHAT), refused)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    assert (left.queued, left.decision) == (Queued.LEFT, Decision.REFUSED_WAIT)
+    assert (refused.queued, refused.decision) == (Queued.REFUSED, Decision.REFUSED_FULL)
 
 
 async def test_equal_replicas_take_turns() -> None:

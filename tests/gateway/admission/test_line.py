@@ -207,6 +207,18 @@ async def test_a_place_given_to_a_client_that_left_is_the_next_ones() -> None:
         await second
 
 
+async def test_a_large_call_that_gives_up_lets_the_next_ones_go() -> None:
+    """Nothing else may happen for a while that would wake them."""
+    hall = Hall(2)
+    await hall.place(claim(prompt_tokens=50))
+    large, small = hall.waits(claim(prompt_tokens=200)), hall.waits(claim(prompt_tokens=50))
+    await settled()
+    assert not large.done() and not small.done()
+    large.cancel()
+    await settled()
+    assert small.done()
+
+
 async def test_models_wait_for_themselves() -> None:
     """A full model holds up no other."""
     hall = Hall(1)
