@@ -31,7 +31,7 @@ from serving.gateway.ledger import price_list
 from serving.gateway.ledger.ledger import Ledger
 from serving.gateway.ledger.prices import Price
 from serving.gateway.store.store import Store
-from serving.gateway.store.tables import end_users
+from serving.gateway.store.tables import end_users, metadata
 from tests.gateway.calls import CALLER, record, settle
 from tests.gateway.places import Place, PostgresPlace
 
@@ -242,6 +242,7 @@ def test_each_command_of_the_security_page_runs(tmp_path: Path) -> None:
 def test_a_gateways_account_can_be_denied_to_change_the_audit(shared: PostgresPlace, tmp_path: Path) -> None:
     """With the grants of the security page a gateway works, and neither changes nor removes an entry; the owner prunes."""
     server, database = shared.server, shared.database
+    assert all(f" {name}" in GRANTS for name in metadata.tables)
     server.execute(GRANTS, database)
     try:
         mine = tmp_path / "gateway-url"
