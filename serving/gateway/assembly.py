@@ -112,7 +112,8 @@ def assemble(
     estimates = Estimates()
     prices = PriceList(store)
     prices.load()
-    counters = _counters(settings, store, ledger, edges)
+    seeds = Seeds(store, ledger)
+    counters = _counters(settings, seeds, ledger, edges)
     shared = counters if isinstance(counters, SharedCounters) else None
     admission = Admission(fleet, demands, estimates, settings, clock)
     snapshot = partial(_snapshot, fleet, admission, polls, identity, ledger, audit, shared, edges)
@@ -143,14 +144,12 @@ def assemble(
     recorder = Recorder(ledger, metrics, edges.write_access, fleet.lists, prices.of, clock, audit.settle)
     cors = Cors(settings.cors_origins)
     follower = Follower(store, identity.forget, prices.follow)
-    running = partial(_running, upstream, polls, identity, prices, follower, administration, shared)
+    running = partial(_running, upstream, polls, identity, prices, follower, administration, seeds, shared)
     gateway = Gateway(Routes(entries), recorder, edges.tracing, running, clock, cors)
     return Assembled(gateway, page)
 
 
-def _counters(settings: GatewaySettings, store: Store, ledger: Ledger, edges: Edges) -> MemoryCounters | SharedCounters:
-    seeds = Seeds(store, ledger)
-
+def _counters(settings: GatewaySettings, seeds: Seeds, ledger: Ledger, edges: Edges) -> MemoryCounters | SharedCounters:
     def clock_us() -> int:
         return round(edges.wall_clock() * 1e6)
 
@@ -234,6 +233,7 @@ async def _running(
     prices: PriceList,
     changes: Follower,
     administration: Front,
+    seeds: Seeds,
     shared: SharedCounters | None,
 ) -> AsyncIterator[None]:
     async with identity.opened(), upstream.opened() as session:
@@ -248,7 +248,7 @@ async def _running(
         for task in tasks:
             task.add_done_callback(_complain)
         try:
-            with administration:
+            with administration, seeds:
                 yield
         finally:
             for task in tasks:

@@ -173,7 +173,8 @@ def calls(store: Store, asked: Asked = ALL, *, before: tuple[float, str] | None 
     if before is not None:
         started_at, request_id = before
         same = and_(ledger.c.started_at == started_at, ledger.c.request_id < request_id)
-        query = query.where(or_(ledger.c.started_at < started_at, same))
+        # The first condition says nothing more, and is the one that an index has: the pages before need not be read again.
+        query = query.where(ledger.c.started_at <= started_at, or_(ledger.c.started_at < started_at, same))
     with store.snapshot() as connection:
         rows = connection.execute(query).mappings().all()
     return [CallRow(**row) for row in reversed(rows)]

@@ -41,7 +41,8 @@ async def test_a_window_begins_with_what_its_calls_have_used(store: Store) -> No
             ledger.open(one)
             ledger.close(one)
         windows = [slot.name for slot in limits.plan(caller, "m", 100 * DAY_S + 5).slots]
-        seeds = await Seeds(store, ledger)(windows)
+        with Seeds(store, ledger) as reader:
+            seeds = await reader(windows)
     found = {(of.what, of.key_id, of.model): seed for of, seed in zip(map(limits.subject, windows), seeds, strict=True)}
     assert found == {
         ("tokens_per_day", None, None): 2_220,
