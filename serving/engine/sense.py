@@ -48,7 +48,7 @@ class Cost(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, prompt_tokens=prompt_tokens, generation_tokens=generated)
 
     def without_answer(self) -> Self:
-        """One more question, which cost what nobody said."""
+        """One more question whose answer did not say what it cost."""
         return msgspec.structs.replace(self, unanswered=self.unanswered + 1)
 
 

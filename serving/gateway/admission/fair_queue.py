@@ -55,7 +55,7 @@ class Waiting(msgspec.Struct, Generic[T], eq=False):
     tenant: str
     weight: float
     cost: float
-    #: When it came, on the clock, and as the how manieth.
+    #: When it came, on the clock, and its number among all that came.
     since: float
     number: int
     #: Its tenant has had less than its share.

@@ -1,7 +1,7 @@
 """Journal: this process's chain, and the only way into the table.
 
 Entries are appended inside the transaction that does what they tell of. The chain goes on from its last entry in the database, which
-the journal knows better than that where entries are missing: it never mends a cut.
+the journal knows better than that where entries are missing: it never closes such a gap.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Verification: were entries changed, removed, added or reordered? Pure: over entries and checkpoints, wherever those come from.
 
 A chain alone shows every change within it, unless all that follows was computed anew, and no cut of its end. Checkpoints show both as far
-as they cover: those in the chains to who cannot write the database and has no pepper, those that were kept elsewhere to anyone.
+as they cover: those in the chains unless the forger had the pepper too, those that were kept elsewhere in any case.
 A gateway that was killed leaves a chain without an end entry; whether anything behind its last checkpoint was cut, nothing can tell.
 """
 

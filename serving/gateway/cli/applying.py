@@ -177,7 +177,7 @@ def _key_meant(tenant: str, wanted: WantedKey, there: There, now: float) -> Key 
 
 
 def _plan_pruning(wanted: list[WantedTenant], there: There, now: float) -> Iterator[Step]:
-    """Administrators of the platform stay, and their tenants: nobody is to be locked out by what a file forgets."""
+    """Platform administrators' keys stay, and their tenants: an omission in a file must lock no operator out."""
     named = {tenant.name: tenant for tenant in wanted}
     for name, tenant in there.tenants.items():
         keys = [key for key in there.keys.get(name, ()) if key.state(now) == "active"]

@@ -52,7 +52,7 @@ Witness = Callable[[Connection, Act], None]
 
 
 def unwitnessed(connection: Connection, act: Act) -> None:
-    """For stores that nobody else uses: those of tests and of measurements."""
+    """For stores of tests and of measurements, which no auditor reads."""
 
 
 def difference(before: msgspec.Struct, after: msgspec.Struct) -> dict[str, object]:

@@ -1,5 +1,5 @@
 """End users: the people behind calls, as references that say no name. Ledger, audit and log have the reference; the name is in one row of
-one table, and who removes that has removed the person (TEN-4).
+one table: deleting that row erases the person (TEN-4).
 
 A reference is random, made in the database when a person is first seen, and the same on every gateway. While the database is away a
 person who is not remembered gets a stopgap, which is written down later: no call is refused because a name could not be looked up.
@@ -89,7 +89,7 @@ class EndUsers:
         return await asyncio.shield(lookup)
 
     def forget(self, news: News) -> None:
-        """Who was erased is another person from now on, if seen again."""
+        """A person who was erased gets a new reference when seen again."""
         erased = None if news.changes is None else {it.subject for it in news.changes if it.kind == Kind.END_USER}
         if erased is None or erased:
             gone = [person for person, (ref, _) in self._remembered.items() if erased is None or ref in erased]

@@ -39,7 +39,7 @@ RETRY_MAX_S = 60.0
 LOOKUPS_AT_ONCE = 5
 #: Names of keys that the issuer was asked for in vain; of more the oldest are forgotten.
 MISSING_MAX = 1_000
-#: Characters of a key's name; a longer one is nobody's.
+#: Characters of a key's name; a longer one is looked up nowhere.
 KEY_ID_CHARS_MAX = 255
 
 #: Algorithm → the kind of key that it takes, and the curve. A key may name an algorithm itself, and most issuers' do not.

@@ -38,7 +38,7 @@ TOKEN_CHARS_MAX = 16 * 1024
 _END_MAX = 2**53
 # A token without an end would be one for ever.
 _EVERYTHING: Options = {"require": ["exp"]}
-# Whoever turns the signature off turns the rest off too, but for what is named.
+# Without the signature's check PyJWT makes none of the others, except those that are named.
 _ALL_BUT_THE_SIGNATURE: Options = {
     "verify_signature": False,
     "require": ["exp"],

@@ -1,4 +1,4 @@
-"""Uses: when each key was last used, to the minute, for operators who look for keys that nobody needs.
+"""Uses: when each key was last used, to the minute, for operators who look for keys that are no longer needed.
 
 A call notes its key in memory; what gathered is written once a minute, in a thread, in a statement for a thousand keys.
 """

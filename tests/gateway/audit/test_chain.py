@@ -48,6 +48,7 @@ def test_framed_fields_are_unambiguous(one: list[bytes], other: list[bytes]) -> 
 
 
 def test_an_entry_follows_one_digest_alone() -> None:
+    """That of the entry before it, not its own."""
     entry = link(GENESIS, "w", 1, 0, "begin", "{}")
     assert follows(entry, GENESIS)
     assert not follows(entry, entry.digest)

@@ -58,6 +58,7 @@ def test_checkpoints_are_found_where_they_were_kept(checkpoint: Checkpoint) -> N
 
 
 def test_what_is_no_checkpoint_is_none() -> None:
+    """Other JSON, and what is no text."""
     assert read("{}") is None
     assert read(b"\xff") is None
 
@@ -72,5 +73,6 @@ def test_public_keys_are_read_as_they_are_printed() -> None:
 
 @pytest.mark.parametrize("text", [b"", b"a key\n", b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"])
 def test_a_file_without_a_key_is_refused(text: bytes) -> None:
+    """With a sentence that says what belongs there."""
     with pytest.raises(Refusal, match="must hold what `serving audit key` printed"):
         trusted_in(text)

@@ -112,6 +112,7 @@ def test_refused_keys_are_told_apart_up_to_a_bound(gathered: Gathered) -> None:
 
 
 def test_acts_that_change_nothing_are_written_as_they_are(gathered: Gathered) -> None:
+    """With who did it."""
     gathered.gathering.note(Actor("t1", "k1"), Act("usage.read", "usage", "t1"))
     assert gathered.taken()["usage.read"]["by"] == {"tenant_id": "t1", "key_id": "k1"}
 

@@ -91,6 +91,7 @@ def test_chains_written_at_one_moment_are_each_read_once(store: Store, clock: Cl
 def test_more_entries_than_are_read_at_a_time_are_read(
     store: Store, audit: Audit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """None is left out, and none comes twice, where one batch ends and the next begins."""
     monkeypatch.setattr(reading, "BATCH_ROWS", 2)
     assert len(asked(store, Asked(), limit=5)) == 12
 
@@ -103,6 +104,7 @@ def test_a_place_that_no_page_named_is_refused(store: Store, named: str) -> None
 
 
 def test_a_tenant_is_found_by_its_name(store: Store) -> None:
+    """Events have its id; a name that no tenant has is refused."""
     tenant = Registry(store, Keyring.open(store), Clock()).create_tenant("acme")
     assert reading.tenant_called(store, "acme") == tenant.id
     with pytest.raises(NotFound):

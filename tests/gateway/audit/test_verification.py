@@ -174,6 +174,7 @@ def test_a_forged_checkpoint_is_found() -> None:
 
 
 def test_what_follows_an_end_is_found() -> None:
+    """A process that has stopped writes nothing more but checkpoints."""
     chain = Written()
     chain.add(Kind.END)
     chain.sign()
@@ -250,6 +251,7 @@ def test_an_act_that_no_one_signed_excuses_nothing() -> None:
 
 @pytest.mark.parametrize("body", ["{}", "no json", '{"kind":"audit_checkpoint"}'])
 def test_what_is_no_checkpoint_is_found(body: str) -> None:
+    """An entry of that kind must hold a signed statement."""
     chain = Written()
     chain.add(Kind.CHECKPOINT, body)
     assert not verified(chain.entries).is_clean

@@ -196,6 +196,7 @@ def test_an_auditor_needs_no_database(here: Place, tmp_path: Path, monkeypatch: 
     ],
 )
 def test_what_cannot_be_done_is_refused_in_a_sentence(here: Place, arguments: tuple[str, ...], sentence: str) -> None:
+    """It says what to do instead, or what is wrong with a file."""
     with pytest.raises(Refusal, match=sentence):
         run(*arguments)
 

@@ -55,7 +55,7 @@ class Verdict(msgspec.Struct, frozen=True):
     levels: tuple[Level, ...]
     #: The first draw that was refused, by its place; None: all were taken.
     refused: int | None = None
-    #: Microseconds until that draw would be taken if no other call came; None: it never is, or nobody can tell (OPEN).
+    #: Microseconds until that draw would be taken if no other call came; None: it never is, or it is not known (OPEN).
     retry_in_us: int | None = None
 
 

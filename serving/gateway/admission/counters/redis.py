@@ -245,7 +245,7 @@ return 1
 class RedisTally:
     """`tally = RedisTally(url_file, is_cluster=False, timeout_s=0.25)`; raises Refusal when the file holds no address.
 
-    The time-out is that of a connection: whoever asks limits the rest.
+    `timeout_s` is for opening a connection; callers bound everything else.
     """
 
     def __init__(
@@ -335,7 +335,7 @@ class RedisTally:
         scheme, rest = self._url.split("://", 1)
         url = f"{_SCHEMES[scheme]}://{rest}"
         said: dict[str, Any] = {
-            # Whoever asks gives up in time; by redis-py's own time-outs, Python 3.11 loses the cancellation of a call whose client left.
+            # Callers have a time-out around each question; with redis-py's own, Python 3.11 loses the cancellation of a call (TEN-11).
             "socket_timeout": None,
             "socket_connect_timeout": self._timeout_s,
             "max_connections": CONNECTIONS,

@@ -73,7 +73,7 @@ class Seeding:
         for name in names:
             del self._readings[name]
         if not reading.cancelled():
-            # Whoever waits for it has it; where no call does any more, it is no news.
+            # Calls that wait for it raise it; without any, asyncio would log it as never retrieved.
             reading.exception()
 
     async def _read(self, names: Sequence[str]) -> dict[str, int]:

@@ -68,7 +68,7 @@ class Tally(Protocol):
         """Can it be written?"""
 
     async def tidy(self) -> None:
-        """Remove what nobody will: asked at times."""
+        """Remove what nothing else removes; called every now and then."""
 
     async def close(self) -> None:
         """Nothing follows."""

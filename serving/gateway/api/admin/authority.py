@@ -38,6 +38,6 @@ def require_below(caller: Caller, key: Key) -> None:
 
 
 def require_grantable(caller: Caller, role: Role | None, rights: Collection[Right] | None) -> None:
-    """Nobody gives what only another may give: neither to a key nor, by a new secret for one that has it, to themselves."""
+    """A tenant's administrator grants neither rights nor the platform's role: not to a key, and not to itself by rotating one that has them."""
     if role is Role.PLATFORM_ADMIN or rights:
         require_platform_admin(caller)
