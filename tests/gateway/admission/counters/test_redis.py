@@ -184,7 +184,9 @@ async def test_the_script_divides_to_the_unit(alone: Valkey) -> None:
     state, seeded = NEW, random.Random(1)
     for number in range(300):
         now_us += seeded.randrange(MINUTE_US)
-        more = Draw(draw.name, draw.kind, draw.limit, seeded.randrange(draw.limit), draw.period_us)
+        # All that is left, or one more.
+        amount = draw.limit - policy.lacking(draw, state, now_us) + number % 2
+        more = Draw(draw.name, draw.kind, draw.limit, amount, draw.period_us)
         verdict, (state,) = policy.decide([more], [state], now_us)
         assert await it.reserve(str(number), [more]) == verdict
     await it.close()
