@@ -166,20 +166,6 @@ def _decode(raw: bytes) -> Any:
         raise InvalidRequest("We could not parse the JSON body of your request.") from None
     except RecursionError:
         raise InvalidRequest(f"The JSON body is nested deeper than {NESTING_MAX} levels.") from None
-    if raw.count(b"[") + raw.count(b"{") > NESTING_MAX and _is_deeper_than(body, NESTING_MAX):
+    if raw.count(b"[") + raw.count(b"{") > NESTING_MAX and structure.is_deeper_than(body, NESTING_MAX):
         raise InvalidRequest(f"The JSON body is nested deeper than {NESTING_MAX} levels.")
     return body
-
-
-def _is_deeper_than(body: Any, limit: int) -> bool:
-    level = [body]
-    for _ in range(limit):
-        level = [
-            child
-            for node in level
-            for child in (node.values() if isinstance(node, dict) else node)
-            if isinstance(child, (dict, list))
-        ]
-        if not level:
-            return False
-    return True

@@ -1,4 +1,4 @@
-"""Structure: how many values a JSON text holds, counted before it is decoded.
+"""Structure: how many values a JSON text holds, counted before it is decoded, and how deep they are, once it is.
 
 Text costs next to nothing, whatever its length: 8 MiB of it are decoded in 20 ms. Values do: the same bytes as `[1],[1],…` took
 seconds of the event loop. So they are counted in the raw bytes, outside strings, a slice at a time.
@@ -7,6 +7,7 @@ seconds of the event loop. So they are counted in the raw bytes, outside strings
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from serving.errors import InvalidRequest
 
@@ -46,6 +47,21 @@ def require_modest(raw: bytes) -> None:
             raise _refusal(f"more than {ITEMS_MAX} items")
         if _LONG_NUMBER in outside.translate(_NOUGHTS):
             raise _refusal(f"a number of more than {DIGITS_MAX} digits")
+
+
+def is_deeper_than(body: Any, limit: int) -> bool:
+    """Are there more than `limit` objects and lists inside one another?"""
+    level = [body]
+    for _ in range(limit):
+        level = [
+            child
+            for node in level
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _outside_strings(raw: bytes, slice_bytes: int = SLICE_BYTES) -> Iterator[tuple[bytes, int]]:

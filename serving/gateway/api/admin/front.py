@@ -6,8 +6,10 @@ The application behind it is made at its first request: a gateway that nobody ad
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -28,9 +30,10 @@ from serving.errors import (
 )
 from serving.gateway.api.admin.office import Desk, Office
 from serving.gateway.api.visit import Visit
+from serving.gateway.dialects import structure
 from serving.gateway.http.asgi import Header, Message, require_json
 from serving.gateway.identity.identity import Identity
-from serving.gateway.nouns import Route
+from serving.gateway.nouns import Caller, Role, Route
 
 if TYPE_CHECKING:
     from serving.gateway.api.admin.application import Application
@@ -39,14 +42,21 @@ if TYPE_CHECKING:
 PATH = "/admin/v1/{id}"
 #: Bytes of a request's body; a policy of 256 models has 100 KB.
 BODY_BYTES_MAX = 256 * 1024
+#: Objects and lists inside one another; a tenant with a policy has three. What reads them recurses.
+NESTING_MAX = 32
 #: Requests that are read, wait for a thread or have one.
 OPEN_MAX = 32
+#: Of them, those of one tenant, and of all who do not administer the platform: clients that send slowly, or in bulk, keep no platform
+#: administrator from revoking a key (TEN-50).
+OPEN_OF_TENANT_MAX, OPEN_OF_OTHERS_MAX = 8, 24
 #: A bulkhead: a database that hangs takes these threads and no others. Reports have one of their own, which keeps no
 #: administrator from revoking a key.
 THREADS = 2
 #: Seconds until a client hears that the database does not answer.
 ANSWER_S = 30.0
 
+#: Among tenants, all who administer the platform.
+_PLATFORM = ""
 #: Headers that the application reads.
 _PASSED = ("idempotency-key", "if-match")
 
@@ -58,7 +68,8 @@ class Front:
         self._identity = identity
         self._office = office
         self._body_s = body_s
-        self._open = 0
+        #: By tenant.
+        self._open = Counter[str]()
         self._application: asyncio.Task[Application] | None = None
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="admin")
         self._report_thread = ThreadPoolExecutor(1, thread_name_prefix="admin-reports")
@@ -72,16 +83,32 @@ class Front:
 
     async def serve(self, visit: Visit) -> None:
         """Answer one request; raises ApiError, and ClientLeft when the client does not wait for the answer."""
-        if self._open >= OPEN_MAX:
-            raise GatewayFull("Too many administrative requests are open; please try again.", retry_after_s=1)
-        self._open += 1
-        try:
-            await self._serve(visit)
-        finally:
-            self._open -= 1
-
-    async def _serve(self, visit: Visit) -> None:
+        # Before it counts as open: who is calling may have to wait for an issuer that hangs.
         visit.record.caller = caller = await self._identity.identify(visit.request)
+        with self._opened(caller):
+            await self._serve(visit, caller)
+
+    @contextmanager
+    def _opened(self, caller: Caller) -> Iterator[None]:
+        tenant_id = _PLATFORM if caller.role is Role.PLATFORM_ADMIN else caller.tenant_id
+        if self._is_full(tenant_id):
+            raise GatewayFull("Too many administrative requests are open; please try again.", retry_after_s=1)
+        self._open[tenant_id] += 1
+        try:
+            yield
+        finally:
+            self._open[tenant_id] -= 1
+            if not self._open[tenant_id]:
+                del self._open[tenant_id]
+
+    def _is_full(self, tenant_id: str) -> bool:
+        everyone = self._open.total()
+        if everyone >= OPEN_MAX or tenant_id == _PLATFORM:
+            return everyone >= OPEN_MAX
+        others = everyone - self._open[_PLATFORM]
+        return others >= OPEN_OF_OTHERS_MAX or self._open[tenant_id] >= OPEN_OF_TENANT_MAX
+
+    async def _serve(self, visit: Visit, caller: Caller) -> None:
         body = await visit.body(BODY_BYTES_MAX, self._body_s)
         application = await self._made()
         found = application.find(visit.request.method, visit.request.path)
@@ -173,12 +200,15 @@ async def _asked(application: Application, scope: dict[str, Any], body: bytes) -
 
 
 def _require_document(body: bytes) -> None:
-    """Refuses a body that is no JSON, lone surrogates included, which no database takes."""
+    """Refuses a body that is no JSON, lone surrogates included, which no database takes, or nested deeper than a reader can follow."""
     try:
-        if body and not isinstance(msgspec.json.decode(body), dict):
-            raise InvalidRequest("The request body must be a JSON object.")
+        document = msgspec.json.decode(body) if body else {}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidRequest("The request body is not valid JSON.") from None
+    if not isinstance(document, dict):
+        raise InvalidRequest("The request body must be a JSON object.")
+    if structure.is_deeper_than(document, NESTING_MAX):
+        raise InvalidRequest(f"The request body is nested deeper than {NESTING_MAX} levels.")
 
 
 def _as_answer(refusal: Refusal) -> ApiError:

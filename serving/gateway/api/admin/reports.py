@@ -28,6 +28,9 @@ from serving.gateway.nouns import Role
 _NAME_CHARS_MAX = 255
 #: The last moment that a database takes, in seconds since the epoch.
 _LAST_S = 253_370_764_800.0
+# A call's place, as a database can look for it: PostgreSQL takes no text with NUL in it.
+_StartedAt = Annotated[float, msgspec.Meta(ge=0, le=_LAST_S)]
+_RequestId = Annotated[str, msgspec.Meta(pattern=r"^[!-~]*\Z")]
 #: What an entry says of an operator's machine: the platform's business.
 _OPERATORS = ("os_user", "login", "host")
 
@@ -279,6 +282,6 @@ def _named(call: usage.CallRow) -> str:
 
 def _place(named: str) -> tuple[float, str]:
     try:
-        return msgspec.json.decode(base64.urlsafe_b64decode(named), type=tuple[float, str])
+        return msgspec.json.decode(base64.urlsafe_b64decode(named), type=tuple[_StartedAt, _RequestId])
     except (binascii.Error, ValueError, msgspec.DecodeError):
         raise InvalidRequest("after: it is the `next` of no page.", param="after") from None

@@ -84,6 +84,8 @@ async def test_a_path_says_all_methods_that_it_takes(office: Administered) -> No
         (b'{"name": "\\ud800"}', None),
         (b'{"name": NaN}', None),
         (b"[" * 100_000, None),
+        (b'{"name": "new", "policy": ' + b'{"a":' * 600 + b"1" + b"}" * 601, None),
+        (b'{"name": "new", "policy": ' + b'{"a":' * 40 + b"1" + b"}" * 41, None),
         ({"name": "a b"}, "name"),
         ({"name": 7}, "name"),
         ({}, "name"),
@@ -118,7 +120,9 @@ async def test_a_store_that_is_away_is_a_503(office: Administered) -> None:
 
 
 async def test_requests_beyond_the_bound_are_refused(office: Administered) -> None:
-    """They hold memory and threads: as many as may are open, and the others come again."""
+    """They hold memory and threads: as many as may are open, and the others come again. One tenant has a part of them, and all tenants
+    together leave room for who administers the platform.
+    """
     release = asyncio.Event()
 
     async def late() -> AsyncIterator[bytes]:
@@ -126,17 +130,36 @@ async def test_requests_beyond_the_bound_are_refused(office: Administered) -> No
         await release.wait()
         yield b"}"
 
-    async def hold() -> int:
-        headers = {"Authorization": f"Bearer {office.keys[Role.MEMBER]}"}
+    async def hold(key: str) -> int:
         url = office.world.url + "/admin/v1/whoami"
-        async with office.world.client.post(url, data=late(), headers=headers) as response:
+        async with office.world.client.post(url, data=late(), headers={"Authorization": f"Bearer {key}"}) as response:
             return response.status
 
-    held = [asyncio.create_task(hold()) for _ in range(front.OPEN_MAX + 3)]
-    await until(lambda: sum(task.done() for task in held) == 3)
-    release.set()
-    assert Counter(await asyncio.gather(*held)) == {503: 3, 405: front.OPEN_MAX}
+    async def require_held(keys: list[str], refused: int) -> list[asyncio.Task[int]]:
+        held = [asyncio.create_task(hold(key)) for key in keys]
+        await until(lambda: sum(task.done() for task in held) == refused)
+        return held
+
+    async def over(held: list[asyncio.Task[int]]) -> Counter[int]:
+        release.set()
+        statuses = Counter(await asyncio.gather(*held))
+        release.clear()
+        return statuses
+
+    root = office.keys[Role.PLATFORM_ADMIN]
+    assert await over(await require_held([root] * (front.OPEN_MAX + 3), 3)) == {503: 3, 405: front.OPEN_MAX}
+
+    member = await require_held([office.keys[Role.MEMBER]] * (front.OPEN_OF_TENANT_MAX + 1), 1)
+    assert (await office.ask("GET", "/whoami", role=Role.TENANT_ADMIN)).status == 503
     assert (await office.ask("GET", "/whoami")).status == 200
+    assert await over(member) == {503: 1, 405: front.OPEN_OF_TENANT_MAX}
+
+    tenants = range(front.OPEN_OF_OTHERS_MAX // front.OPEN_OF_TENANT_MAX + 1)
+    keys = [office.world.key_of_another(f"slow{it}") for it in tenants]
+    others = await require_held(keys * front.OPEN_OF_TENANT_MAX, front.OPEN_OF_TENANT_MAX)
+    assert (await office.ask("GET", "/whoami")).status == 200
+    assert (await over(others))[405] == front.OPEN_OF_OTHERS_MAX
+    assert (await office.ask("GET", "/whoami", role=Role.MEMBER)).status == 200
 
 
 async def test_log_and_metrics_know_routes_and_no_names(office: Administered) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import time
 
 import pytest
@@ -50,6 +51,13 @@ async def test_usage_is_summed_up_and_only_ones_own(office: Administered) -> Non
         "reasoning_tokens": 0,
         "price_micros": 0,
     }
+
+
+@pytest.mark.parametrize("place", ['[1e308,"r"]', '[-1e308,"r"]', '[1,"\\u0000"]', '[1,"r",2]', "[" * 700], ids=str)
+async def test_a_place_that_no_page_named_is_refused(office: Administered, place: str) -> None:
+    """However well it looks: it is the client's mistake, and no outage of the database."""
+    answer = await office.ask("GET", f"/calls?after={base64.urlsafe_b64encode(place.encode()).decode()}")
+    assert (answer.status, answer.error["param"]) == (400, "after")
 
 
 @pytest.mark.parametrize("by", ["tenant", "key", "user", "model", "adapter", "day", "priority", "route"])
