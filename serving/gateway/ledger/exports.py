@@ -10,9 +10,11 @@ from itertools import chain
 import msgspec
 
 from serving.gateway.ledger import focus
+from serving.gateway.ledger.grouping import NONE
 from serving.gateway.ledger.prices import in_currency
 from serving.gateway.ledger.usage import CallRow, Charge, Sum, Tokens
 
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 _MOMENTS = ("started_at", "finished_at")
 _NUMBERS = tuple(name for name in Tokens.__struct_fields__ if name != "price_micros")
 
@@ -28,12 +30,19 @@ class _Lines:
 
 
 def csv_lines(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
-    """Lines with their ends; None is an empty cell."""
+    """Lines with their ends; None is an empty cell, and no text is a formula."""
     lines = _Lines()
     writer = csv.writer(lines, lineterminator="\n")
     for cells in chain((header,), rows):
-        writer.writerow(cells)
+        writer.writerow([_inert(cell) for cell in cells])
         yield lines.last
+
+
+def _inert(cell: object) -> object:
+    """Names of models and people are their clients': a spreadsheet computes what begins like this, unless a quote stands before it
+    (OWASP, CSV injection).
+    """
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULAS) and cell != NONE else cell
 
 
 def sums_csv(by: str, sums: Iterable[Sum], currency: str) -> Iterator[str]:

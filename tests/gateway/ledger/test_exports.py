@@ -8,6 +8,7 @@ import json
 import tracemalloc
 from collections.abc import Iterator
 
+import pytest
 from sqlalchemy import insert
 
 from serving.gateway.ledger.exports import calls_csv, calls_jsonl, csv_lines, focus_csv, sums_csv
@@ -29,6 +30,13 @@ def test_a_cell_may_hold_anything() -> None:
     odd = 'a,"b"\nc'
     assert "".join(csv_lines(("x", "y"), [(odd, None), (1, "")])) == 'x,y\n"a,""b""\nc",\n1,\n'
     assert read(csv_lines(("x", "y"), [(odd, None)])) == [{"x": odd, "y": ""}]
+
+
+@pytest.mark.parametrize("begun", ["=", "+", "-", "@", "\t", "\r"])
+def test_no_cell_is_a_formula(begun: str) -> None:
+    """A client may call itself, or a model, what a spreadsheet would compute; numbers and the sign for nothing stay as they are."""
+    cells = (f'{begun}HYPERLINK("http://x")', -1, -1.5, "-", "m-1")
+    assert list(csv.reader(csv_lines("abcde", [cells])))[1] == [f"'{cells[0]}", "-1", "-1.5", "-", "m-1"]
 
 
 def test_exact_and_estimated_sums_have_columns_of_their_own() -> None:
