@@ -17,6 +17,8 @@ from msgspec import Meta
 COUNT_MAX = 10**15
 #: Models that one policy names.
 MODELS_MAX = 256
+#: Tokens are counted over the weight: of next to nothing, numbers would end.
+WEIGHT_MIN = 0.001
 #: Money of one month, in whole units of the currency.
 MONEY_MAX = 10**9
 
@@ -50,9 +52,9 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     tokens_per_month: Count | None = None
     #: Calls that are open at a time, on all gateways.
     open_requests: Count | None = None
-    #: Prompt plus output tokens of one call.
+    #: Prompt plus output tokens of one call; of a call with several answers (`n`), of the prompt and the longest.
     context_tokens: Count | None = None
-    #: Output tokens of one call.
+    #: Output tokens of one answer; of a call with several, of each.
     output_tokens: Count | None = None
 
 
@@ -72,8 +74,8 @@ class Policy(Limits, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     models: Annotated[tuple[ModelName, ...], Meta(max_length=MODELS_MAX)] | None = None
     #: None: standard. A key cannot be ahead of its tenant.
     priority: PriorityClass | None = None
-    #: Share of a full fleet beside others of its class, relative to theirs; None: 1.
-    weight: Annotated[float, Meta(gt=0, le=1000)] | None = None
+    #: Share of a full fleet beside others of its class, relative to theirs, from WEIGHT_MIN to 1000; None: 1.
+    weight: Annotated[float, Meta(ge=WEIGHT_MIN, le=1000)] | None = None
     monthly_budget: Budget | None = None
     #: Model as it is served → limits of its own, besides the others.
     per_model: Annotated[dict[ModelName, Limits], Meta(max_length=MODELS_MAX)] = {}
@@ -117,7 +119,5 @@ def _known(values: dict[str, object], kind: type[Limits] | type[Budget]) -> dict
 
 def priority_of(tenant: Policy, key: Policy) -> PriorityClass:
     """The class of a call: the key's, but not ahead of its tenant's."""
-    wanted = key.priority or tenant.priority or PriorityClass.STANDARD
-    if tenant.priority is None:
-        return wanted
-    return max(wanted, tenant.priority, key=CLASSES.index)
+    ahead = tenant.priority or PriorityClass.STANDARD
+    return max(key.priority or ahead, ahead, key=CLASSES.index)

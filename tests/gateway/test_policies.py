@@ -44,11 +44,18 @@ def test_a_newer_versions_fields_are_left_out() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"later": 1}, {"tokens_per_day": -1}, {"weight": 0}, {"priority": "first"}, {"monthly_budget": {"hard": -0.5}}],
+    [
+        {"later": 1},
+        {"tokens_per_day": -1},
+        {"weight": 0},
+        {"weight": 5e-324},
+        {"priority": "first"},
+        {"monthly_budget": {"hard": -0.5}},
+    ],
     ids=str,
 )
 def test_a_wrong_policy_is_refused(wrong: dict[str, object]) -> None:
-    """Unknown fields, negative limits, a weight of nothing."""
+    """Unknown fields, negative limits, a weight of nothing or of next to nothing."""
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert(wrong, Policy)
 
@@ -72,7 +79,8 @@ def test_a_models_own_limits_come_besides_those_for_all() -> None:
     ("tenant", "key", "expected"),
     [
         (None, None, "standard"),
-        (None, "interactive", "interactive"),
+        (None, "interactive", "standard"),
+        (None, "batch", "batch"),
         ("batch", "interactive", "batch"),
         ("interactive", "batch", "batch"),
         ("interactive", None, "interactive"),
