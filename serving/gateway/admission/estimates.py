@@ -76,7 +76,11 @@ class Rates(msgspec.Struct):
     tool_part: Average = msgspec.field(default_factory=lambda: Average(TOOL_PART_TOKENS))
 
     def prompt_tokens(self, call: Call) -> int:
-        return round(len(call.body) / self.bytes_per_prompt_token)
+        return self.tokens_of(len(call.body))
+
+    def tokens_of(self, body_bytes: int) -> int:
+        """Tokens of the prompt in a body of that size."""
+        return round(body_bytes / self.bytes_per_prompt_token)
 
     def need(self, call: Call) -> Need:
         """What the call asks of a replica."""

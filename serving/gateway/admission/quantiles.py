@@ -1,4 +1,4 @@
-"""Quantiles: how long answers are that have no limit of their own, learned for each tenant and model.
+"""Quantiles: how long sequences are that have no limit of their own, learned for each tenant and model.
 
 A frugal estimate (Ma, Muthukrishnan and Sandler, Frugal Streaming for Estimating Quantiles, 2013): one number, no history. Its steps
 are a share of what it says, so that it finds answers of ten tokens and of ten thousand alike.
@@ -19,7 +19,7 @@ PAIRS_MAX = 10_000
 
 
 class Quantiles:
-    """Output tokens that nine of ten calls of a tenant to a model do not exceed. Pure."""
+    """Output tokens that the sequences of nine of ten calls of a tenant to a model do not exceed. Pure."""
 
     def __init__(self) -> None:
         self._tokens: OrderedDict[tuple[str, str], float] = OrderedDict()
@@ -29,7 +29,7 @@ class Quantiles:
         return max(1, round(self._tokens.get((tenant_id, model), FIRST_TOKENS)))
 
     def learn(self, tenant_id: str, model: str, tokens: int) -> None:
-        """One answer to a call without a limit was so long."""
+        """The sequences of one call without a limit were so long, on average."""
         pair = tenant_id, model
         known = self._tokens.pop(pair, FIRST_TOKENS)
         step = max(STEP_MIN_TOKENS, STEP * known)

@@ -21,6 +21,7 @@ from serving.gateway.admission.estimates import Estimates
 from serving.gateway.admission.limits import Cost, Plan, Plans
 from serving.gateway.admission.quantiles import Quantiles
 from serving.gateway.dialects.call import Call
+from serving.gateway.dialects.dialect import Dialect
 from serving.gateway.http.asgi import Header
 from serving.gateway.ledger.prices import Price
 from serving.gateway.nouns import Caller, CallRecord
@@ -48,6 +49,8 @@ class Asking(msgspec.Struct, frozen=True):
     #: The engine computes tokens for it.
     is_billed: bool
     prompt_tokens: int
+    #: Sequences that the engine generates.
+    sequences: int
     #: Output tokens at most, of all sequences; None where the client sets no limit.
     output_tokens_max: int | None
     #: Output tokens that engines have made of it so far.
@@ -77,6 +80,13 @@ class Reservations:
         self._growing: dict[str, Reservation] = {}
         self._look: asyncio.TimerHandle | None = None
 
+    def default_output_tokens(
+        self, caller: Caller, dialect: Dialect, model: str, default: int | None, body_bytes: int
+    ) -> int | None:
+        """The limit of a call that sets none; see `bounds`."""
+        prompt_tokens = self._estimates.rates(model, dialect.path).tokens_of(body_bytes)
+        return bounds.default_output_tokens(caller, model, default, prompt_tokens)
+
     def held(
         self, caller: Caller, call: Call, record: CallRecord, *, made: Callable[[], int], answer: Announced
     ) -> AbstractAsyncContextManager[object]:
@@ -88,7 +98,7 @@ class Reservations:
         bounds.require_fitting(caller, call, prompt_tokens)
         most = _output_tokens_max(call)
         price = self._price_of(call.model, record.base_model)
-        asking = Asking(caller, call.model, price, dialect.is_billed, prompt_tokens, most, made, answer)
+        asking = Asking(caller, call.model, price, dialect.is_billed, prompt_tokens, call.sequences, most, made, answer)
         return Reservation(self, asking, record)
 
     def estimated(self, asking: Asking) -> Cost:
@@ -97,7 +107,7 @@ class Reservations:
             return Cost()
         output_tokens = asking.output_tokens_max
         if output_tokens is None:
-            output_tokens = self._quantiles.tokens(asking.caller.tenant_id, asking.model)
+            output_tokens = self._usual_tokens(asking)
         micros = asking.price.at_most(asking.prompt_tokens, output_tokens) if asking.price else 0
         return Cost(1, asking.prompt_tokens + output_tokens, asking.prompt_tokens, micros)
 
@@ -139,7 +149,12 @@ class Reservations:
         )
         self._counters.settle(reservation.lease, reservation.draws, reservation.plan.spent(cost))
         if asking.output_tokens_max is None and usage.completion_tokens and usage.estimated_by is None:
-            self._quantiles.learn(asking.caller.tenant_id, asking.model, usage.completion_tokens)
+            each = -(-usage.completion_tokens // asking.sequences)
+            self._quantiles.learn(asking.caller.tenant_id, asking.model, each)
+
+    def _usual_tokens(self, asking: Asking) -> int:
+        """Output tokens that nine of ten calls like it do not exceed."""
+        return asking.sequences * self._quantiles.tokens(asking.caller.tenant_id, asking.model)
 
     def _look_later(self) -> None:
         if self._look is None:
@@ -159,7 +174,7 @@ class Reservations:
         if made <= reservation.tokens:
             return
         # As much again as nine of ten calls need in all, so that a long answer asks seldom.
-        more = made - reservation.tokens + self._quantiles.tokens(asking.caller.tenant_id, asking.model)
+        more = made - reservation.tokens + self._usual_tokens(asking)
         cost = Cost(0, more, 0, asking.price.at_most(0, more) if asking.price else 0)
         draws = [
             msgspec.structs.replace(draw, amount=amount)

@@ -55,8 +55,10 @@ def set_policy(
     tokens_per_day: Annotated[str | None, _number("Prompt and output tokens of a day of UTC.")] = None,
     tokens_per_month: Annotated[str | None, _number("Prompt and output tokens of a month of UTC.")] = None,
     open_requests: Annotated[str | None, _number("Calls that are open at a time.")] = None,
-    context_tokens: Annotated[str | None, _number("Prompt plus output tokens of one call.")] = None,
-    output_tokens: Annotated[str | None, _number("Output tokens of one call.")] = None,
+    context_tokens: Annotated[
+        str | None, _number("Prompt plus output tokens of one call; of several answers, the longest.")
+    ] = None,
+    output_tokens: Annotated[str | None, _number("Output tokens of one answer.")] = None,
     allow_model: Annotated[
         list[str] | None, typer.Option(help="A model, alias or adapter that may be asked for; repeat for more.")
     ] = None,

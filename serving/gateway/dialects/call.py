@@ -107,9 +107,10 @@ class Draft(msgspec.Struct, frozen=True):
             kept["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
         if dialect.takes_cache_salt:
             kept["cache_salt"] = cache_salt
-        if dialect.default_limit_field and default_output_tokens and dialect.output_limit(kept) is None:
+        default = min((it for it in (default_output_tokens, dialect.default_output_tokens) if it), default=None)
+        if dialect.default_limit_field and default and dialect.output_limit(kept) is None:
             # Not below what the client wants at least: an engine refuses that.
-            kept[dialect.default_limit_field] = max(default_output_tokens, kept.get("min_tokens", 0))
+            kept[dialect.default_limit_field] = max(default, kept.get("min_tokens", 0))
         dialect.complete(kept)
         choices = kept.get("n", 1)
         return Call(

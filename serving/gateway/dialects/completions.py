@@ -17,10 +17,15 @@ from serving.gateway.dialects.prompts import count_prompts, prompt
 from serving.gateway.dialects.shapes import CompletionAnswer
 from serving.gateway.dialects.tables import FLAG, GENERATION_OPERATORS, MODEL, OPENAI_HINTS, SAMPLING
 
+#: Engines have the same default; said, it can be cut to what a caller may have.
+OUTPUT_TOKENS = 16
+
 FIELDS: Table = {
     **MODEL,
     "prompt": honoured("text or token ids, one or several; with `n` at most 128", prompt, is_required=True),
-    "max_tokens": honoured("0 or more; 16 where it is not given, as at OpenAI", typed(checks.TokensOrNone)),
+    "max_tokens": honoured(
+        f"0 or more; {OUTPUT_TOKENS} where it is not given, as at OpenAI", typed(checks.TokensOrNone)
+    ),
     "logprobs": honoured("0 to 20", typed(Annotated[int, Meta(ge=0, le=20)])),
     "echo": honoured("true or false", FLAG),
     **SAMPLING,
@@ -57,4 +62,6 @@ COMPLETIONS = Dialect(
     conversation=conversation.of_prompt,
     prompt_field="prompt",
     limit_fields=("max_tokens",),
+    default_limit_field="max_tokens",
+    default_output_tokens=OUTPUT_TOKENS,
 )

@@ -143,6 +143,8 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     limit_fields: tuple[str, ...] = ()
     #: The field in which the gateway sets the model's default limit where the client gives none; None where it never does.
     default_limit_field: str | None = None
+    #: Output tokens of one sequence where the client gives no limit, at most, by the API's own word; None: it says nothing.
+    default_output_tokens: int | None = None
     #: Whether the engine's request takes `cache_salt`, which keeps tenants' prefix caches apart.
     takes_cache_salt: bool = True
     #: (error, request id) → the body of an error answer.

@@ -7,9 +7,12 @@ import pytest
 from serving.errors import ContextExceeded, InvalidRequest, ModelNotFound
 from serving.gateway.admission import bounds
 from serving.gateway.dialects.chat import CHAT
+from serving.gateway.dialects.completions import COMPLETIONS
+from serving.gateway.dialects.embeddings import EMBEDDINGS
+from serving.gateway.dialects.responses import RESPONSES
 from serving.gateway.nouns import Caller
 from serving.gateway.policies import NO_POLICY, Limits, Policy
-from tests.gateway.calls import call
+from tests.gateway.calls import call, draft
 
 
 def caller(tenant: Policy = NO_POLICY, key: Policy = NO_POLICY) -> Caller:
@@ -45,6 +48,35 @@ def test_a_call_without_a_limit_gets_the_smallest() -> None:
     assert bounds.default_output_tokens(one, "other", 100) == 10
     assert bounds.default_output_tokens(one, "other", 5) == 5
     assert bounds.default_output_tokens(caller(), "m", 0) is None
+
+
+def test_a_call_without_a_limit_gets_what_its_prompt_leaves_of_the_context() -> None:
+    """To leave the limit out is no way to a longer one; and a default is no reason to refuse a call that says nothing."""
+    one = caller(Policy(context_tokens=100))
+    assert bounds.default_output_tokens(one, "m", 4096, 60) == 40
+    assert bounds.default_output_tokens(one, "m", None, 60) == 40
+    assert bounds.default_output_tokens(one, "m", None, 200) == 1
+    bounds.require_fitting(one, draft(CHAT).finish("m", "salt", 40), 90)
+    with pytest.raises(ContextExceeded):
+        bounds.require_fitting(one, draft(CHAT).finish("m", "salt", 1), 200)
+
+
+def test_a_call_that_wants_more_at_least_than_is_allowed_is_refused() -> None:
+    """By the name of the field that says so."""
+    one = caller(Policy(output_tokens=10))
+    with pytest.raises(InvalidRequest) as refused:
+        bounds.require_fitting(one, draft(CHAT, min_tokens=50).finish("m", "salt", 10), 5)
+    assert refused.value.param == "min_tokens" and refused.value.message.startswith("min_tokens is too large: 50")
+
+
+def test_no_output_is_none() -> None:
+    """Neither for a call that says how much it wants nor for one that does not; what has no output is as before."""
+    one = caller(Policy(output_tokens=0))
+    for wanting in (call(CHAT), call(CHAT, max_tokens=1), call(RESPONSES)):
+        with pytest.raises(InvalidRequest):
+            bounds.require_fitting(one, wanting, 5)
+    bounds.require_fitting(one, call(EMBEDDINGS), 5)
+    bounds.require_fitting(one, call(COMPLETIONS, max_tokens=0), 5)
 
 
 def test_prompt_and_output_together_are_bounded() -> None:

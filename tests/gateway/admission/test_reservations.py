@@ -16,6 +16,7 @@ from serving.gateway.admission.quantiles import FIRST_TOKENS
 from serving.gateway.admission.reservations import Reservations
 from serving.gateway.dialects.call import Call
 from serving.gateway.dialects.chat import CHAT
+from serving.gateway.dialects.completions import COMPLETIONS
 from serving.gateway.dialects.embeddings import EMBEDDINGS
 from serving.gateway.dialects.messages import COUNT_TOKENS
 from serving.gateway.http.asgi import Header
@@ -103,6 +104,18 @@ async def test_without_a_limit_it_is_what_nine_of_ten_answers_need() -> None:
     capped = msgspec.structs.replace(one, output_tokens_max=8192)
     await desk.served(capped, Usage(5, 1))
     assert desk.counters.reserved[-1] < prompt_tokens + FIRST_TOKENS / 5
+
+
+async def test_without_a_limit_each_sequence_is_reserved_for() -> None:
+    """A hundred prompts in one call have a hundred answers; what is learned is of one."""
+    desk = Desk()
+    one = call(COMPLETIONS, prompt=["x"] * 100)
+    prompt_tokens = round(len(one.body) / 4)
+    await desk.served(one, Usage(100, 1_600))
+    assert desk.counters.reserved[-1] == prompt_tokens + 100 * FIRST_TOKENS
+    for _ in range(400):
+        await desk.served(one, Usage(100, 1_600))
+    assert 1_600 <= desk.counters.reserved[-1] - prompt_tokens < 100 * FIRST_TOKENS / 5
 
 
 async def test_a_call_that_no_engine_had_costs_nothing() -> None:

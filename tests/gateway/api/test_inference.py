@@ -293,6 +293,35 @@ async def test_open_requests_are_counted_while_they_are_open(world: World, engin
     assert (await world.chat()).status == 200
 
 
+@pytest.mark.parametrize(
+    ("policy", "path", "asked", "sent"),
+    [
+        (Policy(output_tokens=10), "/v1/completions", {"prompt": "Hi"}, {"max_tokens": 10}),
+        (Policy(output_tokens=100), "/v1/completions", {"prompt": "Hi"}, {"max_tokens": 16}),
+        (Policy(output_tokens=10), "/v1/responses", {"input": "Hi"}, {"max_output_tokens": 10}),
+    ],
+)
+async def test_a_call_without_a_limit_gets_no_more_than_it_may_have(
+    world: World,
+    engine: ScriptedEngine,
+    policy: Policy,
+    path: str,
+    asked: dict[str, object],
+    sent: dict[str, object],
+) -> None:
+    """The default of its API or its model is cut to it."""
+    await world.bound(policy)
+    assert (await world.post(path, {"model": MODEL} | asked)).status == 200
+    assert sent.items() <= engine.received[-1].body.items()
+
+
+async def test_the_prompt_leaves_the_rest_of_the_context(world: World, engine: ScriptedEngine) -> None:
+    """To a call that sets no limit: to say nothing is no way past the longest context, and none to be refused."""
+    await world.bound(Policy(context_tokens=100))
+    assert (await world.chat()).status == 200
+    assert 0 < int(str(engine.received[-1].body["max_completion_tokens"])) < 100
+
+
 async def test_a_model_or_a_length_that_is_not_allowed_is_refused(world: World, engine: ScriptedEngine) -> None:
     """As if it were not there, and with the field that asks for too much; a call without a limit is cut to what is allowed."""
     await world.bound(Policy(models=("gpt-4o",), output_tokens=100))

@@ -9,9 +9,10 @@ from serving.gateway.dialects.completions import COMPLETIONS
 from tests.gateway.calls import call, draft, sent
 
 
-def test_without_a_limit_the_engine_sets_openais() -> None:
-    """16 tokens, as OpenAI documents for this API: the model's default is not put in."""
-    assert "max_tokens" not in sent(draft(COMPLETIONS).finish("m", "salt", 64))
+@pytest.mark.parametrize(("default", "expected"), [(None, 16), (64, 16), (10, 10)])
+def test_without_a_limit_it_is_openais(default: int | None, expected: int) -> None:
+    """16 tokens, as OpenAI documents for this API, whatever more the model's default is; or what the caller may have."""
+    assert sent(draft(COMPLETIONS).finish("m", "salt", default))["max_tokens"] == expected
 
 
 def test_prompts_times_n_are_bounded() -> None:
