@@ -182,10 +182,8 @@ def _flags(spec: EngineSpec, port: int, member: Member) -> list[str]:
         *_parallel_flags(spec, member),
         # One backend for all: with `auto` the first request's schema chooses for every later one (ENG-8).
         *("--structured-outputs-config", '{"backend": "xgrammar"}'),
-        *(
-            "--scheduling-policy",
-            "priority",
-        ),  # who waits in the engine goes by the number that the gateway gives it (TEN-17)
+        # Calls that wait in the engine go by the number that the gateway gives them (TEN-17).
+        *("--scheduling-policy", "priority"),
         "--enable-prompt-tokens-details",  # the ledger records cached prompt tokens
         "--disable-uvicorn-access-log",  # the gateway writes the access log
         *_traces_flags(spec.settings.traces_endpoint),
