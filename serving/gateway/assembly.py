@@ -120,6 +120,7 @@ def assemble(
     metrics = Metrics(snapshot, settings.slo_of)
     health = Health(fleet, upstream, identity, ledger, shared)
     page = MetricsPage(metrics, health.of_models)
+    recorder = Recorder(ledger, metrics, edges.write_access, fleet.lists, prices.of, clock, audit.settle)
     inference = Inference(
         settings,
         identity,
@@ -130,6 +131,7 @@ def assemble(
         admission,
         Relay(upstream, estimates, settings, edges.secret, clock),
         Reasoning(Seal(tenants.derived_key(seal.PURPOSE), edges.wall_clock), clock),
+        recorder.foresee,
     )
     administration = _administration(settings, store, identity, tenants, audit, edges)
     entries: list[Entry[Handler]] = [
@@ -141,7 +143,6 @@ def assemble(
     if settings.metrics_port is None:
         shown = MergedMetrics(edges.merged_page) if edges.merged_page else page
         entries.append(Entry("GET", metrics_page.PATH, shown.show))
-    recorder = Recorder(ledger, metrics, edges.write_access, fleet.lists, prices.of, clock, audit.settle)
     cors = Cors(settings.cors_origins)
     follower = Follower(store, identity.forget, prices.follow)
     running = partial(_running, upstream, polls, identity, prices, follower, administration, seeds, shared)

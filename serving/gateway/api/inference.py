@@ -6,6 +6,7 @@ gate → identify → refused in bulk? → open the ledger's row → read → re
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 
 from serving.config import GatewaySettings
@@ -26,7 +27,7 @@ from serving.gateway.http.asgi import require_json
 from serving.gateway.identity.identity import Identity
 from serving.gateway.identity.tenants import Tenants
 from serving.gateway.ledger.ledger import Ledger
-from serving.gateway.nouns import Caller
+from serving.gateway.nouns import Caller, CallRecord, Usage
 from serving.gateway.relay.exchange import Exchange
 from serving.gateway.relay.relay import Relay
 
@@ -48,6 +49,7 @@ class Inference:
         admission: Admission,
         relay: Relay,
         reasoning: Reasoning,
+        foresee: Callable[[CallRecord, Usage], None],
     ) -> None:
         self._settings = settings
         self._identity = identity
@@ -59,6 +61,7 @@ class Inference:
         self._relay = relay
         self._aside = Aside()
         self._reasoning = reasoning
+        self._foresee = foresee
 
     async def serve(self, dialect: Dialect, visit: Visit) -> None:
         """Answer one call; raises ApiError, and ClientLeft when the client does not wait for the answer."""
@@ -99,6 +102,7 @@ class Inference:
         record, responder = visit.record, visit.responder
         record.is_streamed = call.is_streamed
         exchange = Exchange(call, responder, record, visit.trace, visit.clock, share.take)
+        exchange.on_end = partial(self._foresee, record)
         if call.is_streamed and call.dialect.stream:
             visit.error_event = partial(_error_event, exchange, responder.request_id)
         reserved = self._reservations.held(caller, call, record, made=exchange.made_tokens, answer=visit)

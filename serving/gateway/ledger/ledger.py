@@ -24,11 +24,12 @@ from sqlalchemy.exc import IntegrityError
 
 from serving.errors import Refusal, StoreUnavailable
 from serving.gateway.ledger import spill
+from serving.gateway.ledger.endings import Endings
 from serving.gateway.ledger.openings import Openings
 from serving.gateway.ledger.retention import Retention
-from serving.gateway.ledger.rows import OPEN, LedgerRow, closing_row, opening_row, upsert, write
+from serving.gateway.ledger.rows import OPEN, LedgerRow, closing_row, foreseen_row, opening_row, upsert, write
 from serving.gateway.ledger.watch import BEAT_S, Watch, own_gateway_id
-from serving.gateway.nouns import CallRecord
+from serving.gateway.nouns import CallRecord, Usage
 from serving.gateway.store.store import Store
 
 #: Seconds in which ends of calls gather before they are written together; an opening is waited for.
@@ -77,6 +78,7 @@ class Ledger:
         self._retention = Retention(store, retention_days, clock)
         self._pending: dict[str, LedgerRow] = {}
         self._openings = Openings()
+        self._endings = Endings(store.home, self._gateway_id)
         self._lock = threading.Lock()
         self._arrived = threading.Event()
         #: A call waits for its opening.
@@ -159,6 +161,11 @@ class Ledger:
             return
         await asyncio.to_thread(self._spill_openings, entry_id)
 
+    def foresee(self, record: CallRecord, usage: Usage, price_micros: int | None) -> None:
+        """The last bytes of a call go out next: what it has cost is kept where no killed gateway loses it."""
+        if record.entry_id:
+            self._endings.note(foreseen_row(record, usage, price_micros, self._gateway_id, self._clock()))
+
     def close(self, record: CallRecord) -> None:
         """Write what a call came to, if its row is open."""
         if record.entry_id:
@@ -199,6 +206,8 @@ class Ledger:
             with contextlib.suppress(StoreUnavailable):
                 self._watch.leave()
         self._rest()
+        if not self._pending:
+            self._endings.remove()
         return len(self._pending)
 
     def _empty(self) -> bool:
@@ -265,6 +274,7 @@ class Ledger:
 
     def _forget(self, rows: Sequence[LedgerRow]) -> None:
         self._openings.tick_off([row.entry_id for row in rows])
+        self._endings.tick_off([row.entry_id for row in rows if row.outcome != OPEN])
         with self._lock:
             for row in rows:
                 # Unless the call ended meanwhile: then its end still has to be written.
@@ -289,6 +299,10 @@ class Ledger:
             with self._spill.drained() as rows:
                 while batch := list(islice(rows, BATCH_ROWS_MAX)):
                     self._write(batch, upsert)
+            for path, left in self._endings.left():
+                for first in range(0, len(left), BATCH_ROWS_MAX):
+                    self._write(left[first : first + BATCH_ROWS_MAX], upsert)
+                path.unlink(missing_ok=True)
         except BaseException:
             self._must_recover = True
             raise

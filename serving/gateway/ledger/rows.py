@@ -23,7 +23,7 @@ from sqlalchemy import (
     update,
 )
 
-from serving.gateway.nouns import CallRecord
+from serving.gateway.nouns import CallRecord, Outcome, Usage
 from serving.gateway.store.tables import Moment, ledger, moment
 
 OPEN = "open"
@@ -81,6 +81,23 @@ def closing_row(record: CallRecord, gateway_id: str, finished_at: float) -> Ledg
         attempts=record.retries,
         counted_apart=record.counted_apart,
         price_micros=None if record.price_micros is None else _counted(record.price_micros),
+    )
+
+
+def foreseen_row(
+    record: CallRecord, usage: Usage, price_micros: int | None, gateway_id: str, finished_at: float
+) -> LedgerRow:
+    """The closing row of a call whose last bytes are about to go out, as it will be if nothing happens to it."""
+    return msgspec.structs.replace(
+        closing_row(record, gateway_id, finished_at),
+        outcome=Outcome.OK.value,
+        status=200,
+        prompt_tokens=_counted(usage.prompt_tokens),
+        completion_tokens=_counted(usage.completion_tokens),
+        cached_prompt_tokens=_counted(usage.cached_prompt_tokens),
+        reasoning_tokens=_counted(usage.reasoning_tokens),
+        estimated_by=usage.estimated_by,
+        price_micros=None if price_micros is None else _counted(price_micros),
     )
 
 

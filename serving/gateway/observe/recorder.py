@@ -10,7 +10,7 @@ from typing import Protocol
 from serving.errors import ApiError, GatewayFull, InternalError
 from serving.gateway.ledger.ledger import Ledger
 from serving.gateway.ledger.prices import Price
-from serving.gateway.nouns import CallRecord, ClientLeft, Outcome
+from serving.gateway.nouns import CallRecord, ClientLeft, Outcome, Usage
 from serving.gateway.observe.metrics import Metrics
 from serving.gateway.observe.tracing import Trace
 
@@ -53,6 +53,10 @@ class Recorder:
         """A request is counted as open while inside."""
         return self._metrics.open_request()
 
+    def foresee(self, record: CallRecord, usage: Usage) -> None:
+        """The last bytes of an answer go out next: what it has cost is in the ledger then, though this gateway be killed."""
+        self._ledger.foresee(record, usage, self._micros(record, usage))
+
     def settle(self, record: CallRecord, answer: Written, trace: Trace, error: BaseException | None) -> None:
         """A request is over: well, or by `error`. Takes in how, freezes its record, and shows it."""
         record.outcome = outcome_of(error)
@@ -61,14 +65,17 @@ class Recorder:
         record.reading_s = answer.waited_s
         record.is_model_listed = record.model is not None and self._lists_model(record.model)
         record.ended_at = self._clock()
-        if record.model is not None and (price := self._price_of(record.model, record.base_model)) is not None:
-            record.price_micros = price.micros(record.usage)
+        record.price_micros = self._micros(record, record.usage)
         record.freeze()
         self._ledger.close(record)
         self._audit(record)
         self._write_access(record)
         trace.end(record)
         self._metrics.settle(record)
+
+    def _micros(self, record: CallRecord, usage: Usage) -> int | None:
+        price = None if record.model is None else self._price_of(record.model, record.base_model)
+        return None if price is None else price.micros(usage)
 
 
 def outcome_of(error: BaseException | None) -> Outcome:

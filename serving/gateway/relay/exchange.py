@@ -57,6 +57,10 @@ def _no_matter() -> None:
     return None
 
 
+def _no_matter_what(_: Usage) -> None:
+    return None
+
+
 def _reads_answer(read: Callable[Concatenate[Exchange, P], T]) -> Callable[Concatenate[Exchange, P], T]:
     """What an engine said is taken apart in `read`, key by key: raises Misshapen where it lacks one or has another kind of value."""
 
@@ -114,6 +118,9 @@ class Exchange:
         #: Called when an engine has made the first token of a stream.
         self.on_output: Callable[[], None] = _no_matter
         self.has_output = False
+        #: Called with what the answer has cost, once, before its last bytes go out.
+        self.on_end: Callable[[Usage], None] = _no_matter_what
+        self._has_ended = False
         #: Its number in an engine's own queue, where lower ones go first.
         self.urgency = 0
         #: The client has some of what the engine makes, and nothing of it waits here.
@@ -315,6 +322,7 @@ class Exchange:
     async def pass_on(self, block: bytes) -> None:
         """Events for the client: sent on, or put together."""
         if self._assembly is None:
+            self._foresee_end(is_last=self.sink.is_whole)
             lacking = block if self.continuation is None else self.continuation.lacking(block)
             return await self.write(lacking, STREAM_HEADERS) if lacking else None
         before = self._assembly.held_chars
@@ -367,9 +375,17 @@ class Exchange:
 
     async def write_whole(self, body: bytes) -> None:
         """A whole answer, in pieces: what a client has not read waits here, where all such bytes are counted together."""
+        self._foresee_end(is_last=True)
         headers = [*JSON_HEADERS, (b"content-length", b"%d" % len(body))]
         for start in range(0, len(body), PIECE_BYTES):
             await self.write(body[start : start + PIECE_BYTES], headers)
+
+    def _foresee_end(self, *, is_last: bool) -> None:
+        """Tell of the answer's cost where what is written next is, or may be, the last of it."""
+        meter = self._meter
+        if meter is not None and not self._has_ended and (is_last or meter.is_exact):
+            self._has_ended = True
+            self.on_end(meter.usage(self._clock() - self._sent_at))
 
     async def write(self, data: bytes, headers: list[Header]) -> None:
         if self._first_byte_at is None:

@@ -83,6 +83,11 @@ class Meter(ABC):
         return Seen()
 
     @property
+    def is_exact(self) -> bool:
+        """The engine has said what the answer has cost."""
+        return self._exact is not None
+
+    @property
     def events_passed(self) -> int:
         """All typed events, the next one's sequence number."""
         return 0
