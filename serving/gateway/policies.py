@@ -101,7 +101,7 @@ def written(policy: Policy) -> str | None:
 
 @lru_cache(maxsize=20_000)
 def read(text: str | None) -> Policy:
-    """A policy of the database. Fields of which this version knows nothing are another's: it keeps to the ones it knows."""
+    """A policy of the database. Fields and classes of which this version knows nothing are another's: it keeps to the ones it knows."""
     if text is None:
         return NO_POLICY
     known = msgspec.json.decode(text)
@@ -110,6 +110,8 @@ def read(text: str | None) -> Policy:
 
 def _known(values: dict[str, object], kind: type[Limits] | type[Budget]) -> dict[str, object]:
     kept = {name: value for name, value in values.items() if name in kind.__struct_fields__}
+    if kept.get("priority") not in CLASSES:
+        kept.pop("priority", None)
     if isinstance(budget := kept.get("monthly_budget"), dict):
         kept["monthly_budget"] = _known(budget, Budget)
     if isinstance(per_model := kept.get("per_model"), dict):

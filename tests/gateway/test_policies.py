@@ -42,6 +42,11 @@ def test_a_newer_versions_fields_are_left_out() -> None:
     assert policies.read(text) == Policy(tokens_per_day=3, monthly_budget=Budget(hard=2), per_model={"m": Limits()})
 
 
+def test_a_newer_versions_class_is_the_standard_one() -> None:
+    """While gateways are updated one after another, no call fails for a policy that the newer ones have written."""
+    assert policies.read('{"tokens_per_day": 3, "priority": "tomorrow"}') == Policy(tokens_per_day=3)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
