@@ -121,13 +121,14 @@ def assemble(
     health = Health(fleet, upstream, identity, ledger, shared)
     page = MetricsPage(metrics, health.of_models)
     recorder = Recorder(ledger, metrics, edges.write_access, fleet.lists, prices.of, clock, audit.settle)
+    reservations = Reservations(counters, prices.of, estimates, edges.wall_clock)
     inference = Inference(
         settings,
         identity,
         tenants,
         ledger,
         names,
-        Reservations(counters, prices.of, estimates, edges.wall_clock),
+        reservations,
         admission,
         Relay(upstream, estimates, settings, edges.secret, clock),
         Reasoning(Seal(tenants.derived_key(seal.PURPOSE), edges.wall_clock), clock),
@@ -144,7 +145,7 @@ def assemble(
         shown = MergedMetrics(edges.merged_page) if edges.merged_page else page
         entries.append(Entry("GET", metrics_page.PATH, shown.show))
     cors = Cors(settings.cors_origins)
-    follower = Follower(store, identity.forget, prices.follow)
+    follower = Follower(store, identity.forget, prices.follow, reservations.follow)
     running = partial(_running, upstream, polls, identity, prices, follower, administration, seeds, shared)
     gateway = Gateway(Routes(entries), recorder, edges.tracing, running, clock, cors)
     return Assembled(gateway, page)

@@ -17,12 +17,14 @@ import msgspec
 
 from serving.gateway.admission import bounds, limits
 from serving.gateway.admission.counters.counter import Counters, Draw
+from serving.gateway.admission.doubts import Doubts
 from serving.gateway.admission.estimates import Estimates
 from serving.gateway.admission.limits import Cost, Plan, Plans
 from serving.gateway.admission.quantiles import Quantiles
 from serving.gateway.dialects.call import Call
 from serving.gateway.dialects.dialect import Dialect
 from serving.gateway.http.asgi import Header
+from serving.gateway.identity.changes import News
 from serving.gateway.ledger.prices import Price
 from serving.gateway.nouns import Caller, CallRecord
 
@@ -75,10 +77,15 @@ class Reservations:
         self._wall_clock = wall_clock
         self._look_s = look_s
         self._plans = Plans()
+        self._doubts = Doubts()
         self._quantiles = Quantiles()
         #: Those that may grow.
         self._growing: dict[str, Reservation] = {}
         self._look: asyncio.TimerHandle | None = None
+
+    def follow(self, news: News) -> None:
+        """Operators have changed something: what is counted for limits that may be new is read anew."""
+        self._doubts.follow(news)
 
     def default_output_tokens(
         self, caller: Caller, dialect: Dialect, model: str, default: int | None, body_bytes: int
@@ -119,6 +126,8 @@ class Reservations:
         if not plan.slots:
             return ()
         draws = plan.draws(cost)
+        if doubted := list(self._doubts.of(plan, asking.caller.tenant_id, asking.caller.key_id)):
+            self._counters.doubt(doubted)
         verdict = await self._counters.reserve(reservation.lease, draws)
         headers = limits.headers(plan, verdict, now_s, is_anthropic=asking.answer.is_anthropic)
         if verdict.refused is not None:

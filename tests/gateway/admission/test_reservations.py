@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 
 import msgspec
 import pytest
 
 from serving.errors import ContextExceeded, RateLimitExceeded
+from serving.gateway.admission import limits
 from serving.gateway.admission.counters.counter import Draw, Level, Verdict
 from serving.gateway.admission.estimates import Estimates
 from serving.gateway.admission.quantiles import FIRST_TOKENS
@@ -20,6 +21,7 @@ from serving.gateway.dialects.completions import COMPLETIONS
 from serving.gateway.dialects.embeddings import EMBEDDINGS
 from serving.gateway.dialects.messages import COUNT_TOKENS
 from serving.gateway.http.asgi import Header
+from serving.gateway.identity.changes import Change, Kind, News
 from serving.gateway.ledger.prices import Price
 from serving.gateway.nouns import Caller, CallRecord, Decision, Usage
 from serving.gateway.policies import NO_POLICY, Budget, Policy
@@ -38,6 +40,10 @@ class Noting:
         self.reserved: list[int] = []
         self.topped_up: list[list[int]] = []
         self.settled: list[int] = []
+        self.doubted: list[str] = []
+
+    def doubt(self, windows: Iterable[str]) -> None:
+        self.doubted.extend(windows)
 
     async def reserve(self, lease: str, draws: Sequence[Draw]) -> Verdict:
         self.reserved = [draw.amount for draw in draws]
@@ -116,6 +122,17 @@ async def test_without_a_limit_each_sequence_is_reserved_for() -> None:
     for _ in range(400):
         await desk.served(one, Usage(100, 1_600))
     assert 1_600 <= desk.counters.reserved[-1] - prompt_tokens < 100 * FIRST_TOKENS / 5
+
+
+async def test_windows_are_read_anew_after_a_change() -> None:
+    """Once: what was used while a limit was away is in the ledger alone."""
+    desk = Desk(Policy(requests_per_minute=9, tokens_per_day=9_000))
+    await desk.served(call(CHAT), Usage(5, 5))
+    assert desk.counters.doubted == []
+    desk.reservations.follow(News(1, [Change(Kind.TENANT, "t1")]))
+    for _ in range(2):
+        await desk.served(call(CHAT), Usage(5, 5))
+    assert [limits.subject(name).what for name in desk.counters.doubted] == ["tokens_per_day"]
 
 
 async def test_a_call_that_no_engine_had_costs_nothing() -> None:

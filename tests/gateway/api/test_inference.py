@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from serving.gateway.nouns import Right
-from serving.gateway.policies import Policy
+from serving.gateway.policies import NO_POLICY, Policy
 from tests.gateway.answers.recorded_answers import stream
 from tests.gateway.world import CHAT, QUICK, World, running_gateway, until
 from tests.scripted_engine import (
@@ -320,6 +320,18 @@ async def test_the_prompt_leaves_the_rest_of_the_context(world: World, engine: S
     await world.bound(Policy(context_tokens=100))
     assert (await world.chat()).status == 200
     assert 0 < int(str(engine.received[-1].body["max_completion_tokens"])) < 100
+
+
+async def test_what_was_used_while_there_was_no_limit_counts(world: World) -> None:
+    """A limit that is taken away and given back starts no day anew: the ledger has what was used in between."""
+    await world.bound(Policy(tokens_per_day=100))
+    assert (await world.chat(max_tokens=2)).status == 200
+    await world.bound(NO_POLICY)
+    for _ in range(12):
+        assert (await world.chat(max_tokens=2)).status == 200
+    await world.bound(Policy(tokens_per_day=100))
+    # The gateway knows of the policy by the same question by which it knows of the change.
+    assert (await world.chat(max_tokens=2)).status == 429
 
 
 async def test_a_model_or_a_length_that_is_not_allowed_is_refused(world: World, engine: ScriptedEngine) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Protocol
 
@@ -64,6 +64,9 @@ class Counters(Protocol):
 
     async def reserve(self, lease: str, draws: Sequence[Draw]) -> Verdict:
         """Take all draws or none."""
+
+    def doubt(self, windows: Iterable[str]) -> None:
+        """These may have missed something: the next decision on each goes by what the ledger says, where that is more."""
 
     def top_up(self, lease: str, draws: Sequence[Draw]) -> None:
         """Take more of counters that the lease has drawn from, whatever the limits: what has begun is not cut off. Returns at once;

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from serving.gateway.admission.counters import policy
 from serving.gateway.admission.counters.counter import Draw, Kind, Verdict
@@ -37,6 +37,8 @@ class MemoryCounters:
         self._held: dict[str, dict[str, int]] = {}
         #: Windows that count from 0, because the ledger could not be read.
         self._unread: set[str] = set()
+        #: Windows that may have missed something.
+        self._doubted: set[str] = set()
         #: Readings that no call waits for.
         self._readings: set[asyncio.Task[None]] = set()
 
@@ -47,6 +49,9 @@ class MemoryCounters:
         """Take all draws or none."""
         if unknown := [draw for draw in draws if draw.kind is _WINDOW and not self._is_known(draw)]:
             await self._read(unknown)
+        if self._doubted and (doubted := [draw for draw in draws if draw.name in self._doubted]):
+            await self._read(doubted)
+            self._doubted.difference_update([draw.name for draw in doubted])
         now_us = self._clock_us()
         states = [self._state(draw.name) for draw in draws]
         verdict, after = policy.decide(draws, states, now_us)
@@ -55,6 +60,10 @@ class MemoryCounters:
             self._keep(draws, after)
         self._sweep(now_us)
         return verdict
+
+    def doubt(self, windows: Iterable[str]) -> None:
+        """Read these from the ledger before the next decision on them."""
+        self._doubted.update(name for name in windows if name in self._counters)
 
     def adopt(self, lease: str, draws: Sequence[Draw]) -> None:
         """A call that was counted elsewhere is open: all else it has taken is counted there."""
@@ -130,5 +139,6 @@ class MemoryCounters:
             if is_spare or policy.is_idle(draw, state, now_us):
                 del self._counters[name]
                 self._unread.discard(name)
+                self._doubted.discard(name)
             else:
                 self._counters.move_to_end(name)

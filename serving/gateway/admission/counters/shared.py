@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
 from serving.errors import StoreUnavailable
@@ -20,7 +20,7 @@ from serving.gateway.admission.counters.counter import LEASE_S, Draw, Kind, Verd
 from serving.gateway.admission.counters.memory import COUNTERS_MAX
 from serving.gateway.admission.counters.seeding import Seeding, Seeds
 from serving.gateway.admission.counters.share import Holding, Known, Share, renewal
-from serving.gateway.admission.counters.tally import Change, Part, Tally, TallyUnavailable, Unseeded
+from serving.gateway.admission.counters.tally import Change, Part, Tally, TallyUnavailable
 
 #: Seconds between two questions whether the shared counters are back.
 PROBE_S = 1.0
@@ -65,6 +65,8 @@ class SharedCounters:
         self._known: OrderedDict[str, Known] = OrderedDict()
         #: Windows that count from 0, because the ledger could not be read.
         self._unread: dict[str, Draw] = {}
+        #: Windows that may have missed something.
+        self._doubted: set[str] = set()
         #: There is something to do.
         self._wake = asyncio.Event()
         self._is_renewal_due = False
@@ -96,6 +98,10 @@ class SharedCounters:
                 self._tell(Change(lease, tuple(Part(draw) for draw in draws), is_final=True))
                 raise
         return await self._reserve_alone(lease, draws)
+
+    def doubt(self, windows: Iterable[str]) -> None:
+        """Have the ledger's word on these before the next decision on them; in an outage, at its end."""
+        self._doubted.update(windows)
 
     def top_up(self, lease: str, draws: Sequence[Draw]) -> None:
         """Take more of counters that the lease has drawn from."""
@@ -205,12 +211,18 @@ class SharedCounters:
         await self._tally.close()
 
     async def _reserve_together(self, lease: str, draws: Sequence[Draw]) -> Verdict:
+        if self._doubted and (doubted := [draw for draw in draws if draw.name in self._doubted]):
+            await self._seed(doubted, is_late=True)
+            self._doubted.difference_update([draw.name for draw in doubted])
         for _ in range(_READINGS_MAX):
             found = await self._answer(self._tally.reserve(lease, draws))
             if isinstance(found, Verdict):
                 self._note(lease, draws, found)
                 return found
-            await self._seed(found)
+            await self._seed(found.windows, is_late=False)
+            if self._held:
+                # They may have been emptied, and know nothing of what is open either.
+                self._renew_soon()
         raise TallyUnavailable("windows are forgotten as they are read")
 
     def _note(self, lease: str, draws: Sequence[Draw], verdict: Verdict) -> None:
@@ -233,16 +245,13 @@ class SharedCounters:
             self._wake.set()
         self._held[lease] = holding
 
-    async def _seed(self, unseeded: Unseeded) -> None:
-        values = await self._seeding.values([draw.name for draw in unseeded.windows])
-        for draw in unseeded.windows:
+    async def _seed(self, windows: Sequence[Draw], *, is_late: bool) -> None:
+        values = await self._seeding.values([draw.name for draw in windows])
+        for draw in windows:
             if values is None:
                 self._unread[draw.name] = draw
             value = 0 if values is None else values[draw.name]
-            await self._answer(self._tally.seed(draw, value, is_late=False))
-        if self._held:
-            # They may have been emptied, and know nothing of what is open either.
-            self._renew_soon()
+            await self._answer(self._tally.seed(draw, value, is_late=is_late))
 
     def _renew_soon(self) -> None:
         self._is_renewal_due = True

@@ -96,6 +96,23 @@ async def test_a_window_starts_where_the_ledger_is() -> None:
     assert asked == [["t/day"], ["t/day"]]
 
 
+async def test_a_doubtful_window_is_read_before_it_decides() -> None:
+    """Once: more than was counted is taken over, less is not, and what is reserved stays so."""
+    said, read = [0], list[str]()
+
+    async def seeds(names: Sequence[str]) -> Sequence[int]:
+        read.extend(names)
+        return said * len(names)
+
+    counters = MemoryCounters(Time(), seeds)
+    day = window(amount=10)
+    levels = [(await counters.reserve("a", [day])).levels[0].remaining]
+    for said[0] in (70, 20):
+        counters.doubt([day.name])
+        levels.append((await counters.reserve(str(said[0]), [day])).levels[0].remaining)
+    assert levels == [90, 10, 0] and read == [day.name] * 3
+
+
 async def test_calls_that_come_together_read_the_ledger_once() -> None:
     """And each of them is counted."""
     asked: list[Sequence[str]] = []

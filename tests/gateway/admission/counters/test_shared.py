@@ -15,6 +15,7 @@ from serving.gateway.admission.counters.redis import RedisTally
 from serving.gateway.admission.counters.seeding import RETRY_US, Seeds, nothing
 from serving.gateway.admission.counters.shared import SharedCounters
 from tests.gateway import valkey
+from tests.gateway.admission.counters.conftest import Ground
 from tests.gateway.admission.counters.histories import DAY_US, MINUTE_US, RENEWAL_US, START_US, Clock
 from tests.gateway.admission.counters.outages import Cut, Outage
 from tests.gateway.valkey import PASSWORD, Valkey
@@ -97,6 +98,24 @@ async def test_gateways_that_read_the_ledger_at_once_agree(alone: Valkey) -> Non
     async with gateway(alone, clock, seeds) as one, gateway(alone, clock, seeds) as other:
         verdicts = await asyncio.gather(*((one, other)[it % 2].reserve(str(it), [WINDOW]) for it in range(8)))
         assert sum(verdict.refused is None for verdict in verdicts) == 6
+
+
+async def test_a_doubtful_window_is_read_before_it_decides(ground: Ground) -> None:
+    """Once, in each place where gateways count together: more than was counted is taken over, less is not."""
+    clock, said, read = Clock(), [0], list[str]()
+
+    async def seeds(names: Sequence[str]) -> Sequence[int]:
+        read.extend(names)
+        return said * len(names)
+
+    counters = SharedCounters(ground.tally(clock), seeds=seeds, gateways=lambda: 2, timeout_s=10, clock_us=clock)
+    assert await remaining(counters, WINDOW) == [100]
+    for said[0], before in ((70, 100), (20, 30)):
+        assert await remaining(counters, WINDOW) == [before]
+        counters.doubt([WINDOW.name])
+        assert await remaining(counters, WINDOW) == [30]
+    assert await remaining(counters, WINDOW) == [30] and read == [WINDOW.name] * 3
+    await counters.close()
 
 
 async def test_a_window_that_could_not_be_read_is_read_later(alone: Valkey) -> None:
