@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,6 +24,9 @@ from serving.gateway.ledger.watch import has_died
 FOLDER = "ledger-endings"
 #: Calls after which the other file takes its turn; about 0.6 KB each.
 TURN_CALLS = 256
+
+#: A gateway's id: host, pid, start.
+_ID = re.compile(r".+:\d+:[^:]*")
 
 log = logging.getLogger(__name__)
 
@@ -99,13 +103,17 @@ class Endings:
                 file.remove()
 
     def left(self) -> Iterator[tuple[Path, list[LedgerRow]]]:
-        """Files of gateways that died here, each with its rows; raises OSError."""
-        if not self._folder.exists():
-            return
-        for path in sorted(self._folder.iterdir()):
+        """Files of gateways that died here, each with its rows. One that cannot be read keeps the ledger from nothing."""
+        for path in sorted(self._folder.glob("*.[01]")):
             name = path.name.rpartition(".")[0]
-            if name != self._own and has_died(unquote(name)):
-                yield path, list(_rows(path))
+            if name == self._own or not _ID.fullmatch(unquote(name)) or not has_died(unquote(name)):
+                continue
+            try:
+                rows = list(_rows(path))
+            except OSError as error:
+                log.warning("what calls of a killed gateway have cost cannot be read: %s", error.strerror)
+            else:
+                yield path, rows
 
 
 def _rows(path: Path) -> Iterator[LedgerRow]:

@@ -302,7 +302,8 @@ class Ledger:
             for path, left in self._endings.left():
                 for first in range(0, len(left), BATCH_ROWS_MAX):
                     self._write(left[first : first + BATCH_ROWS_MAX], upsert)
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink()
         except BaseException:
             self._must_recover = True
             raise

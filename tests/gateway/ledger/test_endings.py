@@ -106,3 +106,13 @@ def test_nothing_depends_on_the_file(tmp_path: Path) -> None:
     endings.note(closing_row(record(), "g", 1.0))
     endings.tick_off(["e"])
     endings.remove()
+
+
+def test_what_is_not_a_gateways_is_left_alone(tmp_path: Path) -> None:
+    """A stray file or folder keeps the ledger from nothing."""
+    folder = tmp_path / FOLDER
+    folder.mkdir()
+    host = own_gateway_id().rsplit(":", 2)[0]
+    (folder / "notes.0").write_text("mine")
+    (folder / f"{host}:999999:1.1").mkdir()
+    assert list(Endings(tmp_path, own_gateway_id()).left()) == []
