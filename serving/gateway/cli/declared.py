@@ -198,6 +198,8 @@ class _Document:
             raise Refusal(f"{path}{line}: this is no YAML: {error.problem}.") from None
         except (yaml.YAMLError, UnicodeDecodeError):
             raise Refusal(f"{path}: this is no YAML.") from None
+        except RecursionError:
+            raise Refusal(f"{path}: this is nested too deep.") from None
 
     def has(self, place: Place) -> bool:
         return self._at(place) is not None

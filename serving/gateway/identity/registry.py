@@ -35,6 +35,8 @@ NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 _NAME = re.compile(NAME_PATTERN)
 #: Characters of a key's name.
 KEY_NAME_MAX = 64
+#: Characters that are read of a file that holds a key: a device, or a wrong name, may have no end.
+_KEY_FILE_CHARS_MAX = 1024
 #: Keys named in one statement; SQLite takes 32,766 variables.
 _IDS_MAX = 1000
 #: Seconds a key may be given to live, and an old one beside the new: a hundred years, so that every date has four digits.
@@ -591,5 +593,6 @@ def read_key(path: Path) -> str:
 
 def _read(path: Path) -> str | None:
     """The key in the file; None when there is no key in it."""
-    key = path.read_text().strip()
+    with path.open() as file:
+        key = file.read(_KEY_FILE_CHARS_MAX).strip()
     return key if id_of(key) else None

@@ -80,6 +80,7 @@ def test_an_empty_file_says_nothing(tmp_path: Path) -> None:
         ("tenants:\n  a b: {}", 2, "'a b' is no name here"),
         ("tenants:\n  acme:\n    keys:\n      ci: {rights: [all]}", 4, "Invalid enum value 'all'"),
         ("tenants:\n  acme:\n    keys:\n      ci: {key_file: none.key}", 4, "no such file or directory"),
+        ("tenants:\n  acme:\n    keys:\n      ci: {key_file: /dev/zero}", 4, "does not hold a key"),
         ("tenants:\n  acme:\n    keys: [ci]", 3, "names and what they stand for are wanted here"),
         ("tenants:\n  acme: {}\n  acme: {}", 3, "'acme' is there twice"),
         ("prices:\n  m: {prompt: -1, completion: 1}", 2, "a price is from 0 to 10,000"),
@@ -110,6 +111,9 @@ def test_a_file_that_is_no_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\x00\x01")
     with pytest.raises(Refusal, match="this is no YAML"):
         declared.read(tmp_path / "binary")
+    (tmp_path / "deep").write_text("tenants: " + "[" * 3000 + "]" * 3000)
+    with pytest.raises(Refusal, match="this is nested too deep"):
+        declared.read(tmp_path / "deep")
 
 
 def test_the_schema_takes_what_is_read(tmp_path: Path) -> None:
