@@ -59,6 +59,8 @@ ANSWER_S = 30.0
 _PLATFORM = ""
 #: Headers that the application reads.
 _PASSED = ("idempotency-key", "if-match")
+#: Headers that it answers with.
+_ANSWERED = (b"etag", b"x-next")
 
 
 class Front:
@@ -153,7 +155,7 @@ class Answer:
             self.status = message["status"]
             sent = dict(message["headers"])
             self.content_type = sent.get(b"content-type", self.content_type)
-            self.headers += [(name, sent[name]) for name in (b"etag",) if name in sent]
+            self.headers += [(name, sent[name]) for name in _ANSWERED if name in sent]
         else:
             self.body += message.get("body", b"")
 

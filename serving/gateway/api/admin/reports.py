@@ -8,6 +8,7 @@ import re
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import msgspec
 from fastapi import APIRouter, Query, Response
@@ -154,7 +155,17 @@ class EventPage(BaseModel):
     next: str | None
 
 
-_CSV: dict[int | str, dict[str, Any]] = {200: {"content": {"text/csv": {"schema": {"type": "string"}}}}}
+_CSV: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {"text/csv": {"schema": {"type": "string"}}},
+        "headers": {
+            "X-Next": {
+                "description": "With CSV, the `after` of the next page, percent-encoded; without it there is none.",
+                "schema": {"type": "string"},
+            }
+        },
+    }
+}
 
 
 @router.get("/usage", response_model=UsagePage, responses=_CSV)
@@ -175,9 +186,9 @@ async def show_usage(
     asked = _asked(desk, tenant, key, model, user, since, until)
     sums = usage.totals(desk.office.store, by, asked, after=after, limit=limit)
     currency = desk.office.currency
-    if written_as is As.CSV:
-        return _csv("".join(exports.sums_csv(by.value, sums, currency)))
     following = sums[-1].group if len(sums) == limit else None
+    if written_as is As.CSV:
+        return _csv("".join(exports.sums_csv(by.value, sums, currency)), following)
     return UsagePage(data=[SumShown(**msgspec.to_builtins(it)) for it in sums], currency=currency, next=following)
 
 
@@ -198,12 +209,10 @@ async def show_calls(
     asked = _asked(desk, tenant, key, model, user, since, until)
     found = usage.calls(desk.office.store, asked, before=None if after is None else _place(after), limit=limit)
     found.reverse()
+    following = _named(found[-1]) if len(found) == limit else None
     if written_as is As.CSV:
-        return _csv("".join(exports.calls_csv(found)))
-    return CallPage(
-        data=[CallShown(**msgspec.structs.asdict(it)) for it in found],
-        next=_named(found[-1]) if len(found) == limit else None,
-    )
+        return _csv("".join(exports.calls_csv(found)), following)
+    return CallPage(data=[CallShown(**msgspec.structs.asdict(it)) for it in found], next=following)
 
 
 @router.get("/audit")
@@ -271,8 +280,10 @@ def _shown(desk: Desk, event: reading.Event) -> EventShown:
     return EventShown(**shown)
 
 
-def _csv(text: str) -> Response:
-    return Response(text, media_type="text/csv; charset=utf-8")
+def _csv(text: str, following: str | None) -> Response:
+    """A page has no room for what the next one begins behind: a header says it."""
+    headers = {} if following is None else {"x-next": quote(following, safe="")}
+    return Response(text, media_type="text/csv; charset=utf-8", headers=headers)
 
 
 def _named(call: usage.CallRow) -> str:
