@@ -21,6 +21,8 @@ _PIECEWISE: dict[str, Any] = {"yield_per": BATCH_ROWS}
 
 #: Kinds of events that are gathered into entries → the entries' kind.
 GATHERED = {"call": Kind.CALLS, "lost": Kind.CALLS, "sign_in": Kind.SIGN_INS, "sign_in.refused": Kind.REFUSED}
+#: Kinds of entries that tell of their own chain.
+OF_CHAINS = (Kind.BEGIN, Kind.END, Kind.CHECKPOINT)
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -176,7 +178,7 @@ class _Told(msgspec.Struct, frozen=True):
 
 
 def _act(entry: Entry) -> Event:
-    if entry.kind in (Kind.BEGIN, Kind.END, Kind.CHECKPOINT):
+    if entry.kind in OF_CHAINS:
         return _event(entry, entry.kind, _at(entry), {}, "", "", msgspec.json.decode(entry.body))
     told = msgspec.json.decode(entry.body, type=_Told)
     return _event(entry, entry.kind, _at(entry), told.by, told.subject, told.tenant_id, told.details)

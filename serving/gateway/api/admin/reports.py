@@ -59,8 +59,10 @@ Moment = Annotated[
 After = Annotated[
     str | None, Query(min_length=1, max_length=1024, pattern=r"^[!-~]*$", description="The `next` of the page before.")
 ]
+# One that there is not would be answered with nothing, as if nothing of the kind had been done.
+_KIND = f"^({'|'.join(re.escape(it) for it in sorted({*ActKind, *reading.GATHERED, *reading.OF_CHAINS}))})$"
 Kinds = Annotated[
-    list[Annotated[str, Field(max_length=64, pattern=r"^[a-z_.]+$")]] | None,
+    list[Annotated[str, Field(pattern=_KIND)]] | None,
     Query(max_length=32, description="Such as `key.create`, `call`, `sign_in`; else all."),
 ]
 

@@ -60,6 +60,13 @@ async def test_a_place_that_no_page_named_is_refused(office: Administered, place
     assert (answer.status, answer.error["param"]) == (400, "after")
 
 
+async def test_a_kind_of_event_that_there_is_not_is_refused(office: Administered) -> None:
+    """An empty answer would say that nothing of the kind was done."""
+    assert (await office.ask("GET", "/audit?kind=keys.create")).status == 400
+    for kind in ("key.create", "call", "sign_in.refused", "checkpoint"):
+        assert (await office.ask("GET", f"/audit?kind={kind}")).status == 200
+
+
 @pytest.mark.parametrize("by", ["tenant", "key", "user", "model", "adapter", "day", "priority", "route"])
 async def test_usage_is_grouped(office: Administered, by: str) -> None:
     """Each way there is, within its moments."""
