@@ -128,8 +128,8 @@ def test_a_plane_that_does_not_answer_is_refused_in_a_sentence(tmp_path: Path, p
 
 def test_other_figures_of_an_engine_are_left_alone() -> None:
     """Summed over cores and servers."""
-    assert figures(PAGE + 'vllm:other{a="b"} 7\n')["vllm:prompt_tokens_total"] == 110.0
-    assert set(figures("vllm:other 7\n")) == set()
+    assert figures(PAGE + 'ray_other{a="b"} 7\n')["vllm:prompt_tokens_total"] == 110.0
+    assert set(figures("ray_other 7\n")) == set()
 
 
 def looks(*counted: Counted) -> Callable[[], list[Counted]]:
