@@ -35,6 +35,11 @@ EMPTY_HERE = {
     "serving / Alerts / {{alertname}}",
     "serving / Certificates end in / {{certificate}}",
     "autoscaling / Mean length of a start's phases / {{model}} {{phase}}",
+    # No issuer, no budget; and no call that waits.
+    "serving / Single sign-on / {{issuer}}",
+    "tenants / Calls beyond a soft budget / {{tenant}}",
+    "path / What became of them / {{outcome}}",
+    "path / Wait for a place / {{priority}}",
 }
 ELSEWHERE = ("ray_serve_", "DCGM_", "serving_gpu:")
 
@@ -130,6 +135,7 @@ def watched(stack: Stack, client: openai.OpenAI, tmp_path_factory: pytest.TempPa
         secret=stack.secret,
     )
     with running(tmp_path_factory.mktemp("prometheus"), scrapes, groups()) as prometheus:
+        stack.command("prices", "set", SMOLLM2, "--prompt", "0.15", "--completion", "0.6")
         client.models.list()  # there are requests to count from
         prometheus.wait_for_scrapes(3)
         before_s = time.time()

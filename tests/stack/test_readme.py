@@ -39,16 +39,21 @@ def test_the_commands_in_the_table_run(stack: Stack, tmp_path: Path) -> None:
     assert len(done) >= 6
     for command in done:
         line = command.replace("NAME", stack.model).replace("FILE", str(tmp_path / "backup")).split()
-        if line[0] == "restore":
+        if line[:2] == ["ledger", "check"]:
+            # Other tests ask this engine past the gateway, which is a difference that it finds.
+            environment = dict(os.environ) | {"SERVING_HOME": str(stack.home)}
+            checked = subprocess.run([sys.executable, "-m", "serving", *line], env=environment, capture_output=True)
+            assert checked.returncode in (0, 1) and stack.model.encode() in checked.stdout, checked.stderr
+        elif line[0] == "restore":
             environment = dict(os.environ) | {"SERVING_HOME": str(tmp_path / "home")}
             subprocess.run([sys.executable, "-m", "serving", *line], env=environment, check=True)
         else:
             stack.command(*line)
 
 
-@pytest.mark.parametrize("example", shown("yaml"))
+@pytest.mark.parametrize("example", [it for it in shown("yaml") if "\ntenants:\n" not in it])
 def test_each_settings_example_is_read(stack: Stack, tmp_path: Path, example: str) -> None:
-    """The YAML of the README is a settings file as it stands."""
+    """The YAML of the README is a settings file as it stands, but for the one that `serving apply` reads."""
     (tmp_path / "settings.yaml").write_text(example)
     line = [sys.executable, "-m", "serving", "--settings", str(tmp_path / "settings.yaml"), "models", "list"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SERVING_")}

@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 import msgspec
 import typer
 
-from serving.config import Settings, override
+from serving.config import Settings, load, override
 from serving.errors import Refusal
 from serving.gateway.cli.printing import AsJson, print_json, print_table, settings_of
 from serving.plane_tls import client_context
@@ -180,10 +180,7 @@ def check(
     if directory or engine:
         settings = override(settings, gateway={"directories": directory or [], "engines": engine or []})
     if not settings.gateway.directories and not settings.gateway.engines:
-        raise Refusal(
-            "The settings name no directory and no engine. `serving up` writes its own to logs/gateway-settings.yaml in its "
-            "home: `serving --settings FILE ledger check`."
-        )
+        settings = _of_this_machine(settings)
     plane = Plane(settings)
     with journalled(settings) as (store, journal):
         journal.record(actors.at_command_line(), Act(ActKind.USAGE_READ, "usage", details={"check": True}))
@@ -194,6 +191,14 @@ def check(
         _show(found)
     if any(it.verdict is Verdict.UNEXPLAINED for it in found):
         raise typer.Exit(1)
+
+
+def _of_this_machine(settings: Settings) -> Settings:
+    """The settings of the gateway that `serving up` runs here."""
+    path = settings.home / "logs" / "gateway-settings.yaml"
+    if not path.exists():
+        raise Refusal("The settings name no directory and no engine, and `serving up` has never run in this home.")
+    return load(path)
 
 
 class _Row(msgspec.Struct, frozen=True):

@@ -133,7 +133,7 @@ async def test_a_gateway_without_calls_lets_the_directory_wait_for_news(tmp_path
 
 
 async def test_a_call_without_a_limit_reaches_the_engine_with_its_models_default(tmp_path: Path) -> None:
-    """As its cell lists it, for its adapters and aliases too; the client's own limit passes as it is; the list shows it."""
+    """As its cell lists it, for its adapters and aliases too; the client's own limit passes as it is; the list shows it. Text completions have 16 tokens, as OpenAI's."""
     async with Directory() as directory, ScriptedEngine() as engine:
         listed = ListedModel(MODEL, context_tokens=4096, default_output_tokens=64, adapters=("x",))
         ready = report("r1", model=MODEL, url=engine.url, adapters=("x",))
@@ -148,7 +148,7 @@ async def test_a_call_without_a_limit_reaches_the_engine_with_its_models_default
         {name: body[name] for name in body if name.startswith("max_")} for body in (it.body for it in engine.received)
     ]
     default = {"max_completion_tokens": 64}
-    assert limits == [default, default, {"max_tokens": 5}, {"max_output_tokens": 64}, {}]
+    assert limits == [default, default, {"max_tokens": 5}, {"max_output_tokens": 64}, {"max_tokens": 16}]
     assert {card["id"]: card["default_output_tokens"] for card in cards} == {MODEL: 64, "x": 64, "tuned": 64}
 
 

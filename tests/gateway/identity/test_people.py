@@ -108,7 +108,7 @@ def test_nothing_of_an_erased_person_stays_in_a_file_of_sqlite(tmp_path: Path) -
 
 
 def files_with(folder: Path, text: bytes) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if text in path.read_bytes())
+    return sorted(path.name for path in folder.rglob("*") if path.is_file() and text in path.read_bytes())
 
 
 async def test_a_running_gateway_keeps_nothing_of_an_erased_person(
