@@ -207,6 +207,10 @@ def test_the_command_tells_equal_from_unexplained(tmp_path: Path, engine: Served
 
 
 def test_settings_that_name_no_engine_are_refused(tmp_path: Path) -> None:
-    """With where a laptop's are."""
-    with pytest.raises(Refusal, match=r"logs/gateway-settings\.yaml"):
+    """Unless `serving up` has run in this home: then its own are meant."""
+    with pytest.raises(Refusal, match="has never run in this home"):
+        run(tmp_path)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "gateway-settings.yaml").write_text("gateway: {engines: ['http://127.0.0.1:1']}\n")
+    with pytest.raises(Refusal, match=r"127\.0\.0\.1:1/metrics does not answer"):
         run(tmp_path)
