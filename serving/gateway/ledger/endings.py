@@ -65,7 +65,10 @@ class Endings:
         self._folder = home / FOLDER
         self._own = quote(gateway_id, safe="")
         self._files = [_File(self._folder / f"{self._own}.{number}") for number in range(2)]
+        #: Held for no longer than one write into the page cache: the event loop waits for it.
         self._lock = threading.Lock()
+        #: For the file that is not written to, which is emptied without the above: that may wait for a disk.
+        self._emptying = threading.Lock()
         self._is_failing = False
 
     def note(self, row: LedgerRow) -> None:
@@ -85,20 +88,23 @@ class Endings:
 
     def tick_off(self, entry_ids: Iterable[str]) -> None:
         """These ends are in the database."""
-        with self._lock:
-            for file in self._files:
-                file.waiting.difference_update(entry_ids)
-            current, other = self._files
-            if not other.waiting and other.lines:
-                other.empty()
-            if not current.waiting and current.lines:
-                current.empty()
-            elif current.lines >= TURN_CALLS and not other.lines:
-                self._files.reverse()
+        with self._emptying:
+            with self._lock:
+                for file in self._files:
+                    file.waiting.difference_update(entry_ids)
+                current, other = self._files
+                if not other.lines and current.lines and (not current.waiting or current.lines >= TURN_CALLS):
+                    self._files.reverse()
+                    current, other = other, current
+                is_done = not other.waiting and other.lines > 0
+            if is_done:
+                # What cannot be emptied now can be the next time: it is written once more at most, which changes nothing.
+                with contextlib.suppress(OSError):
+                    other.empty()
 
     def remove(self) -> None:
         """This gateway has written everything."""
-        with self._lock, contextlib.suppress(OSError):
+        with self._emptying, self._lock, contextlib.suppress(OSError):
             for file in self._files:
                 file.remove()
 
