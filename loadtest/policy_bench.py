@@ -27,7 +27,8 @@ from serving.gateway.fleet.demand import Demands
 from serving.gateway.fleet.fleet import Fleet
 from serving.gateway.http.asgi import Header
 from serving.gateway.identity.keyring import Keyring
-from serving.gateway.identity.registry import Registry, Wanted
+from serving.gateway.identity.records import Wanted
+from serving.gateway.identity.registry import Registry
 from serving.gateway.identity.tenants import Tenants
 from serving.gateway.ledger.prices import Price
 from serving.gateway.nouns import CallRecord, Usage

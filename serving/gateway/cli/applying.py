@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from serving.gateway.cli.declared import Declared, WantedKey, WantedTenant
-    from serving.gateway.identity.registry import Key, Registry, Tenant
+    from serving.gateway.identity.records import Key, Tenant
+    from serving.gateway.identity.registry import Registry
     from serving.gateway.ledger.prices import Price
 
 #: With `--exit-code`: there is something to do.
@@ -133,7 +134,7 @@ def _plan_tenant(wanted: WantedTenant, there: Tenant | None) -> Iterator[Step]:
 
 def _plan_key(tenant: str, wanted: WantedKey, there: There, now: float) -> Iterator[Step]:
     from serving.gateway.identity.keys import id_of
-    from serving.gateway.identity.registry import KeyChange, Wanted
+    from serving.gateway.identity.records import KeyChange, Wanted
 
     key = _key_meant(tenant, wanted, there, now)
     if key is None:

@@ -26,7 +26,8 @@ from serving.gateway.identity.keys import id_of
 from serving.gateway.nouns import Right, Role
 
 if TYPE_CHECKING:
-    from serving.gateway.identity.registry import Key, Registry, Tenant
+    from serving.gateway.identity.records import Key, Tenant
+    from serving.gateway.identity.registry import Registry
 
 SECONDS_PER_DAY = 86_400.0
 SECONDS_PER_HOUR = 3_600.0
@@ -94,7 +95,7 @@ def create_key(
 ) -> None:
     """Make a key for a tenant and print it, this once."""
     lifetime_s = None if expires_days is None else expires_days * SECONDS_PER_DAY
-    from serving.gateway.identity.registry import Wanted
+    from serving.gateway.identity.records import Wanted
 
     wanted = Wanted(name, tuple(allow or ()), role, lifetime_s=lifetime_s)
     with _registry(_settings(context)) as registry:
@@ -127,7 +128,7 @@ def update_key(
     is_plain: Annotated[bool, typer.Option("--allow-nothing", help="Take its rights away.")] = False,
 ) -> None:
     """Give a key another name or role, or other rights; `serving policies set --key` bounds it."""
-    from serving.gateway.identity.registry import KeyChange
+    from serving.gateway.identity.records import KeyChange
 
     allowed = () if is_plain else tuple(allow) if allow else None
     if (name, role, allowed) == (None, None, None):

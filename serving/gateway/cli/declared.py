@@ -22,7 +22,8 @@ import yaml
 from msgspec import Meta
 
 from serving.errors import Refusal
-from serving.gateway.identity.registry import KEY_NAME_MAX, NAME_PATTERN, read_key
+from serving.gateway.identity.key_files import read_key
+from serving.gateway.identity.records import KEY_NAME_MAX, NAME_PATTERN
 from serving.gateway.ledger.prices import Price, to_micros
 from serving.gateway.nouns import Right, Role
 from serving.gateway.policies import ModelName, Policy

@@ -13,7 +13,8 @@ from serving.gateway.audit.checkpoints import Signer
 from serving.gateway.audit.journal import Journal, Origin
 from serving.gateway.identity.acts import Act, Witness
 from serving.gateway.identity.keyring import PEPPER_NAME, Keyring
-from serving.gateway.identity.registry import Key, Registry
+from serving.gateway.identity.records import Key
+from serving.gateway.identity.registry import Registry
 from serving.gateway.store.store import Store
 
 

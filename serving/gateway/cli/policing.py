@@ -14,7 +14,8 @@ from serving.gateway.cli.printing import AsJson, print_table, settings_of
 from serving.gateway.policies import NO_POLICY, Limits, Policy, PriorityClass
 
 if TYPE_CHECKING:
-    from serving.gateway.identity.registry import Key, Registry, Tenant
+    from serving.gateway.identity.records import Key, Tenant
+    from serving.gateway.identity.registry import Registry
 
 policies = typer.Typer(
     help="What tenants and keys may do, how much of it, in which order. A call keeps its tenant's policy and its key's.",
@@ -112,7 +113,7 @@ def clear_policy(
 
 
 def _change(context: typer.Context, tenant: str | None, key: str | None, change: Callable[[Policy], Policy]) -> None:
-    from serving.gateway.identity.registry import KeyChange
+    from serving.gateway.identity.records import KeyChange
 
     with _registry(context) as registry, registry.together() as (acts, _):
         holder = _holder(acts, tenant, key)

@@ -28,7 +28,7 @@ from serving.errors import (
 )
 from serving.gateway.identity.end_users import is_name
 from serving.gateway.identity.jwks import PublicKey
-from serving.gateway.identity.registry import NAME_PATTERN
+from serving.gateway.identity.records import NAME_PATTERN
 from serving.gateway.nouns import Role
 
 #: Characters of a token; one that names two hundred groups has 12,000.

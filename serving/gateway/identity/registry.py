@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 import hmac
-import re
 import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, Table, Update, delete, insert, select, update
+from sqlalchemy import Connection, Update, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from serving.errors import Conflict, NotFound, Refusal, StaleRevision, StoreUnavailable
+from serving.errors import Conflict, NotFound, Refusal, StoreUnavailable
 from serving.gateway import policies
-from serving.gateway.identity import changes, rights
+from serving.gateway.identity import changes
 from serving.gateway.identity.acts import Act, ActKind, Witness, difference, unwitnessed
 from serving.gateway.identity.changes import Change, Kind
+from serving.gateway.identity.key_files import key_in, no_key, read_key, unusable
 from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.keys import id_of, mint
+from serving.gateway.identity.records import (
+    KEYS,
+    PLAIN,
+    Columns,
+    Key,
+    KeyChange,
+    Tenant,
+    Wanted,
+    at_revision,
+    checked_name,
+    columns,
+    columns_of,
+    key_of,
+    key_with_id,
+    require_lifetime,
+    require_one,
+    require_sound,
+    stale,
+    tenant_called,
+    tenant_of,
+)
 from serving.gateway.nouns import Right, Role
 from serving.gateway.policies import NO_POLICY, Policy
 from serving.gateway.store.store import Store, locked, write_private
@@ -30,78 +50,8 @@ FIRST_TENANT = "default"
 FIRST_KEY_NAME = "admin"
 FIRST_KEY_FILE = "admin.key"
 
-#: Of a tenant.
-NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
-_NAME = re.compile(NAME_PATTERN)
-#: Characters of a key's name.
-KEY_NAME_MAX = 64
-#: Characters that are read of a file that holds a key: a device, or a wrong name, may have no end.
-_KEY_FILE_CHARS_MAX = 1024
 #: Keys named in one statement; SQLite takes 32,766 variables.
 _IDS_MAX = 1000
-#: Seconds a key may be given to live, and an old one beside the new: a hundred years, so that every date has four digits.
-LIFETIME_MAX_S = 36_500 * 86_400.0
-
-
-class Tenant(msgspec.Struct, frozen=True):
-    """A paying team. Times are seconds since the epoch."""
-
-    id: str
-    name: str
-    created_at: float
-    disabled_at: float | None = None
-    policy: Policy = NO_POLICY
-    #: Counts its changes.
-    revision: int = 1
-
-
-class Key(msgspec.Struct, frozen=True):
-    """What may be shown of a key. Times are seconds since the epoch."""
-
-    id: str
-    tenant: str
-    name: str
-    created_at: float
-    expires_at: float | None
-    revoked_at: float | None
-    #: What it may do that others may not.
-    rights: tuple[Right, ...] = ()
-    role: Role = Role.MEMBER
-    policy: Policy = NO_POLICY
-    #: To the minute; None: never.
-    last_used_at: float | None = None
-    #: Counts its changes.
-    revision: int = 1
-    tenant_id: str = ""
-
-    def state(self, now: float) -> str:
-        """`active`, `expired` or `revoked`."""
-        if self.revoked_at is not None:
-            return "revoked"
-        return "expired" if self.expires_at is not None and self.expires_at <= now else "active"
-
-
-class Wanted(msgspec.Struct, frozen=True):
-    """What a new key is to be."""
-
-    name: str = ""
-    allowed: tuple[Right, ...] = ()
-    role: Role = Role.MEMBER
-    policy: Policy = NO_POLICY
-    #: Seconds from now on for which it works; None: for ever.
-    lifetime_s: float | None = None
-
-
-_PLAIN = Wanted()
-
-
-class KeyChange(msgspec.Struct, frozen=True):
-    """What of a key is to be otherwise; None leaves it."""
-
-    name: str | None = None
-    allowed: tuple[Right, ...] | None = None
-    role: Role | None = None
-    policy: Policy | None = None
 
 
 def _discard(_: str) -> None:
@@ -156,7 +106,7 @@ class Registry:
             yield connection
 
     def create_tenant(self, name: str, policy: Policy = NO_POLICY) -> Tenant:
-        tenant = Tenant(id=secrets.token_hex(8), name=_checked(name), created_at=self._clock(), policy=policy)
+        tenant = Tenant(id=secrets.token_hex(8), name=checked_name(name), created_at=self._clock(), policy=policy)
         try:
             with self._changing() as connection:
                 values = msgspec.structs.asdict(tenant) | {"policy": policies.written(policy)}
@@ -172,12 +122,12 @@ class Registry:
         """By name: all, or at most `limit` behind the one called `after`."""
         query = select(tenants).where(tenants.c.name > after).order_by(tenants.c.name).limit(limit)
         with self._reading() as connection:
-            return [_tenant(row) for row in connection.execute(query)]
+            return [tenant_of(row) for row in connection.execute(query)]
 
     def tenant(self, name: str) -> Tenant:
         """Raises NotFound."""
         with self._reading() as connection:
-            return _tenant_called(connection, name)
+            return tenant_called(connection, name)
 
     def update_tenant(
         self,
@@ -194,20 +144,20 @@ class Registry:
         """
         try:
             with self._changing() as connection:
-                before = _tenant_called(connection, name)
+                before = tenant_called(connection, name)
                 disabled_at = before.disabled_at
                 if is_disabled is not None:
                     disabled_at = (disabled_at or self._clock()) if is_disabled else None
                 after = msgspec.structs.replace(
                     before,
-                    name=_checked(new_name) if new_name else name,
+                    name=checked_name(new_name) if new_name else name,
                     disabled_at=disabled_at,
                     policy=before.policy if policy is None else policy,
                     revision=before.revision + 1,
                 )
-                change = _at_revision(tenants, before, if_revision)
+                change = at_revision(tenants, before, if_revision)
                 values = {"name": after.name, "disabled_at": disabled_at, "policy": policies.written(after.policy)}
-                _require_one(connection, change.values(revision=after.revision, **values))
+                require_one(connection, change.values(revision=after.revision, **values))
                 changes.note(connection, Change(Kind.TENANT, before.id))
                 changed = {"name": before.name, **difference(before, after)}
                 self._witness(connection, Act(ActKind.TENANT_UPDATE, before.id, before.id, changed))
@@ -235,7 +185,7 @@ class Registry:
         self,
         tenant: str,
         count: int,
-        wanted: Wanted = _PLAIN,
+        wanted: Wanted = PLAIN,
         *,
         show: Callable[[str], None] = _discard,
     ) -> list[str]:
@@ -244,24 +194,24 @@ class Registry:
         All of them are kept or none, and each is shown once they are: a key that is seen works. Where `show` raises, that
         key and those it was not called for are taken back.
         """
-        _require_sound(wanted)
+        require_sound(wanted)
         now, made = self._clock(), [mint() for _ in range(count)]
         with self._changing() as connection:
-            owner = _tenant_called(connection, tenant)
-            self._create_keys(connection, made, _columns(owner.id, wanted, now))
+            owner = tenant_called(connection, tenant)
+            self._create_keys(connection, made, columns(owner.id, wanted, now))
         self._show(made, show)
         return made
 
-    def admit_key(self, tenant: str, key: str, wanted: Wanted = _PLAIN) -> None:
+    def admit_key(self, tenant: str, key: str, wanted: Wanted = PLAIN) -> None:
         """Register a key that was made elsewhere, for `tenant`; raises Refusal for what is no key, Conflict for one there is."""
-        _require_sound(wanted)
+        require_sound(wanted)
         if id_of(key) is None:
-            raise _no_key("It")
+            raise no_key("It")
         with self._changing() as connection:
-            owner = _tenant_called(connection, tenant)
+            owner = tenant_called(connection, tenant)
             if self.known(key) is not None:
                 raise Conflict(f"The key '{id_of(key)}' is there already.")
-            self._create_keys(connection, [key], _columns(owner.id, wanted, self._clock()))
+            self._create_keys(connection, [key], columns(owner.id, wanted, self._clock()))
 
     def known(self, key: str) -> Key | None:
         """A key by its secret; raises Refusal where another has its id."""
@@ -271,22 +221,22 @@ class Registry:
                 return None
             if not hmac.compare_digest(digest, self._keyring.digest(key)):
                 raise Refusal(f"The key '{id_of(key)}' is not the one that the database has under that id.")
-            return _key_with_id(connection, str(id_of(key)))[0]
+            return key_with_id(connection, str(id_of(key)))
 
     def keys(self, tenant: str | None = None, *, after: str = "", limit: int | None = None) -> list[Key]:
         """Every key, or those of one tenant, oldest first; with a `limit` by id, that many behind the one called `after`."""
         with self._reading() as connection:
-            query = _KEYS.order_by(tenants.c.name, keys.c.created_at, keys.c.id)
+            query = KEYS.order_by(tenants.c.name, keys.c.created_at, keys.c.id)
             if limit is not None:
-                query = _KEYS.where(keys.c.id > after).order_by(keys.c.id).limit(limit)
+                query = KEYS.where(keys.c.id > after).order_by(keys.c.id).limit(limit)
             if tenant is not None:
-                query = query.where(tenants.c.id == _tenant_called(connection, tenant).id)
-            return [_key(row) for row in connection.execute(query)]
+                query = query.where(tenants.c.id == tenant_called(connection, tenant).id)
+            return [key_of(row) for row in connection.execute(query)]
 
     def key(self, key_id: str) -> Key:
         """Raises NotFound."""
         with self._reading() as connection:
-            return _key_with_id(connection, key_id)[0]
+            return key_with_id(connection, key_id)
 
     def update_key(self, key_id: str, change: KeyChange, *, if_revision: int | None = None) -> Key:
         """Give a key another name, role or policy, or other rights.
@@ -294,7 +244,7 @@ class Registry:
         Raises StaleRevision where it has another revision than `if_revision`, and Conflict where it was revoked.
         """
         with self._changing() as connection:
-            before, tenant_id = _key_with_id(connection, key_id)
+            before = key_with_id(connection, key_id)
             if before.revoked_at is not None:
                 raise Conflict(f"The key '{key_id}' was revoked: create a new one instead.")
             wanted = Wanted(
@@ -303,12 +253,12 @@ class Registry:
                 change.role or before.role,
                 before.policy if change.policy is None else change.policy,
             )
-            _require_sound(wanted)
-            values = _values(wanted) | {"revision": before.revision + 1}
-            _require_one(connection, _at_revision(keys, before, if_revision).values(**values))
+            require_sound(wanted)
+            values = columns_of(wanted) | {"revision": before.revision + 1}
+            require_one(connection, at_revision(keys, before, if_revision).values(**values))
             changes.note(connection, Change(Kind.KEY, key_id))
-            after, _ = _key_with_id(connection, key_id)
-            self._witness(connection, Act(ActKind.KEY_UPDATE, key_id, tenant_id, difference(before, after)))
+            after = key_with_id(connection, key_id)
+            self._witness(connection, Act(ActKind.KEY_UPDATE, key_id, before.tenant_id, difference(before, after)))
             return after
 
     def rotate_key(self, key_id: str, *, grace_s: float = 0.0, show: Callable[[str], None] = _discard) -> str:
@@ -316,10 +266,10 @@ class Registry:
 
         `show` as for a new one: where it raises, the old key is as it was.
         """
-        _refuse_long(grace_s)
+        require_lifetime(grace_s)
         now, key = self._clock(), mint()
         with self._changing() as connection:
-            old, tenant_id = _key_with_id(connection, key_id)
+            old = key_with_id(connection, key_id)
             if (state := old.state(now)) != "active":
                 raise Conflict(f"The key '{key_id}' is {state}: create a new one instead.")
             expires_at, old_expires_at = None, now + grace_s
@@ -327,12 +277,12 @@ class Registry:
                 expires_at = now + old.expires_at - old.created_at
                 old_expires_at = min(old.expires_at, old_expires_at)
             like = Wanted(old.name, old.rights, old.role, old.policy)
-            self._insert_keys(connection, [key], _Columns(tenant_id, now, like, expires_at))
+            self._insert_keys(connection, [key], Columns(old.tenant_id, now, like, expires_at))
             connection.execute(_ending(key_id, old_expires_at, old.revision + 1))
             changes.note(connection, Change(Kind.KEY, key_id))
             followed = {"new_key": id_of(key), "expires_at": expires_at, "old_expires_at": old_expires_at}
-            self._witness(connection, Act(ActKind.KEY_ROTATE, key_id, tenant_id, followed))
-        self._show([key], show, _ending(key_id, old.expires_at, old.revision))
+            self._witness(connection, Act(ActKind.KEY_ROTATE, key_id, old.tenant_id, followed))
+        self._show([key], show, old)
         return key
 
     def revoke_key(self, key_id: str, *, if_revision: int | None = None) -> None:
@@ -341,14 +291,14 @@ class Registry:
         Raises StaleRevision where it has another revision than `if_revision`.
         """
         with self._changing() as connection:
-            before, tenant_id = _key_with_id(connection, key_id)
+            before = key_with_id(connection, key_id)
             if if_revision not in (None, before.revision):
-                raise _stale()
+                raise stale()
             change = update(keys).where(keys.c.id == key_id, keys.c.revoked_at.is_(None))
             connection.execute(change.values(revoked_at=self._clock(), revision=keys.c.revision + 1))
             changes.note(connection, Change(Kind.KEY, key_id))
             was = {"name": before.name, "state": before.state(self._clock())}
-            self._witness(connection, Act(ActKind.KEY_REVOKE, key_id, tenant_id, was))
+            self._witness(connection, Act(ActKind.KEY_REVOKE, key_id, before.tenant_id, was))
 
     def first_key(self) -> str:
         """The administrator's key, kept in `home/admin.key` (0600); made with the tenant "default" when there is none.
@@ -358,13 +308,13 @@ class Registry:
         path = self._store.home / FIRST_KEY_FILE
         try:
             with locked(self._store.home):
-                key = _read(path) if path.exists() else None
+                key = key_in(path) if path.exists() else None
                 if key is None or self._has_ended(key):
                     key = mint()
                     write_private(path, key.encode() + b"\n")
                 self._admit_first(key, path)
         except OSError as error:
-            raise _unusable(path, error) from None
+            raise unusable(path, error) from None
         return key
 
     def admit_first_key(self, path: Path) -> Key:
@@ -375,11 +325,13 @@ class Registry:
         """
         key = read_key(path)
         self._admit_first(key, path)
-        return next(known for known in self.keys() if known.id == id_of(key))
+        return self.key(str(id_of(key)))
 
     def _has_ended(self, key: str) -> bool:
-        known = next((known for known in self.keys() if known.id == id_of(key)), None)
-        return known is not None and known.state(self._clock()) != "active"
+        try:
+            return self.key(str(id_of(key))).state(self._clock()) != "active"
+        except NotFound:
+            return False
 
     def _admit_first(self, key: str, path: Path) -> None:
         now = self._clock()
@@ -387,7 +339,7 @@ class Registry:
             digest = connection.scalar(select(keys.c.digest).where(keys.c.id == id_of(key)))
             if digest is None:
                 wanted = Wanted(FIRST_KEY_NAME, role=Role.PLATFORM_ADMIN)
-                self._create_keys(connection, [key], _columns(self._first_tenant(connection, now), wanted, now))
+                self._create_keys(connection, [key], columns(self._first_tenant(connection, now), wanted, now))
             elif digest != self._keyring.digest(key):
                 raise Refusal(f"The key in {path} is not the one that the database has under its id: delete that file.")
 
@@ -400,39 +352,40 @@ class Registry:
         self._witness(connection, Act(ActKind.TENANT_CREATE, tenant_id, tenant_id, {"name": FIRST_TENANT}))
         return tenant_id
 
-    def _create_keys(self, connection: Connection, made: Sequence[str], columns: _Columns) -> None:
+    def _create_keys(self, connection: Connection, made: Sequence[str], columns: Columns) -> None:
         self._insert_keys(connection, made, columns)
         ids = [str(id_of(key)) for key in made]
         wanted = msgspec.to_builtins(columns.wanted) | {"expires_at": columns.expires_at}
         act = Act(ActKind.KEY_CREATE, ids[0], columns.tenant_id, {"keys": ids, **wanted})
         self._witness(connection, act)
 
-    def _insert_keys(self, connection: Connection, made: Iterable[str], columns: _Columns) -> None:
+    def _insert_keys(self, connection: Connection, made: Iterable[str], columns: Columns) -> None:
         same = columns.values()
         values = [{"id": id_of(key), "digest": self._keyring.digest(key), **same} for key in made]
         connection.execute(insert(keys), values)
         # A guess at one of them may be remembered as unknown: any change makes gateways ask anew for what was.
         changes.note(connection, Change(Kind.KEY, str(values[0]["id"])))
 
-    def _show(self, made: Sequence[str], show: Callable[[str], None], also: Update | None = None) -> None:
-        """Show keys that are kept; what could not be shown is taken back, and `also` is done then."""
+    def _show(self, made: Sequence[str], show: Callable[[str], None], rotated: Key | None = None) -> None:
+        """Show keys that are kept; what could not be shown is taken back, and the key that was `rotated` is as it was."""
         shown = 0
         try:
             for key in made:
                 show(key)
                 shown += 1
         except BaseException:
-            self._take_back(made[shown:], also)
+            self._take_back(made[shown:], rotated)
             raise
 
-    def _take_back(self, unseen: Sequence[str], also: Update | None) -> None:
+    def _take_back(self, unseen: Sequence[str], rotated: Key | None) -> None:
         ids = [str(id_of(key)) for key in unseen]
         try:
             with self._changing() as connection:
                 for first in range(0, len(ids), _IDS_MAX):
                     connection.execute(delete(keys).where(keys.c.id.in_(ids[first : first + _IDS_MAX])))
-                if also is not None:
-                    connection.execute(also)
+                if rotated is not None:
+                    connection.execute(_ending(rotated.id, rotated.expires_at, rotated.revision))
+                    changes.note(connection, Change(Kind.KEY, rotated.id))
                 self._witness(connection, Act(ActKind.KEY_WITHDRAW, ids[0], details={"keys": ids}))
         except StoreUnavailable as error:
             named = ", ".join(ids[:10]) + (" …" if len(ids) > 10 else "")
@@ -442,157 +395,9 @@ class Registry:
             ) from None
 
 
-_KEYS = select(
-    keys.c.id,
-    tenants.c.name.label("tenant"),
-    keys.c.name,
-    keys.c.created_at,
-    keys.c.expires_at,
-    keys.c.revoked_at,
-    keys.c.rights,
-    keys.c.tenant_id,
-    keys.c.role,
-    keys.c.policy,
-    keys.c.last_used_at,
-    keys.c.revision,
-).join_from(keys, tenants)
-
-
-def _no_key(what: str) -> Refusal:
-    return Refusal(
-        f"{what} does not hold a key: 'sk-', 10 lower-case letters or digits, '-', and 43 letters, digits, dashes or "
-        "underscores."
-    )
-
-
-def _refuse_long(lifetime_s: float) -> None:
-    if not 0 <= lifetime_s <= LIFETIME_MAX_S:
-        raise Refusal(
-            f"A key can be given 0 to {LIFETIME_MAX_S / 86_400:,.0f} days; without --expires-days it never ends."
-        )
-
-
-def _checked(name: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise Refusal(
-            "A tenant's name is a letter or digit, then up to 62 letters, digits, dots, dashes or underscores."
-        )
-    return name
-
-
-def _tenant_called(connection: Connection, name: str) -> Tenant:
-    row = connection.execute(select(tenants).where(tenants.c.name == name)).one_or_none()
-    if row is None:
-        raise NotFound(f"There is no tenant called '{name}'; `serving tenants list` shows those there are.")
-    return _tenant(row)
-
-
-def _tenant(row: Row[*tuple[Any, ...]]) -> Tenant:
-    return Tenant(row.id, row.name, row.created_at, row.disabled_at, policies.read(row.policy), row.revision)
-
-
 def _taken(name: str) -> Conflict:
     return Conflict(f"A tenant called '{name}' exists already.")
 
 
-def _require_sound(wanted: Wanted) -> None:
-    if len(wanted.name) > KEY_NAME_MAX or not wanted.name.isprintable():
-        raise Refusal(f"A key's name has at most {KEY_NAME_MAX} printable characters.")
-    if wanted.lifetime_s is not None:
-        _refuse_long(wanted.lifetime_s)
-
-
-def _values(wanted: Wanted) -> dict[str, str | None]:
-    """What can be changed of a key, as the table has it."""
-    return {
-        "name": wanted.name,
-        "rights": rights.written(wanted.allowed),
-        "role": None if wanted.role is Role.MEMBER else wanted.role,
-        "policy": policies.written(wanted.policy),
-    }
-
-
-class _Columns(msgspec.Struct, frozen=True):
-    """What keys made together have in common."""
-
-    tenant_id: str
-    created_at: float
-    wanted: Wanted
-    expires_at: float | None = None
-
-    def values(self) -> dict[str, object]:
-        times = {"created_at": self.created_at, "expires_at": self.expires_at}
-        return {"tenant_id": self.tenant_id, **times, **_values(self.wanted)}
-
-
-def _columns(tenant_id: str, wanted: Wanted, now: float) -> _Columns:
-    return _Columns(tenant_id, now, wanted, None if wanted.lifetime_s is None else now + wanted.lifetime_s)
-
-
-def _at_revision(table: Table, before: Tenant | Key, if_revision: int | None) -> Update:
-    """A change of what was read as `before`; raises StaleRevision where another state was meant."""
-    if if_revision not in (None, before.revision):
-        raise _stale()
-    return update(table).where(table.c.id == before.id, table.c.revision == before.revision)
-
-
-def _require_one(connection: Connection, change: Update) -> None:
-    # Another change came between reading and writing.
-    if connection.execute(change).rowcount != 1:
-        raise _stale()
-
-
-def _stale() -> StaleRevision:
-    return StaleRevision("It was changed meanwhile: read it again.")
-
-
-def _key_with_id(connection: Connection, key_id: str) -> tuple[Key, str]:
-    row = connection.execute(_KEYS.where(keys.c.id == key_id)).one_or_none()
-    if row is None:
-        raise NotFound(f"There is no key '{key_id}'; `serving keys list` shows those there are.")
-    return _key(row), row.tenant_id
-
-
-def _key(row: Row[*tuple[Any, ...]]) -> Key:
-    words = tuple(sorted(rights.read(row.rights)))
-    return Key(
-        row.id,
-        row.tenant,
-        row.name,
-        row.created_at,
-        row.expires_at,
-        row.revoked_at,
-        words,
-        rights.role(row.role),
-        policies.read(row.policy),
-        row.last_used_at,
-        row.revision,
-        row.tenant_id,
-    )
-
-
 def _ending(key_id: str, expires_at: float | None, revision: int) -> Update:
     return update(keys).where(keys.c.id == key_id).values(expires_at=expires_at, revision=revision)
-
-
-def _unusable(path: Path, error: OSError | UnicodeDecodeError) -> Refusal:
-    reason = error.strerror if isinstance(error, OSError) else "it is not text"
-    return Refusal(f"The file {path} cannot be used: {(reason or 'unknown error').lower()}.")
-
-
-def read_key(path: Path) -> str:
-    """The key in a file; raises Refusal when it cannot be read or holds none."""
-    try:
-        key = _read(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unusable(path, error) from None
-    if key is None:
-        raise _no_key(f"The file {path}")
-    return key
-
-
-def _read(path: Path) -> str | None:
-    """The key in the file; None when there is no key in it."""
-    with path.open() as file:
-        key = file.read(_KEY_FILE_CHARS_MAX).strip()
-    return key if id_of(key) else None

@@ -14,7 +14,8 @@ from serving.errors import Refusal
 from serving.gateway.cli.opening import first_start, migrate, opened
 from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.keys import mint
-from serving.gateway.identity.registry import Key, Registry
+from serving.gateway.identity.records import Key
+from serving.gateway.identity.registry import Registry
 from serving.gateway.identity.tenants import Tenants
 from tests.gateway.places import Place, PostgresPlace, SqlitePlace, settings_of
 from tests.gateway.processes import at_once

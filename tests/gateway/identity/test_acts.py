@@ -12,7 +12,8 @@ from serving.errors import Refusal
 from serving.gateway.identity.acts import Act, ActKind, difference
 from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.keys import id_of
-from serving.gateway.identity.registry import KeyChange, Registry
+from serving.gateway.identity.records import KeyChange
+from serving.gateway.identity.registry import Registry
 from serving.gateway.policies import Policy
 from serving.gateway.store.store import Store
 from tests.clock import Clock

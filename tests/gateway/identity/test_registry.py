@@ -9,9 +9,11 @@ import pytest
 
 from serving.errors import Conflict, NotFound, Refusal, StaleRevision
 from serving.gateway.identity import changes
+from serving.gateway.identity.changes import Change, Kind
 from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.keys import id_of, mint
-from serving.gateway.identity.registry import KeyChange, Registry, Wanted
+from serving.gateway.identity.records import KeyChange, Wanted
+from serving.gateway.identity.registry import Registry
 from serving.gateway.nouns import Right, Role
 from serving.gateway.policies import Limits, Policy
 from serving.gateway.store.store import Store
@@ -107,17 +109,20 @@ def test_keys_that_were_not_shown_are_taken_back(registry: Registry, shown: int)
     assert {key.id for key in registry.keys("acme")} == {id_of(key) for key in seen}
 
 
-def test_a_rotation_that_was_not_shown_leaves_the_old_key_as_it_was(registry: Registry) -> None:
-    """With the end that it had."""
+def test_a_rotation_that_was_not_shown_leaves_the_old_key_as_it_was(registry: Registry, store: Store) -> None:
+    """With the end that it had, of which gateways learn that saw the other one meanwhile."""
     old = registry.create_key("acme", lifetime_s=100.0)
     (before,) = registry.keys()
+    seen: list[int] = []
 
     def fail(_: str) -> None:
+        seen.append(changes.since(store, None).revision)
         raise OSError
 
     with pytest.raises(OSError):  # noqa: PT011 Its own, whatever it says.
         registry.rotate_key(str(id_of(old)), show=fail)
     assert registry.keys() == [before]
+    assert Change(Kind.KEY, before.id) in (changes.since(store, seen[0]).changes or [])
 
 
 def test_keys_that_cannot_be_taken_back_are_named(registry: Registry, place: Place) -> None:

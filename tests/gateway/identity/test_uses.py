@@ -11,7 +11,8 @@ from sqlalchemy import Connection
 from serving.gateway.identity import uses as limits
 from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.keys import id_of
-from serving.gateway.identity.registry import Registry, Wanted
+from serving.gateway.identity.records import Wanted
+from serving.gateway.identity.registry import Registry
 from serving.gateway.identity.uses import Uses
 from serving.gateway.store.store import Store
 from tests.clock import Clock

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from serving.errors import Forbidden, ResourceNotFound
-from serving.gateway.identity.registry import Key
+from serving.gateway.identity.records import Key
 from serving.gateway.nouns import Caller, Right, Role
 
 

@@ -9,7 +9,8 @@ from fastapi import Body, Depends, Header, Path, Query, Request
 from serving.gateway.api.admin import authority, shapes
 from serving.gateway.api.admin.office import Desk
 from serving.gateway.api.admin.shapes import Policy
-from serving.gateway.identity.registry import Registry, Tenant
+from serving.gateway.identity.records import Tenant
+from serving.gateway.identity.registry import Registry
 
 
 async def _desk(request: Request) -> Desk:

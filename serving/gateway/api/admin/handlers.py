@@ -40,7 +40,8 @@ from serving.gateway.api.admin.shapes import (
     WhoAmI,
 )
 from serving.gateway.identity.keys import id_of
-from serving.gateway.identity.registry import Key, KeyChange, Registry, Tenant, Wanted
+from serving.gateway.identity.records import Key, KeyChange, Tenant, Wanted
+from serving.gateway.identity.registry import Registry
 from serving.gateway.identity.repetitions import Asked
 
 router = APIRouter()

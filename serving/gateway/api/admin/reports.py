@@ -19,7 +19,7 @@ from serving.gateway.api.admin import shapes
 from serving.gateway.api.admin.desks import Limit, TenantDesk, own_tenant
 from serving.gateway.api.admin.office import Desk
 from serving.gateway.audit import reading
-from serving.gateway.identity import registry
+from serving.gateway.identity import records
 from serving.gateway.identity.acts import Act, ActKind
 from serving.gateway.ledger import exports, usage
 from serving.gateway.ledger.grouping import By
@@ -261,7 +261,7 @@ def _asked(
     return asked
 
 
-def _about(desk: Desk, tenant: str | None) -> registry.Tenant | None:
+def _about(desk: Desk, tenant: str | None) -> records.Tenant | None:
     """The tenant that a report is about; None for all, which are a platform administrator's to see."""
     if tenant is None and desk.caller.role is Role.PLATFORM_ADMIN:
         return None

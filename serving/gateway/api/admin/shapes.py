@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from serving.gateway import policies
-from serving.gateway.identity.registry import KEY_NAME_MAX, LIFETIME_MAX_S, NAME_PATTERN, Key, Tenant
+from serving.gateway.identity.records import KEY_NAME_MAX, LIFETIME_MAX_S, NAME_PATTERN, Key, Tenant
 from serving.gateway.nouns import Caller, Right, Role
 
 #: Things on one page: at most, and where a client does not say.

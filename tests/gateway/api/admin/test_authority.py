@@ -7,7 +7,7 @@ import pytest
 from serving.errors import Forbidden, ResourceNotFound
 from serving.gateway.api.admin import application, authority
 from serving.gateway.identity.keys import id_of
-from serving.gateway.identity.registry import Key
+from serving.gateway.identity.records import Key
 from serving.gateway.ledger import price_list
 from serving.gateway.ledger.prices import Price
 from serving.gateway.nouns import Caller, Right, Role
