@@ -10,7 +10,6 @@ Only ratios within one run mean anything.
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import statistics
 import sys
 import tempfile
@@ -19,7 +18,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from loadtest.relay_bench import cpu_s, engine, free_port, gateway, read_streams, wait_for
+from loadtest.relay_bench import gateway, read_streams
+from loadtest.side_by_side import Stand, spent_s, standing
 from serving.gateway.audit.audit import Audit
 from serving.gateway.audit.checkpoints import Signer
 from serving.gateway.ledger.ledger import Ledger
@@ -115,42 +115,18 @@ def audited_gateway(home: str, port: int, engine_port: int) -> None:
 
 
 def _by_gateway(home: Path, rounds: int) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    engine_port = free_port()
-    processes = [spawn.Process(target=engine, args=(engine_port, CHUNKS), daemon=True)]
-    stands: list[tuple[str, Path]] = []
-    for name, target in (("audited", audited_gateway), ("unaudited", unaudited_gateway)):
-        port = free_port()
-        (home / name).mkdir()
-        processes.append(spawn.Process(target=target, args=(str(home / name), port, engine_port), daemon=True))
-        stands.append((f"http://127.0.0.1:{port}", home / name))
-    for process in processes:
-        process.start()
-    try:
-        _compare([process.pid or 0 for process in processes[1:]], stands, rounds)
-    finally:
-        for process in processes:
-            process.terminate()
-            process.join()
-
-
-def _compare(pids: list[int], stands: list[tuple[str, Path]], rounds: int) -> None:
-    for url, _ in stands:
-        wait_for(f"{url}/health/models")
-    keys = [(folder / "admin.key").read_text().strip() for _, folder in stands]
-    spent: list[Spent] = [[], []]
-    for turn in range(rounds * TURNS + 1):
-        for at, (url, _) in enumerate(stands):
-            before = cpu_s(pids[at])
-            for _ in range(REPEATS):
-                asyncio.run(read_streams(url, keys[at], STREAMS))
-            # What is gathered is written by then.
-            time.sleep(1.0)
-            if turn:
-                spent[at].append(cpu_s(pids[at]) - before)
+    with standing(home, CHUNKS, {"audited": audited_gateway, "unaudited": unaudited_gateway}) as stands:
+        spent = spent_s(stands, rounds * TURNS, _ask)
     audited, unaudited = (statistics.median(it) / (STREAMS * REPEATS) * 1e3 for it in spent)
     shares = statistics.median(one / other for one, other in zip(*spent, strict=True))
     print(f"gateway:    {audited:.2f} ms CPU a call of {CHUNKS} chunks, {unaudited:.2f} without; {shares:.3f} of it")
+
+
+def _ask(stand: Stand) -> None:
+    for _ in range(REPEATS):
+        asyncio.run(read_streams(stand.url, stand.key, STREAMS))
+    # What is gathered is written by then.
+    time.sleep(1.0)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Printed too: how large the page of a thousand tenants is, and how long it takes 
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import statistics
 import sys
 import tempfile
@@ -19,7 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from loadtest.relay_bench import cpu_s, engine, free_port, gateway, read_streams, wait_for
+from loadtest.relay_bench import gateway, read_streams
+from loadtest.side_by_side import Stand, spent_s, standing
 from serving.config import GatewaySettings
 from serving.gateway import assembly, server
 from serving.gateway.nouns import Caller, CallRecord, InterTokenLatency, Outcome, Route, Usage
@@ -66,7 +66,7 @@ def silent_gateway(home: str, port: int, engine_port: int) -> None:
         (exchange, "InterTokenLatency", _NoLatency),
         (assembly, "Metrics", _NoMetrics),
         (Trace, "end", lambda *_: None),
-        (server, "_access_log", lambda _: _write_nothing),
+        (server, "_access_log", lambda *_: _write_nothing),
     ):
         setattr(owner, name, stand_in)
     counting_gateway(home, port, engine_port)
@@ -81,36 +81,11 @@ def main() -> None:
 
 
 def _measure(home: Path, streams: int, chunks: int, rounds: int) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    engine_port = free_port()
-    processes = [spawn.Process(target=engine, args=(engine_port, chunks), daemon=True)]
-    stands: list[tuple[str, Path]] = []
-    for name, target in (("counting", counting_gateway), ("silent", silent_gateway)):
-        port = free_port()
-        (home / name).mkdir()
-        processes.append(spawn.Process(target=target, args=(str(home / name), port, engine_port), daemon=True))
-        stands.append((f"http://127.0.0.1:{port}", home / name))
-    for process in processes:
-        process.start()
-    try:
-        _compare([process.pid or 0 for process in processes[1:]], stands, streams, chunks, rounds)
-    finally:
-        for process in processes:
-            process.terminate()
-            process.join()
+    def ask(stand: Stand) -> None:
+        asyncio.run(read_streams(stand.url, stand.key, streams))
 
-
-def _compare(pids: list[int], stands: list[tuple[str, Path]], streams: int, chunks: int, rounds: int) -> None:
-    for url, _ in stands:
-        wait_for(f"{url}/health/models")
-    keys = [(folder / "admin.key").read_text().strip() for _, folder in stands]
-    spent: list[list[float]] = [[], []]
-    for turn in range(rounds * TURNS + 1):
-        for at, (url, _) in enumerate(stands):
-            before = cpu_s(pids[at])
-            asyncio.run(read_streams(url, keys[at], streams))
-            if turn:  # the first warms both up
-                spent[at].append(cpu_s(pids[at]) - before)
+    with standing(home, chunks, {"counting": counting_gateway, "silent": silent_gateway}) as stands:
+        spent = spent_s(stands, rounds * TURNS, ask)
     counting, silent = (statistics.median(it) / streams * 1e3 for it in spent)
     shares = [(counting - silent) / counting for counting, silent in zip(*spent, strict=True)]
     print(f"{streams} streams of {chunks} chunks: {counting:.2f} ms CPU a request, {silent:.2f} without; ", end="")
