@@ -213,21 +213,18 @@ async def _kept_together(place: Place, home: Path, ports: list[int], settings: d
     given = {**place.environment(), **settings}
     if "SERVING_STORE__URL_FILE" in given:
         (home / "pepper").write_bytes(os.urandom(32))
-        (home / "admin.key").write_text(mint())
         given["SERVING_STORE__PEPPER_FILE"] = str(home / "pepper")
-        given["SERVING_STORE__FIRST_KEY_FILE"] = str(home / "admin.key")
-    given |= {"SERVING_HOME": str(home)}
+    (home / "admin.key").write_text(mint())
+    given |= {"SERVING_HOME": str(home), "SERVING_STORE__FIRST_KEY_FILE": str(home / "admin.key")}
     async with AsyncExitStack() as opened:
         engine = await opened.enter_async_context(ScriptedEngine())
         await _run(given, "store", "migrate")
+        await _run(given, "policies", "set", "default", "--requests-per-minute", "7")
         for port in ports:
             environment = {name: value for name, value in given.items() if name != "SERVING_HOME"}
             await opened.enter_async_context(served(home, port, engine.url, **environment))
-        await _run(given, "policies", "set", "default", "--requests-per-minute", "7")
         headers = {"Authorization": f"Bearer {(home / 'admin.key').read_text().strip()}"}
         client = await opened.enter_async_context(aiohttp.ClientSession(headers=headers))
-        # As long as a policy may take to be known everywhere.
-        await asyncio.sleep(2)
         statuses, began_at = [], time.monotonic()
         for number in range(14):
             # Each on a connection of its own: the kernel deals them out among workers.

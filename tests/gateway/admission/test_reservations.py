@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 
@@ -73,12 +72,18 @@ class Desk:
         self.record = CallRecord(request_id="r", started_at=0.0)
         self.headers: dict[bytes, bytes] = {}
         self.made = 0
+        #: How often it was asked what was made.
+        self.looks = 0
 
     def announce(self, *headers: Header) -> None:
         self.headers |= dict(headers)
 
     def held(self, one: Call) -> AbstractAsyncContextManager[object]:
-        return self.reservations.held(self.caller, one, self.record, made=lambda: self.made, answer=self)
+        return self.reservations.held(self.caller, one, self.record, made=self._looked, answer=self)
+
+    def _looked(self) -> int:
+        self.looks += 1
+        return self.made
 
     async def served(self, one: Call, usage: Usage) -> None:
         async with self.held(one):
@@ -187,21 +192,33 @@ async def test_money_is_reserved_and_settled_by_price() -> None:
     assert desk.record.is_over_soft_budget and desk.headers[b"x-budget-state"] == b"over_soft_limit"
 
 
+GROWING = Policy(open_requests=1, tokens_per_day=10**6, monthly_budget=Budget(hard=1))
+
+
+async def looks(desk: Desk, count: int = 5) -> None:
+    """Wait until it was looked at so often."""
+    before = desk.looks
+    await until(lambda: desk.looks >= before + count)
+
+
 async def test_a_stream_that_outgrows_its_reservation_takes_more() -> None:
-    """As it grows, and not before; one with a limit of its own has all it may need."""
-    desk = Desk(Policy(open_requests=1, tokens_per_day=10**6, monthly_budget=Budget(hard=1)))
+    """As it grows, and not before."""
+    desk = Desk(GROWING)
     async with desk.held(call(CHAT)):
-        await asyncio.sleep(0.02)
+        await looks(desk)
         assert desk.counters.topped_up == []
         desk.made = 700
-        await until(lambda: desk.counters.topped_up)
-        tokens, micros = desk.counters.topped_up[0]
+        await looks(desk)
+        ((tokens, micros),) = desk.counters.topped_up
         assert desk.counters.reserved[1] + tokens > 700 and micros == 3 * tokens
-        await asyncio.sleep(0.02)
-        assert len(desk.counters.topped_up) == 1
-    await asyncio.sleep(0.01)
-    assert desk.reservations._look is None
-    async with desk.held(call(CHAT, max_tokens=10)):
-        desk.made = 10_000
-        await asyncio.sleep(0.02)
-    assert len(desk.counters.topped_up) == 1
+
+
+async def test_only_open_calls_without_a_limit_are_looked_at() -> None:
+    """One with a limit of its own has all that it may need, and at rest no timer runs."""
+    desk, clock = Desk(GROWING), Desk(GROWING)
+    async with desk.held(call(CHAT)):
+        await looks(desk)
+    before, desk.made = desk.looks, 10_000
+    async with desk.held(call(CHAT, max_tokens=10)), clock.held(call(CHAT)):
+        await looks(clock)
+    assert desk.looks == before and desk.counters.topped_up == []
