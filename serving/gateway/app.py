@@ -82,9 +82,9 @@ class Gateway:
             error = raised
             await self._answer_error(visit, raised)
         except asyncio.CancelledError as stopped:
+            # The server's, at the end of its drain: it has nothing to learn from it, and would log each as a fault.
             error = stopped
             await self._answer_error(visit, stopping())
-            raise
         except Exception as bug:  # noqa: BLE001 The outermost edge: the client gets a body whatever it was.
             error = bug
             # Where it happened, never its text: that may quote a prompt.

@@ -5,6 +5,7 @@ A call must keep its tenant's policy and its key's; both may say more for one mo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from enum import StrEnum
 from functools import lru_cache
@@ -18,7 +19,7 @@ COUNT_MAX = 10**15
 #: Models that one policy names.
 MODELS_MAX = 256
 #: Tokens are counted over the weight: of next to nothing, numbers would end.
-WEIGHT_MIN = 0.001
+WEIGHT_MIN, WEIGHT_MAX = 0.001, 1000
 #: Money of one month, in whole units of the currency.
 MONEY_MAX = 10**9
 
@@ -74,8 +75,8 @@ class Policy(Limits, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     models: Annotated[tuple[ModelName, ...], Meta(max_length=MODELS_MAX)] | None = None
     #: None: standard. A key cannot be ahead of its tenant.
     priority: PriorityClass | None = None
-    #: Share of a full fleet beside others of its class, relative to theirs, from WEIGHT_MIN to 1000; None: 1.
-    weight: Annotated[float, Meta(ge=WEIGHT_MIN, le=1000)] | None = None
+    #: Share of a full fleet beside others of its class, relative to theirs, from WEIGHT_MIN to WEIGHT_MAX; None: 1.
+    weight: Annotated[float, Meta(ge=WEIGHT_MIN, le=WEIGHT_MAX)] | None = None
     monthly_budget: Budget | None = None
     #: Model as it is served → limits of its own, besides the others.
     per_model: Annotated[dict[ModelName, Limits], Meta(max_length=MODELS_MAX)] = {}
@@ -92,6 +93,10 @@ class Policy(Limits, frozen=True, forbid_unknown_fields=True, omit_defaults=True
 
 
 NO_POLICY = Policy()
+#: In place of one that cannot be read.
+NOTHING = Policy(models=())
+
+log = logging.getLogger(__name__)
 
 
 def written(policy: Policy) -> str | None:
@@ -101,22 +106,41 @@ def written(policy: Policy) -> str | None:
 
 @lru_cache(maxsize=20_000)
 def read(text: str | None) -> Policy:
-    """A policy of the database. Fields and classes of which this version knows nothing are another's: it keeps to the ones it knows."""
+    """A policy of the database, which a newer version may have written (TEN-56).
+
+    Fields and classes of which this version knows nothing are left out, and numbers beyond its ranges cut to them; a policy with
+    anything else that it cannot read allows no model.
+    """
     if text is None:
         return NO_POLICY
-    known = msgspec.json.decode(text)
-    return msgspec.convert(_known(known, Policy), Policy)
+    try:
+        return msgspec.convert(_known(msgspec.json.decode(text, type=dict[str, object]), Policy), Policy)
+    except msgspec.DecodeError:
+        log.warning("a policy in the database cannot be read: whom it is for may call no model at this gateway")
+        return NOTHING
 
 
 def _known(values: dict[str, object], kind: type[Limits] | type[Budget]) -> dict[str, object]:
-    kept = {name: value for name, value in values.items() if name in kind.__struct_fields__}
+    kept = {name: _within(name, value) for name, value in values.items() if name in kind.__struct_fields__}
     if kept.get("priority") not in CLASSES:
         kept.pop("priority", None)
     if isinstance(budget := kept.get("monthly_budget"), dict):
         kept["monthly_budget"] = _known(budget, Budget)
     if isinstance(per_model := kept.get("per_model"), dict):
-        kept["per_model"] = {model: _known(limits, Limits) for model, limits in per_model.items()}
+        kept["per_model"] = {
+            model: _known(limits, Limits) if isinstance(limits, dict) else limits for model, limits in per_model.items()
+        }
     return kept
+
+
+def _within(name: str, value: object) -> object:
+    """A number that this version takes; what is none as it is."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return value
+    if name in Limits.__struct_fields__:
+        return int(min(max(value, 0), COUNT_MAX))
+    least, most = (WEIGHT_MIN, WEIGHT_MAX) if name == "weight" else (0, MONEY_MAX)
+    return min(max(value, least), most)
 
 
 def priority_of(tenant: Policy, key: Policy) -> PriorityClass:

@@ -6,7 +6,17 @@ import msgspec
 import pytest
 
 from serving.gateway import policies
-from serving.gateway.policies import NO_POLICY, Budget, Limits, Policy, PriorityClass
+from serving.gateway.policies import (
+    COUNT_MAX,
+    MONEY_MAX,
+    NO_POLICY,
+    WEIGHT_MAX,
+    WEIGHT_MIN,
+    Budget,
+    Limits,
+    Policy,
+    PriorityClass,
+)
 
 WHOLE = Policy(
     models=("gpt-oss-120b", "gpt-4o"),
@@ -45,6 +55,47 @@ def test_a_newer_versions_fields_are_left_out() -> None:
 def test_a_newer_versions_class_is_the_standard_one() -> None:
     """While gateways are updated one after another, no call fails for a policy that the newer ones have written."""
     assert policies.read('{"tokens_per_day": 3, "priority": "tomorrow"}') == Policy(tokens_per_day=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ('{"tokens_per_day": 1e18, "open_requests": -1}', Policy(tokens_per_day=COUNT_MAX, open_requests=0)),
+        ('{"requests_per_minute": 0.5, "output_tokens": 7.5}', Policy(requests_per_minute=0, output_tokens=7)),
+        ('{"weight": 5000}', Policy(weight=WEIGHT_MAX)),
+        ('{"weight": 0}', Policy(weight=WEIGHT_MIN)),
+        ('{"monthly_budget": {"hard": 1e12}}', Policy(monthly_budget=Budget(hard=MONEY_MAX))),
+        (
+            '{"per_model": {"m": {"tokens_per_day": 1e18, "weight": 2}}}',
+            Policy(per_model={"m": Limits(tokens_per_day=COUNT_MAX)}),
+        ),
+    ],
+)
+def test_a_newer_versions_number_is_cut_to_what_this_one_counts(text: str, kept: Policy) -> None:
+    """No call fails for it, and none goes by without a limit."""
+    assert policies.read(text) == kept
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"tokens_per_day": "5M"}',
+        '{"tokens_per_day": {"hard": 5}}',
+        '{"open_requests": true}',
+        '{"models": "gpt-oss-*"}',
+        '{"models": [{"pattern": "gpt-oss-*"}]}',
+        '{"models": 5}',
+        '{"weight": [1, 2]}',
+        '{"monthly_budget": 5}',
+        '{"per_model": []}',
+        '{"per_model": {"m": 5}}',
+        "[]",
+        "{",
+    ],
+)
+def test_a_policy_that_cannot_be_read_allows_no_model(text: str) -> None:
+    """What else it might bound is not known: neither an internal error, nor a call without bounds."""
+    assert not policies.read(text).allows(("m",))
 
 
 @pytest.mark.parametrize(

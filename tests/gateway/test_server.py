@@ -99,6 +99,7 @@ async def test_it_serves_with_the_first_key_and_ends_cleanly(tmp_path: Path) -> 
                 rest = await stream.read()
         _, errors = await process.communicate()
     assert b'"error"' in rest and rest.endswith(b"data: [DONE]\n\n") and process.returncode == 0, errors
+    assert b"Exception" not in errors
     access = [line["message"] for line in map(json.loads, errors.splitlines()) if line["logger"] == "serving.access"]
     assert [line["outcome"] for line in access if line["route"] == "/v1/chat/completions"] == ["ok", "cancelled"]
 

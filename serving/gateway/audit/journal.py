@@ -30,6 +30,8 @@ from serving.gateway.identity.acts import Act, Witness
 from serving.gateway.store.store import Store
 from serving.gateway.store.tables import audit
 
+#: Of a chain's entries; a larger one is a forgery.
+NUMBER_MAX = 2**53
 #: Chains of commands that one checkpoint covers besides its own.
 COVERED_MAX = 1000
 #: Microseconds after which a chain in which nothing happens is signed once more: one that lives has an entry of its last day.
@@ -209,8 +211,11 @@ class Journal:
 
 
 def entry_of(row: Row[*tuple[Any, ...]]) -> Entry:
-    """A row of the table."""
-    return Entry(row.writer, row.number, round(row.written_at * 1e6), row.kind, row.body, row.digest)
+    """A row of the table. Values that were written over it and can be none of an entry's are nothing here, and follow no entry."""
+    written_at_us = 0 if row.written_at is None else max(0, round(row.written_at * 1e6))
+    number = row.number if isinstance(row.number, int) and 0 < row.number <= NUMBER_MAX else 0
+    writer, kind, body = (it if isinstance(it, str) else "" for it in (row.writer, row.kind, row.body))
+    return Entry(writer, number, written_at_us, kind, body, row.digest if isinstance(row.digest, bytes) else b"")
 
 
 _LAST = select(audit).order_by(audit.c.number.desc()).limit(1)

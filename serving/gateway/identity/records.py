@@ -103,6 +103,18 @@ def columns_of(wanted: Wanted) -> dict[str, str | None]:
     }
 
 
+def changed_columns(change: KeyChange, wanted: Wanted) -> dict[str, str | None]:
+    """The columns of a change that makes a key as `wanted`. What it leaves is as it was written, by a newer version maybe."""
+    said = {"name": change.name, "rights": change.allowed, "role": change.role, "policy": change.policy}
+    return {name: value for name, value in columns_of(wanted).items() if said[name] is not None}
+
+
+def columns_as_written(connection: Connection, key_id: str) -> dict[str, Any]:
+    """What can be changed of a key, as the table has it: a newer version may have written more than this one reads."""
+    passed = select(keys.c.name, keys.c.rights, keys.c.role, keys.c.policy)
+    return dict(connection.execute(passed.where(keys.c.id == key_id)).one()._mapping)
+
+
 class Columns(msgspec.Struct, frozen=True):
     """What keys made together have in common."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
@@ -29,9 +29,10 @@ from serving.gateway.identity.records import (
     Tenant,
     Wanted,
     at_revision,
+    changed_columns,
     checked_name,
     columns,
-    columns_of,
+    columns_as_written,
     key_of,
     key_with_id,
     require_lifetime,
@@ -156,7 +157,10 @@ class Registry:
                     revision=before.revision + 1,
                 )
                 change = at_revision(tenants, before, if_revision)
-                values = {"name": after.name, "disabled_at": disabled_at, "policy": policies.written(after.policy)}
+                values: dict[str, object] = {"name": after.name, "disabled_at": disabled_at}
+                if policy is not None:
+                    # Else it stays as it is written, though by a newer version that says more in it.
+                    values["policy"] = policies.written(policy)
                 require_one(connection, change.values(revision=after.revision, **values))
                 changes.note(connection, Change(Kind.TENANT, before.id))
                 changed = {"name": before.name, **difference(before, after)}
@@ -254,8 +258,9 @@ class Registry:
                 before.policy if change.policy is None else change.policy,
             )
             require_sound(wanted)
-            values = columns_of(wanted) | {"revision": before.revision + 1}
-            require_one(connection, at_revision(keys, before, if_revision).values(**values))
+            changed = changed_columns(change, wanted)
+            at = at_revision(keys, before, if_revision)
+            require_one(connection, at.values(revision=before.revision + 1, **changed))
             changes.note(connection, Change(Kind.KEY, key_id))
             after = key_with_id(connection, key_id)
             self._witness(connection, Act(ActKind.KEY_UPDATE, key_id, before.tenant_id, difference(before, after)))
@@ -276,8 +281,10 @@ class Registry:
             if old.expires_at is not None:
                 expires_at = now + old.expires_at - old.created_at
                 old_expires_at = min(old.expires_at, old_expires_at)
-            like = Wanted(old.name, old.rights, old.role, old.policy)
-            self._insert_keys(connection, [key], Columns(old.tenant_id, now, like, expires_at))
+            like = columns_as_written(connection, key_id)
+            self._insert_keys(
+                connection, [key], like | {"tenant_id": old.tenant_id, "created_at": now, "expires_at": expires_at}
+            )
             connection.execute(_ending(key_id, old_expires_at, old.revision + 1))
             changes.note(connection, Change(Kind.KEY, key_id))
             followed = {"new_key": id_of(key), "expires_at": expires_at, "old_expires_at": old_expires_at}
@@ -353,14 +360,13 @@ class Registry:
         return tenant_id
 
     def _create_keys(self, connection: Connection, made: Sequence[str], columns: Columns) -> None:
-        self._insert_keys(connection, made, columns)
+        self._insert_keys(connection, made, columns.values())
         ids = [str(id_of(key)) for key in made]
         wanted = msgspec.to_builtins(columns.wanted) | {"expires_at": columns.expires_at}
         act = Act(ActKind.KEY_CREATE, ids[0], columns.tenant_id, {"keys": ids, **wanted})
         self._witness(connection, act)
 
-    def _insert_keys(self, connection: Connection, made: Iterable[str], columns: Columns) -> None:
-        same = columns.values()
+    def _insert_keys(self, connection: Connection, made: Iterable[str], same: Mapping[str, object]) -> None:
         values = [{"id": id_of(key), "digest": self._keyring.digest(key), **same} for key in made]
         connection.execute(insert(keys), values)
         # A guess at one of them may be remembered as unknown: any change makes gateways ask anew for what was.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -40,6 +42,23 @@ class Moment(TypeDecorator[float]):
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> float | None:
         return None if value is None else value.replace(tzinfo=UTC).timestamp()
+
+
+class ForgedMoment(Moment):
+    """The same where others may have written: what is no timestamp, as SQLite takes anything, is None."""
+
+    cache_ok = True
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], float | None]:
+        process = super().result_processor(dialect, coltype)
+
+        def read(value: Any) -> float | None:
+            try:
+                return process(value) if process else None
+            except (TypeError, ValueError):
+                return None
+
+        return read
 
 
 metadata = MetaData()
@@ -206,7 +225,7 @@ audit = Table(
     metadata,
     Column("writer", String(255), primary_key=True),
     Column("number", BigInteger, primary_key=True, autoincrement=False),
-    Column("written_at", Moment, nullable=False),
+    Column("written_at", ForgedMoment, nullable=False),
     Column("kind", String(64), nullable=False),
     # JSON.
     Column("body", Text, nullable=False),

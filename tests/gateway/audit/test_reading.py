@@ -14,8 +14,9 @@ from serving.gateway.identity.registry import Registry
 from serving.gateway.nouns import Caller, Role
 from serving.gateway.store.store import Store
 from tests.clock import Clock
-from tests.gateway.audit.chains import SIGNER
+from tests.gateway.audit.chains import SIGNER, verified
 from tests.gateway.calls import record
+from tests.gateway.places import Place
 
 ADMIN = Caller("0" * 16, "default", "k0", role=Role.PLATFORM_ADMIN)
 ACME, OTHER = Caller("a" * 16, "acme", "k1"), Caller("b" * 16, "other", "k2")
@@ -109,3 +110,58 @@ def test_a_tenant_is_found_by_its_name(store: Store) -> None:
     assert reading.tenant_called(store, "acme") == tenant.id
     with pytest.raises(NotFound):
         reading.tenant_called(store, "other")
+
+
+#: What anyone who can write the table can make of a row, in either database; and what SQLite alone takes.
+FORGERIES = (
+    "body = '{'",
+    "body = '[]'",
+    'body = \'{"calls":5,"sign_ins":5,"refused":5,"by":5}\'',
+    f"body = '{{\"details\":{'[' * 100_000}'",
+    "kind = ''",
+    "number = -5",
+    f"number = {2**63 - 1}",
+    "written_at = '1066-10-14'",
+    "digest = ''",
+)
+FORGERIES_OF_SQLITE = (
+    "written_at = 'noon'",
+    "written_at = '2026-99-99'",
+    "written_at = 5",
+    "written_at = x'ff'",
+    "number = 'one'",
+    "number = 1.5",
+    "kind = x'ff'",
+    "body = x'ff'",
+    "writer = x'ff'",
+    "digest = 'word'",
+    "digest = 5",
+)
+
+
+def test_whatever_is_made_of_a_row_is_a_finding_and_no_fault(place: Place, clock: Clock) -> None:
+    """The pages go on, the chain goes on, and verification says that it was changed; nothing breaks off in an internal error."""
+    with place.open() as store:
+        audit = Audit(store, SIGNER, clock=clock)
+        audit.settle(record(entry_id="e", opened_at_epoch_s=clock.now, caller=ACME))
+        audit.flush()
+        audit.note(ADMIN, Act("key.update", "k1", ACME.tenant_id))
+        numbers = [entry.number for entry in reading.entries(store)]
+        place.execute("create table kept as select * from audit")
+        for forgery in FORGERIES if store.is_shared else FORGERIES + FORGERIES_OF_SQLITE:
+            for number in numbers:
+                place.execute(f"update audit set {forgery} where number = {number}")  # noqa: S608 Our own words.
+                asked(store, Asked())
+                asked(store, Asked(ACME.tenant_id))
+                audit.note(ADMIN, Act("key.update", "k1", ACME.tenant_id))
+                assert verified(list(reading.entries(store))).findings, (forgery, number)
+                place.execute("delete from audit")
+                place.execute("insert into audit select * from kept")
+        place.execute("drop table kept")
+
+
+def test_what_cannot_be_read_any_more_says_so(store: Store, place: Place, audit: Audit) -> None:
+    """In the place of what it told."""
+    place.execute("update audit set body = '{' where kind = 'key.update'")
+    (event,) = asked(store, Asked(kinds=["key.update"]))
+    assert event.details == {"fault": reading.UNREADABLE}

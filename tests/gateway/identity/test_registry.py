@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select, update
 
 from serving.errors import Conflict, NotFound, Refusal, StaleRevision
 from serving.gateway.identity import changes
@@ -17,6 +18,7 @@ from serving.gateway.identity.registry import Registry
 from serving.gateway.nouns import Right, Role
 from serving.gateway.policies import Limits, Policy
 from serving.gateway.store.store import Store
+from serving.gateway.store.tables import keys, tenants
 from tests.clock import Clock
 from tests.gateway.places import Place
 
@@ -80,6 +82,22 @@ def test_a_rotated_key_keeps_its_name_tenant_and_lifetime(registry: Registry, cl
     found = {key.id: key for key in registry.keys("acme")}
     assert found[old[3:13]].expires_at == clock.now + 60
     assert (found[new[3:13]].name, found[new[3:13]].expires_at) == ("ci", clock.now + 100)
+
+
+def test_what_a_newer_version_wrote_outlives_changes_by_this_one(registry: Registry, store: Store) -> None:
+    """While gateways are updated one after another: what is renamed or rotated keeps limits, rights and a role unknown here."""
+    key_id = str(id_of(registry.create_key("acme")))
+    written = {"policy": '{"tokens_per_century":3}'}
+    with store.begin() as connection:
+        connection.execute(update(tenants).values(**written))
+        connection.execute(update(keys).values(rights="later", role="auditor", **written))
+    registry.update_tenant("acme", new_name="acme-2")
+    registry.update_key(key_id, KeyChange(name="ci"))
+    registry.rotate_key(key_id)
+    with store.begin() as connection:
+        assert list(connection.scalars(select(tenants.c.policy))) == [written["policy"]]
+        rows = connection.execute(select(keys.c.name, keys.c.rights, keys.c.role, keys.c.policy)).all()
+    assert [tuple(row) for row in rows] == [("ci", "later", "auditor", written["policy"])] * 2
 
 
 def test_a_key_is_shown_once_it_is_kept(registry: Registry) -> None:
