@@ -216,3 +216,5 @@ class DirectoryAnswer(msgspec.Struct, frozen=True):
     models: tuple[ListedModel, ...] = ()
     #: Names all that this answer says but loads. Empty from a directory that makes no poll wait.
     news: str = ""
+    #: Gateways that ask for it, the one that gets it among them; 0 from a directory that does not count them.
+    gateways: int = 0

@@ -2,7 +2,7 @@
 
     python -m loadtest.fairness [--minutes 5]
 
-Of each kind of traffic one tenant offers a tenth of what the fleet can do, and another ten times that. `alone` is the first one's TTFT with the fleet
+Of each kind of traffic one tenant offers a share of what the fleet can do, and another ten times that. `alone` is the first one's TTFT with the fleet
 to itself, `filled` beside one that fills the same fleet to nine tenths and no more: that is what a full batch costs, whoever waits.
 """
 
@@ -12,6 +12,7 @@ import argparse
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 
 from loadtest.fairness.simulator import Run, Tenant, World, jain
 from loadtest.scaling.model import H100_TP2, ReplicaModel
@@ -21,6 +22,8 @@ from serving.gateway.policies import PriorityClass
 SMALL_KV = replace(H100_TP2, kv_cache_tokens=100_000)
 #: How much more the second tenant asks for.
 FLOOD = 10
+#: What the first tenant asks for, of what the fleet can do.
+SHARES = (0.1, 0.3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +113,13 @@ def batch(world: World) -> tuple[float, float]:
 def table(minutes: float) -> Iterator[str]:
     span_s = 60 * minutes
     world = World(H100_TP2, replicas=4, span_s=span_s, warm_up_s=span_s / 4)
-    yield "a tenant that asks for a tenth of the fleet, beside one that asks for ten times as much; TTFT p95 in seconds"
-    yield f"{'traffic':34}{'gateways':>9}{'alone':>8}{'filled':>8}{'fair':>8}{'first come':>11}{'/ alone':>9}{'/ filled':>9}{'throughput':>11}"
+    yield "a tenant that asks for a share of the fleet, beside one that asks for ten times as much; TTFT p95 in seconds"
+    yield f"{'traffic':34}{'share':>6}{'gateways':>9}{'alone':>8}{'filled':>8}{'fair':>8}{'first come':>11}{'/ alone':>9}{'/ filled':>9}{'throughput':>11}"
     for traffic in TRAFFIC:
-        for gateways in (1, 4):
-            it = beside(traffic, replace(world, gateways=gateways))
+        for share, gateways in product(SHARES, (1, 4)):
+            it = beside(traffic, replace(world, gateways=gateways), share)
             yield (
-                f"{traffic.name:34}{gateways:9}{it.alone_s:8.2f}{it.filled_s:8.2f}{it.fair_s:8.2f}{it.first_come_s:11.1f}"
+                f"{traffic.name:34}{share:6}{gateways:9}{it.alone_s:8.2f}{it.filled_s:8.2f}{it.fair_s:8.2f}{it.first_come_s:11.1f}"
                 f"{it.ratio:9.2f}{it.ratio_to_filled:9.2f}{it.throughput:11.3f}"
             )
     yield f"tokens of weights 1:3, one gateway and four: 1:{weighted(world):.2f}, 1:{weighted(replace(world, gateways=4)):.2f}"

@@ -6,6 +6,7 @@ second; between, a gateway knows of its own calls when they begin and end, as it
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 from collections import deque
@@ -88,6 +89,9 @@ class Had:
         return cost(self.prompt_tokens, self.output_tokens)
 
     def ttft_s(self, share: float) -> float:
+        """For ever, where hardly any call has begun."""
+        if len(self.ttfts_s) < 2:
+            return math.inf
         return statistics.quantiles(self.ttfts_s, n=100, method="inclusive")[round(share * 100) - 1]
 
 
@@ -191,7 +195,7 @@ class Run:
         self._seen = [_Seen() for _ in self._replicas]
         self._gateways = [_Gateway(world, self._send) for _ in range(world.gateways)]
         for gateway in self._gateways:
-            gateway.capacity.report(self._seen)
+            gateway.capacity.report(self._seen, world.gateways)
         self._inside: dict[int, _Call] = {}
         chance = random.Random(world.seed)  # noqa: S311 -- A repeatable hour, no secret.
         self._balance = random.Random(world.seed + 1)  # noqa: S311
@@ -220,7 +224,7 @@ class Run:
                     seen.load, seen.reported_at = self._load(replica), until
             for number, gateway in enumerate(self._gateways):
                 if tick % every == (number * every // len(self._gateways) + every // 3) % every:
-                    gateway.capacity.report(self._seen)
+                    gateway.capacity.report(self._seen, self._world.gateways)
                     gateway.wake(until)
             self._look(until)
         return self

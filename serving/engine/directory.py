@@ -185,6 +185,7 @@ class Listing:
             replicas=tuple(Listed(report=report, heard_ago_s=now - at) for at, report in self._reports.values()),
             warnings=(*self._failures.suspects(now), *self._failures.ejections(now)),
             models=self._scaler.listed(),
+            gateways=len(self._gateways),
         )
 
 

@@ -3,7 +3,7 @@
 import msgspec
 
 from serving.engine.directory import COMPLETE_AFTER_S, EXPIRY_S, SILENCE_MAX_S, SILENCE_S, Listing
-from serving.wire import DirectoryAnswer, EngineLoad, ReplicaReport, ReplicaState
+from serving.wire import DirectoryAnswer, EngineLoad, GatewayReport, ReplicaReport, ReplicaState
 from tests.clock import Clock
 
 
@@ -51,6 +51,18 @@ def test_a_silent_replica_expires() -> None:
         clock.advance(1)
         listing.record(report("alive"))
     assert [listed.report.replica_id for listed in listing.answer().replicas] == ["alive"]
+
+
+def test_it_says_how_many_gateways_ask() -> None:
+    """Those that have asked lately: one that has gone no longer counts."""
+    clock = Clock()
+    listing = Listing("cell", "one", clock)
+    for gateway in ("a", "b", "a"):
+        listing.record_gateway(GatewayReport(gateway))
+    assert listing.answer().gateways == 2
+    clock.advance(EXPIRY_S)
+    listing.record_gateway(GatewayReport("b"))
+    assert listing.answer().gateways == 1
 
 
 def test_when_all_fall_silent_it_was_the_directory_that_was_away() -> None:

@@ -31,7 +31,7 @@ OWED_WINDOWS = 2
 #: Other gateways' share of the requests from which on a fleet is taken to be theirs too; less is what reports lag behind.
 SHARED = 0.1
 #: What is left to tenants that have had less than their share: so many calls for each engine, and at most so much of the KV caches.
-KEPT_CALLS = 4
+KEPT_CALLS = 8
 KEPT_SHARE = 1 / 16
 #: Weight of the newest report in how much KV a call takes beside what is expected, and the bounds of that.
 LEARNING_RATE = 0.3
@@ -94,6 +94,8 @@ class Capacity:
         #: Prompt tokens that may wait in each engine, and whether a call was held back for them since the last report.
         self._window_tokens = STEP_TOKENS
         self._was_full = False
+        #: Gateways that share the fleet.
+        self._gateways = 1
 
     @property
     def silent_calls(self) -> int:
@@ -102,9 +104,8 @@ class Capacity:
 
     def has_room(self, hold: Hold, *, is_owed: bool = False) -> bool:
         """Should it go to an engine now? `is_owed` is a call of a tenant that has had less than its share: the last room is for such."""
-        # No gateway is kept out by others, whatever reports say: a call on each engine it may always have, and one that waits there
-        # beside theirs.
-        if self.calls < self._replicas or (self.fresh_calls < self._replicas and self._others_share > SHARED):
+        # No gateway is kept out by others, whatever reports say: a call on each engine it may always have.
+        if self.calls < self._replicas:
             return True
         windows = self._replicas * (OWED_WINDOWS if is_owed else 1)
         if self.fresh_calls >= NEXT_CALLS * windows and self.fresh_tokens >= self._window_tokens * windows:
@@ -113,9 +114,11 @@ class Capacity:
         # Beside other gateways what is owed waits in an engine, before all others there: only it knows when a call of theirs ends.
         if not self._kv_cache_tokens or (is_owed and self._others_share > SHARED):
             return True
-        committed = self.kv_tokens + self._others * self._mean_kv_tokens + hold.kv_tokens
-        kept = -self._kept_tokens if is_owed else self._kept_tokens
-        return committed * self._scale <= self._kv_cache_tokens - kept
+        own = (self.kv_tokens + hold.kv_tokens) * self._scale
+        others = self._others * self._mean_kv_tokens * self._scale
+        room = self._kv_cache_tokens + (self._kept_tokens if is_owed else -self._kept_tokens)
+        # Its part it may have whatever others do, and of theirs what they leave.
+        return own + others <= room or (self._gateways > 1 and own <= room / self._gateways)
 
     def take(self, hold: Hold, now: float) -> None:
         """It goes."""
@@ -142,8 +145,8 @@ class Capacity:
         self.calls -= 1
         self.kv_tokens -= hold.kv_tokens
 
-    def report(self, replicas: Collection[Reported]) -> None:
-        """The ready replicas, as they last reported."""
+    def report(self, replicas: Collection[Reported], gateways: int = 0) -> None:
+        """The ready replicas, as they last reported, and how many gateways share them; 0: it is not known."""
         loads = [it.load for it in replicas]
         self._replicas = len(loads)
         is_known = all(load.kv_cache_tokens for load in loads)
@@ -153,6 +156,7 @@ class Capacity:
         self._others = max(0, running + waiting - self.calls)
         if self._others or self.calls:
             self._others_share += LEARNING_RATE * (self._others / (self._others + self.calls) - self._others_share)
+        self._gateways = gateways or (2 if self._others_share > SHARED else 1)
         self._learn(sum(load.kv_cache_used_ratio * load.kv_cache_tokens for load in loads), running)
         self._kept_tokens = min(self._kv_cache_tokens * KEPT_SHARE, KEPT_CALLS * self._mean_kv_tokens * self._replicas)
         self._look_at_silent(waiting, min((it.reported_at for it in replicas), default=0.0))

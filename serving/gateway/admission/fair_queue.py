@@ -24,9 +24,9 @@ OUTPUT_WEIGHT = 4.0
 #: Share of the tokens that classes past their time get while others come before them.
 LATE_SHARE = 0.25
 #: Seconds of all that is served that a tenant may save up while it asks for nothing: then its next calls need not wait for each other.
-CREDIT_S = 0.5
+CREDIT_S = 2.0
 #: Calls like the one that comes, that it may save up at least.
-CREDIT_CALLS = 3
+CREDIT_CALLS = 8
 #: Tenants whose counters one class remembers beside those that wait.
 TENANTS_MAX = 10_000
 #: Seconds over which the rate of service is averaged.
@@ -144,8 +144,14 @@ class _Lane(Generic[T]):
             else:
                 least = min(least, key)
         waiting = next(iter(self._of_tenant[tenant]))
-        waiting.is_owed = first[0] + waiting.cost / waiting.weight < least[0] < math.inf
+        # Where no other tenant waits, the others' calls are in the engines: the last that went says how far they are.
+        others = least[0] if least[0] < math.inf else self._level
+        waiting.is_owed = first[0] + waiting.cost / waiting.weight < others
         return waiting
+
+    def is_owed(self, tenant: str, weight: float, tokens: float, credit: float) -> bool:
+        self._come_back(tenant, credit)
+        return self._had[tenant] + tokens / weight < self._level
 
     def charge(self, tenant: str, weight: float, tokens: float, credit: float) -> None:
         """A tenant has its turn."""
@@ -218,6 +224,10 @@ class FairQueue(Generic[T]):
         self._late_credit = min(0.0, self._late_credit + earned)
         self._pace.add(waiting.cost, now)
         return waiting
+
+    def is_owed(self, priority: PriorityClass, tenant: str, weight: float, tokens: float, now: float) -> bool:
+        """Has its tenant had less than its share, when a call comes while none waits?"""
+        return self._lanes[priority].is_owed(tenant, weight, tokens, self._credit(tokens, now))
 
     def passed(self, priority: PriorityClass, tenant: str, weight: float, tokens: float, now: float) -> None:
         """A call went on without a wait."""

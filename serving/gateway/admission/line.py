@@ -134,10 +134,14 @@ class Line:
     def place_at_once(self, claim: Claim) -> Place | None:
         """A place, where there is room and no call waits for it."""
         model = self._model(claim.model)
-        place = Place(self, model, claim)
-        if len(model.queue) or not model.capacity.has_room(place.hold):
+        if len(model.queue):
             return None
         now = self._clock()
+        place = Place(self, model, claim)
+        is_owed = model.queue.is_owed(claim.priority, claim.tenant, claim.weight, claim.tokens, now)
+        if not model.capacity.has_room(place.hold, is_owed=is_owed):
+            return None
+        place.urgency = urgency(claim.priority, is_owed=is_owed)
         model.capacity.take(place.hold, now)
         model.queue.passed(claim.priority, claim.tenant, claim.weight, claim.tokens, now)
         return place
@@ -187,7 +191,7 @@ class Line:
             model = self._models[name] = _Model(self._late_after_s)
         if model.seen != self._answers:
             model.seen = self._answers
-            model.capacity.report(self._fleet.standings(name))
+            model.capacity.report(self._fleet.standings(name), self._fleet.count_gateways())
         return model
 
     def _answered(self) -> None:

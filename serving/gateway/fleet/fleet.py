@@ -88,6 +88,8 @@ class Fleet:
         self._answered_at: dict[str, float] = {}
         #: Cell → its warnings when it last answered.
         self._warnings: dict[str, tuple[str, ...]] = {}
+        #: Cell → gateways that ask it.
+        self._gateways: dict[str, int] = {}
         #: Names that some cell has listed so: when none does any more they are unknown at once.
         self._planned: set[str] = set()
 
@@ -104,6 +106,7 @@ class Fleet:
         self._listed[answer.cell] = {model.name: model for model in answer.models}
         self._answered_at[answer.cell] = asked_at
         self._warnings[answer.cell] = answer.warnings
+        self._gateways[answer.cell] = answer.gateways
         self._planned |= {name for model in answer.models for name in (model.name, *model.adapters)}
         for replica in self._known.values():
             report = replica.report
@@ -123,6 +126,10 @@ class Fleet:
         for name in (model, *adapters):
             self._first_seen_s.setdefault(name, int(self._wall_clock()))
             self._last_listed_at[name] = listed_at
+
+    def count_gateways(self) -> int:
+        """Gateways before this fleet, this one among them; 0 where no cell counts them."""
+        return max(self._gateways.values(), default=0)
 
     def warnings(self) -> list[str]:
         """What cells want their operator to know: GPUs that are suspect, engines that were taken out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -84,9 +85,11 @@ def test_shared_prefixes_make_room() -> None:
 def test_the_last_room_is_for_tenants_that_are_owed() -> None:
     """Others leave a few calls' worth, so that these need not wait for a call's end; engines take them first when all is full."""
     capacity = Capacity()
-    calls = running(capacity, 96, hold(1000))
-    capacity.report([Seen(kv_cache_tokens=100_000, running_requests=96, kv_cache_used_ratio=0.96)])
-    assert KEPT_CALLS == 4
+    calls = running(capacity, 194, hold(1000))
+    capacity.report([Seen(kv_cache_tokens=200_000, running_requests=194, kv_cache_used_ratio=0.97)])
+    assert KEPT_CALLS == 8
+    for _ in range(2):
+        capacity.give_back(calls.pop())
     assert not capacity.has_room(hold(1000)) and capacity.has_room(hold(1000), is_owed=True)
     capacity.give_back(calls[0])
     assert capacity.has_room(hold(1000))
@@ -159,18 +162,30 @@ def test_whole_answers_have_begun_when_reports_show_it() -> None:
 
 
 def test_no_gateway_is_kept_out() -> None:
-    """With less than a call on each engine it may send one, however full others keep them; and then one that waits for each."""
+    """With less than a call on each engine it may send one, however full others keep them."""
     capacity = Capacity()
-    full = [Seen(kv_cache_tokens=1000, running_requests=9, waiting_requests=9, kv_cache_used_ratio=1)] * 2
+    full = [Seen(kv_cache_tokens=100, running_requests=9, waiting_requests=9, kv_cache_used_ratio=1)] * 2
     for _ in range(5):
-        capacity.report(full)
-    first = sent(capacity)
+        capacity.report(full, 4)
+    sent(capacity)
     assert capacity.has_room(hold())
-    second = sent(capacity)
+    sent(capacity)
     assert not capacity.has_room(hold())
-    for call in (first, second):
-        capacity.begun(call)
-    assert capacity.has_room(hold())
+
+
+@pytest.mark.parametrize(("gateways", "part"), [(2, 5), (4, 2), (0, 5)])
+def test_each_gateway_has_its_part_whatever_others_do(gateways: int, part: int) -> None:
+    """Of caches that others have filled; where no directory counts gateways, the others are taken for one. What they leave is anybody's."""
+    capacity = Capacity()
+    for _ in range(30):
+        capacity.report([Seen(kv_cache_tokens=10_700, running_requests=20, kv_cache_used_ratio=1)], gateways)
+    while capacity.has_room(hold(1000)):
+        capacity.begun(sent(capacity, hold(1000)))
+    assert capacity.calls == part
+    capacity.report([Seen(kv_cache_tokens=10_700, running_requests=part, kv_cache_used_ratio=part / 10)], gateways)
+    while capacity.has_room(hold(1000)):
+        capacity.begun(sent(capacity, hold(1000)))
+    assert capacity.calls > part
 
 
 @given(st.lists(st.tuples(st.integers(1, 5000), st.floats(0, 2000), st.booleans()), max_size=60), st.randoms())

@@ -106,6 +106,13 @@ async def test_with_room_a_call_passes_at_once() -> None:
     assert hall.demands.held_requests("m") == 0
 
 
+async def test_a_call_that_passes_at_once_goes_first_in_its_engine_where_its_tenant_is_owed() -> None:
+    """Other gateways' calls may wait there though none does here."""
+    hall = Hall(100)
+    floods = [await hall.place(claim("a")) for _ in range(20)]
+    assert (await hall.place(claim("b"))).urgency < 0 == floods[-1].urgency
+
+
 async def test_the_line_is_kept() -> None:
     """A call does not pass those that wait, though there is room for it; classes and tenants do as the queue says."""
     hall = Hall(1)

@@ -109,6 +109,16 @@ def test_where_cells_differ_the_least_default_output_counts() -> None:
     assert one.default_output_tokens("m") == 1024
 
 
+def test_gateways_are_those_that_a_cell_counts() -> None:
+    """Each asks all cells: the most that one has seen; 0 where none counts them."""
+    clock = Clock()
+    one = fleet(clock)
+    assert one.count_gateways() == 0
+    for cell, gateways in (("a", 4), ("b", 3), ("a", 2)):
+        one.take(msgspec.structs.replace(answer(cell=cell), gateways=gateways), clock.now)
+    assert one.count_gateways() == 3
+
+
 def test_warnings_are_those_of_each_cells_last_answer() -> None:
     """One that is over is gone with the next answer of its cell; cells that say the same say it once."""
     clock = Clock()
