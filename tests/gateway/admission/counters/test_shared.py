@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from itertools import count
 
+import msgspec
 import pytest
+from redis.crc import key_slot
 
 from serving.errors import StoreUnavailable
 from serving.gateway.admission.counters import shared
 from serving.gateway.admission.counters.counter import Draw, Kind
-from serving.gateway.admission.counters.redis import RedisTally
+from serving.gateway.admission.counters.redis import CONNECTIONS, RedisTally, key
 from serving.gateway.admission.counters.seeding import RETRY_US, Seeds, nothing
 from serving.gateway.admission.counters.shared import SharedCounters
 from tests.gateway import valkey
@@ -28,14 +31,19 @@ PEEK = Draw("t/none", Kind.OPEN, 0, 1)
 
 @asynccontextmanager
 async def gateway(
-    server: Valkey, clock: Clock, seeds: Seeds = nothing, outage: Outage | None = None, alone_max_s: float | None = None
+    server: Valkey,
+    clock: Clock,
+    seeds: Seeds = nothing,
+    outage: Outage | None = None,
+    alone_max_s: float | None = None,
+    timeout_s: float = 0.5,
 ) -> AsyncIterator[SharedCounters]:
-    tally = RedisTally(server.url_file(), is_cluster=False, timeout_s=10, clock_us=clock)
+    tally = RedisTally(server.url_file(), is_cluster=server.is_cluster, timeout_s=10, clock_us=clock)
     counters = SharedCounters(
         Cut(tally, outage or Outage()),
         seeds=seeds,
         gateways=lambda: 2,
-        timeout_s=0.5,
+        timeout_s=timeout_s,
         alone_max_s=alone_max_s,
         clock_us=clock,
     )
@@ -46,7 +54,9 @@ async def gateway(
 
 
 async def remaining(counters: SharedCounters, *draws: Draw) -> list[int]:
-    verdict = await counters.reserve("peek", [*draws, PEEK])
+    """What is left of one tenant's counters; nothing is taken."""
+    peek = msgspec.structs.replace(PEEK, name=f"{draws[0].name.partition('/')[0]}/none")
+    verdict = await counters.reserve("peek", [*draws, peek])
     return [level.remaining for level in verdict.levels[:-1]]
 
 
@@ -261,3 +271,53 @@ async def until(counters: SharedCounters, levels: list[int]) -> None:
             return
         await asyncio.sleep(0.01)
     raise AssertionError
+
+
+async def test_a_cluster_goes_on_with_its_slots_elsewhere_and_without_a_node() -> None:
+    """Counters are found where their slot has gone. With a node lost each gateway counts its share, and once the node is back,
+    with nothing in it, more calls than there are connections are accounted for.
+    """
+    with valkey.running_cluster(3) as nodes:
+        clock = Clock()
+        of_nodes = [_window_in(node.slots) for node in nodes if node.slots is not None]
+        async with gateway(nodes[0], clock, timeout_s=10) as counters:
+            assert await remaining(counters, of_nodes[1]) == [100]
+            await counters.reserve("a", [of_nodes[1]])
+            _move(_slot(of_nodes[1]), nodes)
+            assert await remaining(counters, of_nodes[1]) == [90]
+            nodes[2].kill()
+            rates = [msgspec.structs.replace(RATE, name=f"{of_nodes[2].name}/{it}") for it in range(5 * CONNECTIONS)]
+            for draw in rates:
+                verdict = await counters.reserve(draw.name, [draw])
+                assert verdict.refused is None
+                counters.settle(draw.name, [draw], [7])
+            assert counters.is_alone and counters.outages == 1
+            await counters.come_back()
+            assert counters.is_alone
+            nodes[2].start()
+            while counters.is_alone:
+                await counters.come_back()
+            await counters.flush()
+            assert [*await remaining(counters, rates[0]), *await remaining(counters, of_nodes[1])] == [93, 90]
+            assert counters.outages == 1
+
+
+def _window_in(slots: range) -> Draw:
+    names = (f"t{number}/day" for number in count())
+    return msgspec.structs.replace(WINDOW, name=next(name for name in names if key_slot(key(name).encode()) in slots))
+
+
+def _slot(draw: Draw) -> int:
+    return key_slot(key(draw.name).encode())
+
+
+def _move(slot: int, nodes: list[Valkey]) -> None:
+    """From the second node to the first, with what is in it."""
+    with nodes[0].client() as there, nodes[1].client() as here:
+        (id_there, id_here) = (str(it.execute_command("CLUSTER", "MYID"), "ascii") for it in (there, here))
+        there.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", id_here)
+        here.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", id_there)
+        keys = here.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100)
+        here.execute_command("MIGRATE", "127.0.0.1", nodes[0].port, "", 0, 5000, "AUTH", PASSWORD, "KEYS", *keys)
+        for client in (there, here):
+            client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", id_there)
