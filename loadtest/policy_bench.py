@@ -85,6 +85,7 @@ class Installation:
         reports = [ReplicaReport(f"r{n}", MODEL, f"http://10.0.0.{n}:8000", ReplicaState.READY) for n in range(4)]
         fleet.take(DirectoryAnswer("cell", "1", True, tuple(Listed(it, 0.1) for it in reports)), time.monotonic())
         estimates = Estimates()
+        estimates.kept(MODEL, CHAT.path)
         counters = MemoryCounters(lambda: time.time_ns() // 1_000)
         self.admission = Admission(fleet, demands, estimates, GatewaySettings(), time.monotonic)
         self.reservations = Reservations(counters, lambda *_: PRICE, estimates, time.time)
@@ -95,7 +96,7 @@ class Installation:
         answer = Answer()
         for key in keys:
             record = CallRecord(request_id="r", started_at=0.0)
-            caller = await self.tenants.identify(key)
+            record.caller = caller = await self.tenants.identify(key)
             async with self.reservations.held(caller, self.call, record, made=lambda: 0, answer=answer):
                 with await self.admission.admit(self.call, record) as ticket:
                     replica = await ticket.replica(set())

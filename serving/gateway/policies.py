@@ -146,4 +146,4 @@ def _within(name: str, value: object) -> object:
 def priority_of(tenant: Policy, key: Policy) -> PriorityClass:
     """The class of a call: the key's, but not ahead of its tenant's."""
     ahead = tenant.priority or PriorityClass.STANDARD
-    return max(key.priority or ahead, ahead, key=CLASSES.index)
+    return ahead if key.priority is None else max(key.priority, ahead, key=CLASSES.index)

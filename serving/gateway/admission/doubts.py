@@ -7,9 +7,7 @@ each change of a policy its windows are read anew, once, before a call is decide
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
 
-from serving.gateway.admission.counters.counter import Kind
 from serving.gateway.admission.limits import Plan
 from serving.gateway.identity.changes import Kind as Changed
 from serving.gateway.identity.changes import News
@@ -46,14 +44,14 @@ class Doubts:
         while len(self._changed_at) > self._remembered_max:
             self._all_at = max(self._all_at, self._changed_at.popitem(last=False)[1])
 
-    def of(self, plan: Plan, tenant_id: str, key_id: str) -> Iterator[str]:
+    def of(self, plan: Plan, tenant_id: str, key_id: str) -> list[str]:
         """Windows of a call's plan that are to be read before it is decided: each is named once."""
         changed_at = self._changed_at
         at = max(self._all_at, changed_at.get(tenant_id, 0), changed_at.get(key_id, 0))
-        for slot in plan.slots:
-            if slot.kind is Kind.WINDOW and self._doubted_at.get(slot.name, 0) < at:
-                self._doubted_at[slot.name] = at
-                self._doubted_at.move_to_end(slot.name)
-                yield slot.name
+        doubted = [name for name in plan.windows if self._doubted_at.get(name, 0) < at]
+        for name in doubted:
+            self._doubted_at[name] = at
+            self._doubted_at.move_to_end(name)
         while len(self._doubted_at) > self._remembered_max:
             self._doubted_at.popitem(last=False)
+        return doubted

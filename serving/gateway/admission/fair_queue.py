@@ -184,6 +184,7 @@ class FairQueue(Generic[T]):
     def __init__(self, late_after_s: Mapping[PriorityClass, float], tenants_max: int = TENANTS_MAX) -> None:
         self._late_after_s = late_after_s
         self._lanes: dict[PriorityClass, _Lane[T]] = {priority: _Lane(tenants_max) for priority in CLASSES}
+        self._length = 0
         self._count = 0
         #: The latest of those that have gone.
         self._latest = -1
@@ -192,13 +193,14 @@ class FairQueue(Generic[T]):
         self._pace = Pace()
 
     def __len__(self) -> int:
-        return sum(len(lane.calls) for lane in self._lanes.values())
+        return self._length
 
     def push(
         self, call: T, priority: PriorityClass, tenant: str, weight: float, tokens: float, now: float
     ) -> Waiting[T]:
         """A call comes, which will probably cost so many `tokens` (`cost`)."""
         self._count += 1
+        self._length += 1
         waiting = Waiting(call, priority, tenant, weight, tokens, now, self._count)
         self._lanes[priority].push(waiting, self._credit(tokens, now))
         return waiting
@@ -206,6 +208,7 @@ class FairQueue(Generic[T]):
     def remove(self, waiting: Waiting[T]) -> None:
         """It waits no longer."""
         self._lanes[waiting.priority].remove(waiting)
+        self._length -= 1
 
     def pop(self, has_room: Callable[[Waiting[T]], bool], now: float) -> Waiting[T] | None:
         """The call that goes now; None where none waits, or the next one has no room: none passes it then, or large ones never went."""
@@ -215,7 +218,7 @@ class FairQueue(Generic[T]):
         waiting = lane.next()
         if not has_room(waiting):
             return None
-        lane.remove(waiting)
+        self.remove(waiting)
         waiting.is_late = is_late
         waiting.is_overtaken = waiting.number < self._latest
         self._latest = max(self._latest, waiting.number)

@@ -22,10 +22,12 @@ from serving.errors import (
     TooLargeForLimit,
 )
 from serving.gateway import policies
-from serving.gateway.admission.counters.counter import Draw, Kind, Level, Verdict
+from serving.gateway.admission import bounds
+from serving.gateway.admission.bounds import Bounds
+from serving.gateway.admission.counters.counter import Draw, Kind, Verdict
 from serving.gateway.http.asgi import Header
 from serving.gateway.nouns import Caller, Decision
-from serving.gateway.policies import NO_POLICY, Budget, Limits, Policy
+from serving.gateway.policies import NO_POLICY, Limits, Policy
 
 S_US = 1_000_000
 MINUTE_US = 60 * S_US
@@ -89,14 +91,24 @@ class Slot(msgspec.Struct, frozen=True):
     unit: int
     period_us: int = 0
     ends_at_us: int = 0
+    #: Of a budget, the millionths from which on answers say so.
+    soft_limit: float | None = None
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """All limits of a caller's calls to one model on one day: what frees itself soonest first, so that a refusal names the limit that
-    is over first.
+    """All limits of a caller's calls to one model on one day, and what follows from them for every call.
+
+    What frees itself soonest comes first, so that a refusal names the limit that is over first.
     """
 
     slots: tuple[Slot, ...]
+    bounds: Bounds
+    #: Names of those that the ledger knows.
+    windows: tuple[str, ...]
+    #: Places of those with a soft limit.
+    soft: tuple[int, ...]
+    #: What is counted a minute, as headers call it, and the places of its limits.
+    rates: tuple[tuple[str, tuple[int, ...]], ...]
 
     def draws(self, cost: Cost) -> list[Draw]:
         """What a call of that cost draws."""
@@ -136,7 +148,15 @@ def plan(caller: Caller, model: str, now_s: float) -> Plan:
         if policy is not NO_POLICY
         for slot in _of_policy(caller.tenant_id, key_id, policy, model, windows)
     ]
-    return Plan(tuple(sorted(slots, key=lambda slot: _ORDER.index(slot.what))))
+    slots.sort(key=lambda slot: _ORDER.index(slot.what))
+    rates = {unit: tuple(it for it, slot in enumerate(slots) if slot.what == what) for what, unit in _UNITS.items()}
+    return Plan(
+        tuple(slots),
+        bounds.of(caller, model),
+        windows=tuple(slot.name for slot in slots if slot.kind is Kind.WINDOW),
+        soft=tuple(place for place, slot in enumerate(slots) if slot.soft_limit is not None),
+        rates=tuple((unit, places) for unit, places in rates.items() if places),
+    )
 
 
 class Plans:
@@ -147,7 +167,9 @@ class Plans:
 
     def of(self, caller: Caller, model: str, now_s: float) -> Plan:
         """As `plan`."""
-        whose, day = (caller.tenant_id, caller.key_id, model), int(now_s // DAY_S)
+        # Keys without a policy of their own share their tenant's.
+        key_id = ALL if caller.key_policy is NO_POLICY else caller.key_id
+        whose, day = (caller.tenant_id, key_id, model), int(now_s // DAY_S)
         known = self._known.get(whose)
         if known is not None:
             at, tenant_policy, key_policy, found = known
@@ -199,14 +221,12 @@ def refused(caller: Caller, draws: Sequence[Draw], verdict: Verdict) -> Refused:
     return Refused(RateLimitExceeded(said, counts_tokens=counts_tokens, retry_after_s=wait_s), Decision.REFUSED_RATE)
 
 
-def is_over_soft_budget(caller: Caller, plan: Plan, verdict: Verdict) -> bool:
+def is_over_soft_budget(plan: Plan, verdict: Verdict) -> bool:
     """Is more of the month's money spent or reserved than the soft limit of the tenant or the key says?"""
-    for slot, level in zip(plan.slots, verdict.levels, strict=True):
-        if slot.what == BUDGET:
-            policy = caller.key_policy if subject(slot.name).key_id else caller.tenant_policy
-            soft = (policy.monthly_budget or Budget()).soft
-            if soft is not None and slot.limit - level.remaining > soft * MICROS:
-                return True
+    for place in plan.soft:
+        slot = plan.slots[place]
+        if slot.soft_limit is not None and slot.limit - verdict.levels[place].remaining > slot.soft_limit:
+            return True
     return False
 
 
@@ -215,14 +235,17 @@ def headers(plan: Plan, verdict: Verdict, now_s: float, *, is_anthropic: bool) -
 
     https://platform.openai.com/docs/guides/rate-limits, https://docs.anthropic.com/en/api/rate-limits
     """
-    nearest: dict[str, tuple[int, Level]] = {}
-    for slot, level in zip(plan.slots, verdict.levels, strict=True):
-        if slot.kind is Kind.RATE:
-            unit = "requests" if slot.what == REQUESTS_PER_MINUTE else "tokens"
-            if unit not in nearest or level.remaining < nearest[unit][1].remaining:
-                nearest[unit] = slot.limit, level
-    written = _anthropic_headers if is_anthropic else _openai_headers
-    return [header for unit, (limit, level) in nearest.items() for header in written(unit, limit, level, now_s)]
+    levels = verdict.levels
+    said: list[Header] = []
+    for unit, places in plan.rates:
+        nearest = places[0] if len(places) == 1 else min(places, key=lambda it: levels[it].remaining)
+        limit, level = plan.slots[nearest].limit, levels[nearest]
+        if is_anthropic:
+            names, resets = _ANTHROPIC[unit], _moment(now_s, level.resets_in_us)
+        else:
+            names, resets = _OPENAI[unit], duration(level.resets_in_us)
+        said += zip(names, (b"%d" % limit, b"%d" % level.remaining, resets.encode()), strict=True)
+    return said
 
 
 def duration(us: int) -> str:
@@ -236,21 +259,8 @@ def duration(us: int) -> str:
     return (f"{hours}h" if hours else "") + (f"{minutes}m" if hours or minutes else "") + seconds
 
 
-def _openai_headers(unit: str, limit: int, level: Level, _: float) -> tuple[Header, ...]:
-    return (
-        (b"x-ratelimit-limit-%s" % unit.encode(), b"%d" % limit),
-        (b"x-ratelimit-remaining-%s" % unit.encode(), b"%d" % level.remaining),
-        (b"x-ratelimit-reset-%s" % unit.encode(), duration(level.resets_in_us).encode()),
-    )
-
-
-def _anthropic_headers(unit: str, limit: int, level: Level, now_s: float) -> tuple[Header, ...]:
-    full_at = datetime.fromtimestamp(int(now_s) - (-level.resets_in_us // S_US), UTC)
-    return (
-        (b"anthropic-ratelimit-%s-limit" % unit.encode(), b"%d" % limit),
-        (b"anthropic-ratelimit-%s-remaining" % unit.encode(), b"%d" % level.remaining),
-        (b"anthropic-ratelimit-%s-reset" % unit.encode(), full_at.strftime("%Y-%m-%dT%H:%M:%SZ").encode()),
-    )
+def _moment(now_s: float, in_us: int) -> str:
+    return datetime.fromtimestamp(int(now_s) - (-in_us // S_US), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class _Windows(msgspec.Struct, frozen=True):
@@ -279,7 +289,8 @@ def _of_policy(tenant_id: str, key_id: str, policy: Policy, model: str, windows:
         # Without a hard limit it is only counted.
         most = policies.COUNT_MAX if budget.hard is None else round(budget.hard * MICROS)
         name = f"{tenant_id}/{BUDGET}/{windows.month_s}/{key_id}/{ALL}"
-        yield Slot(BUDGET, name, Kind.WINDOW, most, 3, ends_at_us=windows.month_ends_us)
+        soft = None if budget.soft is None else budget.soft * MICROS
+        yield Slot(BUDGET, name, Kind.WINDOW, most, 3, ends_at_us=windows.month_ends_us, soft_limit=soft)
 
 
 def _of_limits(tenant_id: str, whose: str, limits: Limits, windows: _Windows) -> Iterator[Slot]:
@@ -299,4 +310,9 @@ def _of_limits(tenant_id: str, whose: str, limits: Limits, windows: _Windows) ->
             yield Slot(what, f"{tenant_id}/{what}/{since_s}/{whose}", Kind.WINDOW, most, 2, ends_at_us=ends_us)
 
 
+_UNITS = {REQUESTS_PER_MINUTE: "requests", TOKENS_PER_MINUTE: "tokens"}
+#: What is counted → names of the headers with its limit, what is left of it, and when it is whole again.
+_SAID = ("limit", "remaining", "reset")
+_OPENAI = {unit: [f"x-ratelimit-{it}-{unit}".encode() for it in _SAID] for unit in _UNITS.values()}
+_ANTHROPIC = {unit: [f"anthropic-ratelimit-{unit}-{it}".encode() for it in _SAID] for unit in _UNITS.values()}
 _ORDER = (OPEN_REQUESTS, REQUESTS_PER_MINUTE, TOKENS_PER_MINUTE, TOKENS_PER_DAY, TOKENS_PER_MONTH, BUDGET)

@@ -11,11 +11,13 @@ import asyncio
 import secrets
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
+from itertools import count
 from typing import Protocol, Self
 
 import msgspec
 
-from serving.gateway.admission import bounds, limits
+from serving.gateway.admission import limits
+from serving.gateway.admission.bounds import Bounds
 from serving.gateway.admission.counters.counter import Counters, Draw
 from serving.gateway.admission.doubts import Doubts
 from serving.gateway.admission.estimates import Estimates
@@ -46,6 +48,7 @@ class Asking(msgspec.Struct, frozen=True):
 
     caller: Caller
     model: str
+    plan: Plan
     #: None: its model has none.
     price: Price | None
     #: The engine computes tokens for it.
@@ -79,6 +82,8 @@ class Reservations:
         self._plans = Plans()
         self._doubts = Doubts()
         self._quantiles = Quantiles()
+        #: Leases are this and a number: to ask for randomness for each took 2 us of a call.
+        self._run, self._numbers = secrets.token_hex(8), count()
         #: Those that may grow.
         self._growing: dict[str, Reservation] = {}
         self._look: asyncio.TimerHandle | None = None
@@ -91,8 +96,10 @@ class Reservations:
         self, caller: Caller, dialect: Dialect, model: str, default: int | None, body_bytes: int
     ) -> int | None:
         """The limit of a call that sets none; see `bounds`."""
+        if not limits.are_set(caller):
+            return _UNBOUND.default_output_tokens(default)
         prompt_tokens = self._estimates.rates(model, dialect.path).tokens_of(body_bytes)
-        return bounds.default_output_tokens(caller, model, default, prompt_tokens)
+        return self._plan(caller, model).bounds.default_output_tokens(default, prompt_tokens)
 
     def held(
         self, caller: Caller, call: Call, record: CallRecord, *, made: Callable[[], int], answer: Announced
@@ -102,11 +109,20 @@ class Reservations:
             return _FREE
         dialect = call.dialect
         prompt_tokens = self._estimates.rates(call.model, dialect.path).prompt_tokens(call) if dialect.is_billed else 0
-        bounds.require_fitting(caller, call, prompt_tokens)
+        plan = self._plan(caller, call.model)
+        plan.bounds.require_fitting(call, prompt_tokens)
+        if not plan.slots:
+            return _FREE
         most = _output_tokens_max(call)
         price = self._price_of(call.model, record.base_model)
-        asking = Asking(caller, call.model, price, dialect.is_billed, prompt_tokens, call.sequences, most, made, answer)
+        asking = Asking(
+            caller, call.model, plan, price, dialect.is_billed, prompt_tokens, call.sequences, most, made, answer
+        )
         return Reservation(self, asking, record)
+
+    def new_lease(self) -> str:
+        """A name that no reservation has had, of any gateway."""
+        return f"{self._run}{next(self._numbers):x}"
 
     def estimated(self, asking: Asking) -> Cost:
         """What a call will probably cost."""
@@ -120,23 +136,20 @@ class Reservations:
 
     async def reserve(self, reservation: Reservation) -> tuple[Header, ...]:
         """Raises what refuses the call; returns headers for its answer."""
-        asking, now_s = reservation.asking, self._wall_clock()
-        cost = self.estimated(asking)
-        plan = self._plans.of(asking.caller, asking.model, now_s)
-        if not plan.slots:
-            return ()
+        asking = reservation.asking
+        plan, cost = asking.plan, self.estimated(asking)
         draws = plan.draws(cost)
-        if doubted := list(self._doubts.of(plan, asking.caller.tenant_id, asking.caller.key_id)):
+        if doubted := self._doubts.of(plan, asking.caller.tenant_id, asking.caller.key_id):
             self._counters.doubt(doubted)
         verdict = await self._counters.reserve(reservation.lease, draws)
-        headers = limits.headers(plan, verdict, now_s, is_anthropic=asking.answer.is_anthropic)
+        headers = limits.headers(plan, verdict, self._wall_clock(), is_anthropic=asking.answer.is_anthropic)
         if verdict.refused is not None:
             refused = limits.refused(asking.caller, draws, verdict)
             asking.answer.announce(*headers)
             reservation.record.decision = refused.decision
             raise refused.error
-        reservation.plan, reservation.draws, reservation.tokens = plan, draws, cost.tokens
-        if limits.is_over_soft_budget(asking.caller, plan, verdict):
+        reservation.draws, reservation.tokens = draws, cost.tokens
+        if limits.is_over_soft_budget(plan, verdict):
             reservation.record.is_over_soft_budget = True
             headers.append((b"x-budget-state", b"over_soft_limit"))
         if asking.is_billed and asking.output_tokens_max is None:
@@ -156,10 +169,13 @@ class Reservations:
             tokens=usage.prompt_tokens + usage.completion_tokens,
             micros=price.micros(usage) if price else 0,
         )
-        self._counters.settle(reservation.lease, reservation.draws, reservation.plan.spent(cost))
+        self._counters.settle(reservation.lease, reservation.draws, asking.plan.spent(cost))
         if asking.output_tokens_max is None and usage.completion_tokens and usage.estimated_by is None:
             each = -(-usage.completion_tokens // asking.sequences)
             self._quantiles.learn(asking.caller.tenant_id, asking.model, each)
+
+    def _plan(self, caller: Caller, model: str) -> Plan:
+        return self._plans.of(caller, model, self._wall_clock())
 
     def _usual_tokens(self, asking: Asking) -> int:
         """Output tokens that nine of ten calls like it do not exceed."""
@@ -187,18 +203,15 @@ class Reservations:
         cost = Cost(0, more, 0, asking.price.at_most(0, more) if asking.price else 0)
         draws = [
             msgspec.structs.replace(draw, amount=amount)
-            for draw, amount in zip(reservation.draws, reservation.plan.spent(cost), strict=True)
+            for draw, amount in zip(reservation.draws, asking.plan.spent(cost), strict=True)
             if amount
         ]
         self._counters.top_up(reservation.lease, draws)
         reservation.tokens += more
 
 
-_NO_PLAN = Plan(())
-
-
 #: A call that no policy bounds reserves nothing.
-_FREE = nullcontext()
+_UNBOUND, _FREE = Bounds(), nullcontext()
 
 
 class Reservation:
@@ -208,8 +221,7 @@ class Reservation:
         self._reservations = reservations
         self.asking = asking
         self.record = record
-        self.lease = secrets.token_hex(8)
-        self.plan = _NO_PLAN
+        self.lease = reservations.new_lease()
         self.draws: list[Draw] = []
         #: Prompt and output tokens that it has reserved by now.
         self.tokens = 0

@@ -35,37 +35,37 @@ def test_a_model_must_be_allowed_by_both() -> None:
 )
 def test_more_output_than_is_allowed_is_refused(tenant: Policy, key: Policy) -> None:
     """The field that says it is named; as much as is allowed is not too much."""
-    bounds.require_fitting(caller(tenant, key), call(CHAT, max_tokens=10), 5)
+    bounds.of(caller(tenant, key), "m").require_fitting(call(CHAT, max_tokens=10), 5)
     with pytest.raises(InvalidRequest) as refused:
-        bounds.require_fitting(caller(tenant, key), call(CHAT, max_completion_tokens=11), 5)
+        bounds.of(caller(tenant, key), "m").require_fitting(call(CHAT, max_completion_tokens=11), 5)
     assert refused.value.param == "max_completion_tokens" and "at most 10" in refused.value.message
 
 
 def test_a_call_without_a_limit_gets_the_smallest() -> None:
     """Of the model's default, the tenant's and the key's."""
     one = caller(Policy(output_tokens=10), Policy(per_model={"m": Limits(output_tokens=7)}))
-    assert bounds.default_output_tokens(one, "m", 100) == 7
-    assert bounds.default_output_tokens(one, "other", 100) == 10
-    assert bounds.default_output_tokens(one, "other", 5) == 5
-    assert bounds.default_output_tokens(caller(), "m", 0) is None
+    assert bounds.of(one, "m").default_output_tokens(100) == 7
+    assert bounds.of(one, "other").default_output_tokens(100) == 10
+    assert bounds.of(one, "other").default_output_tokens(5) == 5
+    assert bounds.of(caller(), "m").default_output_tokens(0) is None
 
 
 def test_a_call_without_a_limit_gets_what_its_prompt_leaves_of_the_context() -> None:
     """To leave the limit out is no way to a longer one; and a default is no reason to refuse a call that says nothing."""
     one = caller(Policy(context_tokens=100))
-    assert bounds.default_output_tokens(one, "m", 4096, 60) == 40
-    assert bounds.default_output_tokens(one, "m", None, 60) == 40
-    assert bounds.default_output_tokens(one, "m", None, 200) == 1
-    bounds.require_fitting(one, draft(CHAT).finish("m", "salt", 40), 90)
+    assert bounds.of(one, "m").default_output_tokens(4096, 60) == 40
+    assert bounds.of(one, "m").default_output_tokens(None, 60) == 40
+    assert bounds.of(one, "m").default_output_tokens(None, 200) == 1
+    bounds.of(one, "m").require_fitting(draft(CHAT).finish("m", "salt", 40), 90)
     with pytest.raises(ContextExceeded):
-        bounds.require_fitting(one, draft(CHAT).finish("m", "salt", 1), 200)
+        bounds.of(one, "m").require_fitting(draft(CHAT).finish("m", "salt", 1), 200)
 
 
 def test_a_call_that_wants_more_at_least_than_is_allowed_is_refused() -> None:
     """By the name of the field that says so."""
     one = caller(Policy(output_tokens=10))
     with pytest.raises(InvalidRequest) as refused:
-        bounds.require_fitting(one, draft(CHAT, min_tokens=50).finish("m", "salt", 10), 5)
+        bounds.of(one, "m").require_fitting(draft(CHAT, min_tokens=50).finish("m", "salt", 10), 5)
     assert refused.value.param == "min_tokens" and refused.value.message.startswith("min_tokens is too large: 50")
 
 
@@ -74,16 +74,16 @@ def test_no_output_is_none() -> None:
     one = caller(Policy(output_tokens=0))
     for wanting in (call(CHAT), call(CHAT, max_tokens=1), call(RESPONSES)):
         with pytest.raises(InvalidRequest):
-            bounds.require_fitting(one, wanting, 5)
-    bounds.require_fitting(one, call(EMBEDDINGS), 5)
-    bounds.require_fitting(one, call(COMPLETIONS, max_tokens=0), 5)
+            bounds.of(one, "m").require_fitting(wanting, 5)
+    bounds.of(one, "m").require_fitting(call(EMBEDDINGS), 5)
+    bounds.of(one, "m").require_fitting(call(COMPLETIONS, max_tokens=0), 5)
 
 
 def test_prompt_and_output_together_are_bounded() -> None:
     """As the model's own context is."""
     one = caller(Policy(context_tokens=20))
-    bounds.require_fitting(one, call(CHAT, max_tokens=15), 5)
+    bounds.of(one, "m").require_fitting(call(CHAT, max_tokens=15), 5)
     with pytest.raises(ContextExceeded):
-        bounds.require_fitting(one, call(CHAT, max_tokens=15), 6)
+        bounds.of(one, "m").require_fitting(call(CHAT, max_tokens=15), 6)
     with pytest.raises(ContextExceeded):
-        bounds.require_fitting(one, call(CHAT), 21)
+        bounds.of(one, "m").require_fitting(call(CHAT), 21)

@@ -22,7 +22,7 @@ WINDOWS = ["t1/tokens_per_day/0/-/-", "t1/tokens_per_month/0/k1/-"]
 
 
 def doubted(doubts: Doubts) -> list[str]:
-    return list(doubts.of(PLAN, "t1", "k1"))
+    return doubts.of(PLAN, "t1", "k1")
 
 
 @pytest.mark.parametrize(

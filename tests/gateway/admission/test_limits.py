@@ -161,7 +161,7 @@ def test_headers_say_the_nearest_limit() -> None:
 def test_a_soft_budget_is_passed_before_the_hard_one(left_micros: int, is_over: bool) -> None:
     """By more than it says."""
     one = caller(Policy(monthly_budget=Budget(soft=1, hard=2)))
-    assert limits.is_over_soft_budget(one, planned(one), Verdict((Level(left_micros, 0),))) is is_over
+    assert limits.is_over_soft_budget(planned(one), Verdict((Level(left_micros, 0),))) is is_over
 
 
 def test_a_soft_budget_alone_refuses_nothing() -> None:
@@ -169,4 +169,4 @@ def test_a_soft_budget_alone_refuses_nothing() -> None:
     one = caller(Policy(monthly_budget=Budget(soft=1)))
     (draw,) = drawn(one)
     assert draw.limit == 10**15
-    assert limits.is_over_soft_budget(one, planned(one), Verdict((Level(draw.limit - 1_000_001, 0),)))
+    assert limits.is_over_soft_budget(planned(one), Verdict((Level(draw.limit - 1_000_001, 0),)))

@@ -60,7 +60,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 class Counters(Protocol):
-    """Those who count. `lease` names one call's reservation; it is random and used once."""
+    """Those who count. `lease` names one call's reservation; among all gateways it is used once."""
 
     async def reserve(self, lease: str, draws: Sequence[Draw]) -> Verdict:
         """Take all draws or none."""

@@ -8,6 +8,8 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
+import msgspec
+
 from serving.gateway.admission.counters import policy
 from serving.gateway.admission.counters.counter import Draw, Kind, Verdict
 from serving.gateway.admission.counters.policy import NEW, State
@@ -16,10 +18,17 @@ from serving.gateway.admission.counters.seeding import Seeding, Seeds, nothing
 #: Counters that are kept, about 0.4 KB each. Beyond it those go first that were not used for longest: a bucket is then full again,
 #: and a window is read from the ledger.
 COUNTERS_MAX = 200_000
-#: Counters that each decision looks at for ones that may go.
+#: Counters that are looked at for each new one, whether they may go: while none is new, none needs to.
 SWEPT = 2
 
 _WINDOW, _OPEN = Kind.WINDOW, Kind.OPEN
+
+
+class _Kept(msgspec.Struct):
+    """One counter, and the draw that last used it."""
+
+    draw: Draw
+    state: State
 
 
 class MemoryCounters:
@@ -31,8 +40,10 @@ class MemoryCounters:
         self._clock_us = clock_us
         self._seeding = Seeding(seeds, clock_us)
         self._counters_max = counters_max
-        #: By name, the longest unused first; each with the draw that last used it.
-        self._counters: OrderedDict[str, tuple[Draw, State]] = OrderedDict()
+        #: By name, the longest unused first.
+        self._counters: OrderedDict[str, _Kept] = OrderedDict()
+        #: Of them, those that are new since others were last looked at.
+        self._added = 0
         #: Lease → counter → what it has taken of it.
         self._held: dict[str, dict[str, int]] = {}
         #: Windows that count from 0, because the ledger could not be read.
@@ -57,8 +68,11 @@ class MemoryCounters:
         verdict, after = policy.decide(draws, states, now_us)
         if verdict.refused is None:
             self._held[lease] = {draw.name: draw.amount for draw in draws}
-            self._keep(draws, after)
-        self._sweep(now_us)
+            for draw, state in zip(draws, after, strict=True):
+                self._keep(draw, state)
+                self._counters.move_to_end(draw.name)
+        if self._added:
+            self._sweep(now_us)
         return verdict
 
     def doubt(self, windows: Iterable[str]) -> None:
@@ -73,7 +87,7 @@ class MemoryCounters:
             state = self._state(draw.name)
             if not policy.is_known(draw, state):
                 state = State(0, draw.ends_at_us)
-            self._keep((draw,), (policy.take(draw, state, 0, now_us),))
+            self._keep(draw, policy.take(draw, state, 0, now_us))
 
     def top_up(self, lease: str, draws: Sequence[Draw]) -> None:
         """Take more of counters that the lease has drawn from."""
@@ -83,7 +97,7 @@ class MemoryCounters:
         for draw in draws:
             if draw.name in held and draw.kind is not _OPEN:
                 held[draw.name] += draw.amount
-                self._keep((draw,), (policy.take(draw, self._state(draw.name), draw.amount, now_us),))
+                self._keep(draw, policy.take(draw, self._state(draw.name), draw.amount, now_us))
 
     def settle(self, lease: str, reserved: Sequence[Draw], amounts: Sequence[int]) -> None:
         """Have `amounts` instead of all that the lease has taken; nothing if it was settled before."""
@@ -92,7 +106,7 @@ class MemoryCounters:
         now_us = self._clock_us()
         for draw, amount in zip(reserved, amounts, strict=True):
             state = policy.settle(draw, self._state(draw.name), held.get(draw.name, 0), amount, now_us)
-            self._keep((draw,), (state,))
+            self._keep(draw, state)
 
     def taken(self, name: str) -> int:
         """What calls have taken of a window, and reserved."""
@@ -101,12 +115,15 @@ class MemoryCounters:
 
     def _state(self, name: str) -> State:
         found = self._counters.get(name)
-        return NEW if found is None else found[1]
+        return NEW if found is None else found.state
 
-    def _keep(self, draws: Sequence[Draw], states: Sequence[State]) -> None:
-        for draw, state in zip(draws, states, strict=True):
-            self._counters[draw.name] = (draw, state)
-            self._counters.move_to_end(draw.name)
+    def _keep(self, draw: Draw, state: State) -> None:
+        kept = self._counters.get(draw.name)
+        if kept is None:
+            self._counters[draw.name] = _Kept(draw, state)
+            self._added += 1
+        else:
+            kept.draw, kept.state = draw, state
 
     def _is_known(self, draw: Draw) -> bool:
         if draw.name in self._unread and not self._seeding.is_paused:
@@ -128,15 +145,16 @@ class MemoryCounters:
                 self._unread.add(draw.name)
             elif state.moment_us == draw.ends_at_us:
                 state = State(max(values[draw.name], state.value), state.moment_us, state.held)
-            self._keep((draw,), (state,))
+            self._keep(draw, state)
 
     def _sweep(self, now_us: int) -> None:
         """Let go of counters that new ones would replace, and of more while there are too many."""
         excess = max(0, len(self._counters) - self._counters_max)
-        for _ in range(min(SWEPT + excess, len(self._counters))):
-            name, (draw, state) = next(iter(self._counters.items()))
-            is_spare = len(self._counters) > self._counters_max and not state.held
-            if is_spare or policy.is_idle(draw, state, now_us):
+        looks, self._added = self._added * SWEPT + excess, 0
+        for _ in range(min(looks, len(self._counters))):
+            name, kept = next(iter(self._counters.items()))
+            is_spare = len(self._counters) > self._counters_max and not kept.state.held
+            if is_spare or policy.is_idle(kept.draw, kept.state, now_us):
                 del self._counters[name]
                 self._unread.discard(name)
                 self._doubted.discard(name)

@@ -45,11 +45,14 @@ def is_idle(draw: Draw, state: State, now_us: int) -> bool:
 
 def decide(draws: Sequence[Draw], states: Sequence[State], now_us: int) -> tuple[Verdict, Sequence[State]]:
     """Take all draws or none. All windows must be known."""
-    for place, draw in enumerate(draws):
-        if not _fits(draw, states[place], now_us):
-            return verdict(draws, states, place, now_us), states
-    taken = [take(draw, state, draw.amount, now_us) for draw, state in zip(draws, states, strict=True)]
-    return verdict(draws, taken, None, now_us), taken
+    taken: list[State] = []
+    levels: list[Level] = []
+    for draw, state in zip(draws, states, strict=True):
+        if (found := _taken(draw, state, now_us)) is None:
+            return verdict(draws, states, len(taken), now_us), states
+        taken.append(found[0])
+        levels.append(found[1])
+    return Verdict(tuple(levels)), taken
 
 
 def verdict(draws: Sequence[Draw], states: Sequence[State], refused: int | None, now_us: int) -> Verdict:
@@ -61,7 +64,7 @@ def verdict(draws: Sequence[Draw], states: Sequence[State], refused: int | None,
 def take(draw: Draw, state: State, amount: int, now_us: int) -> State:
     """Take `amount` whatever the limit: a bucket may come to lack more than it holds. A window that is over is left alone."""
     if draw.kind is _RATE:
-        return _poured(draw, state, amount, now_us)
+        return _poured(draw, state, amount, now_us)[1]
     if draw.kind is _OPEN:
         return State(0, 0, state.held + 1)
     if state.moment_us != draw.ends_at_us:
@@ -72,7 +75,7 @@ def take(draw: Draw, state: State, amount: int, now_us: int) -> State:
 def settle(draw: Draw, state: State, taken: int, amount: int, now_us: int) -> State:
     """Have `amount` instead of what was `taken`."""
     if draw.kind is _RATE:
-        return _poured(draw, state, amount - taken, now_us)
+        return _poured(draw, state, amount - taken, now_us)[1]
     if draw.kind is _OPEN:
         return State(0, 0, max(0, state.held - 1))
     if state.moment_us != draw.ends_at_us:
@@ -91,20 +94,24 @@ def level(draw: Draw, state: State, now_us: int) -> Level:
         # A limit of 0 never fills.
         full_in_us = _due_in_us(draw, state, state.value, now_us) if state.value and draw.limit else 0
         return Level(max(0, draw.limit - lacking(draw, state, now_us)), full_in_us)
-    if draw.kind is _OPEN:
-        return Level(max(0, draw.limit - state.held), 0)
     return Level(max(0, draw.limit - state.value - state.held), max(0, state.moment_us - now_us))
 
 
-def _fits(draw: Draw, state: State, now_us: int) -> bool:
+def _taken(draw: Draw, state: State, now_us: int) -> tuple[State, Level] | None:
+    """The counter once the draw is taken, and what is left of it; None where the draw does not fit."""
     if draw.limit == 0:
-        return False
+        return None
     if draw.kind is _RATE:
-        return lacking(draw, state, now_us) + draw.amount <= draw.limit
-    if draw.kind is _OPEN:
-        return state.held < draw.limit
+        lacks, after = _poured(draw, state, draw.amount, now_us)
+        if lacks > draw.limit:
+            return None
+        return after, Level(draw.limit - lacks, _due_in_us(draw, after, after.value, now_us) if after.value else 0)
+    after = take(draw, state, draw.amount, now_us)
     # Windows change at midnight by several clocks: a draw on one that is over has come too late to count.
-    return state.moment_us != draw.ends_at_us or state.value + state.held + draw.amount <= draw.limit
+    is_late = draw.kind is _WINDOW and state.moment_us != draw.ends_at_us
+    if not is_late and after.value + after.held > draw.limit:
+        return None
+    return after, level(draw, after, now_us)
 
 
 def _retry_in_us(draw: Draw, state: State, now_us: int) -> int | None:
@@ -120,12 +127,13 @@ def _due_in_us(draw: Draw, state: State, units: int, now_us: int) -> int:
     return max(0, state.moment_us + -(-units * draw.period_us // draw.limit) - now_us)
 
 
-def _poured(draw: Draw, state: State, amount: int, now_us: int) -> State:
-    """A rate's bucket after `amount` was taken, or given back if negative: it holds no more than its limit."""
+def _poured(draw: Draw, state: State, amount: int, now_us: int) -> tuple[int, State]:
+    """A rate's bucket after `amount` was taken, or given back if negative, and what it lacks then: it holds no more than its limit."""
     elapsed_us = max(0, now_us - state.moment_us)
-    if elapsed_us * draw.limit // draw.period_us >= state.value:
-        return State(max(0, amount), max(now_us, state.moment_us))
+    refilled = elapsed_us * draw.limit // draw.period_us
+    lacks = state.value - refilled + amount
+    if refilled >= state.value or lacks <= 0:
+        return max(0, amount), State(max(0, amount), max(now_us, state.moment_us))
     # Whole periods refill whole limits: the moment moves by these alone, and so no part of a unit is ever lost.
     periods = elapsed_us // draw.period_us
-    poured = State(state.value - periods * draw.limit + amount, state.moment_us + periods * draw.period_us)
-    return poured if lacking(draw, poured, now_us) else State(0, max(now_us, state.moment_us))
+    return lacks, State(state.value - periods * draw.limit + amount, state.moment_us + periods * draw.period_us)

@@ -152,7 +152,7 @@ async def test_a_ledger_that_cannot_be_read_refuses_no_call() -> None:
 
 
 async def test_idle_counters_are_let_go() -> None:
-    """A bucket that is full again, a window that is over, and a call that has ended leave nothing behind."""
+    """A bucket that is full again, a window that is over, and what calls had open that have ended: they go as new ones come."""
     time = Time()
     counters = MemoryCounters(time)
     for number in range(50):
@@ -161,8 +161,8 @@ async def test_idle_counters_are_let_go() -> None:
         counters.settle(str(number), draws, [1, 1, 1])
     assert len(counters) > 100
     time.now_us += DAY_US
-    for number in range(60):
-        await counters.reserve(f"again {number}", [rate(amount=0)])
+    for number in range(150):
+        await counters.reserve(f"again {number}", [rate(f"{number}/new", amount=0)])
     assert len(counters) <= memory.SWEPT
 
 
