@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     default = ",".join(name for name, part in PARTS.items() if part.is_default)
     it.add_argument("--parts", type=among(PARTS), default=default, help=f"of {','.join(PARTS)}; default: {default}")
     it.add_argument("--proxies", type=among(proxies.NAMES), default=",".join(proxies.NAMES), help="default: all")
+    it.add_argument("--before", type=Path, help="another checkout, whose gateway takes part: what has a change cost?")
     it.add_argument("--rounds", type=int, default=ROUNDS, help=f"default: {ROUNDS}")
     it.add_argument("--short", action="store_true", help="tiny sizes: does it run?")
     return it
@@ -57,7 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser().parse_args(arguments)
     try:
         raise_limit()
-        with tempfile.TemporaryDirectory() as folder, proxies.standing(asked.proxies, Path(folder)) as stands:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            proxies.standing(asked.proxies, Path(folder), asked.before) as stands,
+        ):
             _describe(asked, stands)
             measured = _rounds(asked, stands)
     except Refusal as refusal:

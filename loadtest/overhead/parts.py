@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from loadtest.overhead import calls
 from loadtest.overhead.calls import Plain, Streamed, made
-from loadtest.overhead.proxies import Stand
+from loadtest.overhead.proxies import BEFORE, Stand
 from serving.errors import Refusal
 
 
@@ -76,7 +76,7 @@ Figures = Mapping[str, float]
 
 
 #: The usual ones.
-REFERENCES = ("haproxy", "haproxy-no-delay", "vllm-router")
+REFERENCES = (BEFORE, "haproxy", "haproxy-no-delay", "vllm-router")
 
 
 class Column(NamedTuple):
@@ -211,7 +211,7 @@ PARTS = {
         "Plain requests without a pause",
         throughput,
         {"per_s": Column("requests a second")},
-        references=("haproxy", "vllm-router", "gateway"),
+        references=(BEFORE, "haproxy", "vllm-router", "gateway"),
         is_default=False,
     ),
     "at-once": Part(

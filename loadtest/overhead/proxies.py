@@ -96,8 +96,19 @@ def _gateway(workers: int, port: int, engine: int, folder: Path) -> Command:
     return Command(line, settings, folder / "admin.key")
 
 
-#: Name → how it is started at a port before the upstream's, with a folder of its own.
-PROXIES: dict[str, Callable[[int, int, Path], Command]] = {
+def _gateway_of(checkout: Path, port: int, engine: int, folder: Path) -> Command:
+    """Another checkout's, on the same Python and packages; raises Refusal where there is none."""
+    if not (checkout / "serving" / "gateway").is_dir():
+        raise Refusal(f"{checkout} is no checkout of this project.")
+    (_, *options), settings, key_file = _gateway(1, port, engine, folder)
+    path = os.pathsep.join(filter(None, [str(checkout.resolve()), os.environ.get("PYTHONPATH")]))
+    # -P: the folder of this checkout, in which the benchmark runs, does not come first.
+    return Command([sys.executable, "-P", *options], {**settings, "PYTHONPATH": path}, key_file)
+
+
+#: How a proxy is started at a port before the upstream's, with a folder of its own.
+Start = Callable[[int, int, Path], Command]
+PROXIES: dict[str, Start] = {
     # As it comes, the kernel may hold small pieces back for 200 ms: streams arrive in lumps, which is cheap (LT-6).
     "haproxy": partial(_haproxy, ""),
     "haproxy-no-delay": partial(_haproxy, "option http-no-delay"),
@@ -107,27 +118,33 @@ PROXIES: dict[str, Callable[[int, int, Path], Command]] = {
     "gateway-2": partial(_gateway, 2),
 }
 DIRECT = "direct"
+#: The gateway of another checkout, usually an older one.
+BEFORE = "before"
 NAMES = (DIRECT, *PROXIES)
 
 
 @contextmanager
-def standing(names: list[str], folder: Path) -> Iterator[list[Stand]]:
-    """The upstream and those proxies before it."""
+def standing(names: Sequence[str], folder: Path, checkout: Path | None = None) -> Iterator[list[Stand]]:
+    """The upstream and those proxies in front of it, after the gateway of `checkout` if there is one."""
+    known = PROXIES if checkout is None else {BEFORE: partial(_gateway_of, checkout)} | PROXIES
+    asked = names if checkout is None else [BEFORE, *names]
     upstream = Stand(DIRECT, free_port())
     with ExitStack() as opened:
         line = [sys.executable, "-m", "loadtest.overhead.upstream", upstream.port]
         opened.enter_context(processes.running(line, folder / "upstream.log", {}, lambda: _answers(upstream)))
         yield [
-            upstream if name == DIRECT else opened.enter_context(_proxy(name, upstream.port, folder / name))
-            for name in names
+            upstream
+            if name == DIRECT
+            else opened.enter_context(_proxy(name, known[name], upstream.port, folder / name))
+            for name in asked
         ]
 
 
 @contextmanager
-def _proxy(name: str, engine: int, folder: Path) -> Iterator[Stand]:
+def _proxy(name: str, start: Start, engine: int, folder: Path) -> Iterator[Stand]:
     folder.mkdir()
     port = free_port()
-    command = PROXIES[name](port, engine, folder)
+    command = start(port, engine, folder)
 
     def stand(tree: Tree | None = None) -> Stand:
         has_key = command.key_file and command.key_file.exists()
@@ -152,5 +169,7 @@ def version_of(name: str) -> str:
         (packages,) = _installed(name).glob("lib/*/site-packages")
         (found,) = distributions(name=name, path=[str(packages)])
         return f"{found.version}, round robin, {os.cpu_count()} threads"
+    if name == BEFORE:
+        return "the gateway of the other checkout, as this one's"
     workers = "two workers" if name == "gateway-2" else "one worker"
     return f"gpt-oss-serving {version('gpt-oss-serving')}, {workers}, SQLite, access log to a file"

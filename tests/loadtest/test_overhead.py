@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from loadtest.overhead.processes import Tree
 from loadtest.overhead.proxies import Stand
 from serving.errors import Refusal
 from tests.loadtest.answering import answering
+from tests.loadtest.running import ROOT
 
 
 def test_the_short_form_runs_and_prints_every_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,6 +29,23 @@ def test_the_short_form_runs_and_prints_every_table(capsys: pytest.CaptureFixtur
             (shown,) = [it for it in said.split("\n\n") if it.startswith(f"| {part.title} | {column.name} |")]
             assert "\n| gateway | " in shown
     assert (said.count("| × haproxy |"), said.count("| × haproxy-no-delay |")) == (7, 6)
+
+
+def test_two_checkouts_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The other one's gateway runs its own code, and each round has the ratio to it."""
+    other, ran = tmp_path / "serving", tmp_path / "ran"
+    other.mkdir()
+    for it in (ROOT / "serving").iterdir():
+        if it.name != "__main__.py":
+            (other / it.name).symlink_to(it)
+    (other / "__main__.py").write_text(f"from serving import cli\nopen({str(ran)!r}, 'w')\ncli.main()\n")
+    asked = ("--short", "--rounds", "1", "--parts", "plain", "--proxies", "gateway", "--before")
+    assert main((*asked, str(tmp_path))) == 0 and ran.exists()
+    said = capsys.readouterr().out
+    assert "* before: the gateway of the other checkout" in said
+    assert "| µs CPU a request | × before |" in said and "\n| before | " in said
+    assert main((*asked, str(tmp_path / "none"))) == 1
+    assert capsys.readouterr().err.endswith("/none is no checkout of this project.\n")
 
 
 def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
