@@ -7,6 +7,7 @@ as in memory. All of it runs in a few threads of its own: a database that hangs 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -68,7 +69,13 @@ class SqlTally:
         self._purged_at_s = 0.0
 
     async def reserve(self, lease: str, draws: Sequence[Draw]) -> Verdict | Unseeded:
-        return await self._in_thread(lambda: self._attempted(lambda: self._reserve(lease, draws)))
+        is_left = threading.Event()
+        try:
+            return await self._in_thread(lambda: self._attempted(lambda: self._reserve(lease, draws, is_left)))
+        except asyncio.CancelledError:
+            # Its thread may wait for rows that others hold: nobody is there to give back what it took then.
+            is_left.set()
+            raise
 
     async def seed(self, window: Draw, value: int, *, is_late: bool) -> None:
         await self._in_thread(lambda: self._seed(window, value, is_late=is_late))
@@ -134,7 +141,7 @@ class SqlTally:
         rows = connection.execute(_LOCK, {"names": sorted(names)})
         return {row.name: _Row(row.value, row.moment_us, row.seeded_at_us) for row in rows}
 
-    def _reserve(self, lease: str, draws: Sequence[Draw]) -> Verdict | Unseeded:
+    def _reserve(self, lease: str, draws: Sequence[Draw], is_left: threading.Event) -> Verdict | Unseeded:
         with self._transaction() as connection:
             rows = self._locked(connection, [draw.name for draw in draws])
             if unknown := [draw for draw in draws if not _is_known(draw, rows)]:
@@ -149,6 +156,8 @@ class SqlTally:
                 _write(connection, {it: of for it, of in taken.items() if of[0].kind is Kind.RATE}, now_us)
                 holds = {(it.name, lease): _hold_of(it) for it in draws if _is_held(it, rows)}
                 _hold(connection, holds, now_us, is_first=True)
+            if is_left.is_set():
+                raise TallyUnavailable("the call that asked has left")
             return verdict
 
     def _states(

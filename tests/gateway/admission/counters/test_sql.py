@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 
+import psycopg
 import pytest
 
 from serving.gateway.admission.counters.counter import Draw, Kind, Verdict
-from serving.gateway.admission.counters.sql import SqlTally
+from serving.gateway.admission.counters.sql import THREADS, SqlTally
 from serving.gateway.admission.counters.tally import Change, Part, TallyUnavailable
 from serving.gateway.store.store import Store
 from tests.gateway.admission.counters.histories import DAY_US, MINUTE_US, START_US, Clock
-from tests.gateway.places import Place
+from tests.gateway.places import Place, SqlitePlace
 
 
 @pytest.fixture
@@ -42,6 +44,37 @@ async def test_decisions_at_once_wait_for_no_one_another(stores: list[Store]) ->
     assert 3 * granted + remaining == 5 * 20 and granted >= 20
     for tally in tallies:
         await tally.close()
+
+
+async def test_a_call_that_left_while_its_decision_waited_holds_nothing(place: Place, stores: list[Store]) -> None:
+    """Nobody would give back what is taken for it; not for as long as a dead gateway's, either."""
+    tally = SqlTally(stores[0])
+    draws = [rate("a", 60), Draw("t/open", Kind.OPEN, 5, 1)]
+    await tally.reserve("a", draws)
+    with _writers_wait(place):
+        waits = asyncio.create_task(tally.reserve("b", draws))
+        await asyncio.sleep(0.05)
+        waits.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waits
+    for _ in range(THREADS):
+        # Behind it, in each thread that it may have.
+        await tally.probe()
+    assert place.execute("select id from leases") == [("a",)]
+    await tally.close()
+
+
+@contextmanager
+def _writers_wait(place: Place) -> Iterator[None]:
+    """Another connection has the rows of counters."""
+    if isinstance(place, SqlitePlace):
+        with place.writers_wait():
+            yield
+        return
+    with psycopg.connect(place.server.url(place.database)) as connection:
+        connection.execute("lock table counters in exclusive mode")
+        yield
+        connection.rollback()
 
 
 async def test_the_databases_own_time_counts(stores: list[Store]) -> None:
