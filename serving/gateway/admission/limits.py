@@ -98,7 +98,7 @@ class Slot(msgspec.Struct, frozen=True):
 class Plan(msgspec.Struct, frozen=True):
     """All limits of a caller's calls to one model on one day, and what follows from them for every call.
 
-    What frees itself soonest comes first, so that a refusal names the limit that is over first.
+    In the order of `_ORDER`, which decides between limits that refuse for as long (TEN-57).
     """
 
     slots: tuple[Slot, ...]

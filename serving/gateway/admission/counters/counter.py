@@ -53,7 +53,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
     #: One for each draw, in their order.
     levels: tuple[Level, ...]
-    #: The first draw that was refused, by its place; None: all were taken.
+    #: Of the draws that were refused the one that is for longest, by its place; None: all were taken.
     refused: int | None = None
     #: Microseconds until that draw would be taken if no other call came; None: it never is, or it is not known (OPEN).
     retry_in_us: int | None = None

@@ -6,6 +6,7 @@ adds up (GCRA, ITU-T I.371, in whole numbers of 53 bits, which Lua and SQL hold 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -56,9 +57,15 @@ def decide(draws: Sequence[Draw], states: Sequence[State], now_us: int) -> tuple
 
 
 def verdict(draws: Sequence[Draw], states: Sequence[State], refused: int | None, now_us: int) -> Verdict:
-    """What is said of a decision that left the counters in these states."""
+    """What is said of a decision that left the counters in these states; `refused` is the first draw that was, if any was.
+
+    Of several that were, the one that is for longest is named: a client that comes back for another would be refused again.
+    """
     levels = tuple([level(draw, state, now_us) for draw, state in zip(draws, states, strict=True)])
-    return Verdict(levels, refused, None if refused is None else _retry_in_us(draws[refused], states[refused], now_us))
+    if refused is None:
+        return Verdict(levels)
+    longest = max(range(refused, len(draws)), key=lambda place: _refused_for_us(draws[place], states[place], now_us))
+    return Verdict(levels, longest, _retry_in_us(draws[longest], states[longest], now_us))
 
 
 def take(draw: Draw, state: State, amount: int, now_us: int) -> State:
@@ -112,6 +119,16 @@ def _taken(draw: Draw, state: State, now_us: int) -> tuple[State, Level] | None:
     if not is_late and after.value + after.held > draw.limit:
         return None
     return after, level(draw, after, now_us)
+
+
+def _refused_for_us(draw: Draw, state: State, now_us: int) -> float:
+    """-1: it is not; a call may end at once, so those that are open refuse for no time."""
+    if _taken(draw, state, now_us) is not None:
+        return -1
+    if draw.kind is _OPEN and draw.limit:
+        return 0
+    retry_in_us = _retry_in_us(draw, state, now_us)
+    return math.inf if retry_in_us is None else retry_in_us
 
 
 def _retry_in_us(draw: Draw, state: State, now_us: int) -> int | None:

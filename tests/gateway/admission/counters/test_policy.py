@@ -120,12 +120,39 @@ def test_open_calls_are_counted_until_they_are_over() -> None:
 
 
 def test_all_draws_are_taken_or_none() -> None:
-    """The first that is refused is named; the others are as if the call had not come."""
+    """One that is refused is named; the others are as if the call had not come."""
     draws = [rate(10), window(10, 10), opening(5)]
     states = [NEW, State(1, MIDNIGHT_US), State(held=2)]
     verdict, after = policy.decide(draws, states, MIDNIGHT_US - 1)
     assert verdict.refused == 1 and after == states
     assert [level.remaining for level in verdict.levels] == [10, 9, 3]
+
+
+@pytest.mark.parametrize(
+    ("draws", "states", "named", "retry_in_us"),
+    [
+        ([rate(60), rate(6)], [State(60, 0), State(6, 0)], 1, 10_000_000),
+        ([rate(6), rate(60)], [State(6, 0), State(60, 0)], 0, 10_000_000),
+        ([rate(60), window(5), rate(6)], [State(60, 0), State(5, MIDNIGHT_US), State(6, 0)], 1, MIDNIGHT_US),
+        ([opening(1), rate(60)], [State(held=1), State(60, 0)], 1, 1_000_000),
+        ([opening(1), rate(60)], [State(held=1), NEW], 0, None),
+        ([rate(60), rate(5, 6)], [State(60, 0), NEW], 1, None),
+        ([rate(60), rate(60)], [State(60, 0), State(60, 0)], 0, 1_000_000),
+    ],
+)
+def test_of_several_refusals_the_longest_is_named(
+    draws: list[Draw], states: list[State], named: int, retry_in_us: int | None
+) -> None:
+    """A client that comes back when it says so is not refused again for another that it was not told of."""
+    verdict, _ = policy.decide(draws, states, 0)
+    assert (verdict.refused, verdict.retry_in_us) == (named, retry_in_us)
+    if retry_in_us is not None and not states[0].held:
+        due = [
+            State(0, 2 * MIDNIGHT_US) if it.kind is Kind.WINDOW else state
+            for it, state in zip(draws, states, strict=True)
+        ]
+        assert policy.decide(draws, due, retry_in_us)[0].refused is None
+        assert retry_in_us == MIDNIGHT_US or policy.decide(draws, due, retry_in_us - 1)[0].refused is not None
 
 
 def test_what_was_reserved_becomes_what_was_true() -> None:
