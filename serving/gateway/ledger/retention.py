@@ -27,8 +27,11 @@ _SECONDS_PER_DAY = 86_400.0
 class Retention:
     """What is kept, and when the next batch may go. For one thread at a time: the ledger's writer."""
 
-    def __init__(self, store: Store, days: int | None, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, store: Store, days: int | None, clock: Callable[[], float], *, batch_rows: int = BATCH_ROWS
+    ) -> None:
         self._store = store
+        self._batch_rows = batch_rows
         #: Days a row is kept from its call's begin; None: for ever.
         self._days = days
         self._clock = clock
@@ -46,8 +49,8 @@ class Retention:
             return 0
         self._swept_at = now
         is_old = (ledger.c.started_at < now - self._days * _SECONDS_PER_DAY, ledger.c.outcome != OPEN)
-        oldest = select(ledger.c.request_id).where(*is_old).order_by(ledger.c.started_at).limit(BATCH_ROWS)
+        oldest = select(ledger.c.request_id).where(*is_old).order_by(ledger.c.started_at).limit(self._batch_rows)
         with self._store.following() as connection:
             count = connection.execute(delete(ledger).where(ledger.c.request_id.in_(oldest))).rowcount
-        self._pause_s = BUSY_S if count == BATCH_ROWS else REST_S
+        self._pause_s = BUSY_S if count == self._batch_rows else REST_S
         return count

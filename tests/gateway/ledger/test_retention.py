@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
-from serving.gateway.ledger import retention
 from serving.gateway.ledger.ledger import Ledger
 from serving.gateway.ledger.retention import BUSY_S, REST_S, Retention
 from serving.gateway.store.store import Store
@@ -47,16 +44,15 @@ def test_without_a_setting_nothing_is_ever_deleted(place: Place, store: Store) -
     assert len(rows(place)) == 1
 
 
-def test_many_go_in_batches_with_a_pause_between(place: Place, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_go_in_batches_with_a_pause_between(place: Place, store: Store) -> None:
     """The oldest first; others write meanwhile. When none is left the next look comes after a while, and a clock that is set
     back does not end it."""
-    monkeypatch.setattr(retention, "BATCH_ROWS", 2)
     clock = Clock(2e9)
     for name in "abc":
         filled(store, clock, name)
         clock.advance(1)
     clock.advance(DAYS * DAY_S)
-    sweeps = Retention(store, DAYS, clock)
+    sweeps = Retention(store, DAYS, clock, batch_rows=2)
     assert (sweeps.sweep_if_due(), sweeps.sweep_if_due()) == (2, 0)
     assert rows(place, "request_id") == [("c",)]
     clock.advance(BUSY_S)

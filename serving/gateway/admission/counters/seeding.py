@@ -33,8 +33,9 @@ async def nothing(names: Sequence[str]) -> Sequence[int]:
 class Seeding:
     """Reads windows from the ledger, each once at a time."""
 
-    def __init__(self, seeds: Seeds, clock_us: Callable[[], int]) -> None:
+    def __init__(self, seeds: Seeds, clock_us: Callable[[], int], *, wait_s: float = WAIT_S) -> None:
         self._seeds = seeds
+        self._wait_s = wait_s
         self._clock_us = clock_us
         #: Windows that are being read, by name.
         self._readings: dict[str, asyncio.Task[dict[str, int]]] = {}
@@ -54,7 +55,7 @@ class Seeding:
             self._begin(fresh)
         readings = {self._readings[name] for name in names}
         try:
-            async with asyncio.timeout(WAIT_S):
+            async with asyncio.timeout(self._wait_s):
                 # A call that leaves does not end the reading for the others.
                 found = [await asyncio.shield(reading) for reading in readings]
         except (StoreUnavailable, TimeoutError):

@@ -49,6 +49,7 @@ class SharedCounters:
         gateways: Callable[[], int],
         timeout_s: float,
         alone_max_s: float | None = None,
+        probe_s: float = PROBE_S,
         clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         self._tally = tally
@@ -57,6 +58,7 @@ class SharedCounters:
         self._gateways = gateways
         self._timeout_s = timeout_s
         self._alone_max_s = alone_max_s
+        self._probe_s = probe_s
         self._clock_us = clock_us
         self._held: dict[str, Holding] = {}
         self._changes: deque[Change] = deque()
@@ -141,7 +143,7 @@ class SharedCounters:
         """Write what waits, renew what is open, and come back from outages, until cancelled. At rest nothing wakes it."""
         while True:
             if self._share is not None:
-                await asyncio.sleep(PROBE_S)
+                await asyncio.sleep(self._probe_s)
                 await self.come_back()
                 continue
             await self._work_or_time()

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import pytest
 
 from serving.errors import StoreUnavailable
-from serving.gateway.admission.counters import seeding
 from serving.gateway.admission.counters.seeding import Seeding
 from serving.gateway.policies import COUNT_MAX
 
@@ -43,15 +42,14 @@ async def test_a_ledger_that_is_away_is_not_asked_by_each_call(caplog: pytest.Lo
     assert asked == 1 and len(caplog.records) == 1
 
 
-async def test_no_call_waits_for_a_ledger_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not for longer than WAIT_S."""
-    monkeypatch.setattr(seeding, "WAIT_S", 0.01)
+async def test_no_call_waits_for_a_ledger_that_hangs() -> None:
+    """Not for longer than `wait_s`."""
 
     async def seeds(_names: Sequence[str]) -> Sequence[int]:
         await asyncio.sleep(3600)
         raise AssertionError
 
-    assert await Seeding(seeds, lambda: 0).values(["a"]) is None
+    assert await Seeding(seeds, lambda: 0, wait_s=0.01).values(["a"]) is None
 
 
 async def test_a_call_that_leaves_does_not_end_the_reading() -> None:

@@ -12,11 +12,10 @@ import pytest
 from redis.crc import key_slot
 
 from serving.errors import StoreUnavailable
-from serving.gateway.admission.counters import shared
 from serving.gateway.admission.counters.counter import Draw, Kind
 from serving.gateway.admission.counters.redis import CONNECTIONS, RedisTally, key
 from serving.gateway.admission.counters.seeding import RETRY_US, Seeds, nothing
-from serving.gateway.admission.counters.shared import SharedCounters
+from serving.gateway.admission.counters.shared import PROBE_S, SharedCounters
 from tests.gateway import valkey
 from tests.gateway.admission.counters.conftest import Ground
 from tests.gateway.admission.counters.histories import DAY_US, MINUTE_US, RENEWAL_US, START_US, Clock
@@ -37,6 +36,7 @@ async def gateway(
     outage: Outage | None = None,
     alone_max_s: float | None = None,
     timeout_s: float = 0.5,
+    probe_s: float = PROBE_S,
 ) -> AsyncIterator[SharedCounters]:
     tally = RedisTally(server.url_file(), is_cluster=server.is_cluster, timeout_s=10, clock_us=clock)
     counters = SharedCounters(
@@ -45,6 +45,7 @@ async def gateway(
         gateways=lambda: 2,
         timeout_s=timeout_s,
         alone_max_s=alone_max_s,
+        probe_s=probe_s,
         clock_us=clock,
     )
     try:
@@ -246,12 +247,11 @@ async def test_a_client_that_leaves_while_it_is_decided_holds_nothing(alone: Val
         assert await remaining(counters, WINDOW, OPEN) == [100, 5]
 
 
-async def test_the_task_does_all_this_by_itself(alone: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_task_does_all_this_by_itself(alone: Valkey) -> None:
     """It writes what calls leave it, comes back from outages, and is not woken while nothing is open."""
-    monkeypatch.setattr(shared, "PROBE_S", 0.01)
     alone.empty()
     outage, clock = Outage(), Clock()
-    async with gateway(alone, clock, outage=outage) as counters, gateway(alone, clock) as other:
+    async with gateway(alone, clock, outage=outage, probe_s=0.01) as counters, gateway(alone, clock) as other:
         task = asyncio.create_task(counters.run())
         await counters.reserve("a", [WINDOW, OPEN])
         counters.settle("a", [WINDOW, OPEN], [1, 1])
