@@ -28,8 +28,10 @@ _READ = frozenset({"text", "tool_use", "thinking", "redacted_thinking"})
 #: In system messages; `messages.changed_tools` takes them out.
 TOOL_CHANGES = frozenset({"tool_addition", "tool_removal"})
 _STRINGS = ("text", "thinking", "id", "tool_use_id", "name")
-_messages = typed(Annotated[list[AnthropicMessage], Meta(min_length=1, max_length=checks.MESSAGES_MAX)])
-_system = typed(str | list[dict[str, checks.Json]])
+MESSAGES_KIND = Annotated[list[AnthropicMessage], Meta(min_length=1, max_length=checks.MESSAGES_MAX)]
+SYSTEM_KIND = str | list[dict[str, checks.Json]]
+_messages = typed(MESSAGES_KIND)
+_system = typed(SYSTEM_KIND)
 
 
 def anthropic_messages(name: str, value: Any) -> Any:

@@ -14,7 +14,7 @@ from serving.gateway.answers.asked import Asked
 from serving.gateway.answers.chat_answers import ChatAssembly, ChatShaper
 from serving.gateway.answers.reasoning import Keeper
 from serving.gateway.dialects import checks, conversation, effort, history, openai
-from serving.gateway.dialects.checks import typed
+from serving.gateway.dialects.checks import OfKind, typed
 from serving.gateway.dialects.dialect import Body, Dialect
 from serving.gateway.dialects.fields import Table, honoured, ignored, left_out, refused
 from serving.gateway.dialects.openai import ChatCounts
@@ -174,12 +174,17 @@ def chat_messages(name: str, value: Any) -> Any:
     return messages
 
 
+#: What `messages` takes.
+MESSAGES = OfKind(_messages.kind, chat_messages)
+_CHOICE = Literal["none", "auto", "required"] | NamedTool
+
+
 def tool_choice(name: str, value: Any) -> Choice:
     """OpenAI's choices among tools; hosted tools may be named, to be refused once it is known what they are."""
     if isinstance(value, dict) and value.get("type") == "allowed_tools":
         allowed = typed(AllowedChoice)(name, value).allowed_tools
         return Choice(allowed.mode, allowed=frozenset(tool.called for tool in allowed.tools))
-    chosen: str | NamedTool = typed(Literal["none", "auto", "required"] | NamedTool)(name, value)
+    chosen: str | NamedTool = typed(_CHOICE)(name, value)
     if isinstance(chosen, NamedTool):
         if chosen.type == "function" and chosen.function is UNSET:
             raise InvalidRequest(f"Missing required parameter: '{name}.function'.", param=f"{name}.function")
@@ -198,7 +203,7 @@ FIELDS: Table = {
     "messages": honoured(
         "1 to 4096 messages of text; media in a tool's result become a sentence; the `reasoning` before a call is put back"
         " for clients that drop it ([RLY-10](decisions/relay.md))",
-        chat_messages,
+        MESSAGES,
         is_required=True,
     ),
     "max_tokens": honoured("1 or more; see `max_completion_tokens`", typed(checks.Tokens)),
@@ -209,7 +214,8 @@ FIELDS: Table = {
         typed(Annotated[int, Meta(ge=0, le=20)]),
     ),
     "tool_choice": honoured(
-        "`none` (then no tools are sent), `auto`, `required`, one function, or `allowed_tools`", tool_choice
+        "`none` (then no tools are sent), `auto`, `required`, one function, or `allowed_tools`",
+        OfKind(_CHOICE, tool_choice),
     ),
     "parallel_tool_calls": honoured("true or false", FLAG),
     **THINKING,
@@ -272,6 +278,7 @@ def _ask(kept: Body) -> Asked:
 
 CHAT = Dialect(
     path="/v1/chat/completions",
+    summary="Go on with a conversation (OpenAI's chat completions).",
     fields=FIELDS,
     answer=ChatAnswer,
     counts=ChatCounts,

@@ -119,7 +119,20 @@ class RepetitionDetection(msgspec.Struct, forbid_unknown_fields=True):
     min_count: Annotated[int, Meta(ge=0, le=TOKENS_MAX)] = 0
 
 
-def typed(kind: Any) -> Check:
+class OfKind:
+    """A check, and the kind of value that it takes, for the API's document: a type as msgspec reads it."""
+
+    __slots__ = ("_check", "kind")
+
+    def __init__(self, kind: Any, check: Check) -> None:
+        self.kind = kind
+        self._check = check
+
+    def __call__(self, name: str, value: Any) -> Any:
+        return self._check(name, value)
+
+
+def typed(kind: Any) -> OfKind:
     """A check by msgspec's rules: exact types, an int where a float is asked, 100.0 where 100 is, and null for absent."""
 
     def check(name: str, value: Any) -> Any:
@@ -130,7 +143,7 @@ def typed(kind: Any) -> Check:
         except (msgspec.ValidationError, OverflowError) as error:
             raise invalid(name, str(error)) from None
 
-    return check
+    return OfKind(kind, check)
 
 
 #: Members that hold JSON of the client's own, in which null, {} and 1.0 mean what they say.
@@ -151,14 +164,14 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def stops(kind: Any) -> Check:
+def stops(kind: Any) -> OfKind:
     """A check of stop strings by msgspec's rules; an empty one stops nothing and is left out."""
     check = typed(kind)
 
     def said(name: str, value: Any) -> Any:
         return check(name, [it for it in value if it != ""] if isinstance(value, list) else value)
 
-    return said
+    return OfKind(kind, said)
 
 
 def invalid(name: str, text: str) -> InvalidRequest:

@@ -9,11 +9,11 @@ from msgspec import Meta
 from serving.errors import InvalidRequest, UnsupportedParameter
 from serving.gateway.answers.chunk_answers import ChunkShaper
 from serving.gateway.dialects import checks, conversation, openai
-from serving.gateway.dialects.checks import typed
+from serving.gateway.dialects.checks import OfKind, typed
 from serving.gateway.dialects.dialect import Body, Dialect
 from serving.gateway.dialects.fields import Table, honoured, ignored, refused
 from serving.gateway.dialects.openai import ChatCounts
-from serving.gateway.dialects.prompts import count_prompts, prompt
+from serving.gateway.dialects.prompts import PROMPT, count_prompts, prompt
 from serving.gateway.dialects.shapes import CompletionAnswer
 from serving.gateway.dialects.tables import FLAG, GENERATION_OPERATORS, MODEL, OPENAI_HINTS, SAMPLING
 
@@ -22,7 +22,9 @@ OUTPUT_TOKENS = 16
 
 FIELDS: Table = {
     **MODEL,
-    "prompt": honoured("text or token ids, one or several; with `n` at most 128", prompt, is_required=True),
+    "prompt": honoured(
+        "text or token ids, one or several; with `n` at most 128", OfKind(PROMPT, prompt), is_required=True
+    ),
     "max_tokens": honoured(
         f"0 or more; {OUTPUT_TOKENS} where it is not given, as at OpenAI", typed(checks.TokensOrNone)
     ),
@@ -52,6 +54,7 @@ def _check(body: Body, kept: Body) -> None:
 
 COMPLETIONS = Dialect(
     path="/v1/completions",
+    summary="Go on with a text (OpenAI's completions).",
     fields=FIELDS,
     answer=CompletionAnswer,
     counts=ChatCounts,

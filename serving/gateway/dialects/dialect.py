@@ -102,6 +102,8 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """One API: a POST that one engine answers."""
 
     path: str
+    #: What it does, in a sentence of the API's document.
+    summary: str
     #: Every request field, and what happens to it.
     fields: Table
     #: The least that a whole answer holds.

@@ -9,11 +9,11 @@ from msgspec import Meta
 from serving.errors import InvalidRequest
 from serving.gateway.answers.embedding_answers import EmbeddingShaper
 from serving.gateway.dialects import checks
-from serving.gateway.dialects.checks import typed
+from serving.gateway.dialects.checks import OfKind, typed
 from serving.gateway.dialects.dialect import Body, Dialect
 from serving.gateway.dialects.fields import Table, honoured, ignored, refused
 from serving.gateway.dialects.openai import ChatCounts
-from serving.gateway.dialects.prompts import count_prompts, prompt
+from serving.gateway.dialects.prompts import PROMPT, count_prompts, prompt
 from serving.gateway.dialects.shapes import EmbeddingsAnswer
 from serving.gateway.dialects.tables import (
     FLAG,
@@ -28,7 +28,7 @@ from serving.gateway.dialects.tables import (
 
 FIELDS: Table = {
     **MODEL,
-    "input": honoured("text or token ids, up to 2048", prompt, is_required=True),
+    "input": honoured("text or token ids, up to 2048", OfKind(PROMPT, prompt), is_required=True),
     "encoding_format": honoured("`float` or `base64`", typed(Literal["float", "base64"])),
     "dimensions": honoured(
         "1 to 65536; refused for models of one size, such as all-minilm-l6-v2",
@@ -59,6 +59,7 @@ def _check(body: Body, kept: Body) -> None:
 
 EMBEDDINGS = Dialect(
     path="/v1/embeddings",
+    summary="Make texts into vectors (OpenAI's embeddings).",
     fields=FIELDS,
     answer=EmbeddingsAnswer,
     counts=ChatCounts,

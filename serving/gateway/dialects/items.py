@@ -28,7 +28,8 @@ _TEXT_PARTS = frozenset({"input_text", "output_text", "text", "refusal", "reason
 _OUTPUTS = ("output", "outputs", "results", "error")
 #: What of a hosted tool's call is no argument of it.
 _NO_ARGUMENTS = frozenset({*_OUTPUTS, "type", "id", "call_id", "status", "name", "created_by", "caller", "namespace"})
-_items = typed(str | Annotated[list[dict[str, checks.Json]], Meta(min_length=1, max_length=checks.MESSAGES_MAX)])
+ITEMS_KIND = str | Annotated[list[dict[str, checks.Json]], Meta(min_length=1, max_length=checks.MESSAGES_MAX)]
+_items = typed(ITEMS_KIND)
 
 
 def responses_input(name: str, value: Any) -> Any:

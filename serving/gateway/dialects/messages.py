@@ -14,8 +14,15 @@ from serving.gateway.answers.asked import Asked
 from serving.gateway.answers.message_answers import CountShaper, MessageAssembly, MessageShaper
 from serving.gateway.answers.reasoning import Keeper
 from serving.gateway.dialects import checks, conversation, effort
-from serving.gateway.dialects.blocks import TOOL_CHANGES, AnthropicMessage, anthropic_messages, anthropic_system
-from serving.gateway.dialects.checks import typed
+from serving.gateway.dialects.blocks import (
+    MESSAGES_KIND,
+    SYSTEM_KIND,
+    TOOL_CHANGES,
+    AnthropicMessage,
+    anthropic_messages,
+    anthropic_system,
+)
+from serving.gateway.dialects.checks import OfKind, typed
 from serving.gateway.dialects.dialect import Body, Dialect, EventStream
 from serving.gateway.dialects.effort import BUDGETS, Effort
 from serving.gateway.dialects.fields import Table, honoured, ignored, refused
@@ -90,10 +97,10 @@ SHARED_FIELDS: Table = {
     "messages": honoured(
         "1 to 4096 messages of text, tools and thinking; media in a tool's result become a sentence; the thinking before a"
         " call is put back for clients that drop it ([RLY-10](decisions/relay.md))",
-        anthropic_messages,
+        OfKind(MESSAGES_KIND, anthropic_messages),
         is_required=True,
     ),
-    "system": honoured("text, or text blocks", anthropic_system),
+    "system": honoured("text, or text blocks", OfKind(SYSTEM_KIND, anthropic_system)),
     "thinking": honoured(
         f"`enabled`, `disabled`, `adaptive`; a budget is a hint that becomes an effort where none is given: {BUDGETS};"
         " below 1024 it is none; models without efforts think as much as they do",
@@ -105,7 +112,9 @@ SHARED_FIELDS: Table = {
         typed(OutputConfig),
     ),
     "output_format": honoured("the older name of `output_config.format`", typed(AnthropicFormat)),
-    "tools": honoured(f"up to 128; `custom` ones are the client's own; {TOOLS_NOTE}", anthropic_tools),
+    "tools": honoured(
+        f"up to 128; `custom` ones are the client's own; {TOOLS_NOTE}", OfKind(list[AnthropicTool], anthropic_tools)
+    ),
     "tool_choice": honoured(
         "`auto`, `any`, `none` (then no tools are sent) or one tool; SmolLM2's template has no place for tools",
         typed(AnthropicToolChoice),
@@ -296,6 +305,7 @@ _TOO_LONG = "prompt is too long: {prompt} tokens > {limit} maximum"
 
 MESSAGES = Dialect(
     path="/v1/messages",
+    summary="Go on with a conversation (Anthropic's messages).",
     fields=FIELDS,
     answer=MessagesAnswer,
     counts=MessagesCounts,
@@ -323,6 +333,7 @@ MESSAGES = Dialect(
 )
 COUNT_TOKENS = Dialect(
     path="/v1/messages/count_tokens",
+    summary="Count the tokens of a conversation (Anthropic's).",
     fields=COUNT_FIELDS,
     answer=CountAnswer,
     counts=None,

@@ -10,6 +10,9 @@ from serving.errors import InvalidRequest
 from serving.gateway.dialects import checks
 from serving.gateway.dialects.checks import typed
 
+#: Texts or token ids, or lists of those; which of them go together is for `prompt` to say.
+PROMPT = str | list[str | checks.TokenId | list[checks.TokenId]]
+
 _token_prompt = typed(Annotated[list[checks.TokenId], Meta(min_length=1)])
 _token_prompts = typed(Annotated[list[Annotated[list[checks.TokenId], Meta(min_length=1)]], Meta(min_length=1)])
 _text_prompts = typed(Annotated[list[str], Meta(min_length=1)])

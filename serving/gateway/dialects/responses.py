@@ -15,11 +15,11 @@ from serving.gateway.answers.namespaces import flat
 from serving.gateway.answers.reasoning import Keeper
 from serving.gateway.answers.response_answers import ResponseAssembly, ResponseShaper
 from serving.gateway.dialects import checks, conversation, effort, openai
-from serving.gateway.dialects.checks import typed
+from serving.gateway.dialects.checks import OfKind, typed
 from serving.gateway.dialects.dialect import Body, Dialect, EventStream
 from serving.gateway.dialects.effort import Effort
 from serving.gateway.dialects.fields import Table, honoured, ignored, refused
-from serving.gateway.dialects.items import recalled, responses_input
+from serving.gateway.dialects.items import ITEMS_KIND, recalled, responses_input
 from serving.gateway.dialects.openai import Details
 from serving.gateway.dialects.shapes import FIRST_RESPONSES_EVENT, ResponsesAnswer
 from serving.gateway.dialects.tables import (
@@ -132,12 +132,15 @@ _namespace = typed(Namespace)
 responses_tools = tool_list(_own_tools, lambda kind: kind in ("function", "namespace"))
 
 
+_CHOICE = Literal["none", "auto", "required"] | ResponsesNamedTool
+
+
 def tool_choice(name: str, value: Any) -> Choice:
     """OpenAI's choices among tools; hosted tools may be named, to be refused once it is known what they are."""
     if isinstance(value, dict) and value.get("type") == "allowed_tools":
         allowed: AllowedTools = typed(AllowedTools)(name, value)
         return Choice(allowed.mode, allowed=frozenset(tool.called for tool in allowed.tools))
-    chosen: str | ResponsesNamedTool = typed(Literal["none", "auto", "required"] | ResponsesNamedTool)(name, value)
+    chosen: str | ResponsesNamedTool = typed(_CHOICE)(name, value)
     if isinstance(chosen, ResponsesNamedTool):
         if chosen.type == "function" and chosen.name is UNSET:
             raise InvalidRequest(f"Missing required parameter: '{name}.name'.", param=f"{name}.name")
@@ -180,7 +183,7 @@ FIELDS: Table = {
         "text or items: messages, reasoning, function calls, their outputs; older items of hosted tools become text or"
         " are left out, and media in a tool's output a sentence; reasoning may come back as text, sealed, by reference, or not at all"
         " before a call ([RLY-10](decisions/relay.md))",
-        responses_input,
+        OfKind(ITEMS_KIND, responses_input),
         is_required=True,
     ),
     "instructions": honoured("text", typed(str)),
@@ -199,16 +202,17 @@ FIELDS: Table = {
     "include": honoured(
         "`reasoning.encrypted_content` (opened by gateways when it comes back, for a week), `message.output_text.logprobs`"
         " (refused for gpt-oss); others are ignored",
-        includes,
+        OfKind(list[str], includes),
     ),
-    "text": honoured("`format`, `verbosity`", text_config),
+    "text": honoured("`format`, `verbosity`", OfKind(TextConfig, text_config)),
     "tools": honoured(
         "up to 128; functions are the client's own; those of a `namespace` go to the model as `namespace__name`, and"
         f" calls come back as the client knows them; {TOOLS_NOTE}",
-        responses_tools,
+        OfKind(list[ResponsesTool], responses_tools),
     ),
     "tool_choice": honoured(
-        "`none` (then no tools are sent), `auto`, `required`, one function, or `allowed_tools`", tool_choice
+        "`none` (then no tools are sent), `auto`, `required`, one function, or `allowed_tools`",
+        OfKind(_CHOICE, tool_choice),
     ),
     "top_logprobs": honoured("0 to 20; refused for gpt-oss", typed(Annotated[int, Meta(ge=0, le=20)])),
     "truncation": honoured("`auto` or `disabled`", typed(Literal["auto", "disabled"])),
@@ -352,6 +356,7 @@ _LAST_EVENTS = (b"event: response.completed\n", b"event: response.incomplete\n",
 
 RESPONSES = Dialect(
     path="/v1/responses",
+    summary="Answer input items (OpenAI's responses).",
     fields=FIELDS,
     answer=ResponsesAnswer,
     counts=ResponsesCounts,

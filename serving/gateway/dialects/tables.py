@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from serving.gateway.dialects import checks
-from serving.gateway.dialects.checks import typed
+from serving.gateway.dialects.checks import OfKind, typed
 from serving.gateway.dialects.effort import BUDGETS, MAPPING, Effort, Wish
 from serving.gateway.dialects.fields import Table, granted, honoured, ignored, refused
 from serving.gateway.dialects.tools import TOOLS_NOTE, tool_list
@@ -105,9 +105,12 @@ SAMPLING: Table = {
         "`left` or `right`; gpt-oss's conversations are not cut", typed(Literal["left", "right"])
     ),
     "add_special_tokens": honoured("true or false; SmolLM2's and gpt-oss's tokenizers add none", FLAG),
-    "response_format": honoured(f"`text`, `json_object` or `json_schema`; {RELAXED}", checks.response_format),
+    "response_format": honoured(
+        f"`text`, `json_object` or `json_schema`; {RELAXED}", OfKind(checks.ResponseFormat, checks.response_format)
+    ),
     "structured_outputs": honoured(
-        "exactly one of json, regex, choice, json_object; always strict, bounded", checks.structured_outputs
+        "exactly one of json, regex, choice, json_object; always strict, bounded",
+        OfKind(checks.StructuredOutputs, checks.structured_outputs),
     ),
     "repetition_detection": honoured("sizes up to 256", typed(checks.RepetitionDetection)),
     "return_tokens_as_token_ids": honoured("true or false", FLAG),
@@ -128,7 +131,7 @@ TEMPLATE: Table = {
 CHAT_TOOLS: Table = {
     "tools": honoured(
         f"up to 128; functions are the client's own; {TOOLS_NOTE}",
-        tool_list(typed(checks.FunctionTool), lambda kind: kind == "function"),
+        OfKind(list[checks.FunctionTool], tool_list(typed(checks.FunctionTool), lambda kind: kind == "function")),
     ),
 }
 

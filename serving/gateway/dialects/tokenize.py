@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from serving.errors import InvalidRequest
-from serving.gateway.dialects.chat import chat_messages, recall
+from serving.gateway.dialects.chat import MESSAGES, recall
 from serving.gateway.dialects.checks import typed
 from serving.gateway.dialects.dialect import Body, Dialect
 from serving.gateway.dialects.fields import Table, honoured
@@ -13,7 +13,7 @@ from serving.gateway.dialects.tables import CHAT_TOOLS, FLAG, MODEL, OPENAI_HINT
 FIELDS: Table = {
     **MODEL,
     "prompt": honoured("text", typed(str), takes_empty=True),
-    "messages": honoured("1 to 4096 messages of text", chat_messages),
+    "messages": honoured("1 to 4096 messages of text", MESSAGES),
     "add_special_tokens": SAMPLING["add_special_tokens"],
     "return_token_strs": honoured("true or false", FLAG),
     **OPENAI_HINTS,
@@ -31,6 +31,7 @@ def _check(body: Body, kept: Body) -> None:
 
 TOKENIZE = Dialect(
     path="/tokenize",
+    summary="The tokens of a prompt or a conversation (vLLM's).",
     fields=FIELDS,
     answer=TokenizeAnswer,
     counts=None,

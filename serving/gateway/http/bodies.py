@@ -29,25 +29,33 @@ ANTHROPIC_TYPES: dict[int, str] = {
 
 
 class OpenAIError(msgspec.Struct):
+    """As OpenAI's API has it."""
+
     message: str
     type: str
     param: str | None
     code: str | None
 
 
-class _OpenAIBody(msgspec.Struct):
+class OpenAIBody(msgspec.Struct):
+    """Why a request was refused, in OpenAI's shape."""
+
     error: OpenAIError
 
 
-class _AnthropicError(msgspec.Struct):
+class AnthropicError(msgspec.Struct):
+    """As Anthropic's API has it."""
+
     type: str
     message: str
     details: Mapping[str, object] | UnsetType = UNSET
 
 
-class _AnthropicBody(msgspec.Struct):
+class AnthropicBody(msgspec.Struct):
+    """Why a request was refused, in Anthropic's shape."""
+
     type: str
-    error: _AnthropicError
+    error: AnthropicError
     request_id: str
 
 
@@ -59,14 +67,14 @@ def openai_error(error: ApiError) -> OpenAIError:
 
 def openai_body(error: ApiError, request_id: str) -> bytes:
     """The JSON body of an error answer in OpenAI's shape; the request id stands in a header alone."""
-    return msgspec.json.encode(_OpenAIBody(openai_error(error)))
+    return msgspec.json.encode(OpenAIBody(openai_error(error)))
 
 
 def anthropic_body(error: ApiError, request_id: str) -> bytes:
     """The JSON body of an error answer in Anthropic's shape."""
     kind = ANTHROPIC_TYPES.get(error.status, "api_error")
-    said = _AnthropicError(type=kind, message=error.message, details=error.details or UNSET)
-    return msgspec.json.encode(_AnthropicBody(type="error", error=said, request_id=request_id))
+    said = AnthropicError(type=kind, message=error.message, details=error.details or UNSET)
+    return msgspec.json.encode(AnthropicBody(type="error", error=said, request_id=request_id))
 
 
 def error_headers(error: ApiError) -> list[Header]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Generic, TypeVar
 
 import msgspec
@@ -19,6 +19,23 @@ ANY = "*"
 HandlerT = TypeVar("HandlerT")
 
 
+class About(msgspec.Struct, frozen=True, kw_only=True):
+    """What the API's document says of a route."""
+
+    summary: str
+    tag: str
+    #: Shapes of a JSON body and of the answer; None where there is none, or it is no JSON.
+    body: type[msgspec.Struct] | None = None
+    answer: type[msgspec.Struct] | None = None
+    status: int = 200
+    #: Of an answer that is no JSON.
+    content_type: str = "application/json"
+    #: Parameter of the query → what it means.
+    query: Mapping[str, str] = {}
+    #: It takes no key.
+    is_open: bool = False
+
+
 class Entry(msgspec.Struct, Generic[HandlerT], frozen=True):
     """One path, the method it is asked with, and its handler."""
 
@@ -26,6 +43,8 @@ class Entry(msgspec.Struct, Generic[HandlerT], frozen=True):
     path: str
     handler: HandlerT
     is_billed: bool = False
+    #: None where a document of its own, or a dialect's fields, say it.
+    about: About | None = None
 
     @property
     def route(self) -> Route:
@@ -37,34 +56,43 @@ class Found(msgspec.Struct, Generic[HandlerT], frozen=True):
 
     handler: HandlerT
     route: Route
+    #: The one that it takes; those of the path, with commas between them, where none is the one that was asked.
     method: str
     argument: str = ""
+
+
+#: What one path has for each method, in the order of the table.
+_Methods = dict[str, Found[HandlerT]]
 
 
 class Routes(Generic[HandlerT]):
     """The table. Exact paths first, then those that end in a name."""
 
     def __init__(self, entries: Iterable[Entry[HandlerT]]) -> None:
-        self._exact: dict[str, Found[HandlerT]] = {}
-        self._prefixes: dict[str, Found[HandlerT]] = {}
+        self._exact: dict[str, _Methods[HandlerT]] = {}
+        self._prefixes: dict[str, _Methods[HandlerT]] = {}
         for entry in entries:
             found = Found(entry.handler, entry.route, entry.method)
-            if entry.path.endswith(PARAMETER):
-                self._prefixes[entry.path.removesuffix("{id}")] = found
-            else:
-                self._exact[entry.path] = found
+            is_prefix = entry.path.endswith(PARAMETER)
+            paths = self._prefixes if is_prefix else self._exact
+            paths.setdefault(entry.path.removesuffix("{id}") if is_prefix else entry.path, {})[entry.method] = found
 
     def find(self, method: str, path: str) -> Found[HandlerT]:
         """What answers this path; raises RouteNotFound. Whether the method is allowed is for `require_method`."""
-        if found := self._exact.get(path):
-            return found
-        for prefix, found in self._prefixes.items():
+        if methods := self._exact.get(path):
+            return _of_method(methods, method)
+        for prefix, methods in self._prefixes.items():
             if path.startswith(prefix):
-                return msgspec.structs.replace(found, argument=path.removeprefix(prefix))
+                return msgspec.structs.replace(_of_method(methods, method), argument=path.removeprefix(prefix))
         raise RouteNotFound(f"Invalid URL ({method} {path[:256]})")
 
 
+def _of_method(methods: _Methods[HandlerT], method: str) -> Found[HandlerT]:
+    found = methods.get(method) or methods.get("GET" if method == "HEAD" else ANY) or methods.get(ANY)
+    return found or msgspec.structs.replace(next(iter(methods.values())), method=", ".join(methods))
+
+
 def require_method(method: str, allowed: str) -> None:
-    """Raises MethodNotAllowed, which names the method that is. Where GET is, HEAD is too (RFC 9110, 9.3.2)."""
+    """Raises MethodNotAllowed, which names those that are. Where GET is, HEAD is too (RFC 9110, 9.3.2)."""
     if allowed not in (method, ANY) and (method, allowed) != ("HEAD", "GET"):
         raise MethodNotAllowed(f"Not allowed to {method[:16]} here; use {allowed}.", allowed=allowed)

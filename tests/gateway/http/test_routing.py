@@ -65,3 +65,18 @@ def test_another_method_is_refused_with_the_one_that_is_allowed(method: str) -> 
     assert (refused.value.status, refused.value.allowed) == (405, "POST") and len(refused.value.message) < 60
     require_method("POST", "POST")
     require_method("HEAD", "GET")
+
+
+def test_a_path_may_take_several_methods() -> None:
+    """Each has its handler; another one is told which there are, and HEAD goes where GET does."""
+    routes = Routes([Entry("GET", "/s", "show"), Entry("DELETE", "/s", "end"), Entry("*", "/any/{id}", "any")])
+    for method, handler in (("GET", "show"), ("HEAD", "show"), ("DELETE", "end")):
+        found = routes.find(method, "/s")
+        require_method(method, found.method)
+        assert found.handler == handler
+    with pytest.raises(MethodNotAllowed) as refused:
+        require_method("POST", routes.find("POST", "/s").method)
+    assert refused.value.allowed == "GET, DELETE"
+    found = routes.find("PATCH", "/any/x/y")
+    require_method("PATCH", found.method)
+    assert (found.handler, found.argument) == ("any", "x/y")
