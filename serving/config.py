@@ -152,6 +152,12 @@ class Issuer(_Group):
     """Seconds by which the issuer's clock may differ from ours."""
     ca_file: Path | None = None
     """The CA certificate of the issuer's endpoints (PEM), where it is the company's own; unset, the system's."""
+    client_id: Claim | None = None
+    """The name under which the console is registered at the issuer, with `/console/callback` of its address as redirect URI: people then sign in to it there (authorization code with PKCE). Its ID tokens must carry the claims above. Unset, the issuer's tokens open the API alone."""
+    client_secret_file: Path | None = None
+    """File of one line, the secret that belongs to `client_id`; unset, the console is a public client, which PKCE protects."""
+    scopes: tuple[Annotated[str, Field(pattern=r"^[!#-\[\]-~]+$")], ...] = ("openid",)
+    """Scopes that the console asks for; some issuers put a claim into a token only for a scope of its own, such as `profile` or `groups`."""
     refresh_s: Annotated[float, Field(ge=10)] = 300.0
     """Seconds between two looks at the issuer's keys; one that it no longer publishes is refused from then on."""
     lookup_interval_s: Annotated[float, Field(gt=0)] = 5.0
@@ -175,6 +181,10 @@ class Issuer(_Group):
             raise ValueError("role_claim and roles go together")
         if self.outage_grace_s <= self.refresh_s:
             raise ValueError("outage_grace_s must be longer than refresh_s")
+        if self.client_secret_file is not None and self.client_id is None:
+            raise ValueError("client_secret_file needs a client_id")
+        if "openid" not in self.scopes:
+            raise ValueError("scopes must have openid")
         return self
 
 
@@ -204,6 +214,21 @@ class CounterSettings(_Group):
     """Seconds a decision waits for the shared counters; longer counts as their outage. Then each gateway counts its share, limit ÷ gateways, until they are back: no call is refused for it, and limits may be overspent once, by no more than themselves where calls are small beside them (TEN-10)."""
     alone_max_s: Annotated[float, Field(ge=0)] | None = None
     """Seconds that a gateway counts its share in one outage; after that, calls that have limits get 503. Unset, for as long as it lasts."""
+
+
+class ConsoleSettings(_Group):
+    """The page at `/console`, where members try models and see their use, and administrators see and steer the rest."""
+
+    enabled: bool = True
+    """Whether there is one; without it there are no sessions either, and the API takes keys and tokens alone."""
+    title: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")] = "gpt-oss-serving"
+    """How the installation is called on the page."""
+    url: Annotated[str, Field(pattern=r"^https?://[^/\s?#]+$")] | None = None
+    """The address at which browsers reach the console, `https://ai.example.com`: single sign-on leads back there, and with https its cookie is marked so. Unset, the request's own host and the gateway's own TLS say it, which a proxy that ends TLS makes wrong."""
+    port: Port | None = None
+    """TCP port of its own, for a console that clients of the API cannot reach: the page, its sessions and the routes that it calls are there, and the API's port has no page. Unset, all are on the API's port."""
+    session_s: Annotated[float, Field(ge=60, le=2_592_000)] = 28_800.0
+    """Seconds after which a session ends and its user signs in anew: a working day. A key that is revoked and a tenant that is disabled end theirs at once; a person who leaves the company's sign-on keeps one until then."""
 
 
 class GatewaySettings(_Group):
@@ -250,6 +275,7 @@ class GatewaySettings(_Group):
     """Seconds a looked-up API key is cached before the store is read again. What operators change is known within a second in any case; this bounds how long a change that was not noted, as by an older version, stays unseen."""
     oidc: tuple[Issuer, ...] = ()
     """Issuers of single sign-on whose tokens are taken beside keys; empty, keys alone."""
+    console: ConsoleSettings = ConsoleSettings()
     drain_timeout_s: Annotated[float, Field(ge=0)] = 5.0
     """Seconds running answers may take after SIGTERM (graceful shutdown); in a cluster just under the pod's grace period."""
     slo: Slo = Slo()
@@ -275,6 +301,12 @@ class GatewaySettings(_Group):
     def _workers_have_room(self) -> Self:
         if self.max_held_bytes < self.workers * HELD_BYTES_MIN:
             raise ValueError(f"max_held_bytes must be {HELD_BYTES_MIN} for each of the workers, or more")
+        return self
+
+    @model_validator(mode="after")
+    def _console_has_a_port(self) -> Self:
+        if self.console.port is not None and self.console.port in (self.port, self.metrics_port):
+            raise ValueError("console.port must be another than port and metrics_port")
         return self
 
     @model_validator(mode="after")

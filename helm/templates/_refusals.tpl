@@ -117,6 +117,17 @@ networkPolicy.issuers.peers is empty: gateways could not reach the issuers of si
 gateway.settings.oidc: the ca_file of {{ .issuer }} is in no pod; name its Secret in gateway.issuerCa.secretName, and the file /etc/serving/issuer-ca/ca.crt.
 {{- end }}
 {{- end }}
+{{- range .Values.gateway.settings.oidc }}
+{{- if and .client_secret_file (or (not $.Values.gateway.issuerClients.secretName) (not (hasPrefix "/etc/serving/issuer-clients/" .client_secret_file))) }}
+gateway.settings.oidc: the client_secret_file of {{ .issuer }} is in no pod; name its Secret in gateway.issuerClients.secretName, and the file /etc/serving/issuer-clients/KEY.
+{{- end }}
+{{- end }}
+{{- if and .Values.networkPolicy.enabled (include "gpt-oss-serving.consolePort" .) (not .Values.networkPolicy.console) }}
+networkPolicy.console is empty: no browser could reach the console on its own port; list its peers, or set networkPolicy.enabled to false.
+{{- end }}
+{{- if has (include "gpt-oss-serving.consolePort" .) (list "8080" "9090") }}
+gateway.settings.console.port is taken: the API has 8080 and the metrics have 9090; choose another.
+{{- end }}
 {{- if and .Values.networkPolicy.enabled (include "gpt-oss-serving.makesSecrets" .) (not .Values.networkPolicy.apiServer.cidrs) }}
 networkPolicy.apiServer.cidrs is empty: the Job that creates the Secrets could not reach the API server; list its CIDRs, or create the Secrets yourself and name them in secrets.
 {{- end }}

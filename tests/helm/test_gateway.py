@@ -31,9 +31,12 @@ SIGN_ON: Object = {
                     "audiences": ["llm"],
                     "tenant": "acme",
                     "ca_file": "/etc/serving/issuer-ca/ca.crt",
+                    "client_id": "console",
+                    "client_secret_file": "/etc/serving/issuer-clients/company",
                 }
             ]
         },
+        "issuerClients": {"secretName": "company-clients"},
     },
     "networkPolicy": {"issuers": {"peers": [{"ipBlock": {"cidr": "10.0.0.12/32"}}]}},
 }

@@ -135,6 +135,21 @@ def test_gateways_alone_reach_the_issuers_of_single_sign_on() -> None:
     assert opened == {"gateway"}
 
 
+def test_a_console_with_a_port_of_its_own_is_reached_by_its_peers_alone() -> None:
+    """At that port, by a Service of its own; without one there is neither."""
+    peers = [{"ipBlock": {"cidr": "10.1.0.0/16"}}]
+    objects = render(
+        {"gateway": {"settings": {"console": {"port": 8091}}}, "networkPolicy": {"console": peers, "clients": []}}
+    )
+    opened = {_role(pod) for pod in pods(objects) for _, _, ports in _outside(objects, pod) if (8091, 8091) in ports}
+    assert opened == {"gateway"}
+    names = {it["metadata"]["name"] for it in of_kind(objects, "Service")}
+    assert any(name.endswith("-console") for name in names)
+    for console in ({}, {"console": {"port": 8091, "enabled": False}}):
+        plain = render({"gateway": {"settings": console}})
+        assert not any(it["metadata"]["name"].endswith("-console") for it in of_kind(plain, "Service"))
+
+
 def test_outside_peers() -> None:
     """What leaves or enters the release, by component: names, the database, the hub, the API server, Prometheus, the operator."""
     objects = render(SHARED)

@@ -166,6 +166,24 @@ REFUSED: dict[str, tuple[Object, str]] = {
         },
         "gateway.settings.oidc: the ca_file of https://sso.example.com is in no pod; name its Secret in gateway.issuerCa.secretName, and the file /etc/serving/issuer-ca/ca.crt.",
     ),
+    "a client's secret that is in no pod": (
+        {
+            "gateway": {"settings": {"oidc": [SIGN_ON | {"client_id": "c", "client_secret_file": "/secret"}]}},
+            "networkPolicy": {"issuers": {"peers": [{"ipBlock": {"cidr": "10.0.0.12/32"}}]}},
+        },
+        "gateway.settings.oidc: the client_secret_file of https://sso.example.com is in no pod; name its Secret in gateway.issuerClients.secretName, and the file /etc/serving/issuer-clients/KEY.",
+    ),
+    "a console that no browser reaches": (
+        {"gateway": {"settings": {"console": {"port": 8090}}}},
+        "networkPolicy.console is empty: no browser could reach the console on its own port; list its peers, or set networkPolicy.enabled to false.",
+    ),
+    "a console on the API's port": (
+        {
+            "gateway": {"settings": {"console": {"port": 8080}}},
+            "networkPolicy": {"console": [{"ipBlock": {"cidr": "10.1.0.0/16"}}]},
+        },
+        "gateway.settings.console.port is taken: the API has 8080 and the metrics have 9090; choose another.",
+    ),
     "an unreachable API server": (
         {"networkPolicy": {"apiServer": {"cidrs": []}}},
         "networkPolicy.apiServer.cidrs is empty: the Job that creates the Secrets could not reach the API server; list its CIDRs, or create the Secrets yourself and name them in secrets.",

@@ -46,6 +46,12 @@ gateway:
   {{- toYaml .Values.gateway.settings | nindent 2 }}
 {{- end -}}
 
+{{/* TCP port of the console where it has one of its own, else nothing. */}}
+{{- define "gpt-oss-serving.consolePort" -}}
+{{- $console := .Values.gateway.settings.console | default dict -}}
+{{- if ne (toString $console.enabled) "false" -}}{{- with $console.port -}}{{ . | int64 }}{{- end -}}{{- end -}}
+{{- end -}}
+
 {{/* "true" when the gateway itself terminates clients' TLS, else nothing. */}}
 {{- define "gpt-oss-serving.gatewayTlsEnabled" -}}
 {{- if or .Values.gateway.tls.secretName .Values.gateway.tls.certManager.issuer -}}true{{- end -}}
