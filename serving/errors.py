@@ -15,6 +15,7 @@
         │   ├── MalformedToken     401 invalid_request_error  malformed_token
         │   ├── KeyExpired         401 invalid_request_error  key_expired
         │   ├── KeyRevoked         401 invalid_request_error  key_revoked
+        │   ├── SessionEnded       401 invalid_request_error  session_ended
         │   ├── TenantDisabled     401 invalid_request_error  tenant_disabled
         │   ├── TokenExpired       401 invalid_request_error  token_expired
         │   ├── TokenNotYetValid   401 invalid_request_error  token_not_yet_valid
@@ -140,6 +141,12 @@ class KeyExpired(Unauthenticated):
 
 class KeyRevoked(Unauthenticated):
     code = "key_revoked"
+
+
+class SessionEnded(Unauthenticated):
+    """Of the console; its page asks its user to sign in again."""
+
+    code = "session_ended"
 
 
 class TenantDisabled(Unauthenticated):

@@ -134,13 +134,21 @@ def banner(settings: Settings, models: list[catalog.Model], seconds: float) -> s
 Ready after {seconds:.0f} s. {summaries}
 
   Base URL  {base_url}
-  API key   {key}
+{_console_line(settings)}  API key   {key}
 
   curl {base_url}{route} -H 'Authorization: Bearer {key}' \\
     -H 'Content-Type: application/json' \\
     -d '{json.dumps(body)}'
 
 Ctrl-C stops everything. Logs and the key are in {settings.home}."""
+
+
+def _console_line(settings: Settings) -> str:
+    """Where the console is, if there is one."""
+    console, gateway = settings.gateway.console, settings.gateway
+    if not console.enabled:
+        return ""
+    return f"  Console   {console.url or f'http://{gateway.host}:{console.port or gateway.port}'}/console\n"
 
 
 def _example(model: catalog.Model) -> tuple[str, dict[str, object]]:

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
 
 import msgspec
@@ -23,15 +23,21 @@ from serving.gateway.admission.seeds import Seeds
 from serving.gateway.answers import seal
 from serving.gateway.answers.reasoning import Reasoning
 from serving.gateway.answers.seal import Seal
+from serving.gateway.api import docs, openapi
 from serving.gateway.api import metrics as metrics_page
 from serving.gateway.api.admin import front
 from serving.gateway.api.admin.front import Front
 from serving.gateway.api.admin.office import Office
-from serving.gateway.api.health import Health
+from serving.gateway.api.admin.sight import Sight
+from serving.gateway.api.console import door, files
+from serving.gateway.api.console.door import Door, Presented, Standing
+from serving.gateway.api.console.files import Files
+from serving.gateway.api.docs import Docs
+from serving.gateway.api.health import Health, State, StateOfModels
 from serving.gateway.api.inference import Inference
-from serving.gateway.api.merged import MergedMetrics
+from serving.gateway.api.merged import MergedHours, MergedMetrics
 from serving.gateway.api.metrics import MetricsPage
-from serving.gateway.api.models import Models
+from serving.gateway.api.models import ModelCard, ModelList, Models
 from serving.gateway.api.visit import Handler
 from serving.gateway.app import Gateway
 from serving.gateway.audit.audit import Audit
@@ -43,18 +49,20 @@ from serving.gateway.fleet.outliers import Outliers
 from serving.gateway.fleet.polls import Polls
 from serving.gateway.fleet.sources import DirectorySource, EngineSource, Source
 from serving.gateway.http.cors import Cors
-from serving.gateway.http.routing import ANY, Entry, Routes
+from serving.gateway.http.routing import ANY, About, Entry, Routes
 from serving.gateway.http.upstream import Upstream
 from serving.gateway.identity import repetitions
 from serving.gateway.identity.changes import Follower
 from serving.gateway.identity.identity import Identity
 from serving.gateway.identity.registry import Registry
 from serving.gateway.identity.repetitions import Repetitions
+from serving.gateway.identity.sessions import Sessions
 from serving.gateway.identity.tenants import Tenants
 from serving.gateway.ledger.ledger import Ledger
 from serving.gateway.ledger.price_list import PriceList
 from serving.gateway.nouns import CallRecord
 from serving.gateway.observe import access
+from serving.gateway.observe.activity import Activity
 from serving.gateway.observe.metrics import Metrics, Snapshot
 from serving.gateway.observe.recorder import Recorder
 from serving.gateway.observe.tracing import Tracing
@@ -90,10 +98,11 @@ _EDGES = Edges()
 
 
 class Assembled(msgspec.Struct, frozen=True):
-    """The application, and the page of its metrics for a port of its own."""
+    """The application, the page of its metrics for a port of its own, and the console with all that it calls for one of its own."""
 
     gateway: Gateway
     metrics_page: MetricsPage
+    console: Gateway | None
 
 
 def assemble(
@@ -119,8 +128,9 @@ def assemble(
     snapshot = partial(_snapshot, fleet, admission, polls, identity, ledger, audit, shared, edges)
     metrics = Metrics(snapshot, settings.slo_of)
     health = Health(fleet, upstream, identity, ledger, shared)
-    page = MetricsPage(metrics, health.of_models)
-    recorder = Recorder(ledger, metrics, edges.write_access, fleet.lists, prices.of, clock, audit.settle)
+    activity = Activity(settings.slo_of, edges.wall_clock)
+    page = MetricsPage(metrics, health.of_models, activity.slots)
+    recorder = Recorder(ledger, metrics, edges.write_access, fleet.lists, prices.of, clock, audit.settle, activity)
     reservations = Reservations(counters, prices.of, estimates, edges.wall_clock)
     inference = Inference(
         settings,
@@ -134,7 +144,21 @@ def assemble(
         Reasoning(Seal(tenants.derived_key(seal.PURPOSE), edges.wall_clock), clock),
         recorder.foresee,
     )
-    administration = _administration(settings, store, identity, tenants, audit, edges)
+    hours = MergedHours(edges.merged_page, activity.slots)
+    sight = Sight(
+        fleet,
+        polls,
+        admission,
+        reservations,
+        hours.read,
+        lambda: ledger.gateways,
+        settings.aliases,
+        clock,
+        edges.wall_clock,
+    )
+    administration = _administration(settings, store, identity, tenants, audit, sight, edges)
+    lasts_s = settings.console.session_s
+    sessions = Sessions(store, audit.witness, lasts_s=lasts_s, wall_clock=edges.wall_clock)
     entries: list[Entry[Handler]] = [
         Entry(ANY, front.PATH, administration.serve),
         *_inference_routes(inference),
@@ -143,12 +167,25 @@ def assemble(
     ]
     if settings.metrics_port is None:
         shown = MergedMetrics(edges.merged_page) if edges.merged_page else page
-        entries.append(Entry("GET", metrics_page.PATH, shown.show))
+        about = About(
+            summary="Metrics, as Prometheus reads them.", tag="service", is_open=True, content_type="text/plain"
+        )
+        entries.append(Entry("GET", metrics_page.PATH, shown.show, about=about))
+    body_s = settings.timeouts.request_body_s
+    doors = _console_routes(Files(), Door(settings.console, settings.currency, identity, sessions, body_s))
+    console = list(doors) if settings.console.enabled else []
+    console_port = settings.console.port if settings.console.enabled else None
     cors = Cors(settings.cors_origins)
     follower = Follower(store, identity.forget, prices.follow, reservations.follow)
-    running = partial(_running, upstream, polls, identity, prices, follower, administration, seeds, shared)
-    gateway = Gateway(Routes(entries), recorder, edges.tracing, running, clock, cors)
-    return Assembled(gateway, page)
+    running = partial(_running, upstream, polls, identity, prices, follower, administration, seeds, sessions, shared)
+
+    def gateway(entries: list[Entry[Handler]], running: Callable[[], AbstractAsyncContextManager[None]]) -> Gateway:
+        entries = [*entries, *_document_routes(entries, administration)]
+        return Gateway(Routes(entries), recorder, edges.tracing, running, clock, cors)
+
+    if console_port is None:
+        return Assembled(gateway([*entries, *console], running), page, None)
+    return Assembled(gateway(entries, running), page, gateway([*entries, *console], nullcontext))
 
 
 def _counters(settings: GatewaySettings, seeds: Seeds, ledger: Ledger, edges: Edges) -> MemoryCounters | SharedCounters:
@@ -168,11 +205,17 @@ def _counters(settings: GatewaySettings, seeds: Seeds, ledger: Ledger, edges: Ed
 
 
 def _administration(
-    settings: GatewaySettings, store: Store, identity: Identity, tenants: Tenants, audit: Audit, edges: Edges
+    settings: GatewaySettings,
+    store: Store,
+    identity: Identity,
+    tenants: Tenants,
+    audit: Audit,
+    sight: Sight,
+    edges: Edges,
 ) -> Front:
     registry = Registry(store, tenants.keyring, edges.wall_clock)
     kept = Repetitions(tenants.keyring.derived(repetitions.PURPOSE), edges.wall_clock)
-    office = Office(store, registry, kept, edges.wall_clock, audit, settings.currency)
+    office = Office(store, registry, kept, edges.wall_clock, audit, settings.currency, sight)
     return Front(identity, office, body_s=settings.timeouts.request_body_s)
 
 
@@ -189,16 +232,72 @@ def _inference_routes(inference: Inference) -> Iterator[Entry[Handler]]:
 
 
 def _model_routes(models: Models) -> Iterator[Entry[Handler]]:
-    yield Entry("GET", "/v1/models", models.list_all)
-    yield Entry("GET", "/v1/models/{id}", models.show)
+    listed = About(summary="Models, aliases and adapters that this key may ask for.", tag="models", answer=ModelList)
+    one = About(summary="One of them.", tag="models", answer=ModelCard)
+    yield Entry("GET", "/v1/models", models.list_all, about=listed)
+    yield Entry("GET", "/v1/models/{id}", models.show, about=one)
 
 
 def _health_routes(health: Health, *, is_public: bool) -> Iterator[Entry[Handler]]:
-    yield Entry("GET", "/", health.live)
-    yield Entry("GET", "/health", health.ready)
-    yield Entry("GET", "/health/live", health.live)
-    yield Entry("GET", "/health/ready", health.ready)
-    yield Entry("GET", metrics_page.MODELS_PATH, health.models if is_public else health.models_for_callers)
+    live = About(summary="Liveness: the event loop turns.", tag="service", answer=State, is_open=True)
+    ready = About(summary="Readiness: this gateway takes requests.", tag="service", answer=State, is_open=True)
+    models = About(
+        summary="Which models answer: 200 while one does.", tag="service", answer=StateOfModels, is_open=is_public
+    )
+    yield Entry("GET", "/", health.live, about=live)
+    yield Entry("GET", "/health", health.ready, about=ready)
+    yield Entry("GET", "/health/live", health.live, about=live)
+    yield Entry("GET", "/health/ready", health.ready, about=ready)
+    shown = health.models if is_public else health.models_for_callers
+    yield Entry("GET", metrics_page.MODELS_PATH, shown, about=models)
+
+
+def _document_routes(entries: Sequence[Entry[Handler]], administration: Front) -> Iterator[Entry[Handler]]:
+    """They describe themselves too."""
+    table = list(entries)
+    described = Docs(partial(_document, table, administration))
+    table.append(
+        Entry(
+            "GET", openapi.PATH, described.document, about=About(summary="This document.", tag="service", is_open=True)
+        )
+    )
+    page = About(summary="This document, for people.", tag="service", is_open=True, content_type="text/html")
+    table.append(Entry("GET", docs.PATH, described.page, about=page))
+    yield from table[-2:]
+
+
+async def _document(table: list[Entry[Handler]], administration: Front) -> openapi.Document:
+    application = await administration.application()
+    return openapi.document(table, application.app.openapi())
+
+
+def _console_routes(files_: Files, door_: Door) -> Iterator[Entry[Handler]]:
+    tag = "console"
+    page = About(summary="The page.", tag=tag, is_open=True, content_type="text/html")
+    lead = About(summary="Leads to the page.", tag=tag, is_open=True, status=308)
+    asset = About(summary="What the page loads.", tag=tag, is_open=True, content_type="application/octet-stream")
+    if files_.has_page:
+        yield Entry("GET", files.PATH, files_.page, about=page)
+        yield Entry("GET", f"{files.PATH}/", files_.lead, about=lead)
+        yield Entry("GET", files.ASSETS_PATH, files_.asset, about=asset)
+    show = About(summary="Who is signed in, and how to.", tag=tag, is_open=True, answer=Standing)
+    begin = About(summary="Sign in with a key.", tag=tag, is_open=True, body=Presented, answer=Standing)
+    end = About(summary="Sign out.", tag=tag, is_open=True, status=204)
+    yield Entry("GET", door.SESSION_PATH, door_.show, about=show)
+    yield Entry("POST", door.SESSION_PATH, door_.begin, about=begin)
+    yield Entry("DELETE", door.SESSION_PATH, door_.end, about=end)
+    leave = About(
+        summary="To single sign-on.", tag=tag, is_open=True, status=302, query={"issuer": "One of `sign_ins`."}
+    )
+    back = About(
+        summary="Back from single sign-on.",
+        tag=tag,
+        is_open=True,
+        content_type="text/html",
+        query={"code": "The issuer's.", "state": "Ours.", "error": "The issuer's, in place of a code."},
+    )
+    yield Entry("GET", door.SIGN_ON_PATH, door_.leave, about=leave)
+    yield Entry("GET", door.RETURN_PATH, door_.come_back, about=back)
 
 
 def _snapshot(
@@ -236,6 +335,7 @@ async def _running(
     changes: Follower,
     administration: Front,
     seeds: Seeds,
+    sessions: Sessions,
     shared: SharedCounters | None,
 ) -> AsyncIterator[None]:
     async with identity.opened(), upstream.opened() as session:
@@ -250,7 +350,7 @@ async def _running(
         for task in tasks:
             task.add_done_callback(_complain)
         try:
-            with administration, seeds:
+            with administration, seeds, sessions:
                 yield
         finally:
             for task in tasks:

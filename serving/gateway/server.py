@@ -63,10 +63,11 @@ _INSIDE = "127.0.0.1"
 
 
 class Sockets(NamedTuple):
-    """Where a gateway listens: its API, and its page of metrics if that has a socket of its own."""
+    """Where a gateway listens: its API, and its page of metrics and its console if those have sockets of their own."""
 
     api: socket.socket
     page: socket.socket | None = None
+    console: socket.socket | None = None
 
 
 class Certificates(NamedTuple):
@@ -96,29 +97,35 @@ def run(settings: Settings) -> None:
         api = opened.enter_context(_listening(host, settings.gateway.port))
         opening.first_start(settings)
         page = opened.enter_context(_listening(host, metrics_port)) if metrics_port is not None else None
+        console_port = settings.gateway.console.port if settings.gateway.console.enabled else None
+        console = opened.enter_context(_listening(host, console_port)) if console_port is not None else None
         if settings.gateway.workers > 1 and sys.platform != "linux":
             raise Refusal("Several workers need Linux: set gateway.workers to 1.")
         if settings.gateway.workers > 1:
-            _run_workers(settings, api, page or opened.enter_context(_inside()), used)
+            _run_workers(settings, Sockets(api, page or opened.enter_context(_inside()), console), used)
         else:
             with _assembled(settings, used) as assembled:
-                serve(assembled, settings.gateway, Sockets(api, page), used)
+                serve(assembled, settings.gateway, Sockets(api, page, console), used)
 
 
-def _run_workers(settings: Settings, api: socket.socket, page: socket.socket, used: Certificates) -> None:
+def _run_workers(settings: Settings, bound: Sockets, used: Certificates) -> None:
     """Serve with several processes; where their exit code is not 0, it becomes this one's."""
-    shared = settings.model_copy(update={"gateway": workers.share_of(settings.gateway)})
-    apis = _beside(api, settings.gateway.workers)
-    pages = [_inside() for _ in apis]
+    shared, count = (
+        settings.model_copy(update={"gateway": workers.share_of(settings.gateway)}),
+        settings.gateway.workers,
+    )
+    page = bound.page or _inside()
+    apis, pages = _beside(bound.api, count), [_inside() for _ in range(count)]
+    consoles = [None] * count if bound.console is None else _beside(bound.console, count)
     merged_page, own_pages = _url(page), [_url(it) for it in pages]
 
     def close_but(*kept: socket.socket | None) -> None:
-        for it in (page, *apis, *pages):
-            if it not in kept:
+        for it in (page, *apis, *pages, *consoles):
+            if it is not None and it not in kept:
                 it.close()
 
     def work(own: Sockets, life: Life) -> None:
-        close_but(own.api, own.page)
+        close_but(*own)
         with _assembled(shared, used, merged_page, is_successor=life.is_successor) as assembled:
             serve(assembled, shared.gateway, own, used, life.beat)
 
@@ -126,7 +133,7 @@ def _run_workers(settings: Settings, api: socket.socket, page: socket.socket, us
         close_but(page)
         _turn([(_uvicorn(MergedPage(own_pages), settings.gateway, "off"), page)], [], life.beat)
 
-    places = map(Sockets, apis, pages)
+    places = map(Sockets, apis, pages, consoles)
     roles = [Role(f"worker {number}", partial(work, own)) for number, own in enumerate(places, start=1)]
     freeze()
     if code := workers.supervise([*roles, Role("the page of metrics", merge)], close_but):
@@ -167,6 +174,9 @@ def serve(
     servers = [(_uvicorn(assembled.gateway, settings, "on", used.tls), sockets.api)]
     if sockets.page is not None:
         servers.append((_uvicorn(assembled.metrics_page, settings, "off"), sockets.page))
+    if sockets.console is not None and assembled.console is not None:
+        # What it shares with the API is opened and closed with that.
+        servers.append((_uvicorn(assembled.console, settings, "off", used.tls), sockets.console))
     _turn(servers, [certificates.follow(used.loaded), descriptors.follow()], beat)
 
 

@@ -1,16 +1,20 @@
-"""An OpenID Connect issuer on loopback, with real keys: it signs, rotates, hangs and goes away on cue."""
+"""An OpenID Connect issuer on loopback, with real keys: it signs people in, rotates, hangs and goes away on cue."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import json
+import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any
+from urllib.parse import unquote_plus, urlencode
 
+import aiohttp
 import jwt
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -71,6 +75,13 @@ class Issuer:
         #: Answers wait for it.
         self.gate = asyncio.Event()
         self.gate.set()
+        #: What its ID tokens say besides, whose key signs them in its place, and the client's secret, where it has one.
+        self.says: dict[str, object] = {}
+        self.signer: PrivateKey | None = None
+        self.secret: str | None = None
+        self.ways = ["client_secret_basic"]
+        #: Code → what it was asked with.
+        self._codes: dict[str, dict[str, str]] = {}
         self._runner: web.AppRunner | None = None
         self._port = 0
         self.rotate("RS256")
@@ -111,6 +122,8 @@ class Issuer:
         app = web.Application()
         app.router.add_get("/.well-known/openid-configuration", self._discover)
         app.router.add_get("/keys", self._show_keys)
+        app.router.add_get("/authorize", self._authorize)
+        app.router.add_post("/token", self._redeem)
         self._runner = web.AppRunner(app)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self._port)
@@ -127,7 +140,43 @@ class Issuer:
 
     async def _discover(self, _: web.Request) -> web.Response:
         self.discovered += 1
-        return web.json_response({"issuer": self.url, "jwks_uri": f"{self.url}/keys"})
+        places = {
+            "jwks_uri": f"{self.url}/keys",
+            "authorization_endpoint": f"{self.url}/authorize",
+            "token_endpoint": f"{self.url}/token",
+            "token_endpoint_auth_methods_supported": self.ways,
+        }
+        return web.json_response({"issuer": self.url} | places)
+
+    async def _authorize(self, request: web.Request) -> web.Response:
+        """Who comes is signed in at once."""
+        asked = dict(request.query)
+        code = secrets.token_urlsafe()
+        self._codes[code] = asked
+        back = f"{asked['redirect_uri']}?{urlencode({'code': code, 'state': asked['state']})}"
+        return web.Response(status=302, headers={"location": back})
+
+    async def _redeem(self, request: web.Request) -> web.Response:
+        """As RFC 6749 and RFC 7636 have it: a code once, for its address, its verifier and its client."""
+        form = await request.post()
+        asked = self._codes.pop(str(form.get("code")), None)
+        if asked is None or asked["redirect_uri"] != form.get("redirect_uri"):
+            return web.json_response({"error": "invalid_grant"}, status=400)
+        digest = hashlib.sha256(str(form.get("code_verifier")).encode()).digest()
+        if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != asked["code_challenge"]:
+            return web.json_response({"error": "invalid_grant"}, status=400)
+        if self._client(request, form) != (asked["client_id"], self.secret):
+            return web.json_response({"error": "invalid_client"}, status=401)
+        said = {"aud": asked["client_id"], "nonce": asked["nonce"]} | self.says
+        token = self.token(key=self.signer, **said)  # type: ignore[arg-type] # claims of any kind
+        return web.json_response({"token_type": "Bearer", "access_token": "-", "id_token": token})
+
+    def _client(self, request: web.Request, form: Mapping[str, object]) -> tuple[object, object]:
+        header = request.headers.get("authorization")
+        if header is None:
+            return form.get("client_id"), form.get("client_secret")
+        login = aiohttp.BasicAuth.decode(header)
+        return unquote_plus(login.login), unquote_plus(login.password)
 
     async def _show_keys(self, _: web.Request) -> web.Response:
         self.asked += 1

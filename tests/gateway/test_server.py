@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -74,12 +74,13 @@ def _listens(port: int) -> bool:
 
 
 async def test_it_serves_with_the_first_key_and_ends_cleanly(tmp_path: Path) -> None:
-    """`serving gateway --engine URL` makes a key, answers with it, shows metrics apart, and stops at SIGTERM with code 0.
+    """`serving gateway --engine URL` makes a key, answers with it, shows metrics and console apart, and stops at SIGTERM with code 0.
 
     A stream that is still running then ends in an error event, and everything is in the ledger.
     """
-    port, metrics_port = free_port(), free_port()
+    port, metrics_port, console_port = free_port(), free_port(), free_port()
     settings = {"SERVING_GATEWAY__METRICS_PORT": str(metrics_port), "SERVING_GATEWAY__DRAIN_TIMEOUT_S": "1"}
+    settings["SERVING_GATEWAY__CONSOLE__PORT"] = str(console_port)
     async with ScriptedEngine() as engine, served(tmp_path, port, engine.url, **settings) as process:
         headers = {"Authorization": f"Bearer {(tmp_path / 'admin.key').read_text().strip()}"}
         url = f"http://127.0.0.1:{port}"
@@ -92,6 +93,14 @@ async def test_it_serves_with_the_first_key_and_ends_cleanly(tmp_path: Path) -> 
             ):
                 assert (closed.status, shown.status) == (404, 200)
                 assert b"serving_gateway_requests_total" in await shown.read()
+            console = f"http://127.0.0.1:{console_port}"
+            async with (
+                client.get(f"{url}/console/session") as closed,
+                client.get(f"{console}/console/session") as shown,
+                client.get(f"{console}/v1/models") as called,
+                client.get(f"{console}/admin/v1/whoami") as administered,
+            ):
+                assert (closed.status, shown.status, called.status, administered.status) == (404, 200, 200, 200)
             engine.say(Script(chat_stream(["Hi"])[:2], ending=Ending.HANG))
             async with client.post(f"{url}/v1/chat/completions", json=CHAT | {"stream": True}) as stream:
                 assert b"Hi" in await _read_until(stream.content, b"Hi")
@@ -149,13 +158,31 @@ async def _code(url: str, key: str) -> str:
         return "ok" if answer.status == 200 else str((await answer.json())["error"]["code"])
 
 
-async def _all_refuse(urls: Sequence[str], key: str, code: str) -> None:
+async def _signed_in(url: str, key: str) -> str:
+    """The cookie of a session that this gateway began."""
+    async with (
+        aiohttp.ClientSession() as client,
+        client.post(f"{url}/console/session", json={"key": key}, headers={"X-Console": "1"}) as answer,
+    ):
+        return answer.headers["Set-Cookie"].partition(";")[0]
+
+
+async def _code_of_session(url: str, cookie: str) -> str:
+    """As `_code`, for a page that shows a session."""
+    headers = {"X-Console": "1", "Cookie": cookie}
+    async with aiohttp.ClientSession(headers=headers) as client, client.get(f"{url}/v1/models") as answer:
+        return "ok" if answer.status == 200 else str((await answer.json())["error"]["code"])
+
+
+async def _all_refuse(
+    urls: Sequence[str], key: str, code: str, asked: Callable[[str, str], Awaitable[str]] = _code
+) -> None:
     """Wait until every one of them does so, for far longer than it takes: a busy machine must not fail this.
 
     More and more seldom: their log is read at the end alone, and holds some hundred lines.
     """
     for attempt in range(20):
-        if {await _code(url, key) for url in urls} == {code}:
+        if {await asked(url, key) for url in urls} == {code}:
             return
         await asyncio.sleep(min(0.25 * 1.5**attempt, 5.0))
     raise AssertionError("the key still opens a gateway")
@@ -164,7 +191,8 @@ async def _all_refuse(urls: Sequence[str], key: str, code: str) -> None:
 async def test_a_revoked_key_is_refused_by_every_gateway(unmigrated: PostgresPlace, tmp_path: Path) -> None:
     """Two processes on one database, both of which remember the key for an hour: they ask what was changed every half second.
 
-    So does a key that was rotated work on both, and the old one beside it until its grace is over.
+    So does a key that was rotated work on both, and the old one beside it until its grace is over; and so does a session of the console
+    that one of them began, until its key is revoked.
     """
     (tmp_path / "pepper").write_bytes(os.urandom(32))
     given = unmigrated.environment() | {"SERVING_STORE__PEPPER_FILE": str(tmp_path / "pepper")} | REMEMBERED
@@ -186,15 +214,18 @@ async def test_a_revoked_key_is_refused_by_every_gateway(unmigrated: PostgresPla
             assert [await _code(url, old) for url in urls] == ["ok", "ok"]
             new = registry.rotate_key(old[3:13], grace_s=3600)
             assert [await _code(url, key) for url in urls for key in (old, new)] == ["ok"] * 4
+            cookie = await _signed_in(urls[0], old)
+            assert [await _code_of_session(url, cookie) for url in urls] == ["ok"] * 2
             registry.revoke_key(old[3:13])
             await _all_refuse(urls, old, "key_revoked")
+            await _all_refuse(urls, cookie, "key_revoked", _code_of_session)
             assert [await _code(url, new) for url in urls] == ["ok", "ok"]
             registry.update_tenant("acme", is_disabled=True)
             await _all_refuse(urls, new, "tenant_disabled")
 
 
 async def test_a_revoked_key_is_refused_by_every_worker(tmp_path: Path) -> None:
-    """On SQLite, whose files tell that something was written."""
+    """On SQLite, whose files tell that something was written; a session of the console that was ended too."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     settings = REMEMBERED | {"SERVING_GATEWAY__WORKERS": "2"}
@@ -205,6 +236,14 @@ async def test_a_revoked_key_is_refused_by_every_worker(tmp_path: Path) -> None:
             key = registry.create_key("acme")
             # Connections are dealt out by chance: of a dozen, each worker has some.
             assert [await _code(url, key) for _ in range(12)] == ["ok"] * 12
+            cookie = await _signed_in(url, key)
+            assert [await _code_of_session(url, cookie) for _ in range(12)] == ["ok"] * 12
+            async with (
+                aiohttp.ClientSession(headers={"X-Console": "1", "Cookie": cookie}) as client,
+                client.delete(f"{url}/console/session") as answer,
+            ):
+                assert answer.status == 204
+            await _all_refuse([url] * 12, cookie, "session_ended", _code_of_session)
             registry.revoke_key(key[3:13])
             await _all_refuse([url] * 12, key, "key_revoked")
 

@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import aiohttp
 import uvicorn
 from sqlalchemy import select
 
-from serving.config import GatewaySettings, Issuer, QueueSettings, Retries, Slo, Timeouts
+from serving.config import ConsoleSettings, GatewaySettings, Issuer, QueueSettings, Retries, Slo, Timeouts
 from serving.gateway.admission.counters.tally import Tally
 from serving.gateway.assembly import Edges, assemble
 from serving.gateway.audit.audit import Audit
@@ -51,10 +51,12 @@ async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> Non
 class Answer:
     """A response, read to its end."""
 
-    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
+    def __init__(self, status: int, headers: Mapping[str, str], body: bytes, cookies: Sequence[str] = ()) -> None:
         self.status = status
-        self.headers = headers
+        self.headers = {name.lower(): value for name, value in headers.items()}
         self.body = body
+        #: What it sets, as it is written.
+        self.cookies = cookies
 
     @property
     def json(self) -> dict[str, object]:
@@ -107,8 +109,11 @@ class World:
         """One request with the tenant's key; `body` goes as JSON unless it is bytes."""
         payload = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         sent = self.headers() | {"Content-Type": "application/json"} if headers is None else headers
-        async with self.client.request(method, self.url + path, data=payload, headers=sent) as response:
-            return Answer(response.status, {k.lower(): v for k, v in response.headers.items()}, await response.read())
+        async with self.client.request(
+            method, self.url + path, data=payload, headers=sent, allow_redirects=False
+        ) as response:
+            cookies = response.headers.getall("Set-Cookie", [])
+            return Answer(response.status, response.headers, await response.read(), cookies)
 
     async def post(self, path: str, body: object) -> Answer:
         return await self.ask("POST", path, body)
@@ -182,6 +187,7 @@ async def running_gateway(
     continuation: bool = True,
     hand_on_drains: bool = False,
     oidc: tuple[Issuer, ...] = (),
+    console: ConsoleSettings | None = None,
     queue: QueueSettings | None = None,
     tally: Tally | None = None,
 ) -> AsyncIterator[World]:
@@ -202,6 +208,7 @@ async def running_gateway(
         continuation=continuation,
         hand_on_drains=hand_on_drains,
         oidc=oidc,
+        console=console or ConsoleSettings(),
         queue=queue or QueueSettings(),
     )
     with ExitStack() as opened:

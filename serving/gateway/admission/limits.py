@@ -159,6 +159,17 @@ def plan(caller: Caller, model: str, now_s: float) -> Plan:
     )
 
 
+def everything(caller: Caller, now_s: float) -> list[Slot]:
+    """All limits of a caller's calls, whichever model they are for."""
+    named = sorted({model for policy in (caller.tenant_policy, caller.key_policy) for model in policy.per_model})
+    return list({slot.name: slot for model in (ALL, *named) for slot in plan(caller, model, now_s).slots}.values())
+
+
+def look(slot: Slot) -> Draw:
+    """What takes nothing of it, and says what is left."""
+    return Draw(slot.name, slot.kind, slot.limit, 0, slot.period_us, slot.ends_at_us)
+
+
 class Plans:
     """Plans that were made lately: most calls are like one before."""
 

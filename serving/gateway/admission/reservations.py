@@ -18,10 +18,10 @@ import msgspec
 
 from serving.gateway.admission import limits
 from serving.gateway.admission.bounds import Bounds
-from serving.gateway.admission.counters.counter import Counters, Draw
+from serving.gateway.admission.counters.counter import Counters, Draw, Kind, Level
 from serving.gateway.admission.doubts import Doubts
 from serving.gateway.admission.estimates import Estimates
-from serving.gateway.admission.limits import Cost, Plan, Plans
+from serving.gateway.admission.limits import Cost, Plan, Plans, Slot
 from serving.gateway.admission.quantiles import Quantiles
 from serving.gateway.dialects.call import Call
 from serving.gateway.dialects.dialect import Dialect
@@ -61,6 +61,13 @@ class Asking(msgspec.Struct, frozen=True):
     #: Output tokens that engines have made of it so far.
     made: Callable[[], int]
     answer: Announced
+
+
+class Held(msgspec.Struct, frozen=True):
+    """A limit, and what is left of it."""
+
+    slot: Slot
+    level: Level
 
 
 class Reservations:
@@ -156,6 +163,18 @@ class Reservations:
             self._growing[reservation.lease] = reservation
             self._look_later()
         return tuple(headers)
+
+    async def levels(self, caller: Caller) -> list[Held]:
+        """How much of each of its limits a caller's calls have taken, on all gateways. What may be open is not told: to ask is to take.
+
+        Raises StoreUnavailable.
+        """
+        slots = [it for it in limits.everything(caller, self._wall_clock()) if it.kind is not Kind.OPEN]
+        lease, draws = self.new_lease(), [limits.look(it) for it in slots]
+        verdict = await self._counters.reserve(lease, draws)
+        if verdict.refused is None:
+            self._counters.settle(lease, draws, [0] * len(draws))
+        return [Held(slot, level) for slot, level in zip(slots, verdict.levels, strict=True)]
 
     def settle(self, reservation: Reservation) -> None:
         """What the record says is what it was."""

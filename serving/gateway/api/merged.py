@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import aiohttp
+import msgspec
 
 from serving.errors import InternalError
 from serving.gateway.api import metrics
 from serving.gateway.api.visit import Visit
 from serving.gateway.http.asgi import Receive, Request, Responder, Scope, Send
+from serving.gateway.observe.activity import Slot
 from serving.gateway.observe.pages import Pages
 
 #: Seconds a worker may take for its page, within the ten that Prometheus waits; then its last one stands.
@@ -36,6 +38,8 @@ class MergedPage:
             await responder.whole(200, await self._render(), content_type=metrics.CONTENT_TYPE)
         elif (request.method, request.path) == ("GET", metrics.MODELS_PATH):
             await responder.whole(*await self._models())
+        elif (request.method, request.path) == ("GET", metrics.ACTIVITY_PATH):
+            await responder.whole(200, msgspec.json.encode(await self._hours()))
         else:
             await responder.whole(404, b"{}")
 
@@ -60,6 +64,37 @@ class MergedPage:
                 except (aiohttp.ClientError, TimeoutError):
                     continue
         return 503, b'{"models":{}}'
+
+    async def _hours(self) -> list[list[Slot]]:
+        """Each worker's last hour, of those that answer."""
+        async with _client(self._worker_s) as client:
+            hours = await asyncio.gather(*(_hour(client, url + metrics.ACTIVITY_PATH) for url in self._workers))
+        return [it for it in hours if it is not None]
+
+
+async def _hour(client: aiohttp.ClientSession, url: str) -> list[Slot] | None:
+    try:
+        async with client.get(url) as response:
+            return msgspec.json.decode(await response.read(), type=list[Slot])
+    except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError):
+        return None
+
+
+class MergedHours:
+    """The last hour of all workers, for one that is asked; its own where they cannot be read."""
+
+    def __init__(self, url: str | None, own: Callable[[], list[Slot]]) -> None:
+        self._url = url
+        self._own = own
+
+    async def read(self) -> list[list[Slot]]:
+        if self._url is None:
+            return [self._own()]
+        try:
+            async with _client(ALL_S) as client, client.get(self._url + metrics.ACTIVITY_PATH) as response:
+                return msgspec.json.decode(await response.read(), type=list[list[Slot]]) or [self._own()]
+        except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError):
+            return [self._own()]
 
 
 class MergedMetrics:

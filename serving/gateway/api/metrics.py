@@ -9,10 +9,13 @@ import msgspec
 
 from serving.gateway.api.visit import Visit
 from serving.gateway.http.asgi import Receive, Request, Responder, Scope, Send
+from serving.gateway.observe.activity import Slot
 from serving.gateway.observe.metrics import Metrics
 
 PATH = "/metrics"
 MODELS_PATH = "/health/models"
+#: What this process did in the last hour, for the other processes of its gateway.
+ACTIVITY_PATH = "/activity"
 #: A name of the process that counts, drawn at its start: another one counts from 0.
 PROCESS_HEADER = "x-process"
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
@@ -21,9 +24,12 @@ CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 class MetricsPage:
     """`GET /metrics`, and on a port of its own `GET /health/models`."""
 
-    def __init__(self, metrics: Metrics, models: Callable[[], tuple[int, msgspec.Struct]]) -> None:
+    def __init__(
+        self, metrics: Metrics, models: Callable[[], tuple[int, msgspec.Struct]], slots: Callable[[], list[Slot]]
+    ) -> None:
         self._metrics = metrics
         self._models = models
+        self._slots = slots
         self._process = (PROCESS_HEADER.encode(), secrets.token_hex(8).encode())
 
     async def show(self, visit: Visit) -> None:
@@ -41,5 +47,7 @@ class MetricsPage:
         elif (request.method, request.path) == ("GET", MODELS_PATH):
             status, states = self._models()
             await responder.whole(status, msgspec.json.encode(states))
+        elif (request.method, request.path) == ("GET", ACTIVITY_PATH):
+            await responder.whole(200, msgspec.json.encode(self._slots()))
         else:
             await responder.whole(404, b"{}")

@@ -241,6 +241,19 @@ class Fleet:
         models = self._with_states(lambda listed: (listed.name,), lambda report: (report.model,))
         return [msgspec.structs.replace(it, **self.outliers.states(it.name)) for it in models]
 
+    def known(self) -> list[Known]:
+        """Every replica, as it last reported, by its name."""
+        return [self._known[replica_id] for replica_id in sorted(self._known)]
+
+    def state_of(self, replica: Known) -> ReplicaState:
+        """What it said, unless it refused a connection since."""
+        is_lost = replica.reported_at <= self._lost_at.get(replica.report.replica_id, float("-inf"))
+        return ReplicaState.FAILED if is_lost else replica.report.state
+
+    def plans(self, model: str) -> list[ListedModel]:
+        """What cells say of a model, whether replicas of it run or not."""
+        return [listed for listed in self._all_listed() if listed.name == model]
+
     def adapters(self) -> list[Model]:
         """Every adapter that some replica offers; of a model without any, those that the settings name."""
         here = {replica.report.model for replica in self._known.values()}
@@ -262,11 +275,9 @@ class Fleet:
                 context_tokens[name] = max(context_tokens[name], listed.context_tokens)
                 if listed.wanted is not None:
                     wanted[name] += listed.wanted
-        for replica_id, replica in self._known.items():
-            is_lost = replica.reported_at <= self._lost_at.get(replica_id, float("-inf"))
-            state = ReplicaState.FAILED if is_lost else replica.report.state
+        for replica in self._known.values():
             for name in reported_names(replica.report):
-                states.setdefault(name, Counter())[state] += 1
+                states.setdefault(name, Counter())[self.state_of(replica)] += 1
                 context_tokens[name] = max(context_tokens[name], replica.report.context_tokens)
         return [
             Model(

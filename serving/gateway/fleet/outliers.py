@@ -75,6 +75,10 @@ class Outliers:
         ejected = sum(share == 0.0 for share in shares)
         return States(ejected=ejected, returning=len(shares) - ejected)
 
+    def out(self, model: str) -> Set[str]:
+        """The replicas of a model that are ejected or come back."""
+        return set(self._shares(model)) if self._out.get(model) else _NONE
+
     def succeed(self, replica_id: str) -> None:
         """A call on this replica ended well, or by no fault of the replica's."""
         record = self._record(replica_id)

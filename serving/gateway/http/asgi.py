@@ -74,6 +74,8 @@ class Request:
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        #: Of the client's connection here: what a proxy before us speaks it does not say.
+        self.scheme: str = scope.get("scheme", "http")
         self.query_string: bytes = scope.get("query_string", b"")
         self._extensions = scope.get("extensions", {})
         #: None where the server does not tell.

@@ -18,6 +18,9 @@ class ActKind(StrEnum):
     KEY_UPDATE = "key.update"
     KEY_ROTATE = "key.rotate"
     KEY_REVOKE = "key.revoke"
+    #: Someone signed in to the console, or out of it.
+    SESSION_BEGIN = "session.begin"
+    SESSION_END = "session.end"
     #: A person's name was removed; by the reference.
     USER_ERASE = "user.erase"
     #: New keys that could not be shown were deleted again.

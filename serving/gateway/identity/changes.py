@@ -34,10 +34,12 @@ class Kind(StrEnum):
     PRICE = "price"
     #: One who was erased, by the reference.
     END_USER = "end_user"
+    #: One that was ended, by its id.
+    SESSION = "session"
 
 
 class Change(msgspec.Struct, frozen=True):
-    """One change; its subject is a tenant's or a key's id, or a model."""
+    """One change; its subject is the id of a tenant, a key or a session, or a model."""
 
     kind: str
     subject: str

@@ -1,4 +1,5 @@
-"""Identity: who is calling, by a key or by a token of the company's single sign-on? Asked once per request; a `Caller` is the only way on.
+"""Identity: who is calling, by a key, by a token of the company's single sign-on, or by a session that either has begun? Asked once per
+request; a `Caller` is the only way on.
 
 A token is verified once and then remembered by its digest until it ends: what RS256 and ES256 cost is paid once per token, in the
 event loop, because a thread would cost as much again (TEN-5).
@@ -18,11 +19,12 @@ from serving import config
 from serving.config import GatewaySettings
 from serving.errors import Forbidden, InvalidRequest
 from serving.gateway.http.asgi import Request
-from serving.gateway.identity import oidc
+from serving.gateway.identity import cookies, oidc, sessions, sign_on
 from serving.gateway.identity.changes import News
 from serving.gateway.identity.end_users import NAME_CHARS_MAX, EndUsers, is_name
 from serving.gateway.identity.jwks import Endpoint, Keys, PublicKey
 from serving.gateway.identity.oidc import Verified
+from serving.gateway.identity.sign_on import SignOn, Slips
 from serving.gateway.identity.tenants import Tenants
 from serving.gateway.identity.uses import Uses
 from serving.gateway.nouns import OIDC, Caller, Right
@@ -79,21 +81,47 @@ class Identity:
         )
         self._uses = Uses(store, wall_clock)
         self._issuers = {it.issuer: _trusted(it, clock, waiters_max) for it in settings.oidc}
+        self._trusted = frozenset(self._issuers)
+        self._takes_sessions = settings.console.enabled
+        self.slips = Slips(tenants.derived_key(sign_on.PURPOSE), wall_clock)
+        #: Issuer → how people come from there to the console.
+        self.sign_ons = {
+            name: SignOn(it.settings, it.endpoint, it.keys, self.slips)
+            for name, it in self._issuers.items()
+            if it.settings.client_id is not None
+        }
         self._verified_max = verified_max
         self._remembered: OrderedDict[bytes, _Remembered] = OrderedDict()
 
     async def identify(self, request: Request) -> Caller:
         """The caller behind a request.
 
-        Raises Unauthenticated, or a class of it that says more; Forbidden where it names an end user and may not; InvalidRequest where
-        it does so with what is no name; StoreUnavailable and IssuerUnavailable where its key or token cannot be checked now.
+        Raises Unauthenticated, or a class of it that says more; Forbidden where it names an end user and may not, or shows a session from
+        another page than the console's; InvalidRequest where it names one by what is no name; StoreUnavailable and IssuerUnavailable where
+        its key or token cannot be checked now.
         """
         key, user = request.presented_key(), request.header(USER_HEADER)
-        if key is not None and self._issuers and oidc.is_token(key):
-            return await self._by_token(key, user)
+        if key is None and self._takes_sessions and (word := cookies.session(request)) is not None:
+            caller = await self._tenants.of_session(sessions.id_of(word), self._trusted)
+        elif key is not None and self._issuers and oidc.is_token(key):
+            caller = await self._by_token(key)
+        else:
+            caller = await self._tenants.identify(key)
+        if caller.key_id != OIDC:
+            self._uses.note(caller.key_id)
+        return caller if user is None else await self._for_user(caller, user)
+
+    async def of_key(self, key: str) -> Caller:
+        """The caller whose key this is, which signs in with it. Raises as `identify` does."""
         caller = await self._tenants.identify(key)
         self._uses.note(caller.key_id)
-        return caller if user is None else await self._for_user(caller, user)
+        return caller
+
+    async def of_person(self, verified: Verified) -> Caller:
+        """The caller that a verified token says. Raises UnknownTenant, TenantDisabled, and StoreUnavailable."""
+        tenant = await self._tenants.of_tenant(verified.tenant)
+        ref = await self._end_users.reference(tenant.tenant_id, verified.user)
+        return msgspec.structs.replace(tenant, key_id=OIDC, role=verified.role, user_ref=ref)
 
     def forget(self, news: News) -> None:
         """What has changed in the database is asked for anew."""
@@ -127,13 +155,8 @@ class Identity:
                 self._end_users.close()
                 self._uses.close()
 
-    async def _by_token(self, token: str, user: str | None) -> Caller:
-        verified = await self._verified(token)
-        tenant = await self._tenants.of_tenant(verified.tenant)
-        if user is not None:
-            raise Forbidden("A token says itself who its user is: X-Serving-User is for keys.")
-        ref = await self._end_users.reference(tenant.tenant_id, verified.user)
-        return msgspec.structs.replace(tenant, key_id=OIDC, role=verified.role, user_ref=ref)
+    async def _by_token(self, token: str) -> Caller:
+        return await self.of_person(await self._verified(token))
 
     async def _verified(self, token: str) -> Verified:
         digest = hashlib.sha256(token.encode()).digest()
@@ -165,6 +188,8 @@ class Identity:
             self._remembered.popitem(last=False)
 
     async def _for_user(self, caller: Caller, sent: str) -> Caller:
+        if caller.key_id == OIDC:
+            raise Forbidden("A token says itself who its user is: X-Serving-User is for keys.")
         if Right.NAME_USERS not in caller.rights:
             raise Forbidden(
                 "This key may not name end users (X-Serving-User): a key made with `serving keys create --allow name_users` may."

@@ -12,11 +12,11 @@ import math
 import random
 import ssl
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote_plus, urlsplit
 
 import aiohttp
 import jwt
@@ -52,6 +52,8 @@ _KINDS: dict[str, tuple[str, str | None]] = {
 }
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class PublicKey(NamedTuple):
@@ -247,15 +249,25 @@ class Keys:
         self._keys, self._answered_at = keys, self._clock()
 
 
+class Places(NamedTuple):
+    """Where an issuer takes people in and codes back."""
+
+    authorization: str
+    token: str
+    #: The client's secret goes into a header (`client_secret_basic`), and else into the form.
+    takes_basic: bool
+
+
 class Endpoint:
-    """Where an issuer publishes its keys: asks for them over HTTP, while `opened`."""
+    """Where an issuer publishes its keys, and signs people in: asks over HTTP, while `opened`."""
 
     def __init__(self, settings: config.Issuer) -> None:
         """Raises Refusal when the file of its CA cannot be used."""
         self._issuer = settings.issuer
         self._tls = _trusting(settings.ca_file) if settings.ca_file else True
         self._session: aiohttp.ClientSession | None = None
-        self._keys_url: str | None = None
+        #: What discovery said; None until it did, and after a question that failed.
+        self._document: dict[str, Any] | None = None
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
@@ -272,36 +284,80 @@ class Endpoint:
 
     async def fetch(self) -> object:
         """Its JWKS. Where the place that discovery named does not answer, it is discovered anew the next time."""
+        return await self._asked(self._fetch())
+
+    async def places(self) -> Places:
+        """Where people sign in. Raises Unanswered."""
+        return await self._asked(self._places())
+
+    async def redeem(self, form: Mapping[str, str], client_id: str, secret: str | None) -> dict[str, Any]:
+        """What its token endpoint gives for a code; empty where it takes the code or the client for wrong. Raises Unanswered."""
+        return await self._asked(self._redeem(form, client_id, secret))
+
+    async def _asked(self, answer: Coroutine[Any, Any, T]) -> T:
         try:
             async with asyncio.timeout(FETCH_S):
-                if self._keys_url is None:
-                    self._keys_url = self._place_of_keys(await self._get(self._discovery_url))
-                return await self._get(self._keys_url)
+                return await answer
         except Unanswered:
-            self._keys_url = None
+            self._document = None
             raise
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            self._keys_url = None
+            self._document = None
             raise Unanswered(type(error).__name__) from None
 
-    @property
-    def _discovery_url(self) -> str:
-        return self._issuer.rstrip("/") + DISCOVERY_PATH
+    async def _fetch(self) -> object:
+        return await self._get(self._place(await self._discovered(), "jwks_uri", "place of keys"))
 
-    def _place_of_keys(self, document: object) -> str:
-        if not isinstance(document, dict) or document.get("issuer") != self._issuer:
-            raise Unanswered("its discovery document is another issuer's, or none")
-        url = document.get("jwks_uri")
+    async def _places(self) -> Places:
+        document = await self._discovered()
+        ways = document.get("token_endpoint_auth_methods_supported") or ["client_secret_basic"]
+        return Places(
+            self._place(document, "authorization_endpoint", "page to sign in"),
+            self._place(document, "token_endpoint", "place of tokens"),
+            "client_secret_basic" in ways,
+        )
+
+    async def _redeem(self, form: Mapping[str, str], client_id: str, secret: str | None) -> dict[str, Any]:
+        places = await self._places()
+        headers, said = {}, dict(form)
+        if secret is not None and places.takes_basic:
+            # Encoded once more before base64 (RFC 6749, section 2.3.1).
+            headers["authorization"] = aiohttp.encode_basic_auth(quote_plus(client_id), quote_plus(secret))
+        else:
+            said |= {"client_id": client_id} | ({} if secret is None else {"client_secret": secret})
+        response = self._opened_session.post(places.token, data=said, headers=headers, allow_redirects=False)
+        answer = await self._read(response, also=(400, 401, 403))
+        return answer if isinstance(answer, dict) else {}
+
+    async def _discovered(self) -> dict[str, Any]:
+        if self._document is None:
+            document = await self._get(self._issuer.rstrip("/") + DISCOVERY_PATH)
+            if not isinstance(document, dict) or document.get("issuer") != self._issuer:
+                raise Unanswered("its discovery document is another issuer's, or none")
+            self._document = document
+        return self._document
+
+    def _place(self, document: dict[str, Any], name: str, what: str) -> str:
+        url = document.get(name)
         if not isinstance(url, str) or urlsplit(url).scheme not in ("https", urlsplit(self._issuer).scheme):
-            raise Unanswered("its discovery document names no place of keys that is as safe as the issuer")
+            raise Unanswered(f"its discovery document names no {what} that is as safe as the issuer")
         return url
 
-    async def _get(self, url: str) -> object:
+    @property
+    def _opened_session(self) -> aiohttp.ClientSession:
         if self._session is None:
             raise Unanswered("this gateway starts or stops")
+        return self._session
+
+    async def _get(self, url: str) -> object:
         # A redirect could lead anywhere.
-        async with self._session.get(url, allow_redirects=False) as response:
-            if response.status != 200:
+        return await self._read(self._opened_session.get(url, allow_redirects=False))
+
+    async def _read(
+        self, asked: AbstractAsyncContextManager[aiohttp.ClientResponse], also: Collection[int] = ()
+    ) -> object:
+        async with asked as response:
+            if response.status != 200 and response.status not in also:
                 raise Unanswered(f"status {response.status}")
             body = await _bounded(response.content)
         try:

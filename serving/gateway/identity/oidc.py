@@ -6,6 +6,7 @@ PyJWT verifies (TEN-2); each of its refusals becomes one of ours, in a sentence 
 
 from __future__ import annotations
 
+import hmac
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -110,15 +111,27 @@ def require_claims(token: str, issuer: config.Issuer) -> None:
     _decoded(token, issuer, None)
 
 
-def verified(token: str, issuer: config.Issuer, key: PublicKey) -> Verified:
-    """What it says; raises Unauthenticated, by the class that says why."""
+def verified(token: str, issuer: config.Issuer, key: PublicKey, nonce: str | None = None) -> Verified:
+    """What it says; raises Unauthenticated, by the class that says why.
+
+    An ID token answers one question, of which `nonce` is the name, and was made for one party (OpenID Connect Core 3.1.3.7).
+    """
     claims = _decoded(token, issuer, key)
+    if nonce is not None:
+        _require_answers(claims, issuer, nonce)
     return Verified(
         tenant=_tenant(claims, issuer),
         user=_user(claims, issuer),
         role=_role(claims, issuer),
         ends_at=min(int(claims["exp"]), _END_MAX) + issuer.clock_skew_s,
     )
+
+
+def _require_answers(claims: dict[str, Any], issuer: config.Issuer, nonce: str) -> None:
+    if not hmac.compare_digest(str(claims.get("nonce")).encode(), nonce.encode()):
+        raise MalformedToken("The token answers another sign-in.")
+    if claims.get("azp", issuer.audiences[0]) not in issuer.audiences:
+        raise _refused(WrongAudience)
 
 
 def _decoded(token: str, issuer: config.Issuer, key: PublicKey | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from serving.gateway.identity import changes
 from serving.gateway.identity.acts import Act, ActKind, Witness, unwitnessed
 from serving.gateway.identity.changes import Change, Kind
 from serving.gateway.store.store import Store
-from serving.gateway.store.tables import end_users, tenants
+from serving.gateway.store.tables import end_users, sessions, tenants
 
 
 class Person(msgspec.Struct, frozen=True):
@@ -43,10 +43,17 @@ def people(
         return [Person(*row) for row in connection.execute(query.order_by(end_users.c.ref).limit(limit))]
 
 
+def subject_of(store: Store, ref: str) -> str | None:
+    """Whom a reference means; None for one who was erased."""
+    with store.begin() as connection:
+        found: str | None = connection.scalar(select(end_users.c.subject).where(end_users.c.ref == ref))
+    return found
+
+
 def erase(store: Store, tenant: str, subject: str, witness: Witness = unwitnessed) -> list[str]:
     """Remove a person of a tenant; returns the references that say no one from now on. Raises NotFound where there is none.
 
-    Gateways forget the person within a second; one who calls again is a new one to them.
+    Gateways forget the person within a second, sessions of the console included; one who calls again is a new one to them.
     """
     with store.erasing() as connection:
         changes.take_turn(connection)
@@ -58,6 +65,10 @@ def erase(store: Store, tenant: str, subject: str, witness: Witness = unwitnesse
             raise NotFound(f"Tenant '{tenant}' has no such user; `serving users list {tenant}` shows those it has.")
         connection.execute(delete(end_users).where(*them))
         changes.note(connection, *(Change(Kind.END_USER, row.ref) for row in rows))
+        theirs = sessions.c.user_ref.in_([row.ref for row in rows])
+        ended = list(connection.scalars(select(sessions.c.id).where(theirs)))
+        changes.note(connection, *(Change(Kind.SESSION, it) for it in ended))
+        connection.execute(delete(sessions).where(theirs))
         for row in rows:
             witness(connection, Act(ActKind.USER_ERASE, row.ref, row.tenant_id))
     return [row.ref for row in rows]

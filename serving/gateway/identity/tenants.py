@@ -16,14 +16,15 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
-from typing import Self
+from typing import Any, Self
 
 import msgspec
-from sqlalchemy import bindparam, select
+from sqlalchemy import Row, bindparam, or_, select
 
 from serving.errors import (
     KeyExpired,
     KeyRevoked,
+    SessionEnded,
     StoreUnavailable,
     TenantDisabled,
     Unauthenticated,
@@ -34,9 +35,9 @@ from serving.gateway.identity import rights
 from serving.gateway.identity.changes import Kind, News
 from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.keys import id_of
-from serving.gateway.nouns import Caller
+from serving.gateway.nouns import OIDC, Caller
 from serving.gateway.store.store import Store
-from serving.gateway.store.tables import keys
+from serving.gateway.store.tables import keys, sessions
 from serving.gateway.store.tables import tenants as tenants_table
 
 #: Keys remembered as valid; at about 0.5 KB each some 50 MB where as many are in use.
@@ -68,7 +69,9 @@ class _Answer(msgspec.Struct, frozen=True):
     #: On the monotonic clock.
     asked_at: float
     #: Seconds since the epoch.
-    key_expires_at: float | None = None
+    expires_at: float | None = None
+    #: Why there is none from then on.
+    expiry: type[Unauthenticated] = KeyExpired
     refusal: type[Unauthenticated] = Unauthenticated
     #: Ids of what it was asked about: a change of any makes it old.
     subjects: tuple[str, ...] = ()
@@ -80,8 +83,8 @@ class _Answer(msgspec.Struct, frozen=True):
         """Raises Unauthenticated."""
         if self.caller is None:
             raise _REFUSED[self.refusal]()
-        if self.key_expires_at is not None and epoch_s >= self.key_expires_at:
-            raise _REFUSED[KeyExpired]()
+        if self.expires_at is not None and epoch_s >= self.expires_at:
+            raise _REFUSED[self.expiry]()
         return self.caller
 
 
@@ -151,6 +154,15 @@ class Tenants:
         answer = await self._answer(_NAMED + name.encode(), partial(self._read_tenant, name))
         return answer.admitted(self._wall_clock())
 
+    async def of_session(self, session_id: str, issuers: frozenset[str]) -> Caller:
+        """The caller whose session it is; one that single sign-on began counts while its issuer is among `issuers`.
+
+        Raises SessionEnded, what `identify` raises of its key, and StoreUnavailable as `identify` does.
+        """
+        read = partial(self._read_session, session_id, issuers)
+        answer = await self._answer(_SIGNED_IN + session_id.encode(), read)
+        return answer.admitted(self._wall_clock())
+
     def forget(self, news: News) -> None:
         """What has changed is asked for anew; what cannot be asked is remembered on."""
         now = self._clock()
@@ -159,7 +171,7 @@ class Tenants:
             return
         # An answer that is older is asked for anew in any case.
         self._changed_at = {it: at for it, at in self._changed_at.items() if now - at < self._key_cache_s}
-        self._changed_at |= {change.subject: now for change in news.changes if change.kind in (Kind.KEY, Kind.TENANT)}
+        self._changed_at |= {change.subject: now for change in news.changes if change.kind in _REMEMBERED}
         # What was unknown may be what was made.
         self._changed_at[_UNKNOWN] = now
 
@@ -243,16 +255,22 @@ class Tenants:
         if row.revoked_at is not None or row.disabled_at is not None:
             why = KeyRevoked if row.revoked_at is not None else TenantDisabled
             return _Answer(None, asked_at, refusal=why, subjects=subjects)
-        caller = Caller(
-            row.tenant_id,
-            row.name,
-            row.id,
-            rights.read(row.rights),
-            rights.role(row.role),
-            policies.read(row.tenant_policy),
-            policies.read(row.policy),
-        )
-        return _Answer(caller, asked_at, row.expires_at, subjects=subjects)
+        return _Answer(_of_key(row), asked_at, row.expires_at, subjects=subjects)
+
+    def _read_session(self, session_id: str, issuers: frozenset[str]) -> _Answer:
+        asked_at = self._clock()
+        with self._store.looking() as connection:
+            row = connection.execute(_SESSION, {"session": session_id}).one_or_none()
+        if row is None or (row.issuer is not None and row.issuer not in issuers):
+            return _Answer(None, asked_at, refusal=SessionEnded, subjects=(session_id,))
+        subjects = (session_id, row.tenant_id, row.id or session_id)
+        if row.revoked_at is not None or row.disabled_at is not None:
+            why = KeyRevoked if row.revoked_at is not None else TenantDisabled
+            return _Answer(None, asked_at, refusal=why, subjects=subjects)
+        caller = _of_person(row) if row.id is None else _of_key(row)
+        if row.expires_at is not None and row.expires_at < row.ends_at:
+            return _Answer(caller, asked_at, row.expires_at, subjects=subjects)
+        return _Answer(caller, asked_at, row.ends_at, SessionEnded, subjects=subjects)
 
     def _read_tenant(self, name: str) -> _Answer:
         asked_at = self._clock()
@@ -266,8 +284,34 @@ class Tenants:
         return _Answer(caller, asked_at, subjects=(row.id,))
 
 
-# Before a tenant's name: no digest of a key is as long as this and a name.
+def _of_key(row: Row[*tuple[Any, ...]]) -> Caller:
+    return Caller(
+        row.tenant_id,
+        row.name,
+        row.id,
+        rights.read(row.rights),
+        rights.role(row.role),
+        policies.read(row.tenant_policy),
+        policies.read(row.policy),
+    )
+
+
+def _of_person(row: Row[*tuple[Any, ...]]) -> Caller:
+    return Caller(
+        row.tenant_id,
+        row.name,
+        OIDC,
+        role=rights.role(row.said_role),
+        tenant_policy=policies.read(row.tenant_policy),
+        user_ref=row.user_ref,
+    )
+
+
+#: Kinds of what answers are about.
+_REMEMBERED = (Kind.KEY, Kind.TENANT, Kind.SESSION)
+# Before a tenant's name, or a session's id: no digest of a key is as long as this and a name.
 _NAMED = b"a tenant by its name, which is longer: "
+_SIGNED_IN = b"a session by its id, which is longer: "
 _NAMED_TENANT = select(tenants_table).where(tenants_table.c.name == bindparam("name"))
 _LOOKUP = (
     select(
@@ -288,6 +332,33 @@ _LOOKUP = (
 )
 
 
+_SESSION = (
+    select(
+        sessions.c.tenant_id,
+        sessions.c.issuer,
+        sessions.c.user_ref,
+        sessions.c.role.label("said_role"),
+        sessions.c.ends_at,
+        keys.c.id,
+        keys.c.revoked_at,
+        keys.c.expires_at,
+        keys.c.rights,
+        keys.c.role,
+        keys.c.policy,
+        tenants_table.c.policy.label("tenant_policy"),
+        tenants_table.c.name,
+        tenants_table.c.disabled_at,
+    )
+    .select_from(
+        sessions.join(tenants_table, tenants_table.c.id == sessions.c.tenant_id).outerjoin(
+            keys, keys.c.id == sessions.c.key_id
+        )
+    )
+    # Of a key that was withdrawn, nothing is left.
+    .where(sessions.c.id == bindparam("session"), or_(keys.c.id.is_not(None), sessions.c.key_id.is_(None)))
+)
+
+
 def _salt(key: bytes, tenant_id: str) -> str:
     return hmac.digest(key, b"prefix-cache:" + tenant_id.encode(), "sha256").hex()
 
@@ -296,6 +367,7 @@ def _salt(key: bytes, tenant_id: str) -> str:
 _REFUSED: dict[type[Unauthenticated], Callable[[], Unauthenticated]] = {
     Unauthenticated: lambda: Unauthenticated("Incorrect API key provided."),
     KeyRevoked: lambda: KeyRevoked("This API key was revoked."),
+    SessionEnded: lambda: SessionEnded("This session has ended: sign in again."),
     KeyExpired: lambda: KeyExpired("This API key has expired."),
     TenantDisabled: lambda: TenantDisabled("The tenant of these credentials is disabled."),
     UnknownTenant: lambda: UnknownTenant("The token names no tenant of this service."),

@@ -167,6 +167,21 @@ def used(store: Store, tenant_id: str, *, since: float, key_id: str | None = Non
     return Used(int(row[0] or 0), int(row[1] or 0))
 
 
+def open_calls(
+    store: Store, tenant_id: str, *, since: float, key_id: str | None = None, model: str | None = None
+) -> int:
+    """Calls of a tenant, one of its keys or one of its models that began at or after `since` and run, or whose gateway's end was not
+    noticed yet.
+    """
+    query = select(func.count()).where(ledger.c.tenant_id == tenant_id, ledger.c.started_at >= since, _IS_OPEN)
+    if key_id is not None:
+        query = query.where(ledger.c.key_id == key_id)
+    if model is not None:
+        query = query.where(ledger.c.model == model)
+    with store.snapshot() as connection:
+        return connection.scalar(query) or 0
+
+
 def calls(store: Store, asked: Asked = ALL, *, before: tuple[float, str] | None = None, limit: int) -> list[CallRow]:
     """The newest `limit` calls, oldest first; of those `before` a call, by its `started_at` and `request_id`, where one is named."""
     query = _calls(asked).order_by(ledger.c.started_at.desc(), ledger.c.request_id.desc()).limit(limit)

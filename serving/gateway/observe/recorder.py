@@ -11,6 +11,7 @@ from serving.errors import ApiError, GatewayFull, InternalError
 from serving.gateway.ledger.ledger import Ledger
 from serving.gateway.ledger.prices import Price
 from serving.gateway.nouns import CallRecord, ClientLeft, Outcome, Usage
+from serving.gateway.observe.activity import Activity
 from serving.gateway.observe.metrics import Metrics
 from serving.gateway.observe.tracing import Trace
 
@@ -40,9 +41,11 @@ class Recorder:
         price_of: Callable[[str, str | None], Price | None],
         clock: Callable[[], float],
         audit: Callable[[CallRecord], None],
+        activity: Activity,
     ) -> None:
         self._ledger = ledger
         self._audit = audit
+        self._activity = activity
         self._metrics = metrics
         self._write_access = write_access
         self._lists_model = lists_model
@@ -72,6 +75,7 @@ class Recorder:
         self._write_access(record)
         trace.end(record)
         self._metrics.settle(record)
+        self._activity.settle(record)
 
     def _micros(self, record: CallRecord, usage: Usage) -> int | None:
         price = None if record.model is None else self._price_of(record.model, record.base_model)

@@ -119,6 +119,22 @@ keys = Table(
     Column("last_used_at", Moment),
 )
 
+# Who is signed in to the console, until when. A browser holds the word of which `id` is the digest.
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant_id", String(32), nullable=False),
+    # The key that it was begun with; empty: a token of single sign-on, which said the three below.
+    Column("key_id", String(32)),
+    Column("issuer", String(255)),
+    Column("user_ref", String(32)),
+    Column("role", String(32)),
+    Column("began_at", Moment, nullable=False),
+    Column("ends_at", Moment, nullable=False),
+)
+Index("sessions_by_end", sessions.c.ends_at)
+
 # Millionths of the currency for a million tokens.
 prices = Table(
     "prices",

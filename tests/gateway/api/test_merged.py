@@ -8,8 +8,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from aiohttp import web
 
-from serving.gateway.api.merged import MergedPage
+from serving.gateway.api.merged import MergedHours, MergedPage
 from serving.gateway.http.asgi import Message
+from serving.gateway.observe.activity import Slot
 
 PAGE = "# HELP calls_total Calls.\n# TYPE calls_total counter\ncalls_total {calls}\n"
 
@@ -27,6 +28,9 @@ class Worker:
             await asyncio.sleep(60)
         return web.Response(text=PAGE.format(calls=self.calls), headers={"x-process": self.process})
 
+    async def activity(self, _: web.Request) -> web.Response:
+        return web.json_response([{"number": 7, "did": {}}])
+
     async def models(self, _: web.Request) -> web.Response:
         return web.json_response({"models": {"a": "READY"}})
 
@@ -35,6 +39,7 @@ class Worker:
 async def listening(worker: Worker) -> AsyncIterator[str]:
     app = web.Application()
     app.add_routes([web.get("/metrics", worker.metrics), web.get("/health/models", worker.models)])
+    app.add_routes([web.get("/activity", worker.activity)])
     runner = web.AppRunner(app, handler_cancellation=True)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -98,3 +103,15 @@ async def test_states_of_models_are_those_of_a_worker_that_answers() -> None:
         )
     assert (await got(MergedPage(["http://127.0.0.1:9"]), "/health/models"))[0] == 503
     assert (await got(MergedPage([]), "/v1/models"))[0] == 404
+
+
+async def test_the_last_hour_is_of_all_workers() -> None:
+    """Of those that answer; a worker that cannot read them has its own."""
+    async with AsyncExitStack() as opened:
+        urls = [await opened.enter_async_context(listening(Worker())) for _ in range(2)]
+        merged = MergedPage([*urls, "http://127.0.0.1:9"])
+        status, text = await got(merged, "/activity")
+    assert (status, text) == (200, '[[{"number":7,"did":{}}],[{"number":7,"did":{}}]]')
+    own = [Slot(1, {})]
+    assert await MergedHours(None, lambda: own).read() == [own]
+    assert await MergedHours("http://127.0.0.1:9", lambda: own).read() == [own]

@@ -27,7 +27,7 @@ async def test_metrics_count_what_happened_with_bounded_labels(world: World) -> 
 
 async def test_a_port_of_its_own_has_the_page_and_the_models_and_nothing_else() -> None:
     """No probe, no API, no other method."""
-    page = MetricsPage(Metrics(Snapshot, GatewaySettings().slo_of), lambda: (503, State("x")))
+    page = MetricsPage(Metrics(Snapshot, GatewaySettings().slo_of), lambda: (503, State("x")), list)
     for method, path, status in (("GET", "/metrics", 200), ("POST", "/metrics", 404), ("GET", "/v1/models", 404)):
         wire = Wire()
         await page(wire.scope(method, path), wire.receive, wire.send)
@@ -36,13 +36,16 @@ async def test_a_port_of_its_own_has_the_page_and_the_models_and_nothing_else() 
     wire = Wire()
     await page(wire.scope("GET", "/health/models"), wire.receive, wire.send)
     assert (wire.status, wire.body) == (503, b'{"status":"x"}')
+    wire = Wire()
+    await page(wire.scope("GET", "/activity"), wire.receive, wire.send)
+    assert (wire.status, wire.body) == (200, b"[]")
 
 
 async def test_a_page_names_its_process_by_chance() -> None:
     """Two of them are told apart, also where the second got the number of the first; the number itself is not shown."""
     names = []
     for _ in range(2):
-        page, wire = MetricsPage(Metrics(Snapshot, GatewaySettings().slo_of), lambda: (503, State("x"))), Wire()
+        page, wire = MetricsPage(Metrics(Snapshot, GatewaySettings().slo_of), lambda: (503, State("x")), list), Wire()
         await page(wire.scope("GET", "/metrics"), wire.receive, wire.send)
         names.append(wire.headers[PROCESS_HEADER.encode()])
     assert names[0] != names[1]

@@ -31,6 +31,7 @@ from serving.gateway.identity.keys import mint
 from serving.gateway.identity.registry import Registry
 from serving.gateway.identity.tenants import Tenants
 from serving.gateway.nouns import Caller
+from serving.gateway.store import schema
 from serving.gateway.store.store import Store
 from serving.gateway.store.tables import audit, end_users, ledger, prices
 from tests.gateway.places import Place, PostgresPlace, SqlitePlace, settings_of
@@ -192,7 +193,7 @@ def test_a_person_can_read_it(place: Place, tmp_path: Path) -> None:
     with gzip.open(tmp_path / "b", "rt") as file:
         lines = [json.loads(line) for line in file]
 
-    assert (lines[0]["kind"], lines[0]["format"], lines[0]["schema"]) == ("head", 1, 4)
+    assert (lines[0]["kind"], lines[0]["format"], lines[0]["schema"]) == ("head", 1, schema.REVISION)
     assert {line["table"] for line in lines[1:-1]} == set(TABLES)
     assert lines[-1]["rows"] == {"tenants": 2, "keys": 2, "prices": 1, "end_users": 1, "ledger": 4, "audit": 6}
     assert key[-43:] not in json.dumps(lines)
@@ -429,7 +430,8 @@ def test_a_backup_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     source, target = SqlitePlace(tmp_path / "source"), SqlitePlace(tmp_path / "target")
     fill(source)
     run(source, "backup", str(tmp_path / "b"))
-    newer = gzip.decompress((tmp_path / "b").read_bytes()).replace(b'"schema":4', b'"schema":5', 1)
+    now, later = (b'"schema":%d' % it for it in (schema.REVISION, schema.REVISION + 1))
+    newer = gzip.decompress((tmp_path / "b").read_bytes()).replace(now, later, 1)
     (tmp_path / "b").write_bytes(gzip.compress(newer))
 
     with pytest.raises(Refusal, match="is from a newer version"):

@@ -15,6 +15,7 @@ from serving.gateway.dialects.chat import CHAT
 from serving.gateway.ledger.ledger import Ledger
 from serving.gateway.ledger.prices import Price, Prices
 from serving.gateway.nouns import CallRecord, ClientLeft, Outcome, Usage
+from serving.gateway.observe.activity import Activity
 from serving.gateway.observe.metrics import Metrics, Snapshot
 from serving.gateway.observe.recorder import Recorder, Written, outcome_of, reason_of, status_of
 from serving.gateway.observe.tracing import SpanTracing, Trace
@@ -85,8 +86,16 @@ class Shown:
         self.ledger = Ledger(self.store, clock=self.clock)
         lists = {"m"}.__contains__
         self.prices = Prices({"m": Price(1_000_000, 0, 3_000_000)})
+        self.activity = Activity(GatewaySettings().slo_of, self.clock)
         self.recorder = Recorder(
-            self.ledger, self.metrics, self.lines.append, lists, self.prices.of, self.clock, self.audited.append
+            self.ledger,
+            self.metrics,
+            self.lines.append,
+            lists,
+            self.prices.of,
+            self.clock,
+            self.audited.append,
+            self.activity,
         )
 
     def settle(self, record: CallRecord, answer: Written, error: BaseException | None) -> None:

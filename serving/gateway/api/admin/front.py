@@ -77,6 +77,7 @@ class Front:
         self._report_thread = ThreadPoolExecutor(1, thread_name_prefix="admin-reports")
 
     def __enter__(self) -> Self:
+        self._office.sight.open_in(asyncio.get_running_loop())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -112,7 +113,7 @@ class Front:
 
     async def _serve(self, visit: Visit, caller: Caller) -> None:
         body = await visit.body(BODY_BYTES_MAX, self._body_s)
-        application = await self._made()
+        application = await self.application()
         found = application.find(visit.request.method, visit.request.path)
         visit.record.route = Route(found.template)
         found.require_known(visit.request.query_names())
@@ -132,7 +133,8 @@ class Front:
         except Refusal as refusal:
             raise _as_answer(refusal) from None
 
-    async def _made(self) -> Application:
+    async def application(self) -> Application:
+        """What answers, made at the first request."""
         if self._application is None:
             self._report_thread.submit(self._office.repetitions.remove_old, self._office.registry)
             self._application = asyncio.create_task(asyncio.to_thread(_make))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from serving.gateway.api.admin.sight import Sight
 from serving.gateway.audit.audit import Audit
 from serving.gateway.identity.registry import Registry
 from serving.gateway.identity.repetitions import Repetitions
@@ -23,6 +24,7 @@ class Office(msgspec.Struct, frozen=True):
     audit: Audit
     #: Of prices.
     currency: str
+    sight: Sight
 
 
 class Desk(msgspec.Struct, frozen=True):

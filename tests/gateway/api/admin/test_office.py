@@ -13,6 +13,7 @@ from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.registry import Registry
 from serving.gateway.identity.repetitions import Repetitions
 from serving.gateway.store.store import Store
+from tests.gateway.api.admin.test_sight import blind
 from tests.gateway.calls import CALLER
 
 
@@ -20,7 +21,8 @@ def test_what_a_caller_does_is_told_of_that_caller(store: Store) -> None:
     """One office serves all requests, and the audit has who each one's is, together with what it does."""
     registry = Registry(store, Keyring.open(store), time.time)
     audit = Audit(store, Signer(bytes(32)), clock=time.time)
-    desk = Desk(CALLER, Office(store, registry, Repetitions(bytes(32), time.time), time.time, audit, "USD"))
+    office = Office(store, registry, Repetitions(bytes(32), time.time), time.time, audit, "USD", blind())
+    desk = Desk(CALLER, office)
     with desk.registry.together() as (acts, _):
         tenant = acts.create_tenant("acme")
     (event,) = reading.page(store, Asked(kinds=["tenant.create"]), limit=10).events
