@@ -80,6 +80,10 @@ class Issuer:
         self.signer: PrivateKey | None = None
         self.secret: str | None = None
         self.ways = ["client_secret_basic"]
+        #: Codes wait for it, and how many have.
+        self.redeems = asyncio.Event()
+        self.redeems.set()
+        self.redeeming = 0
         #: Code → what it was asked with.
         self._codes: dict[str, dict[str, str]] = {}
         self._runner: web.AppRunner | None = None
@@ -159,6 +163,8 @@ class Issuer:
     async def _redeem(self, request: web.Request) -> web.Response:
         """As RFC 6749 and RFC 7636 have it: a code once, for its address, its verifier and its client."""
         form = await request.post()
+        self.redeeming += 1
+        await self.redeems.wait()
         asked = self._codes.pop(str(form.get("code")), None)
         if asked is None or asked["redirect_uri"] != form.get("redirect_uri"):
             return web.json_response({"error": "invalid_grant"}, status=400)

@@ -21,7 +21,7 @@ _METHODS = ("get", "post", "put", "patch", "delete")
 
 _STYLE = """
 :root{color-scheme:light dark;--line:#8885;--soft:#8881;--link:light-dark(#0b57d0,#8ab4f8)}
-body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:60rem;padding:1rem}
+body{background:Canvas;color:CanvasText;font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:60rem;padding:1rem}
 a{color:var(--link)}
 code{font-family:ui-monospace,monospace;font-size:.9em;overflow-wrap:anywhere}
 h2{border-bottom:1px solid var(--line);margin-top:2.5rem}

@@ -26,11 +26,11 @@ _CITED = re.compile(r" \(\[[A-Z0-9]+-\d+\]\([^)]*\)\)")
 
 Document = dict[str, Any]
 
-_ABOUT = """\
-What this gateway answers. Send a key, or a token of single sign-on, as `Authorization: Bearer …`, or as `x-api-key`.
-
-In request bodies null counts as absent everywhere, a field that is not listed here is refused with 400 `unknown_parameter`, and one that
-is `left out` is named in the header `x-left-out`. Answers have the keys that are listed, and may lack those that do not apply."""
+_ABOUT = (
+    "What this gateway answers. Send a key, or a token of single sign-on, as `Authorization: Bearer …`, or as `x-api-key`.\n\n"
+    "In request bodies null counts as absent everywhere, a field that is not listed here is refused with 400 `unknown_parameter`, and one "
+    "that is `left out` is named in the header `x-left-out`. Answers have the keys that are listed, and may lack those that do not apply."
+)
 
 _TAGS = {
     "inference": "Calls that an engine answers.",

@@ -138,7 +138,8 @@ class Door:
         sign_on = self._identity.sign_ons.get(visit.request.query("issuer") or "")
         if sign_on is None:
             raise ResourceNotFound
-        departure = await sign_on.departure(self._address(visit.request) + RETURN_PATH)
+        with self._one_open():
+            departure = await sign_on.departure(self._address(visit.request) + RETURN_PATH)
         carried = cookies.sign_on_begun(departure.carried, CARRIED_S, is_secure=self._is_secure(visit.request))
         await visit.responder.whole(302, b"", [(b"location", departure.url.encode("ascii")), carried, _NO_STORE])
 

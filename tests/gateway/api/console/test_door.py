@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from http.cookies import SimpleCookie
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from serving.config import ConsoleSettings
+from serving.gateway.api.console import door
 from serving.gateway.audit import reading
 from serving.gateway.audit.reading import Asked
 from serving.gateway.identity.keys import id_of
@@ -267,3 +269,19 @@ async def test_the_address_that_is_registered_may_be_a_setting(issuer: Issuer, t
         left = await browser.go(f"/console/sign-in?issuer={issuer.url}")
         assert "redirect_uri=https%3A%2F%2Fai.example.com%2Fconsole%2Fcallback" in left.headers["location"]
         assert "Secure" in browser.set[0] and list(browser.cookies) == ["__Host-serving-sign-on"]
+
+
+async def test_so_many_may_sign_in_at_a_time(issuer: Issuer, tmp_path: Path) -> None:
+    """Strangers may begin to: an issuer that hangs holds no more of them, and the next one is told to wait."""
+    async with running_gateway(tmp_path, is_awaited=False, oidc=(issuer.settings(client_id="console"),)) as world:
+        browsers = [Browser(world) for _ in range(door.OPEN_MAX)]
+        lefts = [await it.go(f"/console/sign-in?issuer={issuer.url}") for it in browsers]
+        issuer.redeems.clear()
+        places = [f"/console/callback?code=1&state={_query(left, 'state')}" for left in lefts]
+        waiting = [asyncio.create_task(it.go(place)) for it, place in zip(browsers, places, strict=True)]
+        await until(lambda: issuer.redeeming == door.OPEN_MAX)
+        refused = await Browser(world).sign_in(world.key)
+        assert (refused.status, refused.error["code"]) == (503, "overloaded") and refused.headers["retry-after"]
+        issuer.redeems.set()
+        assert {(await it).status for it in waiting} == {401}
+        assert (await Browser(world).sign_in(world.key)).status == 200
