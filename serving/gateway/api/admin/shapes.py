@@ -12,6 +12,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     PlainValidator,
+    Strict,
     WithJsonSchema,
     model_validator,
 )
@@ -51,10 +52,9 @@ def _read_policy(value: object) -> policies.Policy:
 
 
 def _counted(value: object) -> object:
-    """JSON has one kind of number: 5.0 is a count there."""
     if isinstance(value, dict):
         return {name: _counted(it) for name, it in value.items()}
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    return whole(value)
 
 
 def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
@@ -87,6 +87,16 @@ Moment = Annotated[
 ]
 
 
+def whole(value: object) -> object:
+    """JSON has one kind of number: 5.0 is a count there."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# What JSON calls so: no text that looks like a number, and no truth value for one.
+Seconds = Annotated[float, Strict()]
+Flag = Annotated[bool, Strict()]
+
+
 class _Asked(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -114,7 +124,7 @@ class TenantChange(_Change):
     """What of a tenant is to be otherwise; what is left out stays."""
 
     name: TenantName | None = None
-    disabled: bool | None = None
+    disabled: Flag | None = None
     policy: Policy | None = None
 
 
@@ -125,7 +135,7 @@ class KeyNew(_Asked):
     role: Role = Role.MEMBER
     rights: Annotated[tuple[Right, ...], Field(max_length=len(Right))] = ()
     policy: Policy = Field(default_factory=policies.Policy)
-    lifetime_s: Annotated[float, Field(gt=0, le=LIFETIME_MAX_S)] | None = None
+    lifetime_s: Annotated[Seconds, Field(gt=0, le=LIFETIME_MAX_S)] | None = None
 
 
 class KeyPatch(_Change):
@@ -140,7 +150,7 @@ class KeyPatch(_Change):
 class Rotation(_Asked):
     """How a key is replaced."""
 
-    grace_s: Annotated[float, Field(ge=0, le=LIFETIME_MAX_S, description="Seconds for which the old one works.")] = (
+    grace_s: Annotated[Seconds, Field(ge=0, le=LIFETIME_MAX_S, description="Seconds for which the old one works.")] = (
         86_400.0
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
 
 from serving.errors import ResourceNotFound, StaleRevision
 from serving.gateway.api.admin import shapes
@@ -29,7 +29,12 @@ IfMatch = Annotated[
         description="The `ETag` of the price that is there, or `*` whatever is.",
     ),
 ]
-Micros = Annotated[int, Field(ge=0, le=PRICE_MICROS_MAX, description="Millionths of the currency, a million tokens.")]
+Micros = Annotated[
+    int,
+    Strict(),
+    Field(ge=0, le=PRICE_MICROS_MAX, description="Millionths of the currency, a million tokens."),
+    BeforeValidator(shapes.whole),
+]
 
 
 class PriceNew(BaseModel):
