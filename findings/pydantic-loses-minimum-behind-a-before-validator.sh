@@ -10,7 +10,7 @@
 #   bound first: {"minimum": 0, "type": "integer"}, its schema takes -1: False
 #   validator first: {"ge": 0, "type": "integer"}, its schema takes -1: True
 #   -1 is refused by both models: True
-# Source: https://github.com/pydantic/pydantic/issues/11576, open since 2025; a mend was offered in 13417 and not taken
+# Source: https://github.com/pydantic/pydantic/issues/11576, and pull request 13417 there, which would change it
 #   https://json-schema.org/draft/2020-12/json-schema-validation#section-6.2
 set -eu
 folder=$(mktemp -d)
