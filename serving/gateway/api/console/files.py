@@ -4,6 +4,7 @@ gateway, and nothing else (Content Security Policy).
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import mimetypes
 from pathlib import Path
@@ -20,7 +21,6 @@ ASSETS_PATH = f"{PATH}/assets/{{id}}"
 FOLDER = Path(serving.__file__).parent / "console"
 PAGE = "index.html"
 _ASSETS = "assets"
-_GZIP = ".gz"
 
 #: Level 3 of the policy (https://www.w3.org/TR/CSP3/): no inline script or style, no eval, no other host.
 _POLICY = "; ".join(
@@ -48,7 +48,7 @@ class File(msgspec.Struct, frozen=True):
     """One file, ready to be sent."""
 
     body: bytes
-    gzipped: bytes | None
+    gzipped: bytes
     content_type: bytes
     tag: bytes
 
@@ -59,8 +59,7 @@ class Files:
     def __init__(self, folder: Path = FOLDER) -> None:
         page = folder / PAGE
         self._page = _read(page) if page.exists() else None
-        found = sorted((folder / _ASSETS).glob("*"))
-        self._assets = {path.name: _read(path) for path in found if path.suffix != _GZIP}
+        self._assets = {path.name: _read(path) for path in (folder / _ASSETS).glob("*")}
 
     @property
     def has_page(self) -> bool:
@@ -86,12 +85,12 @@ class Files:
 
 
 def _read(path: Path) -> File:
-    body, gzipped = path.read_bytes(), path.with_name(path.name + _GZIP)
+    body = path.read_bytes()
     kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
     charset = "; charset=utf-8" if kind.startswith("text/") else ""
     return File(
         body,
-        gzipped.read_bytes() if gzipped.exists() else None,
+        gzip.compress(body),
         f"{kind}{charset}".encode("ascii"),
         f'"{hashlib.sha256(body).hexdigest()[:32]}"'.encode("ascii"),
     )
@@ -104,7 +103,7 @@ async def _answer(visit: Visit, file: File, headers: list[Header]) -> None:
         await visit.responder.finish()
         return
     body = file.body
-    if file.gzipped is not None and "gzip" in (visit.request.header("accept-encoding") or ""):
+    if "gzip" in (visit.request.header("accept-encoding") or ""):
         body = file.gzipped
         headers.append((b"content-encoding", b"gzip"))
     await visit.responder.whole(200, body, headers, file.content_type)
