@@ -10,6 +10,7 @@
         │   ├── UnknownParameter   400 invalid_request_error  unknown_parameter
         │   ├── UnsupportedParameter 400 invalid_request_error  unsupported_parameter
         │   │   └── ThreadUnsupported 400 invalid_request_error  unsupported_parameter
+        │   ├── PreviousResponseNotFound 400 invalid_request_error  previous_response_not_found
         │   └── ContextExceeded    400 invalid_request_error  context_length_exceeded
         ├── Unauthenticated        401 invalid_request_error  invalid_api_key
         │   ├── MalformedToken     401 invalid_request_error  malformed_token
@@ -47,6 +48,7 @@
         ├── IssuerUnavailable      503 server_error           issuer_unavailable
         ├── EngineFailed           502 server_error           engine_failed
         ├── EngineTimedOut         504 server_error           engine_timeout
+        ├── VaultFailed            500 server_error           vault_failed
         └── InternalError          500 server_error           internal_error
 
 Status, type and code follow OpenAI's error objects (https://platform.openai.com/docs/guides/error-codes).
@@ -119,6 +121,15 @@ class ThreadUnsupported(UnsupportedParameter):
         "error_code": "thread_unsupported_request",
         "unsupported": ["thread"],
     }
+
+
+class PreviousResponseNotFound(InvalidRequest):
+    """A response to go on from was never here, is another tenant's, was deleted or has expired: which, is not said."""
+
+    code = "previous_response_not_found"
+
+    def __init__(self, response_id: str) -> None:
+        super().__init__(f"Previous response with id '{response_id}' not found.", param="previous_response_id")
 
 
 class ContextExceeded(InvalidRequest):
@@ -215,8 +226,8 @@ class ResourceNotFound(ApiError):
     type = "invalid_request_error"
     code = "not_found"
 
-    def __init__(self) -> None:
-        super().__init__("There is nothing here with that name or id.")
+    def __init__(self, message: str = "There is nothing here with that name or id.") -> None:
+        super().__init__(message)
 
 
 class MethodNotAllowed(ApiError):
@@ -353,6 +364,16 @@ class EngineFailed(ApiError):
 class EngineTimedOut(ApiError):
     status = 504
     code = "engine_timeout"
+
+
+class VaultFailed(ApiError):
+    """Something cannot be sealed, or something sealed does not open; `reason` is for the operator, the client gets a fixed sentence."""
+
+    code = "vault_failed"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("The service cannot keep or read stored content; its operator must see to its keys.")
+        self.reason = reason
 
 
 class InternalError(ApiError):
