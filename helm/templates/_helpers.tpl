@@ -171,6 +171,10 @@ capabilities:
 {{- .Values.secrets.keys | default (printf "%s-keys" (include "gpt-oss-serving.fullname" .)) -}}
 {{- end -}}
 
+{{- define "gpt-oss-serving.vaultSecretName" -}}
+{{- .Values.secrets.vault | default (printf "%s-vault" (include "gpt-oss-serving.fullname" .)) -}}
+{{- end -}}
+
 {{/* "true" when gateways and engines use TLS between them, else nothing. */}}
 {{- define "gpt-oss-serving.planeTlsEnabled" -}}
 {{- if or .Values.planeTls.secretName .Values.planeTls.certManager.issuer -}}true{{- end -}}

@@ -31,7 +31,7 @@ SHARED: Object = {
 
 
 def test_secrets_are_made_once() -> None:
-    """A Job whose account may create Secrets and nothing else makes the two; the names are those that pods mount."""
+    """A Job whose account may create Secrets and nothing else makes the three; the names are those that pods mount."""
     objects = render({})
     job = _job(objects, "secrets")
     (role,) = of_kind(objects, "Role")
@@ -40,19 +40,21 @@ def test_secrets_are_made_once() -> None:
     assert commands == [
         "serving secrets ensure --namespace serving test-gpt-oss-serving-plane plane.secret=plane",
         "serving secrets ensure --namespace serving test-gpt-oss-serving-keys pepper=pepper admin.key=api-key",
+        "serving secrets ensure --namespace serving test-gpt-oss-serving-vault vault.keys=vault",
     ]
     assert role["rules"] == [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]}]
-    assert _secrets(objects, "gateway") == {"test-gpt-oss-serving-plane", "test-gpt-oss-serving-keys"}
+    made = {"test-gpt-oss-serving-plane", "test-gpt-oss-serving-keys", "test-gpt-oss-serving-vault"}
+    assert _secrets(objects, "gateway") == made
 
 
 def test_given_secrets_are_left_to_their_owner() -> None:
-    """With one given the Job makes the other; with both there is no Job, no account and no right."""
-    (container,) = _job(render({"secrets": {"keys": "my-keys"}}), "secrets").spec["containers"]
-    objects = render({"secrets": {"keys": "my-keys", "plane": "my-plane"}})
+    """With some given the Job makes the others; with all there is no Job, no account and no right."""
+    (container,) = _job(render({"secrets": {"keys": "my-keys", "vault": "my-vault"}}), "secrets").spec["containers"]
+    objects = render({"secrets": {"keys": "my-keys", "plane": "my-plane", "vault": "my-vault"}})
 
     assert container["name"] == "plane"
     assert not [it for it in objects if it["metadata"]["name"].endswith("-secrets")]
-    assert _secrets(objects, "gateway") == {"my-plane", "my-keys"}
+    assert _secrets(objects, "gateway") == {"my-plane", "my-keys", "my-vault"}
 
 
 def test_what_runs_beforehand_runs_in_order_and_goes() -> None:

@@ -12,6 +12,7 @@ store:
   url_file: /etc/serving/store/url
   {{- end }}
   pepper_file: /etc/serving/keys/pepper
+  vault_file: /etc/serving/vault/vault.keys
   first_key_file: /etc/serving/keys/admin.key
 gateway:
   host: 0.0.0.0

@@ -1,6 +1,6 @@
 {{/* "true" when the values leave a Secret unnamed, so that the Job must create it. */}}
 {{- define "gpt-oss-serving.makesSecrets" -}}
-{{- if not (and .Values.secrets.plane .Values.secrets.keys) -}}true{{- end -}}
+{{- if not (and .Values.secrets.plane .Values.secrets.keys .Values.secrets.vault) -}}true{{- end -}}
 {{- end -}}
 
 {{/*
