@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import os
 import signal
@@ -14,7 +15,17 @@ import typer
 
 from serving import catalog, config, secret
 from serving.errors import Refusal
-from serving.gateway.cli import accounting, applying, auditing, commands, policing, pricing, reconciliation, users
+from serving.gateway.cli import (
+    accounting,
+    applying,
+    auditing,
+    commands,
+    policing,
+    pricing,
+    reconciliation,
+    storing,
+    users,
+)
 from serving.gateway.identity import keys
 from serving.lifetime import end_with
 from serving.operate import commands as operate
@@ -26,6 +37,8 @@ app.add_typer(policing.policies, name="policies")
 app.add_typer(commands.store, name="store")
 app.add_typer(pricing.prices, name="prices")
 app.add_typer(users.users, name="users")
+app.add_typer(storing.stored, name="stored")
+app.add_typer(storing.vault, name="vault")
 app.command("apply")(applying.apply)
 app.command("usage")(accounting.usage)
 app.add_typer(accounting.ledger, name="ledger")
@@ -145,7 +158,7 @@ def gateway(
 @secrets.command("ensure")
 def secrets_ensure(
     name: str,
-    wanted: Annotated[list[str], typer.Argument(help="KEY=KIND; a kind is plane, pepper or api-key.")],
+    wanted: Annotated[list[str], typer.Argument(help="KEY=KIND; a kind is plane, pepper, vault or api-key.")],
     namespace: Annotated[str, typer.Option(help="Namespace of the Secret.")],
 ) -> None:
     """Create a Secret with fresh values; an existing one stays as it is. Runs in a pod, as the chart's Job."""
@@ -169,6 +182,7 @@ def _fresh(kind: str) -> bytes:
 _FRESH: dict[str, Callable[[], bytes]] = {
     "plane": lambda: f"{secret.fresh()}\n".encode(),
     "pepper": lambda: os.urandom(keys.PEPPER_BYTES),
+    "vault": lambda: base64.b64encode(os.urandom(keys.VAULT_KEY_BYTES)) + b"\n",
     "api-key": lambda: f"{keys.mint()}\n".encode(),
 }
 

@@ -231,6 +231,17 @@ class ConsoleSettings(_Group):
     """Seconds after which a session ends and its user signs in anew: a working day. A key that is revoked and a tenant that is disabled end theirs at once; a person who leaves the company's sign-on keeps one until then."""
 
 
+class StoredSettings(_Group):
+    """What is kept of responses and conversations, for tenants whose policy says `store_responses`."""
+
+    retention_days: Annotated[int, Field(ge=1, le=3650)] = 30
+    """Days a response is kept after it was made or last gone on from, and a conversation after something was last added; then it is deleted."""
+    background_calls_max: Annotated[int, Field(ge=1)] = 64
+    """Responses that one gateway runs in the background at once (`background: true`). Beyond it: 503 `overloaded`."""
+    background_total_s: Annotated[float, Field(gt=0)] = 3600.0
+    """Seconds a response may take that runs in the background: no client waits for it, so it may be longer than `request_total_s`."""
+
+
 class GatewaySettings(_Group):
     host: str = "127.0.0.1"
     """Address to listen on; the chart sets 0.0.0.0 behind its NetworkPolicy."""
@@ -296,6 +307,7 @@ class GatewaySettings(_Group):
     retries: Retries = Retries()
     outliers: Outliers = Outliers()
     counters: CounterSettings = CounterSettings()
+    stored: StoredSettings = StoredSettings()
 
     @model_validator(mode="after")
     def _workers_have_room(self) -> Self:
@@ -325,6 +337,8 @@ class StoreSettings(_Group):
     """File of one line, `postgresql://…`, for gateways that share a store; unset, SQLite in `home`. A file, because it contains a password."""
     pepper_file: Path | None = None
     """File of exactly 32 random bytes under which keys are digested, the same for every gateway; unset, `pepper` in `home`, created on first use."""
+    vault_file: Path | None = None
+    """File of the keys that seal stored responses and conversations, one a line (`serving vault key` makes one), the same for every gateway; the first seals, all open. Unset, `vault.keys` in `home`, created on first use where the store is SQLite."""
     first_key_file: Path | None = None
     """File with a key made in advance, registered by `serving store migrate`; unset, a first start with SQLite creates `admin.key` in `home`."""
     pool_size: Annotated[int, Field(ge=1, le=100)] = 5

@@ -92,7 +92,8 @@ class Gateway:
             log.error("request %s: unforeseen %s at\n%s", visit.responder.request_id, type(bug).__name__, place)
             await self._answer_error(visit, InternalError("The gateway met an internal error."))
         finally:
-            self._recorder.settle(visit.record, visit.responder, visit.trace, error)
+            if not visit.is_handed_over:
+                self._recorder.settle(visit.record, visit.responder, visit.trace, error)
             # It holds this frame by its traceback, and with it the body: a circle that only the garbage collector would find.
             error = None
 

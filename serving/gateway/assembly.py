@@ -23,12 +23,14 @@ from serving.gateway.admission.seeds import Seeds
 from serving.gateway.answers import seal
 from serving.gateway.answers.reasoning import Reasoning
 from serving.gateway.answers.seal import Seal
-from serving.gateway.api import docs, openapi
+from serving.gateway.api import conversations as conversations_api
+from serving.gateway.api import docs, openapi, responses
 from serving.gateway.api import metrics as metrics_page
 from serving.gateway.api.admin import front
 from serving.gateway.api.admin.front import Front
 from serving.gateway.api.admin.office import Office
 from serving.gateway.api.admin.sight import Sight
+from serving.gateway.api.background import Background
 from serving.gateway.api.console import door, files
 from serving.gateway.api.console.door import Door, Presented, Standing
 from serving.gateway.api.console.files import Files
@@ -68,6 +70,12 @@ from serving.gateway.observe.recorder import Recorder
 from serving.gateway.observe.tracing import Tracing
 from serving.gateway.relay.relay import Relay
 from serving.gateway.store.store import Store
+from serving.gateway.stored.conversations import SECONDS_PER_DAY, Conversation, Conversations
+from serving.gateway.stored.items import Deleted, Page
+from serving.gateway.stored.memory import Memory
+from serving.gateway.stored.shelf import Shelf
+from serving.gateway.stored.sweeping import Sweeper
+from serving.gateway.stored.vault import Vault
 from serving.secret import PlaneSecret
 
 log = logging.getLogger(__name__)
@@ -88,6 +96,8 @@ class Edges(msgspec.Struct, frozen=True):
     merged_page: str | None = None
     #: Where gateways count together; None where this process counts for itself.
     tally: Tally | None = None
+    #: Seals what is stored; without a key file nothing is.
+    vault: Vault = Vault(None)
     #: This worker has taken the place of one that died.
     is_successor: bool = False
     clock: Callable[[], float] = time.monotonic
@@ -132,6 +142,9 @@ def assemble(
     page = MetricsPage(metrics, health.of_models, activity.slots)
     recorder = Recorder(ledger, metrics, edges.write_access, fleet.lists, prices.of, clock, audit.settle, activity)
     reservations = Reservations(counters, prices.of, estimates, edges.wall_clock)
+    memory = _memory(settings, store, edges)
+    background = _background(settings, memory, recorder, ledger)
+    ledger.keep_house(Sweeper(store, edges.wall_clock, ledger.gateway_id, background.running).sweep_if_due)
     inference = Inference(
         settings,
         identity,
@@ -143,6 +156,8 @@ def assemble(
         Relay(upstream, estimates, settings, edges.secret, clock),
         Reasoning(Seal(tenants.derived_key(seal.PURPOSE), edges.wall_clock), clock),
         recorder.foresee,
+        memory,
+        background,
     )
     hours = MergedHours(edges.merged_page, activity.slots)
     sight = Sight(
@@ -162,6 +177,7 @@ def assemble(
     entries: list[Entry[Handler]] = [
         Entry(ANY, front.PATH, administration.serve),
         *_inference_routes(inference),
+        *_stored_routes(settings, identity, admission, memory, background),
         *_model_routes(Models(identity, names)),
         *_health_routes(health, is_public=settings.metrics_port is None),
     ]
@@ -176,8 +192,10 @@ def assemble(
     console = list(doors) if settings.console.enabled else []
     console_port = settings.console.port if settings.console.enabled else None
     cors = Cors(settings.cors_origins)
-    follower = Follower(store, identity.forget, prices.follow, reservations.follow)
-    running = partial(_running, upstream, polls, identity, prices, follower, administration, seeds, sessions, shared)
+    follower = Follower(store, identity.forget, prices.follow, reservations.follow, background.follow)
+    running = partial(
+        _running, upstream, polls, identity, prices, follower, administration, seeds, sessions, shared, background
+    )
 
     def gateway(entries: list[Entry[Handler]], running: Callable[[], AbstractAsyncContextManager[None]]) -> Gateway:
         entries = [*entries, *_document_routes(entries, administration)]
@@ -204,6 +222,25 @@ def _counters(settings: GatewaySettings, seeds: Seeds, ledger: Ledger, edges: Ed
     )
 
 
+def _memory(settings: GatewaySettings, store: Store, edges: Edges) -> Memory:
+    kept_s = settings.stored.retention_days * SECONDS_PER_DAY
+    vault = edges.vault
+    conversations = Conversations(store, vault, kept_s, edges.wall_clock)
+    return Memory(Shelf(store, vault, conversations, kept_s, edges.wall_clock), conversations, edges.wall_clock)
+
+
+def _background(settings: GatewaySettings, memory: Memory, recorder: Recorder, ledger: Ledger) -> Background:
+    return Background(
+        memory,
+        recorder.settle,
+        recorder.open_request,
+        ledger.gateway_id,
+        total_s=settings.stored.background_total_s,
+        calls_max=settings.stored.background_calls_max,
+        keep_alive_s=settings.timeouts.keep_alive_s,
+    )
+
+
 def _administration(
     settings: GatewaySettings,
     store: Store,
@@ -215,7 +252,7 @@ def _administration(
 ) -> Front:
     registry = Registry(store, tenants.keyring, edges.wall_clock)
     kept = Repetitions(tenants.keyring.derived(repetitions.PURPOSE), edges.wall_clock)
-    office = Office(store, registry, kept, edges.wall_clock, audit, settings.currency, sight)
+    office = Office(store, registry, kept, edges.wall_clock, audit, settings.currency, sight, edges.vault)
     return Front(identity, office, body_s=settings.timeouts.request_body_s)
 
 
@@ -229,6 +266,32 @@ def _sources(settings: GatewaySettings, secret: PlaneSecret | None) -> Iterator[
 def _inference_routes(inference: Inference) -> Iterator[Entry[Handler]]:
     for dialect in DIALECTS.values():
         yield Entry("POST", dialect.path, partial(inference.serve, dialect), dialect.is_billed)
+
+
+def _stored_routes(
+    settings: GatewaySettings, identity: Identity, admission: Admission, memory: Memory, background: Background
+) -> Iterator[Entry[Handler]]:
+    about = partial(About, tag="stored")
+    paged = {"after": "The item behind which the page begins.", "limit": "1 to 100.", "order": "`asc` or `desc`."}
+    streamed = {"stream": "`true`: its events, of one that was made so.", "starting_after": "Those behind this number."}
+    one = responses.Responses(identity, admission, memory, background)
+    yield Entry("GET", responses.PATH, one.show, about=about(summary="A stored response.", query=streamed))
+    yield Entry("DELETE", responses.PATH, one.delete, about=about(summary="Delete it.", answer=Deleted))
+    yield Entry("POST", responses.CANCEL_PATH, one.cancel, about=about(summary="End one that runs in the background."))
+    listed = about(summary="What it was made of.", answer=Page, query=paged)
+    yield Entry("GET", responses.INPUT_PATH, one.list_input, about=listed)
+    talk = conversations_api.Conversations(settings, identity, admission, memory)
+    yield Entry("POST", conversations_api.PATH, talk.create, about=about(summary="Begin one.", answer=Conversation))
+    path = conversations_api.ONE_PATH
+    yield Entry("GET", path, talk.show, about=about(summary="A conversation.", answer=Conversation))
+    yield Entry("POST", path, talk.update, about=about(summary="Give it other metadata.", answer=Conversation))
+    yield Entry("DELETE", path, talk.delete, about=about(summary="Delete it, and its items.", answer=Deleted))
+    path = conversations_api.ITEMS_PATH
+    yield Entry("GET", path, talk.list_items, about=about(summary="Its items.", answer=Page, query=paged))
+    yield Entry("POST", path, talk.add_items, about=about(summary="Add items to it.", answer=Page))
+    path = conversations_api.ITEM_PATH
+    yield Entry("GET", path, talk.show_item, about=about(summary="One of its items."))
+    yield Entry("DELETE", path, talk.remove_item, about=about(summary="Delete the item.", answer=Conversation))
 
 
 def _model_routes(models: Models) -> Iterator[Entry[Handler]]:
@@ -337,6 +400,7 @@ async def _running(
     seeds: Seeds,
     sessions: Sessions,
     shared: SharedCounters | None,
+    background: Background,
 ) -> AsyncIterator[None]:
     async with identity.opened(), upstream.opened() as session:
         tasks = [
@@ -353,6 +417,7 @@ async def _running(
             with administration, seeds, sessions:
                 yield
         finally:
+            await background.close()
             for task in tasks:
                 task.cancel()
             # The polls use the session that is closed next.

@@ -78,6 +78,9 @@ class Policy(Limits, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     #: Share of a full fleet beside others of its class, relative to theirs, from WEIGHT_MIN to WEIGHT_MAX; None: 1.
     weight: Annotated[float, Meta(ge=WEIGHT_MIN, le=WEIGHT_MAX)] | None = None
     monthly_budget: Budget | None = None
+    #: Responses and conversations are kept for its calls, sealed (`store`, `previous_response_id`, `background`); None: they are not,
+    #: and of a key: as its tenant's policy says.
+    store_responses: bool | None = None
     #: Model as it is served → limits of its own, besides the others.
     per_model: Annotated[dict[ModelName, Limits], Meta(max_length=MODELS_MAX)] = {}
 
@@ -97,6 +100,11 @@ NO_POLICY = Policy()
 NOTHING = Policy(models=())
 
 log = logging.getLogger(__name__)
+
+
+def stores(tenant: Policy, key: Policy) -> bool:
+    """May what a call says and is answered be kept? A key cannot turn on what its tenant has not."""
+    return tenant.store_responses is True and key.store_responses is not False
 
 
 def written(policy: Policy) -> str | None:

@@ -297,6 +297,7 @@ def _assembled(
             merged_page=merged_page,
             is_successor=is_successor,
             tally=_tally(settings, store, opened),
+            vault=opening.vault(settings, store),
         )
         yield assemble(settings.gateway, store, tenants, ledger, audit, edges)
 

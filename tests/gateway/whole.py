@@ -24,6 +24,7 @@ WHOLE = Policy(
     models=("gpt-oss-120b", "poet"),
     priority=PriorityClass.BATCH,
     weight=2.5,
+    store_responses=True,
     monthly_budget=Budget(soft=80.5, hard=100.0),
     per_model={"gpt-oss-120b": LIMITS},
 )

@@ -17,7 +17,16 @@ import aiohttp
 import uvicorn
 from sqlalchemy import select
 
-from serving.config import ConsoleSettings, GatewaySettings, Issuer, QueueSettings, Retries, Slo, Timeouts
+from serving.config import (
+    ConsoleSettings,
+    GatewaySettings,
+    Issuer,
+    QueueSettings,
+    Retries,
+    Slo,
+    StoredSettings,
+    Timeouts,
+)
 from serving.gateway.admission.counters.tally import Tally
 from serving.gateway.assembly import Edges, assemble
 from serving.gateway.audit.audit import Audit
@@ -32,7 +41,9 @@ from serving.gateway.observe.tracing import Tracing
 from serving.gateway.policies import Policy
 from serving.gateway.store.store import Store
 from serving.gateway.store.tables import ledger as ledger_table
+from serving.gateway.stored.vault import Vault
 from serving.secret import PlaneSecret
+from tests.gateway.places import Place
 from tests.scripted_engine import MODEL
 
 #: Short enough for tests, long enough for a busy machine: a client in the same event loop can hold up a connect.
@@ -190,8 +201,15 @@ async def running_gateway(
     console: ConsoleSettings | None = None,
     queue: QueueSettings | None = None,
     tally: Tally | None = None,
+    stored: StoredSettings | None = None,
+    place: Place | None = None,
+    key: str | None = None,
+    gateway_id: str | None = None,
 ) -> AsyncIterator[World]:
-    """Serve until the end of the `with`; by default it begins when a model is ready."""
+    """Serve until the end of the `with`; by default it begins when a model is ready.
+
+    With the `key` of another gateway it is one more on that one's store.
+    """
     settings = GatewaySettings(
         engines=engines,
         directories=directories,
@@ -210,20 +228,24 @@ async def running_gateway(
         oidc=oidc,
         console=console or ConsoleSettings(),
         queue=queue or QueueSettings(),
+        stored=stored or StoredSettings(),
     )
     with ExitStack() as opened:
-        store = opened.enter_context(Store.open(home))
+        store = opened.enter_context(place.open() if place else Store.open(home))
         keyring = Keyring.open(store)
         registry = Registry(store, keyring, time.time)
-        registry.create_tenant("acme")
-        key = registry.create_key("acme", name="laptop")
+        if key is None:
+            registry.create_tenant("acme")
+            key = registry.create_key("acme", name="laptop")
         tenants = opened.enter_context(Tenants(store, keyring, key_cache_s=10, lookup_timeout_s=10))
-        ledger = opened.enter_context(Ledger(store, clock=time.time))
+        ledger = opened.enter_context(Ledger(store, clock=time.time, gateway_id=gateway_id))
         audit = opened.enter_context(Audit(store, signer(keyring), clock=time.time))
         bound = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
         # Connections inherit it: writes to a client that does not read wait after kilobytes instead of megabytes.
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
-        edges = Edges(secret=secret, tracing=tracing or Tracing(), clock=clock, tally=tally)
+        edges = Edges(
+            secret=secret, tracing=tracing or Tracing(), clock=clock, tally=tally, vault=Vault.at(home, may_make=True)
+        )
         app = assemble(settings, store, tenants, ledger, audit, edges).gateway
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
         client = aiohttp.ClientSession()

@@ -17,12 +17,15 @@ from serving.gateway.dialects.checks import OfKind
 from serving.gateway.dialects.dialect import Dialect
 from serving.gateway.dialects.fields import Disposition, Field
 from serving.gateway.http.bodies import AnthropicBody, OpenAIBody
-from serving.gateway.http.routing import ANY, PARAMETER, About, Entry
+from serving.gateway.http.routing import ANY, About, Entry
 
 PATH = "/openapi.json"
 
 #: A decision that a note cites: its page is not here.
 _CITED = re.compile(r" \(\[[A-Z0-9]+-\d+\]\([^)]*\)\)")
+
+#: Names that stand in a path.
+_NAMES = re.compile(r"\{([a-z_]+)\}")
 
 Document = dict[str, Any]
 
@@ -34,6 +37,7 @@ _ABOUT = (
 
 _TAGS = {
     "inference": "Calls that an engine answers.",
+    "stored": "What is stored of responses and conversations, for tenants that have that.",
     "models": "Which models there are.",
     "administration": "Tenants, keys, policies, prices, usage, audit, and what is now.",
     "console": "The page, and who is signed in to it: for that page alone.",
@@ -112,8 +116,10 @@ def _plain(entry: Entry[Any], schemas: _Schemas) -> Document:
     if about is None:
         raise LookupError(f"{entry.method} {entry.path} does not say what it is about")
     parameters = [_of_query(name, said) for name, said in about.query.items()]
-    if entry.path.endswith(PARAMETER):
-        parameters.append({"name": "id", "in": "path", "required": True, "schema": {"type": "string"}})
+    parameters += [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in _NAMES.findall(entry.path)
+    ]
     said: Document = {
         "tags": [about.tag],
         "summary": about.summary,
@@ -172,7 +178,7 @@ def _request(dialect: Dialect, schemas: _Schemas) -> Document:
 
 def is_taken(field: Field) -> bool:
     """May some key send it?"""
-    return field.disposition is not Disposition.REFUSED or field.right is not None
+    return field.disposition is not Disposition.REFUSED or field.right is not None or field.is_stored
 
 
 def _property(field: Field, schemas: _Schemas) -> Document:

@@ -39,6 +39,8 @@ class Visit:
         self.argument = ""
         #: The bytes that end a stream which has begun, for an error; None where no stream is answered.
         self.error_event: Callable[[ApiError], bytes] | None = None
+        #: Its call runs on in the background, and is settled there.
+        self.is_handed_over = False
 
     def announce(self, *headers: Header) -> None:
         """Headers that go out with the answer, whichever it will be."""
@@ -57,7 +59,7 @@ class Visit:
         finally:
             self.record.body_s = self.clock() - began_at
 
-    async def answer(self, status: int, body: msgspec.Struct) -> None:
+    async def answer(self, status: int, body: msgspec.Struct | dict[str, object]) -> None:
         """A complete answer in JSON."""
         await self.responder.whole(status, msgspec.json.encode(body))
 

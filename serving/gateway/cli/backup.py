@@ -4,7 +4,8 @@
     {"kind": "row", "table": "tenants", "values": {…}}        every tenant, then every key, and so on; the ledger, the audit
     {"kind": "foot", "rows": {"tenants": 2, …}, "sha256": "<of every byte before this line>"}
 
-It holds digests instead of keys, so it opens nothing by itself; keep it as secret as the pepper all the same.
+It holds digests instead of keys, so it opens nothing by itself; keep it as secret as the pepper all the same. What is stored of
+prompts and answers is in it as it is in the store, sealed: the vault's keys are not in it.
 """
 
 from __future__ import annotations
@@ -30,16 +31,45 @@ from serving.gateway.identity.keys import PEPPER_BYTES
 from serving.gateway.identity.registry import FIRST_KEY_NAME, FIRST_TENANT
 from serving.gateway.store import schema
 from serving.gateway.store.store import Store, write_private
-from serving.gateway.store.tables import audit, end_users, keys, ledger, meta, prices, tenants
+from serving.gateway.store.tables import (
+    audit,
+    conversation_items,
+    conversations,
+    end_users,
+    keys,
+    ledger,
+    meta,
+    prices,
+    response_events,
+    responses,
+    tenants,
+)
 
 FORMAT = 1
 #: In this order, so that a key finds its tenant. Left out is what belongs to gateways that run now (`gateways`, `counters`, `leases`,
 #: `changes`) or is for a day (`idempotency`): after a restore others run, and count from the ledger.
-TABLES = {str(table.name): table for table in (tenants, keys, prices, end_users, ledger, audit)}
+TABLES = {
+    str(table.name): table
+    for table in (
+        tenants,
+        keys,
+        prices,
+        end_users,
+        ledger,
+        audit,
+        responses,
+        response_events,
+        conversations,
+        conversation_items,
+    )
+}
 #: Rows in memory at a time. Seen: 300,000 calls pass, out of PostgreSQL and into it, in 71 MiB, as `serving keys list` does.
-BATCH_ROWS = 500
-#: Bytes of one line; the longest row is an entry of the audit with five hundred calls.
-LINE_BYTES_MAX = 1024 * 1024
+BATCH_ROWS = 400
+#: Of rows that may hold megabytes each.
+LARGE_ROWS = 8
+_LARGE = frozenset({"responses", "response_events", "conversation_items"})
+#: Bytes of one line: the longest row is a stored response, of 8 MiB as its input, in base64.
+LINE_BYTES_MAX = 32 * 1024 * 1024
 
 Counts = dict[str, int]
 
@@ -54,7 +84,7 @@ class _Head(msgspec.Struct, frozen=True, tag_field="kind", tag="head"):
 
 class _Row(msgspec.Struct, frozen=True, tag_field="kind", tag="row"):
     table: str
-    values: dict[str, str | int | float | None]
+    values: dict[str, str | int | float | bool | None]
 
 
 class _Foot(msgspec.Struct, frozen=True, tag_field="kind", tag="foot"):
@@ -80,7 +110,7 @@ def write(store: Store, keyring: Keyring, path: Path, clock: Callable[[], float]
 
         put(_Head(FORMAT, schema.REVISION, clock(), keyring.pepper))
         for name, table in TABLES.items():
-            with connection.execute(select(table), execution_options={"yield_per": BATCH_ROWS}) as found:
+            with connection.execute(select(table), execution_options={"yield_per": _rows_at_once(name)}) as found:
                 for row in found.mappings():
                     put(_Row(name, _as_text(row)))
                     counts[name] += 1
@@ -145,7 +175,7 @@ def _fill(connection: Connection, path: Path) -> Counts:
     with closing(_read(path)) as entries:
         rows = (entry for entry in entries if isinstance(entry, _Row))
         for name, of_table in groupby(rows, key=lambda row: row.table):
-            while batch := [_from_text(row) for row in islice(of_table, BATCH_ROWS)]:
+            while batch := [_from_text(row) for row in islice(of_table, _rows_at_once(name))]:
                 try:
                     connection.execute(insert(TABLES[name]), batch)
                 except (IntegrityError, InterfaceError, OperationalError):
@@ -154,6 +184,10 @@ def _fill(connection: Connection, path: Path) -> Counts:
                     raise _damaged(path) from None
                 counts[name] += len(batch)
     return counts
+
+
+def _rows_at_once(table: str) -> int:
+    return LARGE_ROWS if table in _LARGE else BATCH_ROWS
 
 
 def _make_room(connection: Connection, name: str) -> None:

@@ -16,6 +16,8 @@ from serving.gateway.identity.keyring import PEPPER_NAME, Keyring
 from serving.gateway.identity.records import Key
 from serving.gateway.identity.registry import Registry
 from serving.gateway.store.store import Store
+from serving.gateway.stored import belonging
+from serving.gateway.stored.vault import Vault
 
 
 @contextmanager
@@ -33,6 +35,14 @@ def opened(settings: Settings) -> Iterator[tuple[Store, Keyring]]:
     """The store and its keyring."""
     with opened_store(settings) as store:
         yield store, Keyring.open(store, settings.store.pepper_file)
+
+
+def vault(settings: Settings, store: Store) -> Vault:
+    """The vault of this installation, its keys made at first use. Raises Refusal where they are not those of what is stored."""
+    may_make = not store.is_shared and not belonging.key_ids_used(store)
+    found = Vault.at(settings.home, settings.store.vault_file, may_make=may_make)
+    belonging.require(store, found)
+    return found
 
 
 def signer(keyring: Keyring) -> Signer:

@@ -69,6 +69,13 @@ def set_policy(
     ] = None,
     weight: Annotated[str | None, _number("Share of a full fleet, relative to others of its class.")] = None,
     soft_budget: Annotated[str | None, _number("Money of a month from which on answers and metrics say so.")] = None,
+    store_responses: Annotated[
+        bool | None,
+        typer.Option(
+            "--store-responses/--no-store-responses",
+            help="Whether responses and conversations of its calls are stored.",
+        ),
+    ] = None,
     hard_budget: Annotated[str | None, _number("Money of a month from which on calls are refused.")] = None,
 ) -> None:
     """Set what is named here; the rest of the policy stays."""
@@ -83,6 +90,8 @@ def set_policy(
     }
     of_call = {"priority": priority, "weight": weight, "soft": soft_budget, "hard": hard_budget}
     said = {name: _value(text) for name, text in (limits | of_call).items() if text is not None}
+    if store_responses is not None:
+        said["store_responses"] = store_responses
     if allow_model or all_models:
         said["models"] = None if all_models else allow_model
     if not said:

@@ -141,9 +141,19 @@ def _listed(names: list[str]) -> str:
 
 def read(dialect: Dialect, raw: bytes, rights: Set[Right] = frozenset()) -> Draft:
     """Parse and check a body of a key with these rights; raises InvalidRequest and its kinds."""
+    return checked(dialect, decoded(raw), rights)
+
+
+def decoded(raw: bytes) -> Body:
+    """The JSON object that a body is; raises InvalidRequest."""
     body = _decode(raw)
     if not isinstance(body, dict):
         raise InvalidRequest("The request body must be a JSON object.")
+    return body
+
+
+def checked(dialect: Dialect, body: Body, rights: Set[Right] = frozenset()) -> Draft:
+    """Check a body that was parsed; raises InvalidRequest and its kinds."""
     sifted = fields.sift(dialect.fields, body, rights)
     kept = sifted.kept
     dialect.check(body, kept)

@@ -149,6 +149,8 @@ class Dialect(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     default_output_tokens: int | None = None
     #: Whether the engine's request takes `cache_salt`, which keeps tenants' prefix caches apart.
     takes_cache_salt: bool = True
+    #: Calls may be stored, and go on from what is, where their tenant has that.
+    remembers: bool = False
     #: (error, request id) → the body of an error answer.
     error_body: Callable[[ApiError, str], bytes] = openai_body
 

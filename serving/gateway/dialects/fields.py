@@ -42,6 +42,8 @@ class Field(msgspec.Struct, frozen=True):
     error: type[UnsupportedParameter] = UnsupportedParameter
     #: The right with which a key has this refused field honoured.
     right: Right | None = None
+    #: A tenant that has responses stored has it honoured, before this is asked.
+    is_stored: bool = False
 
     def asks_for_nothing(self, value: Any) -> bool:
         """Would leaving the field out be the same request?"""
@@ -81,6 +83,12 @@ def granted(right: Right, reason: str, check: Check) -> Field:
     """Refused, but for keys that have the right."""
     note = f"{reason} A key has it honoured that an operator made with `--allow {right}`."
     return Field(Disposition.REFUSED, note, check, right=right)
+
+
+def remembered(reason: str) -> Field:
+    """Refused, but for tenants that have responses stored."""
+    note = f"{reason} A tenant has it honoured whose policy says `store_responses`."
+    return Field(Disposition.REFUSED, note, is_stored=True)
 
 
 Table = Mapping[str, Field]

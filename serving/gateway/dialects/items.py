@@ -32,8 +32,18 @@ ITEMS_KIND = str | Annotated[list[dict[str, checks.Json]], Meta(min_length=1, ma
 _items = typed(ITEMS_KIND)
 
 
+class Continued(msgspec.Struct, frozen=True):
+    """An `input` that goes on from stored items, which were read before."""
+
+    earlier: list[Item]
+    #: As the client sent it; None where it sent none.
+    said: Any
+
+
 def responses_input(name: str, value: Any) -> Any:
     """A string, or input items that need nothing stored and no media."""
+    if isinstance(value, Continued):
+        return _continued(name, value)
     items = _items(name, value)
     if isinstance(items, str):
         return items
@@ -42,6 +52,27 @@ def responses_input(name: str, value: Any) -> Any:
     if not read:
         raise _nothing_to_read(name)
     return read
+
+
+def _continued(name: str, value: Continued) -> list[Item]:
+    """Earlier items and new ones as one input; what is wrong with a new one is told by its own place."""
+    calls: set[str] = set()
+    said = [] if value.said is None else _items(name, value.said)
+    if isinstance(said, str):
+        said = [{"type": "message", "role": "user", "content": said}]
+    read = [it for index, item in enumerate(value.earlier) for it in _read(item, f"earlier[{index}]", calls)]
+    read += [it for index, item in enumerate(said) for it in _read(item, f"{name}[{index}]", calls)]
+    if not read:
+        raise _nothing_to_read(name)
+    return read
+
+
+def require_items(name: str, items: list[Any]) -> None:
+    """Raises InvalidRequest for items that could not be read later; calls that outputs are of may have been made before."""
+    if items:
+        calls = {str(item.get("call_id") or item.get("id")) for item in _items(name, items) if isinstance(item, dict)}
+        for index, item in enumerate(items):
+            list(_read(item, f"{name}[{index}]", calls))
 
 
 def recalled(name: str, items: list[Item], keeper: Keeper) -> list[Item]:

@@ -1,4 +1,4 @@
-"""Responses: `/v1/responses`, called stateless; nothing is stored."""
+"""Responses: `/v1/responses`, called stateless: what a tenant has stored is put before the input (`stored`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from serving.gateway.dialects import checks, conversation, effort, openai
 from serving.gateway.dialects.checks import OfKind, typed
 from serving.gateway.dialects.dialect import Body, Dialect, EventStream
 from serving.gateway.dialects.effort import Effort
-from serving.gateway.dialects.fields import Table, honoured, ignored, refused
+from serving.gateway.dialects.fields import Table, honoured, ignored, refused, remembered
 from serving.gateway.dialects.items import ITEMS_KIND, recalled, responses_input
 from serving.gateway.dialects.openai import Details
 from serving.gateway.dialects.shapes import FIRST_RESPONSES_EVENT, ResponsesAnswer
@@ -177,6 +177,9 @@ def text_config(name: str, value: Any) -> Any:
 SEALED = "reasoning.encrypted_content"
 INCLUDED = (SEALED, "message.output_text.logprobs")
 
+#: Said in the table of fields alone.
+_STORED = "Where the tenant's policy says `store_responses` it is honoured ([MEM-1](decisions/stored.md))."
+
 FIELDS: Table = {
     **MODEL,
     "input": honoured(
@@ -216,11 +219,11 @@ FIELDS: Table = {
     ),
     "top_logprobs": honoured("0 to 20; refused for gpt-oss", typed(Annotated[int, Meta(ge=0, le=20)])),
     "truncation": honoured("`auto` or `disabled`", typed(Literal["auto", "disabled"])),
-    "store": ignored("Nothing is stored; the engine is told false.", FLAG),
-    "background": ignored("false is what happens anyway; true is refused.", FLAG),
+    "store": ignored(f"Nothing is stored; the engine is told false. {_STORED}", FLAG),
+    "background": ignored(f"false is what happens anyway; true is refused. {_STORED}", FLAG),
     "stream_options": ignored("Only `include_obfuscation` exists.", typed(checks.StreamOptions)),
-    "previous_response_id": refused("No response is stored here: send the earlier items as input."),
-    "conversation": refused("No conversation is stored here: send the earlier items as input."),
+    "previous_response_id": remembered("No response is stored here: send the earlier items as input."),
+    "conversation": remembered("No conversation is stored here: send the earlier items as input."),
     "prompt": refused("No prompt templates are stored here."),
     "background_options": refused("Nothing runs in the background here."),
     "context_management": ignored(SAVES_CONTEXT),
@@ -381,4 +384,5 @@ RESPONSES = Dialect(
     prompt_field="input",
     limit_fields=("max_output_tokens",),
     default_limit_field="max_output_tokens",
+    remembers=True,
 )

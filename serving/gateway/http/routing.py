@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Generic, TypeVar
 
@@ -12,6 +13,9 @@ from serving.gateway.nouns import Route
 
 #: The end of a path that stands for one name: what follows the last slash, slashes of its own included.
 PARAMETER = "/{id}"
+
+#: What stands for one name within a path: no slash.
+_NAME = re.compile(r"\{[a-z_]+\}")
 
 #: In place of a method: the handler says itself which it takes.
 ANY = "*"
@@ -52,7 +56,9 @@ class Entry(msgspec.Struct, Generic[HandlerT], frozen=True):
 
 
 class Found(msgspec.Struct, Generic[HandlerT], frozen=True):
-    """The handler for a path, the route it is counted under, and what stands in place of `{id}`."""
+    """The handler for a path, the route it is counted under, and what stands in place of `{id}`: of a path with names within, all
+    from the first name on.
+    """
 
     handler: HandlerT
     route: Route
@@ -66,21 +72,31 @@ _Methods = dict[str, Found[HandlerT]]
 
 
 class Routes(Generic[HandlerT]):
-    """The table. Exact paths first, then those that end in a name."""
+    """The table. Exact paths first, then those with a name within, then those that end in one."""
 
     def __init__(self, entries: Iterable[Entry[HandlerT]]) -> None:
         self._exact: dict[str, _Methods[HandlerT]] = {}
+        self._patterns: dict[re.Pattern[str], _Methods[HandlerT]] = {}
         self._prefixes: dict[str, _Methods[HandlerT]] = {}
         for entry in entries:
-            found = Found(entry.handler, entry.route, entry.method)
-            is_prefix = entry.path.endswith(PARAMETER)
-            paths = self._prefixes if is_prefix else self._exact
-            paths.setdefault(entry.path.removesuffix("{id}") if is_prefix else entry.path, {})[entry.method] = found
+            self._of_path(entry.path)[entry.method] = Found(entry.handler, entry.route, entry.method)
+
+    def _of_path(self, path: str) -> _Methods[HandlerT]:
+        if "{" not in path:
+            return self._exact.setdefault(path, {})
+        if path.index("{") == len(path) - len("{id}") and path.endswith(PARAMETER):
+            return self._prefixes.setdefault(path.removesuffix("{id}"), {})
+        before = path[: path.index("{")]
+        pattern = re.compile(f"{re.escape(before)}({_NAME.sub('[^/]+', path[len(before) :])})")
+        return self._patterns.setdefault(pattern, {})
 
     def find(self, method: str, path: str) -> Found[HandlerT]:
         """What answers this path; raises RouteNotFound. Whether the method is allowed is for `require_method`."""
         if methods := self._exact.get(path):
             return _of_method(methods, method)
+        for pattern, methods in self._patterns.items():
+            if match := pattern.fullmatch(path):
+                return msgspec.structs.replace(_of_method(methods, method), argument=match[1])
         for prefix, methods in self._prefixes.items():
             if path.startswith(prefix):
                 return msgspec.structs.replace(_of_method(methods, method), argument=path.removeprefix(prefix))

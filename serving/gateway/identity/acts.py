@@ -36,6 +36,11 @@ class ActKind(StrEnum):
     STORE_MIGRATE = "store.migrate"
     STORE_BACKUP = "store.backup"
     STORE_RESTORE = "store.restore"
+    #: Stored responses and conversations were shown to an administrator, or deleted.
+    STORED_READ = "stored.read"
+    STORED_ERASE = "stored.erase"
+    #: They were sealed with the vault's newest key.
+    VAULT_REWRAP = "vault.rewrap"
 
 
 class Act(msgspec.Struct, frozen=True):

@@ -36,6 +36,8 @@ class Kind(StrEnum):
     END_USER = "end_user"
     #: One that was ended, by its id.
     SESSION = "session"
+    #: One that runs in the background and is to stop, by its id.
+    RESPONSE = "response"
 
 
 class Change(msgspec.Struct, frozen=True):

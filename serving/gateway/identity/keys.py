@@ -7,6 +7,8 @@ import secrets
 import string
 
 PEPPER_BYTES = 32
+#: Of a key of the vault (`stored/vault`).
+VAULT_KEY_BYTES = 32
 KEY_ID_LENGTH = 10
 #: sk- + id + - + secret: anything longer is refused unread.
 KEY_LENGTH = 57

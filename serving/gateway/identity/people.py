@@ -7,14 +7,22 @@ say no one (TEN-22).
 from __future__ import annotations
 
 import msgspec
-from sqlalchemy import delete, func, select
+from sqlalchemy import Connection, delete, func, select
 
 from serving.errors import NotFound
 from serving.gateway.identity import changes
 from serving.gateway.identity.acts import Act, ActKind, Witness, unwitnessed
 from serving.gateway.identity.changes import Change, Kind
 from serving.gateway.store.store import Store
-from serving.gateway.store.tables import end_users, sessions, tenants
+from serving.gateway.store.tables import (
+    conversation_items,
+    conversations,
+    end_users,
+    response_events,
+    responses,
+    sessions,
+    tenants,
+)
 
 
 class Person(msgspec.Struct, frozen=True):
@@ -51,7 +59,7 @@ def subject_of(store: Store, ref: str) -> str | None:
 
 
 def erase(store: Store, tenant: str, subject: str, witness: Witness = unwitnessed) -> list[str]:
-    """Remove a person of a tenant; returns the references that say no one from now on. Raises NotFound where there is none.
+    """Remove a person of a tenant, and all that is stored of what it said; returns the references that say no one from now on. Raises NotFound where there is none.
 
     Gateways forget the person within a second, sessions of the console included; one who calls again is a new one to them.
     """
@@ -64,6 +72,7 @@ def erase(store: Store, tenant: str, subject: str, witness: Witness = unwitnesse
             # Not repeated: it may be a person's.
             raise NotFound(f"Tenant '{tenant}' has no such user; `serving users list {tenant}` shows those it has.")
         connection.execute(delete(end_users).where(*them))
+        _erase_stored(connection, [row.ref for row in rows])
         changes.note(connection, *(Change(Kind.END_USER, row.ref) for row in rows))
         theirs = sessions.c.user_ref.in_([row.ref for row in rows])
         ended = list(connection.scalars(select(sessions.c.id).where(theirs)))
@@ -72,3 +81,16 @@ def erase(store: Store, tenant: str, subject: str, witness: Witness = unwitnesse
         for row in rows:
             witness(connection, Act(ActKind.USER_ERASE, row.ref, row.tenant_id))
     return [row.ref for row in rows]
+
+
+def _erase_stored(connection: Connection, refs: list[str]) -> None:
+    """Delete what they said and were answered, where that is stored, and stop what runs for them."""
+    running = select(responses.c.id).where(responses.c.user_ref.in_(refs), responses.c.gateway_id.is_not(None))
+    changes.note(connection, *(Change(Kind.RESPONSE, it) for it in connection.scalars(running)))
+    theirs = select(responses.c.id).where(responses.c.user_ref.in_(refs))
+    connection.execute(delete(response_events).where(response_events.c.response_id.in_(theirs)))
+    connection.execute(delete(responses).where(responses.c.user_ref.in_(refs)))
+    talks = select(conversations.c.id).where(conversations.c.user_ref.in_(refs))
+    said = conversation_items.c
+    connection.execute(delete(conversation_items).where(said.user_ref.in_(refs) | said.conversation_id.in_(talks)))
+    connection.execute(delete(conversations).where(conversations.c.user_ref.in_(refs)))

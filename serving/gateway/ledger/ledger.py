@@ -76,6 +76,8 @@ class Ledger:
         self._spill = spill.Spill(store.home)
         self._watch = Watch(store, self._gateway_id, clock)
         self._retention = Retention(store, retention_days, clock)
+        #: What else is done in the store between writes.
+        self._chores: list[Callable[[], None]] = []
         self._pending: dict[str, LedgerRow] = {}
         self._openings = Openings()
         self._endings = Endings(store.home, self._gateway_id)
@@ -108,6 +110,15 @@ class Ledger:
                 f"{lost} ledger rows could be written neither to the database nor beside it. They stand above, one a line: "
                 f"append those lines to {self._spill.path}, and the next start writes them."
             )
+
+    @property
+    def gateway_id(self) -> str:
+        """What this gateway is called in the store."""
+        return self._gateway_id
+
+    def keep_house(self, chore: Callable[[], None]) -> None:
+        """Have the writer do something in the store now and then, between its own writes; it says itself when that is due."""
+        self._chores.append(chore)
 
     @property
     def pending_rows(self) -> int:
@@ -183,6 +194,8 @@ class Ledger:
                     self._forget(batch)
                     self._opened_together = sum(row.outcome == OPEN for row in batch)
                 self._retention.sweep_if_due()
+                for chore in self._chores:
+                    chore()
             except StoreUnavailable as error:
                 return self._failed(error.reason)
             except OSError as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     DateTime,
     Dialect,
@@ -258,3 +259,74 @@ idempotency = Table(
     Column("sealed", LargeBinary, nullable=False),
     Column("made_at", Moment, nullable=False),
 )
+
+# What outlives its request, for tenants that want it (serving/gateway/stored). What clients said and were answered is sealed by the vault.
+responses = Table(
+    "responses",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant_id", String(32), nullable=False),
+    # The end user, where one is known.
+    Column("user_ref", String(32)),
+    # The response that it goes on from, and the conversation that it is part of.
+    Column("previous_id", String(64)),
+    Column("conversation_id", String(64)),
+    Column("created_at", Moment, nullable=False),
+    Column("expires_at", Moment, nullable=False),
+    Column("status", String(32), nullable=False),
+    # The gateway that runs it in the background, or did; empty for others.
+    Column("gateway_id", String(255)),
+    # Its events are in `response_events`.
+    Column("is_streamed", Boolean, nullable=False),
+    # Of both, before they were sealed.
+    Column("size_bytes", BigInteger, nullable=False),
+    # Its input items, and the response as clients get it.
+    Column("sealed_input", LargeBinary, nullable=False),
+    Column("sealed_response", LargeBinary, nullable=False),
+)
+Index("responses_by_expiry", responses.c.expires_at)
+Index("responses_by_tenant", responses.c.tenant_id, responses.c.user_ref)
+_runs = responses.c.status.in_(("queued", "in_progress"))
+Index("responses_running", responses.c.gateway_id, sqlite_where=_runs, postgresql_where=_runs)
+
+# The stream of a response that runs in the background, in pieces of several events, so that a client can take it up again.
+response_events = Table(
+    "response_events",
+    metadata,
+    Column("response_id", String(64), primary_key=True),
+    # Of its first event and of its last.
+    Column("first_number", BigInteger, primary_key=True, autoincrement=False),
+    Column("last_number", BigInteger, nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+)
+
+conversations = Table(
+    "conversations",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant_id", String(32), nullable=False),
+    Column("user_ref", String(32)),
+    Column("created_at", Moment, nullable=False),
+    # Put off whenever something is added.
+    Column("expires_at", Moment, nullable=False),
+    # Of its items, before they were sealed.
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("sealed_metadata", LargeBinary, nullable=False),
+)
+Index("conversations_by_expiry", conversations.c.expires_at)
+Index("conversations_by_tenant", conversations.c.tenant_id, conversations.c.user_ref)
+
+conversation_items = Table(
+    "conversation_items",
+    metadata,
+    Column("conversation_id", String(64), primary_key=True),
+    # In the order in which they were said.
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("id", String(128), nullable=False),
+    # Who said it, or was answered.
+    Column("user_ref", String(32)),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    UniqueConstraint("conversation_id", "id"),
+)
+Index("conversation_items_by_user", conversation_items.c.user_ref)

@@ -33,14 +33,36 @@ from serving.gateway.identity.tenants import Tenants
 from serving.gateway.nouns import Caller
 from serving.gateway.store import schema
 from serving.gateway.store.store import Store
-from serving.gateway.store.tables import audit, end_users, ledger, prices
+from serving.gateway.store.tables import (
+    audit,
+    conversation_items,
+    conversations,
+    end_users,
+    ledger,
+    prices,
+    response_events,
+    responses,
+)
 from tests.gateway.places import Place, PostgresPlace, SqlitePlace, settings_of
 from tests.gateway.postgres import MIGRATED, Server
 
-TABLES = ("tenants", "keys", "prices", "end_users", "ledger", "audit")
+TABLES = (
+    *("tenants", "keys", "prices", "end_users", "ledger", "audit"),
+    *("responses", "response_events", "conversations", "conversation_items"),
+)
 
 
 PRICES = ("prompt_micros", "cached_prompt_micros", "completion_micros")
+#: One row of each table of what is stored.
+STORED: dict[str, object] = {
+    **dict.fromkeys(
+        ("id", "response_id", "conversation_id", "tenant_id", "user_ref", "previous_id", "gateway_id"), "s1"
+    ),
+    **dict.fromkeys(("created_at", "expires_at"), 1.5),
+    **dict.fromkeys(("sealed", "sealed_input", "sealed_response", "sealed_metadata"), b"\x00\xff"),
+    **dict.fromkeys(("number", "first_number", "last_number", "size_bytes"), 7),
+    **{"status": "completed", "is_streamed": True},
+}
 LINK = {"writer": "h:1:1", "written_at": 1.5, "kind": "k", "body": "{}"}
 #: What version 0.1 knew of, in the first three tables.
 FIRST_COLUMNS = {
@@ -90,6 +112,8 @@ def fill(place: Place, rows: int = 3) -> str:
             connection.execute(
                 insert(end_users), [{"ref": "u1", "tenant_id": "t1", "subject": "ann", "created_at": 1.5}]
             )
+            for table in (responses, response_events, conversations, conversation_items):
+                connection.execute(insert(table), [{column.name: STORED[column.name] for column in table.c}])
             connection.execute(
                 insert(audit), [{**LINK, "number": number, "digest": bytes([number])} for number in (0, 1)]
             )
@@ -195,7 +219,8 @@ def test_a_person_can_read_it(place: Place, tmp_path: Path) -> None:
 
     assert (lines[0]["kind"], lines[0]["format"], lines[0]["schema"]) == ("head", 1, schema.REVISION)
     assert {line["table"] for line in lines[1:-1]} == set(TABLES)
-    assert lines[-1]["rows"] == {"tenants": 2, "keys": 2, "prices": 1, "end_users": 1, "ledger": 4, "audit": 6}
+    counts = {"tenants": 2, "keys": 2, "prices": 1, "end_users": 1, "ledger": 4, "audit": 6}
+    assert lines[-1]["rows"] == counts | dict.fromkeys(TABLES[6:], 1)
     assert key[-43:] not in json.dumps(lines)
 
 

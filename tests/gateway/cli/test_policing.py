@@ -47,6 +47,8 @@ def options(values: dict[str, object]) -> list[str]:
         elif name == "monthly_budget":
             assert isinstance(value, dict)
             said += [word for kind, money in value.items() for word in (f"--{kind}-budget", str(money))]
+        elif isinstance(value, bool):
+            said.append(f"--{'' if value else 'no-'}{name.replace('_', '-')}")
         else:
             said += [f"--{name.replace('_', '-')}", str(value)]
     return said

@@ -14,6 +14,9 @@ ROUTES = Routes(
         Entry("GET", "/v1/models", "all"),
         Entry("GET", "/v1/models/special", "special"),
         Entry("POST", "/v1/chat", "chat", is_billed=True),
+        Entry("GET", "/v1/talks/{id}", "talk"),
+        Entry("GET", "/v1/talks/{id}/items/{item_id}", "item"),
+        Entry("DELETE", "/v1/talks/{id}/items/{item_id}", "item"),
     ]
 )
 
@@ -28,6 +31,9 @@ ROUTES = Routes(
         ("/v1/models/special", "special", ""),
         ("/v1/models/special/x", "one", "special/x"),
         ("/v1/chat", "chat", ""),
+        ("/v1/talks/a/items/b", "item", "a/items/b"),
+        ("/v1/talks/a/items/b/c", "talk", "a/items/b/c"),
+        ("/v1/talks/a", "talk", "a"),
     ],
 )
 def test_an_exact_path_comes_before_one_that_ends_in_a_name(path: str, handler: str, argument: str) -> None:

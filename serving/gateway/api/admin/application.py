@@ -20,7 +20,7 @@ from serving.errors import (
     RouteNotFound,
     UnknownParameter,
 )
-from serving.gateway.api.admin import handlers, live, reports, tariffs
+from serving.gateway.api.admin import handlers, live, memories, reports, tariffs
 from serving.gateway.api.admin.shapes import ErrorAnswer, PolicyFault
 
 PREFIX = "/admin/v1"
@@ -90,7 +90,7 @@ def make() -> Application:
         responses=_ERRORS,
     )
     app.openapi = _described(app)  # type: ignore[method-assign] # FastAPI's own way to change the document
-    for router in (handlers.router, tariffs.router, live.router, reports.router):
+    for router in (handlers.router, tariffs.router, live.router, reports.router, memories.router):
         app.include_router(router, prefix=PREFIX)
 
     @app.get(DOCUMENT_PATH, operation_id="openapi", tags=["self"], summary="This document.")

@@ -12,6 +12,7 @@ from serving.gateway.identity.registry import Registry
 from serving.gateway.identity.repetitions import Repetitions
 from serving.gateway.nouns import Caller
 from serving.gateway.store.store import Store
+from serving.gateway.stored.vault import Vault
 
 
 class Office(msgspec.Struct, frozen=True):
@@ -25,6 +26,7 @@ class Office(msgspec.Struct, frozen=True):
     #: Of prices.
     currency: str
     sight: Sight
+    vault: Vault = Vault(None)
 
 
 class Desk(msgspec.Struct, frozen=True):

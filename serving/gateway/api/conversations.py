@@ -1,0 +1,114 @@
+"""Conversations: `/v1/conversations`, what calls add to one after another, for tenants that have responses stored."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from serving.config import GatewaySettings
+from serving.errors import InvalidRequest, UnknownParameter
+from serving.gateway.admission.admission import Admission
+from serving.gateway.api.responses import required
+from serving.gateway.api.visit import Visit
+from serving.gateway.dialects import call as calls
+from serving.gateway.dialects import checks
+from serving.gateway.dialects.checks import typed
+from serving.gateway.dialects.items import require_items
+from serving.gateway.http.asgi import require_json
+from serving.gateway.identity.identity import Identity
+from serving.gateway.stored import items
+from serving.gateway.stored.items import Item
+from serving.gateway.stored.memory import Memory
+
+PATH = "/v1/conversations"
+ONE_PATH = f"{PATH}/{{id}}"
+ITEMS_PATH = f"{ONE_PATH}/items"
+ITEM_PATH = f"{ITEMS_PATH}/{{item_id}}"
+#: Items that one request adds, as at OpenAI.
+ADDED_MAX = 20
+
+_metadata = typed(checks.Metadata)
+
+
+class Conversations:
+    """Answers at and below `/v1/conversations`."""
+
+    def __init__(self, settings: GatewaySettings, identity: Identity, admission: Admission, memory: Memory) -> None:
+        self._settings = settings
+        self._identity = identity
+        self._admission = admission
+        self._memory = memory
+        self._kept = memory.conversations
+
+    async def create(self, visit: Visit) -> None:
+        """`POST /v1/conversations`."""
+        caller = await required(self._identity, visit)
+        body = await self._body(visit, ("items", "metadata"))
+        said = _said(body.get("items") or [])
+        await visit.answer(200, await self._memory.done(self._kept.begin, caller, _pairs(body), said))
+
+    async def show(self, visit: Visit) -> None:
+        """`GET /v1/conversations/{id}`."""
+        caller = await required(self._identity, visit)
+        await visit.answer(200, await self._memory.done(self._kept.get, caller.tenant_id, visit.argument))
+
+    async def update(self, visit: Visit) -> None:
+        """`POST /v1/conversations/{id}`: other metadata."""
+        caller = await required(self._identity, visit)
+        pairs = _pairs(await self._body(visit, ("metadata",)))
+        await visit.answer(200, await self._memory.done(self._kept.rename, caller.tenant_id, visit.argument, pairs))
+
+    async def delete(self, visit: Visit) -> None:
+        """`DELETE /v1/conversations/{id}`."""
+        caller = await required(self._identity, visit)
+        await self._memory.done(self._kept.delete, caller.tenant_id, visit.argument)
+        await visit.answer(200, items.Deleted(visit.argument, "conversation.deleted"))
+
+    async def list_items(self, visit: Visit) -> None:
+        """`GET /v1/conversations/{id}/items`."""
+        caller = await required(self._identity, visit)
+        conversation_id, asked = visit.argument.partition("/")[0], items.asked(visit.request.query)
+        await visit.answer(200, await self._memory.done(self._kept.items, caller.tenant_id, conversation_id, asked))
+
+    async def add_items(self, visit: Visit) -> None:
+        """`POST /v1/conversations/{id}/items`."""
+        caller = await required(self._identity, visit)
+        said = _said((await self._body(visit, ("items",))).get("items"))
+        added = await self._memory.done(self._kept.add, caller, visit.argument.partition("/")[0], said)
+        await visit.answer(200, items.paged(added, len(added)))
+
+    async def show_item(self, visit: Visit) -> None:
+        """`GET /v1/conversations/{id}/items/{item_id}`."""
+        caller = await required(self._identity, visit)
+        conversation_id, _, item_id = visit.argument.split("/")
+        await visit.answer(200, await self._memory.done(self._kept.item, caller.tenant_id, conversation_id, item_id))
+
+    async def remove_item(self, visit: Visit) -> None:
+        """`DELETE /v1/conversations/{id}/items/{item_id}`."""
+        caller = await required(self._identity, visit)
+        conversation_id, _, item_id = visit.argument.split("/")
+        await visit.answer(200, await self._memory.done(self._kept.remove, caller.tenant_id, conversation_id, item_id))
+
+    async def _body(self, visit: Visit, known: Collection[str]) -> dict[str, Any]:
+        """The fields of a request; raises InvalidRequest and its kinds."""
+        require_json(visit.request)
+        with self._admission.entered(visit.record) as share:
+            limit_s = self._settings.timeouts.request_body_s
+            raw = await visit.body(self._settings.max_body_bytes, limit_s, share.take)
+            body = calls.decoded(raw or b"{}")
+        for name in body:
+            if name not in known:
+                raise UnknownParameter(name[:128])
+        return body
+
+
+def _said(value: object) -> list[Item]:
+    if not isinstance(value, list) or len(value) > ADDED_MAX:
+        raise InvalidRequest(f"Invalid value for 'items': Expected a list of up to {ADDED_MAX} items.", param="items")
+    require_items("items", value)
+    return items.said(value)
+
+
+def _pairs(body: dict[str, Any]) -> dict[str, str]:
+    pairs: dict[str, str] = _metadata("metadata", body.get("metadata") or {})
+    return pairs

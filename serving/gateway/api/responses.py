@@ -1,0 +1,88 @@
+"""Responses: what is stored of `/v1/responses`, for clients that come back: read, list its input, stream it again, cancel, delete.
+
+For a tenant that has nothing stored these routes are not there.
+"""
+
+from __future__ import annotations
+
+from serving.errors import InvalidRequest, RouteNotFound
+from serving.gateway.admission.admission import Admission
+from serving.gateway.api.background import Background
+from serving.gateway.api.visit import Visit
+from serving.gateway.identity.identity import Identity
+from serving.gateway.nouns import Caller
+from serving.gateway.stored import items
+from serving.gateway.stored.memory import Memory
+
+PATH = "/v1/responses/{id}"
+CANCEL_PATH = f"{PATH}/cancel"
+INPUT_PATH = f"{PATH}/input_items"
+#: Digits of an event's number.
+NUMBER_CHARS_MAX = 15
+
+
+class Responses:
+    """Answers below `/v1/responses/`."""
+
+    def __init__(self, identity: Identity, admission: Admission, memory: Memory, background: Background) -> None:
+        self._identity = identity
+        self._admission = admission
+        self._memory = memory
+        self._background = background
+
+    async def show(self, visit: Visit) -> None:
+        """`GET /v1/responses/{id}`: the response, or with `stream=true` its events."""
+        caller = await required(self._identity, visit)
+        kept = await self._memory.done(self._memory.shelf.get, caller.tenant_id, visit.argument)
+        if visit.request.query("stream") in (None, "false"):
+            await visit.responder.whole(200, kept.response)
+        else:
+            after = _number(visit.request.query("starting_after"))
+            with self._admission.entered(visit.record):
+                await self._background.stream(visit, kept, caller.tenant_id, after)
+
+    async def delete(self, visit: Visit) -> None:
+        """`DELETE /v1/responses/{id}`."""
+        caller = await required(self._identity, visit)
+        await self._memory.done(self._memory.shelf.delete, caller.tenant_id, visit.argument)
+        self._background.stop(visit.argument)
+        await visit.answer(200, items.Deleted(visit.argument, "response"))
+
+    async def cancel(self, visit: Visit) -> None:
+        """`POST /v1/responses/{id}/cancel`."""
+        caller = await required(self._identity, visit)
+        kept = await self._background.cancel(caller.tenant_id, _id_of(visit))
+        await visit.responder.whole(200, kept.response)
+
+    async def list_input(self, visit: Visit) -> None:
+        """`GET /v1/responses/{id}/input_items`."""
+        caller = await required(self._identity, visit)
+        response_id, asked = _id_of(visit), items.asked(visit.request.query)
+        said = await self._memory.done(self._memory.shelf.input_of, caller.tenant_id, response_id)
+        await visit.answer(200, items.page(said, asked, f"the input of response with id '{response_id}'"))
+
+
+async def required(identity: Identity, visit: Visit) -> Caller:
+    """Who is calling, of a tenant that has things stored; raises RouteNotFound for any other."""
+    visit.record.caller = caller = await identity.identify(visit.request)
+    if not Memory.serves(caller):
+        raise not_here(visit)
+    return caller
+
+
+def _number(starting_after: str | None) -> int:
+    """The number of the event behind which a stream is taken up; -1 for its beginning. Raises InvalidRequest."""
+    if starting_after is None:
+        return -1
+    if not starting_after.isdecimal() or len(starting_after) > NUMBER_CHARS_MAX:
+        raise InvalidRequest("Invalid value for 'starting_after': Expected an integer.", param="starting_after")
+    return int(starting_after)
+
+
+def _id_of(visit: Visit) -> str:
+    return visit.argument.partition("/")[0]
+
+
+def not_here(visit: Visit) -> RouteNotFound:
+    """There is no such route."""
+    return RouteNotFound(f"Invalid URL ({visit.request.method} {visit.request.path[:256]})")

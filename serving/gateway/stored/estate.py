@@ -1,0 +1,189 @@
+"""Estate: all that is stored of a tenant or of one end user, for operators: shown, deleted, and sealed with another key.
+
+Everything here blocks, and goes through tables in pieces, whatever their size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Table,
+    and_,
+    delete,
+    literal,
+    select,
+    tuple_,
+    update,
+)
+
+from serving.gateway.identity import changes
+from serving.gateway.identity.acts import Act, ActKind, Witness, unwitnessed
+from serving.gateway.identity.changes import Change, Kind
+from serving.gateway.store.store import Store
+from serving.gateway.store.tables import conversation_items, conversations, response_events, responses
+from serving.gateway.stored.shelf import RUNNING
+from serving.gateway.stored.sweeping import forget_conversations, forget_responses
+from serving.gateway.stored.vault import Vault, bound_to
+
+#: Rows of one transaction: a few, because each may hold megabytes.
+BATCH_ROWS = 32
+
+#: Every sealed column, and what tells its rows apart.
+SEALED: dict[str, tuple[Table, tuple[str, ...], tuple[str, ...]]] = {
+    "responses": (responses, ("id",), ("sealed_input", "sealed_response")),
+    "response_events": (response_events, ("response_id", "first_number"), ("sealed",)),
+    "conversations": (conversations, ("id",), ("sealed_metadata",)),
+    "conversation_items": (conversation_items, ("conversation_id", "number"), ("sealed",)),
+}
+
+
+class Whose(msgspec.Struct, frozen=True):
+    """Whose things: a tenant's, by its id, and of one end user, by reference; None: all."""
+
+    tenant_id: str | None = None
+    user_ref: str | None = None
+
+    def of(self, table: Table) -> ColumnElement[bool]:
+        wanted = [table.c.id != ""]
+        if self.tenant_id is not None:
+            wanted.append(table.c.tenant_id == self.tenant_id)
+        if self.user_ref is not None:
+            wanted.append(table.c.user_ref == self.user_ref)
+        return and_(*wanted)
+
+
+class Thing(msgspec.Struct, frozen=True):
+    """A stored response with its input, or a conversation with its items."""
+
+    kind: str
+    id: str
+    tenant_id: str
+    user_ref: str | None
+    created_at: float
+    expires_at: float
+    #: A response's input, or a conversation's items.
+    items: list[Any]
+    #: A response as its client got it, or a conversation's metadata.
+    content: Any
+
+
+def page(store: Store, vault: Vault, whose: Whose, *, after: str = "", limit: int) -> list[Thing]:
+    """Things by id, behind the id `after`, conversations first. Raises VaultFailed where a key is missing."""
+    with store.begin() as connection:
+        query = select(conversations).where(whose.of(conversations), conversations.c.id > after)
+        found = [
+            _conversation(connection, vault, row)
+            for row in connection.execute(query.order_by(conversations.c.id).limit(limit)).mappings()
+        ]
+        query = select(responses).where(whose.of(responses), responses.c.id > after)
+        left = query.order_by(responses.c.id).limit(limit - len(found))
+        return found + [_response(vault, row) for row in connection.execute(left).mappings()]
+
+
+def each(store: Store, vault: Vault, whose: Whose) -> Iterator[Thing]:
+    """All of them."""
+    after = ""
+    while found := page(store, vault, whose, after=after, limit=BATCH_ROWS):
+        yield from found
+        after = found[-1].id
+
+
+def _response(vault: Vault, row: RowMapping) -> Thing:
+    said = vault.open(row["sealed_input"], bound_to(row["tenant_id"], "input", row["id"]))
+    answered = vault.open(row["sealed_response"], bound_to(row["tenant_id"], "response", row["id"]))
+    return _thing("response", row, msgspec.json.decode(said), msgspec.json.decode(answered))
+
+
+def _conversation(connection: Connection, vault: Vault, row: RowMapping) -> Thing:
+    table = conversation_items.c
+    query = select(conversation_items).where(table.conversation_id == row["id"]).order_by(table.number)
+    items = [
+        msgspec.json.decode(vault.open(it.sealed, bound_to(row["tenant_id"], f"item {it.number}", row["id"])))
+        for it in connection.execute(query)
+    ]
+    metadata = vault.open(row["sealed_metadata"], bound_to(row["tenant_id"], "conversation", row["id"]))
+    return _thing("conversation", row, items, msgspec.json.decode(metadata))
+
+
+def _thing(kind: str, row: RowMapping, items: list[Any], content: Any) -> Thing:
+    who = (row["id"], row["tenant_id"], row["user_ref"], row["created_at"], row["expires_at"])
+    return Thing(kind, *who, items, content)
+
+
+def erase(store: Store, whose: Whose, witness: Witness = unwitnessed) -> int:
+    """Delete all of it, piece by piece; returns how many things. What runs in the background is stopped."""
+    count = 0
+    while done := _erase_some(store, whose):
+        count += done
+    with store.erasing() as connection:
+        # What others said in conversations that stay.
+        if whose.user_ref is not None:
+            connection.execute(delete(conversation_items).where(_said_by(whose)))
+        details = {"user": whose.user_ref, "count": count}
+        witness(connection, Act(ActKind.STORED_ERASE, "stored", whose.tenant_id or "", details))
+    return count
+
+
+def _said_by(whose: Whose) -> ColumnElement[bool]:
+    theirs = select(conversations.c.id).where(Whose(whose.tenant_id).of(conversations))
+    return and_(conversation_items.c.user_ref == whose.user_ref, conversation_items.c.conversation_id.in_(theirs))
+
+
+def _erase_some(store: Store, whose: Whose) -> int:
+    with store.erasing() as connection:
+        changes.take_turn(connection)
+        query = select(responses.c.id, responses.c.status).where(whose.of(responses)).limit(BATCH_ROWS)
+        found = connection.execute(query).all()
+        changes.note(connection, *(Change(Kind.RESPONSE, row.id) for row in found if row.status in RUNNING))
+        forget_responses(connection, [row.id for row in found])
+        talks = list(connection.scalars(select(conversations.c.id).where(whose.of(conversations)).limit(BATCH_ROWS)))
+        forget_conversations(connection, talks)
+    return len(found) + len(talks)
+
+
+def rewrap(store: Store, vault: Vault) -> dict[str, int]:
+    """Have everything sealed by the vault's first key, in small transactions, while gateways go on; returns how many were, by table.
+
+    What is inside stays sealed. Raises VaultFailed where a key is missing.
+    """
+    return {name: sum(_rewrapped(store, vault, *place)) for name, place in SEALED.items()}
+
+
+def _rewrapped(
+    store: Store, vault: Vault, table: Table, key: tuple[str, ...], sealed: tuple[str, ...]
+) -> Iterator[int]:
+    """How many of each piece were sealed by another key."""
+    columns = [table.c[name] for name in (*key, *sealed)]
+    last: RowMapping | None = None
+    while True:
+        query = select(*columns).order_by(*(table.c[name] for name in key)).limit(BATCH_ROWS)
+        if last is not None:
+            query = query.where(_behind([table.c[name] for name in key], [last[name] for name in key]))
+        with store.begin() as connection:
+            store.hold(connection, "vault rewrap")
+            rows = connection.execute(query).mappings().all()
+            changed = [(row, new) for row in rows if (new := _again(vault, row, sealed))]
+            for row, new in changed:
+                # Unless it was changed meanwhile: then it is sealed by the first key, or the next time.
+                same = [table.c[name] == row[name] for name in (*key, *new)]
+                connection.execute(update(table).where(*same).values(new))
+        yield len(changed)
+        if len(rows) < BATCH_ROWS:
+            return
+        last = rows[-1]
+
+
+def _again(vault: Vault, row: RowMapping, sealed: tuple[str, ...]) -> dict[str, bytes]:
+    return {name: new for name in sealed if (new := vault.rewrapped(row[name])) is not None}
+
+
+def _behind(columns: list[Column[Any]], place: list[Any]) -> ColumnElement[bool]:
+    """Rows behind a place in the order of these columns."""
+    return tuple_(*columns) > tuple_(*place) if len(columns) > 1 else columns[0] > literal(place[0])

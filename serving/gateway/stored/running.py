@@ -1,0 +1,156 @@
+"""Running: a response that runs in the background: what has been made of it so far, for those who follow it, here and elsewhere.
+
+The engine's answer goes into it as into any sink. Its events are kept in the database in pieces, so that any gateway can go on with
+the stream for a client that comes back; those who follow it here have them at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Iterable
+
+import msgspec
+
+from serving.errors import ApiError, RateLimitExceeded
+from serving.gateway.answers import framing
+from serving.gateway.http.asgi import Header, free
+from serving.gateway.stored.keeping import require_room, response_in
+
+#: Bytes of one response's events that are kept; of a longer stream the last event follows on those.
+EVENT_BYTES_MAX = 8 * 1024 * 1024
+
+_NUMBER = re.compile(rb'"sequence_number":(\d{1,15})')
+#: Called with the finished response in JSON.
+End = Callable[[bytes], Awaitable[None]]
+
+
+class Running:
+    """One response: a Sink, and what followers read."""
+
+    def __init__(self, response_id: str, tenant_id: str, *, is_streamed: bool, end: End) -> None:
+        self.id = response_id
+        self.tenant_id = tenant_id
+        self.is_streamed = is_streamed
+        self._end = end
+        #: Number of an event → the event.
+        self.events: list[tuple[int, bytes]] = []
+        self._event_bytes = 0
+        #: Events that are in the database.
+        self.kept = 0
+        self.is_over = False
+        self._body = bytearray()
+        self._changed = asyncio.Event()
+        #: One piece is kept at a time: none is missing once the end is told.
+        self.keeping = asyncio.Lock()
+        #: Takes bytes of the gateway's memory; raises GatewayFull where all calls have too many.
+        self.take_memory: Callable[[int], None] = free
+        self.is_whole = False
+        self.is_started = False
+        self.status: int | None = None
+        self.waited_s = 0.0
+        # Each write may raise, for want of memory.
+        self.takes_now = False
+
+    async def start(self, status: int, headers: Iterable[Header]) -> None:
+        self.is_started = True
+        self.status = status
+
+    async def write(self, body: bytes) -> None:
+        if not self.is_streamed:
+            require_room(len(self._body) + len(body))
+            self.take_memory(len(body))
+            self._body += body
+        elif self.is_whole and not self.is_over and (response := response_in(body)) is not None:
+            require_room(len(response))
+            *before, last = framing.split(body)
+            self._take(b"".join(before))
+            await self._end(response)
+            self._take(last, is_last=True)
+            self.close()
+        else:
+            self._take(body)
+
+    def write_now(self, body: bytes) -> None:
+        self._take(body)
+
+    async def finish(self, body: bytes = b"") -> None:
+        if not self.is_streamed:
+            await self._end(bytes(self._body))
+        self.close()
+
+    def cut(self) -> None:
+        return None
+
+    def fail(self, document: dict[str, object]) -> None:
+        """The last event of a stream that came to nothing."""
+        if self.is_streamed and not self.is_over:
+            self._take(last_event(document, self.last_number + 1), is_last=True)
+        self.close()
+
+    def close(self) -> None:
+        """Nothing follows."""
+        self.is_over = True
+        self._tell()
+
+    @property
+    def last_number(self) -> int:
+        return self.events[-1][0] if self.events else -1
+
+    def behind(self, place: int) -> list[tuple[int, bytes]]:
+        """Events from a place in the list on."""
+        return self.events[place:]
+
+    def unkept(self) -> list[tuple[int, bytes]]:
+        """Events that are yet to be kept."""
+        return self.events[self.kept :]
+
+    async def changed(self, limit_s: float) -> None:
+        """Return when something has come, or after so long."""
+        changed = self._changed
+        try:
+            async with asyncio.timeout(limit_s):
+                await changed.wait()
+        except TimeoutError:
+            return
+
+    def _take(self, block: bytes, *, is_last: bool = False) -> None:
+        if self._event_bytes + len(block) > EVENT_BYTES_MAX and not is_last:
+            return
+        self.take_memory(len(block))
+        self._event_bytes += len(block)
+        for event in framing.split(block):
+            if (number := _NUMBER.search(event)) is not None:
+                self.events.append((int(number[1]), event))
+        self._tell()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def last_event(document: dict[str, object], number: int) -> bytes:
+    """The event that ends the stream of a response; it is made anew where the one that was sent is not at hand."""
+    return framing.named({"type": f"response.{document['status']}", "sequence_number": number, "response": document})
+
+
+def numbered(block: bytes) -> list[tuple[int, bytes]]:
+    """The events of a kept piece, each with its number."""
+    return [(int(found[1]), event) for event in framing.split(block) if (found := _NUMBER.search(event))]
+
+
+def failed(document: dict[str, object], error: ApiError | None) -> dict[str, object]:
+    """A response that came to nothing; the codes are those that OpenAI's have."""
+    if isinstance(error, RateLimitExceeded):
+        code = "rate_limit_exceeded"
+    elif error is not None and error.status < 500:
+        code = "invalid_prompt"
+    else:
+        code = "server_error"
+    message = error.message if error else "The gateway that ran this response was stopped; it was not run again."
+    return document | {"status": "failed", "error": {"code": code, "message": message}}
+
+
+def encoded(document: dict[str, object]) -> bytes:
+    """A response as it is kept."""
+    return msgspec.json.encode(document)

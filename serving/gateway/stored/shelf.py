@@ -1,0 +1,302 @@
+"""Shelf: stored responses in the database: sealed, by tenant, each until its time. Everything here blocks.
+
+A row that has expired, or is another tenant's, is not there: no answer tells it from one that never was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Row, delete, func, insert, literal, select, update
+
+from serving.errors import ContextExceeded, InvalidRequest, PreviousResponseNotFound, ResourceNotFound
+from serving.gateway.identity import changes
+from serving.gateway.identity.changes import Change, Kind
+from serving.gateway.nouns import Caller
+from serving.gateway.store.store import Store
+from serving.gateway.store.tables import response_events, responses
+from serving.gateway.stored import items as listing
+from serving.gateway.stored.conversations import Conversations, Past, require_modest
+from serving.gateway.stored.items import Item
+from serving.gateway.stored.vault import Vault, bound_to
+from serving.gateway.stored.wishes import IDS
+
+#: Responses that one goes on from, one after another.
+CHAIN_MAX = 512
+#: Seconds by which what is gone on from must be nearer to its end than what goes on, before it is written anew.
+PUT_OFF_S = 86_400.0
+
+#: Pieces of a stream that are read at once.
+EVENT_PIECES = 64
+#: The error of a response whose gateway died.
+LOST = {"code": "server_error", "message": "The gateway that ran this response is gone; it was not run again."}
+#: States of a response that still runs.
+RUNNING = ("queued", "in_progress")
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """A stored response: what was said, and the response as its client gets it, in JSON."""
+
+    id: str
+    status: str
+    is_background: bool
+    #: Its events are kept.
+    is_streamed: bool
+    said: list[Item]
+    response: bytes
+
+
+class New(msgspec.Struct, frozen=True, kw_only=True):
+    """A response to be kept; `ancestors` are those it goes on from."""
+
+    caller: Caller
+    id: str
+    created_at: float
+    said: list[Item]
+    stores: bool = True
+    previous_id: str | None = None
+    ancestors: Sequence[str] = ()
+    conversation_id: str | None = None
+    #: Of one that runs in the background: where, and whether its events are kept.
+    gateway_id: str | None = None
+    is_streamed: bool = False
+
+
+class Shelf:
+    """What is kept for `kept_s` seconds. `clock` is in seconds since the epoch."""
+
+    def __init__(
+        self,
+        store: Store,
+        vault: Vault,
+        conversations: Conversations,
+        kept_s: float,
+        clock: Callable[[], float],
+        *,
+        chain_max: int = CHAIN_MAX,
+    ) -> None:
+        self._store = store
+        self._vault = vault
+        self._conversations = conversations
+        self._kept_s = kept_s
+        self._clock = clock
+        self._chain_max = chain_max
+
+    def put(self, new: New, response: bytes, status: str) -> None:
+        """Keep a response, and in its conversation what it adds there."""
+        answered: list[Item] = msgspec.json.decode(response).get("output") or []
+        with self._store.begin() as connection:
+            if new.stores:
+                connection.execute(insert(responses).values(self._row(new, response, status)))
+                self._put_off(connection, new.ancestors)
+            if new.conversation_id is not None and status not in RUNNING:
+                self._conversations.append(
+                    connection, new.caller, new.conversation_id, [*new.said, *listing.said(answered)]
+                )
+
+    def end(self, new: New, response: bytes, status: str) -> bool:
+        """A response that ran in the background is over; False, and nothing is done, where it was ended or deleted before."""
+        answered: list[Item] = msgspec.json.decode(response).get("output") or []
+        sealed = self._vault.seal(response, _about(new.caller.tenant_id, "response", new.id))
+        with self._store.begin() as connection:
+            ended = update(responses).where(*_runs(new.id)).values(status=status, sealed_response=sealed)
+            if connection.execute(ended).rowcount == 0:
+                return False
+            if new.conversation_id is not None and status in ("completed", "incomplete"):
+                self._conversations.append(
+                    connection, new.caller, new.conversation_id, [*new.said, *listing.said(answered)]
+                )
+        return True
+
+    def advance(self, response_id: str, status: str) -> None:
+        """A response that runs in the background has got so far."""
+        with self._store.begin() as connection:
+            connection.execute(update(responses).where(*_runs(response_id)).values(status=status))
+
+    def keep_events(self, tenant_id: str, response_id: str, first: int, last: int, block: bytes) -> None:
+        """Keep a piece of a stream: whole events, numbered from `first` to `last`; in place of one that begins with the same."""
+        sealed = self._vault.seal(block, _about(tenant_id, f"events {first}", response_id))
+        row = {"response_id": response_id, "first_number": first, "last_number": last, "sealed": sealed}
+        same = (response_events.c.response_id == response_id, response_events.c.first_number == first)
+        with self._store.begin() as connection:
+            connection.execute(delete(response_events).where(*same))
+            connection.execute(insert(response_events).values(row))
+
+    def events(self, tenant_id: str, response_id: str, after: int) -> list[bytes]:
+        """Pieces of a response's stream, from the one on that has the event behind number `after`."""
+        table = response_events.c
+        query = select(response_events).where(table.response_id == response_id, table.last_number > after)
+        with self._store.begin() as connection:
+            rows = connection.execute(query.order_by(table.first_number).limit(EVENT_PIECES)).all()
+        return [
+            self._vault.open(row.sealed, _about(tenant_id, f"events {row.first_number}", response_id)) for row in rows
+        ]
+
+    def last_number(self, response_id: str) -> int:
+        """The number of the last event that is kept; -1 where none is."""
+        last = select(func.max(response_events.c.last_number)).where(response_events.c.response_id == response_id)
+        with self._store.begin() as connection:
+            found: int | None = connection.scalar(last)
+        return -1 if found is None else found
+
+    def cancel(self, tenant_id: str, response_id: str) -> Kept:
+        """End a response that runs in the background; one that is over stays as it is.
+
+        Raises ResourceNotFound, and InvalidRequest for one that did not run there.
+        """
+        with self._store.begin() as connection:
+            changes.take_turn(connection)
+            row = connection.execute(select(responses).where(*self._there(tenant_id, response_id))).one_or_none()
+            if row is None:
+                raise _no_response(response_id)
+            if row.gateway_id is None:
+                raise InvalidRequest("Cannot cancel a synchronous response.")
+            kept = self._opened(row)
+            if kept.status not in RUNNING:
+                return kept
+            document = msgspec.json.decode(kept.response) | {"status": "cancelled"}
+            response = msgspec.json.encode(document)
+            sealed = self._vault.seal(response, _about(tenant_id, "response", response_id))
+            ended = {"status": "cancelled", "sealed_response": sealed}
+            connection.execute(update(responses).where(*_runs(response_id)).values(ended))
+            # Its own gateway stops the engine's work.
+            changes.note(connection, Change(Kind.RESPONSE, response_id))
+        return msgspec.structs.replace(kept, status="cancelled", response=response)
+
+    def runs(self, response_ids: Sequence[str]) -> set[str]:
+        """Those of these that are to run on."""
+        query = select(responses.c.id).where(responses.c.id.in_(response_ids), responses.c.status.in_(RUNNING))
+        with self._store.begin() as connection:
+            return set(connection.scalars(query))
+
+    def get(self, tenant_id: str, response_id: str) -> Kept:
+        """Raises ResourceNotFound."""
+        with self._store.begin() as connection:
+            row = connection.execute(select(responses).where(*self._there(tenant_id, response_id))).one_or_none()
+        if row is None:
+            raise _no_response(response_id)
+        return self._opened(row)
+
+    def input_of(self, tenant_id: str, response_id: str) -> list[Item]:
+        """What a response was made of, oldest first, as far as it is still there. Raises ResourceNotFound."""
+        with self._store.begin() as connection:
+            row = connection.execute(select(responses).where(*self._there(tenant_id, response_id))).one_or_none()
+        if row is None:
+            raise _no_response(response_id)
+        before: list[Item] = []
+        if row.previous_id is not None:
+            with suppress(PreviousResponseNotFound):
+                before = self.past(tenant_id, row.previous_id).items
+        return before + self._opened(row).said
+
+    def past(self, tenant_id: str, response_id: str) -> Past:
+        """What led to a response, itself included, oldest first.
+
+        Raises PreviousResponseNotFound where any of it is no longer there, ContextExceeded where it is too much.
+        """
+        with self._store.begin() as connection:
+            ids = self._chain(connection, tenant_id, response_id)
+            found = {row.id: row for row in connection.execute(select(responses).where(responses.c.id.in_(ids)))}
+        items: list[Item] = []
+        for one in ids:
+            if one not in found:
+                raise PreviousResponseNotFound(one)
+            kept = self._opened(found[one])
+            if kept.status in RUNNING:
+                raise PreviousResponseNotFound(one)
+            items += [*kept.said, *(msgspec.json.decode(kept.response).get("output") or [])]
+        return Past(items, ids, sum(row.size_bytes for row in found.values()))
+
+    def _chain(self, connection: Connection, tenant_id: str, response_id: str) -> list[str]:
+        """The ids of a response and those it goes on from, oldest first."""
+        if not IDS.fullmatch(response_id):
+            raise PreviousResponseNotFound(response_id[:64])
+        columns = (responses.c.id, responses.c.previous_id, responses.c.size_bytes)
+        top = select(*columns, literal(1).label("depth")).where(*self._there(tenant_id, response_id))
+        chain = top.cte("chain", recursive=True)
+        before = select(*columns, chain.c.depth + 1).where(
+            responses.c.id == chain.c.previous_id,
+            responses.c.tenant_id == tenant_id,
+            responses.c.expires_at > self._clock(),
+            chain.c.depth <= self._chain_max,
+        )
+        chain = chain.union_all(before)
+        rows = connection.execute(select(chain).order_by(chain.c.depth.desc())).all()
+        if not rows:
+            raise PreviousResponseNotFound(response_id)
+        if len(rows) > self._chain_max:
+            raise ContextExceeded(
+                f"The response goes on from more than {self._chain_max} others: begin anew.",
+                param="previous_response_id",
+            )
+        require_modest(sum(row.size_bytes for row in rows), "previous_response_id")
+        if rows[0].previous_id is not None:
+            raise PreviousResponseNotFound(rows[0].previous_id)
+        return [row.id for row in rows]
+
+    def delete(self, tenant_id: str, response_id: str) -> None:
+        """Delete a response; those that went on from it stay, and can no longer be gone on from. Raises ResourceNotFound."""
+        with self._store.erasing() as connection:
+            changes.take_turn(connection)
+            status = connection.scalar(select(responses.c.status).where(*self._there(tenant_id, response_id)))
+            if status is None:
+                raise _no_response(response_id)
+            if status in RUNNING:
+                changes.note(connection, Change(Kind.RESPONSE, response_id))
+            connection.execute(delete(responses).where(responses.c.id == response_id))
+            connection.execute(delete(response_events).where(response_events.c.response_id == response_id))
+
+    def _row(self, new: New, response: bytes, status: str) -> dict[str, Any]:
+        said, tenant_id = msgspec.json.encode(new.said), new.caller.tenant_id
+        return {
+            "id": new.id,
+            "tenant_id": tenant_id,
+            "user_ref": new.caller.user_ref,
+            "previous_id": new.previous_id,
+            "conversation_id": new.conversation_id,
+            "created_at": new.created_at,
+            "expires_at": self._clock() + self._kept_s,
+            "status": status,
+            "gateway_id": new.gateway_id,
+            "is_streamed": new.is_streamed,
+            "size_bytes": len(said) + len(response),
+            "sealed_input": self._vault.seal(said, _about(tenant_id, "input", new.id)),
+            "sealed_response": self._vault.seal(response, _about(tenant_id, "response", new.id)),
+        }
+
+    def _opened(self, row: Row[Any]) -> Kept:
+        said = self._vault.open(row.sealed_input, _about(row.tenant_id, "input", row.id))
+        response = self._vault.open(row.sealed_response, _about(row.tenant_id, "response", row.id))
+        is_lost = row.status == "failed" and row.gateway_id is not None
+        if is_lost and (document := msgspec.json.decode(response)).get("status") in RUNNING:
+            # Its gateway died, and another said so in the row alone.
+            response = msgspec.json.encode(document | {"status": "failed", "error": LOST})
+        said_items = msgspec.json.decode(said)
+        return Kept(row.id, row.status, row.gateway_id is not None, row.is_streamed, said_items, response)
+
+    def _put_off(self, connection: Connection, ancestors: Sequence[str]) -> None:
+        """What is gone on from is kept as long as what goes on."""
+        later = self._clock() + self._kept_s
+        nearer = (responses.c.id.in_(ancestors), responses.c.expires_at < later - PUT_OFF_S)
+        if ancestors:
+            connection.execute(update(responses).where(*nearer).values(expires_at=later))
+
+    def _there(self, tenant_id: str, response_id: str) -> tuple[Any, ...]:
+        # What cannot be an id is asked for as one that is none: a database takes no NUL.
+        asked = response_id if IDS.fullmatch(response_id) else ""
+        return (responses.c.id == asked, responses.c.tenant_id == tenant_id, responses.c.expires_at > self._clock())
+
+
+def _runs(response_id: str) -> tuple[Any, ...]:
+    return (responses.c.id == response_id, responses.c.status.in_(RUNNING))
+
+
+def _about(tenant_id: str, kind: str, response_id: str) -> bytes:
+    return bound_to(tenant_id, kind, response_id)
+
+
+def _no_response(response_id: str) -> ResourceNotFound:
+    return ResourceNotFound(f"Response with id '{response_id[:64]}' not found.")

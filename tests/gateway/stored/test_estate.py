@@ -1,0 +1,85 @@
+"""Estate: all that is stored of a tenant or a person is shown, deleted and sealed anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection
+
+from serving.errors import VaultFailed
+from serving.gateway.identity import people
+from serving.gateway.identity.acts import Act
+from serving.gateway.store.store import Store
+from serving.gateway.stored import estate, items
+from serving.gateway.stored.estate import Whose
+from serving.gateway.stored.vault import Vault, fresh_key
+from tests.gateway.places import Place
+from tests.gateway.stored.shelves import ADA, BOB, RIVAL, Shelves, texts
+
+
+@pytest.fixture
+def kept(store: Store, place: Place) -> Shelves:
+    shelves = Shelves(store, place.home)
+    talk = shelves.conversations.begin(ADA, {"topic": "x"}, items.said("ada's"))
+    shelves.put("r1", "ada's", conversation_id=talk.id)
+    shelves.put("r2", "bob's", caller=BOB, conversation_id=talk.id)
+    shelves.put("r3", "rival's", caller=RIVAL, gateway_id="g", status="queued")
+    shelves.shelf.keep_events("t2", "r3", 0, 0, b"x")
+    return shelves
+
+
+def test_all_of_a_tenant_or_a_person_is_shown(kept: Shelves) -> None:
+    """Opened, each once, whatever the size of a page."""
+    of_tenant = list(estate.each(kept.store, kept.vault, Whose("t1")))
+    assert [it.kind for it in of_tenant] == ["conversation", "response", "response"]
+    assert texts(of_tenant[0].items) == ["ada's", "ada's", "answer to ada's", "bob's", "answer to bob's"]
+    assert [it.id for it in estate.each(kept.store, kept.vault, Whose("t1", "bob"))] == ["r2"]
+    assert len(list(estate.each(kept.store, kept.vault, Whose()))) == 4
+    assert [it.id for it in estate.page(kept.store, kept.vault, Whose(), after="r1", limit=1)] == ["r2"]
+
+
+def test_all_of_a_person_is_deleted(kept: Shelves) -> None:
+    """What they said in another's conversation too; the others' stays, and the audit is told how much it was."""
+    told: list[Act] = []
+
+    def witness(_: Connection, act: Act) -> None:
+        told.append(act)
+
+    assert estate.erase(kept.store, Whose("t1", "bob"), witness) == 1
+    left = list(estate.each(kept.store, kept.vault, Whose("t1")))
+    assert texts(left[0].items) == ["ada's", "ada's", "answer to ada's"] and [it.id for it in left[1:]] == ["r1"]
+    assert (told[0].kind, told[0].tenant_id, told[0].details) == ("stored.erase", "t1", {"user": "bob", "count": 1})
+    assert estate.erase(kept.store, Whose("t1")) == 2 and estate.erase(kept.store, Whose()) == 1
+    assert [kept.count(it) for it in estate.SEALED] == [0, 0, 0, 0]
+
+
+def test_erasing_a_person_erases_what_they_said(kept: Shelves, place: Place) -> None:
+    """`serving users erase` leaves nothing of them, in whosever conversation."""
+    place.execute("insert into tenants (id, name, created_at) values ('t1', 'acme', '2026-01-01')")
+    place.execute(
+        "insert into end_users (ref, tenant_id, subject, created_at) values ('ada', 't1', 'Ada', '2026-01-01')"
+    )
+    people.erase(kept.store, "acme", "Ada")
+    assert [it.id for it in estate.each(kept.store, kept.vault, Whose())] == ["r2", "r3"]
+    assert kept.count("conversation_items") == 0
+
+
+def test_a_key_is_taken_out_once_all_is_wrapped_by_another(kept: Shelves, tmp_path: Path) -> None:
+    """Every sealed column of every table, in small transactions; the second time there is nothing to do."""
+    file = kept.vault.at(kept.store.home, may_make=False)._path
+    assert file is not None
+    old, new = file.read_text().strip(), fresh_key()
+    file.write_text(f"{new}\n{old}\n")
+    assert estate.rewrap(kept.store, kept.vault) == {
+        "responses": 3,
+        "response_events": 1,
+        "conversations": 1,
+        "conversation_items": 5,
+    }
+    assert sum(estate.rewrap(kept.store, kept.vault).values()) == 0
+
+    file.write_text(f"{new}\n")
+    assert len(list(estate.each(kept.store, kept.vault, Whose()))) == 4
+    with pytest.raises(VaultFailed):
+        list(estate.each(kept.store, Vault(tmp_path / "none"), Whose()))

@@ -1,0 +1,81 @@
+"""Running: what a call in the background has made is there for followers, in order and once."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from serving.errors import EngineFailed, InvalidRequest, RateLimitExceeded
+from serving.gateway.stored import keeping, running
+from serving.gateway.stored.running import Running
+from tests.gateway.stored.speaking import message, stream
+
+
+class Ended:
+    """What was kept at the end, and how many events followers had then."""
+
+    def __init__(self) -> None:
+        self.response: bytes | None = None
+        self.events = 0
+        self.output: Running
+
+    async def __call__(self, response: bytes) -> None:
+        self.response, self.events = response, len(self.output.events)
+
+
+def output(*, is_streamed: bool) -> tuple[Running, Ended]:
+    ended = Ended()
+    ended.output = Running("resp_1", "t1", is_streamed=is_streamed, end=ended)
+    return ended.output, ended
+
+
+async def test_followers_have_events_as_they_come_and_the_last_once_it_is_kept() -> None:
+    """Each with its number; comments are none. What comes in one write with the last goes before it."""
+    sink, ended = output(is_streamed=True)
+    *events, before, last = stream([message("one")])
+    await sink.write(b": keep-alive\n\n")
+    for event in events:
+        await sink.write(event)
+    waiting = asyncio.create_task(sink.changed(60))
+    await asyncio.sleep(0)
+    sink.is_whole = True
+    await sink.write(before + last)
+    await waiting
+
+    assert [number for number, _ in sink.behind(0)] == list(range(len(events) + 2))
+    assert ended.events == len(events) + 1 and sink.is_over and sink.last_number == len(events) + 1
+    assert running.numbered(b"".join(event for _, event in sink.events)) == sink.events
+
+
+async def test_a_whole_answer_is_kept_when_it_is_finished() -> None:
+    """And bounded."""
+    sink, ended = output(is_streamed=False)
+    await sink.start(200, [])
+    await sink.write(b"{}")
+    await sink.finish()
+    assert (ended.response, sink.is_over, sink.status) == (b"{}", True, 200)
+    with pytest.raises(InvalidRequest):
+        await sink.write(bytes(keeping.RESPONSE_BYTES_MAX))
+
+
+async def test_events_past_the_bound_are_not_kept_but_the_last() -> None:
+    """A client that comes back learns how it ended."""
+    sink, _ = output(is_streamed=True)
+    large = b'data: {"sequence_number":%d}%s\n\n'
+    sink.write_now(large % (0, b" " * (running.EVENT_BYTES_MAX - 100)))
+    sink.write_now(large % (1, b" " * 200))
+    sink.fail(running.failed({}, None))
+    assert [number for number, _ in sink.events] == [0, 1] and b"response.failed" in sink.events[-1][1]
+
+
+def test_a_failure_has_openais_code() -> None:
+    """A limit, the request, or the service."""
+    errors = [RateLimitExceeded("x"), InvalidRequest("x"), EngineFailed("x"), None]
+    codes = [running.failed({}, error)["error"] for error in errors]
+    assert [it["code"] for it in codes if isinstance(it, dict)] == [
+        "rate_limit_exceeded",
+        "invalid_prompt",
+        "server_error",
+        "server_error",
+    ]

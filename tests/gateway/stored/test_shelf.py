@@ -1,0 +1,132 @@
+"""Shelf: what is kept of responses, in either database."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from serving.errors import ContextExceeded, InvalidRequest, PreviousResponseNotFound, ResourceNotFound
+from serving.gateway.store.store import Store
+from serving.gateway.stored import conversations, shelf
+from tests.gateway.places import Place
+from tests.gateway.stored.shelves import ADA, BOB, KEPT_S, RIVAL, Shelves, answer, texts
+
+
+@pytest.fixture
+def kept(store: Store, place: Place) -> Shelves:
+    return Shelves(store, place.home)
+
+
+def test_nothing_is_readable_in_the_database(kept: Shelves, place: Place) -> None:
+    """Neither what was said nor what was answered, nor metadata, in any table, in the file and its log, or in a dump of the columns."""
+    kept.put("r1", "canary said")
+    talk = kept.conversations.begin(ADA, {"topic": "canary topic"}, [])
+    kept.put("r2", "canary in talk", conversation_id=talk.id)
+    kept.shelf.keep_events("t1", "r1", 0, 1, b"event: canary\n\n")
+
+    tables = ("responses", "response_events", "conversations", "conversation_items")
+    assert [len(kept.rows(it)) for it in tables] == [2, 1, 1, 2]
+    assert "canary" not in repr([kept.rows(it) for it in tables])
+    assert not [it for it in place.home.iterdir() if b"canary" in it.read_bytes()]
+
+
+def test_a_chain_is_what_was_said_and_answered(kept: Shelves) -> None:
+    """From its beginning, whichever branches off it."""
+    kept.put("r1", "one")
+    kept.put("r2", "two", previous_id="r1", ancestors=["r1"])
+    kept.put("r3", "other", previous_id="r1", ancestors=["r1"])
+
+    past = kept.shelf.past("t1", "r2")
+
+    assert texts(past.items) == ["one", "answer to one", "two", "answer to two"]
+    assert list(past.ancestors) == ["r1", "r2"] and past.size_bytes > 0
+
+
+def test_what_is_gone_on_from_lives_as_long_as_what_goes_on(kept: Shelves) -> None:
+    """A conversation of months loses no beginning; one that no one goes on with is over after its time, and not there from then on."""
+    kept.put("r1")
+    kept.clock.advance(KEPT_S - 10)
+    kept.put("r2", previous_id="r1", ancestors=["r1"])
+    kept.clock.advance(KEPT_S - 10)
+    assert len(kept.shelf.past("t1", "r2").items) == 4
+
+    kept.clock.advance(20)
+    for response_id in ("r1", "r2"):
+        with pytest.raises(ResourceNotFound, match=f"Response with id '{response_id}' not found"):
+            kept.shelf.get("t1", response_id)
+        with pytest.raises(PreviousResponseNotFound):
+            kept.shelf.past("t1", response_id)
+
+
+def test_a_chain_without_its_beginning_is_none(kept: Shelves) -> None:
+    """Deleted, or another tenant's: the id that is missing is named, and no other answer tells the two apart."""
+    kept.put("r1")
+    kept.put("r2", previous_id="r1")
+    kept.put("other", caller=RIVAL)
+    kept.put("r3", previous_id="other")
+    kept.shelf.delete("t1", "r1")
+
+    for response_id, missing in (("r2", "r1"), ("r3", "other"), ("other", "other"), ("none", "none"), ("\0'", "\0'")):
+        with pytest.raises(PreviousResponseNotFound) as found:
+            kept.shelf.past("t1", response_id)
+        assert found.value.message == f"Previous response with id '{missing}' not found."
+    for response_id in ("other", "none", "\0", "x" * 99):
+        with pytest.raises(ResourceNotFound):
+            kept.shelf.get("t1", response_id)
+        with pytest.raises(ResourceNotFound):
+            kept.shelf.delete("t1", response_id)
+
+
+def test_a_chain_is_bounded(kept: Shelves) -> None:
+    """In responses and in bytes: a 400 with the code of a prompt that is too long."""
+    assert (shelf.CHAIN_MAX, conversations.HISTORY_BYTES_MAX) == (512, 8 * 1024 * 1024)
+    kept.put("r0", "x" * (4 * 1024 * 1024))
+    kept.put("r1", "x" * (4 * 1024 * 1024), previous_id="r0")
+    with pytest.raises(ContextExceeded, match="bytes"):
+        kept.shelf.past("t1", "r1")
+
+    short = shelf.Shelf(kept.store, kept.vault, kept.conversations, KEPT_S, kept.clock, chain_max=2)
+    kept.put("s0")
+    kept.put("s1", previous_id="s0")
+    kept.put("s2", previous_id="s1")
+    assert list(short.past("t1", "s1").ancestors) == ["s0", "s1"]
+    with pytest.raises(ContextExceeded, match="more than 2 others"):
+        short.past("t1", "s2")
+
+
+def test_a_response_in_the_background_ends_once(kept: Shelves) -> None:
+    """What ended it first stays: its gateway's end, a cancellation, the gateway's death."""
+    kept.put("r1", status="queued", gateway_id="g")
+    kept.shelf.advance("r1", "in_progress")
+    assert kept.shelf.get("t1", "r1").status == "in_progress" and kept.shelf.runs(["r1", "r2"]) == {"r1"}
+    with pytest.raises(PreviousResponseNotFound):
+        kept.shelf.past("t1", "r1")
+    new = shelf.New(caller=ADA, id="r1", created_at=0.0, said=[])
+    assert kept.shelf.end(new, answer("r1", "x"), "completed")
+    assert not kept.shelf.end(new, answer("r1", "x", "failed"), "failed")
+    assert kept.shelf.cancel("t1", "r1").status == "completed"
+
+    kept.put("r2", status="queued", gateway_id="g")
+    cancelled = kept.shelf.cancel("t1", "r2")
+    assert (cancelled.status, msgspec.json.decode(cancelled.response)["status"]) == ("cancelled", "cancelled")
+    kept.put("r3")
+    with pytest.raises(InvalidRequest, match="Cannot cancel a synchronous response"):
+        kept.shelf.cancel("t1", "r3")
+
+
+def test_events_are_read_behind_a_number(kept: Shelves) -> None:
+    """In pieces, the one with the next event first."""
+    for first in (0, 3, 6):
+        kept.shelf.keep_events("t1", "r1", first, first + 2, f"piece {first}".encode())
+    assert kept.shelf.events("t1", "r1", 4) == [b"piece 3", b"piece 6"]
+    assert kept.shelf.events("t1", "r1", 8) == [] and kept.shelf.last_number("r1") == 8
+    assert kept.shelf.last_number("none") == -1
+
+
+def test_input_is_all_that_a_response_was_made_of(kept: Shelves) -> None:
+    """As far as it is still there."""
+    kept.put("r1", "one")
+    kept.put("r2", "two", previous_id="r1", caller=BOB)
+    assert texts(kept.shelf.input_of("t1", "r2")) == ["one", "answer to one", "two"]
+    kept.shelf.delete("t1", "r1")
+    assert texts(kept.shelf.input_of("t1", "r2")) == ["two"]
