@@ -62,16 +62,20 @@ function Closest({ tenant, currency }: { tenant: Tenant; currency: string }) {
   const limits = useRead<{ data: Limit[] }>(isBounded(tenant.policy) ? limitsOf(tenant) : null);
   if (!isBounded(tenant.policy)) return <span class="faint">no limits</span>;
   if (limits.failure) return <span class="faint">{limits.failure.message}</span>;
-  const closest = limits.value && tightest(limits.value.data);
-  if (!closest) return <span class="faint">…</span>;
+  if (!limits.value) return <span class="faint">…</span>;
+  const closest = tightest(limits.value.data);
+  if (!closest) return <span class="faint">no limits</span>;
   const said = saidOf({ ...closest, resets_at: null }, currency, 0);
   return <Meter label={labelOf(closest)} used={closest.used} limit={closest.limit} said={said} />;
 }
 
-function isBounded(policy: Policy): boolean {
-  const { models: _models, priority: _priority, weight: _weight, ...bounds } = policy;
-  return Object.keys(bounds).length > 0;
-}
+/** What of a policy counts something. */
+const BOUNDS: readonly (keyof Policy)[] = [
+  ...(["requests_per_minute", "tokens_per_minute", "tokens_per_day", "tokens_per_month", "open_requests"] as const),
+  ...(["monthly_budget", "per_model"] as const),
+];
+
+const isBounded = (policy: Policy): boolean => BOUNDS.some((it) => policy[it] !== undefined);
 
 function About({ tenant, currency, onClose }: { tenant: Tenant; currency: string; onClose: () => void }) {
   const limits = useRead<{ data: Limit[] }>(limitsOf(tenant), 5000);
@@ -100,6 +104,7 @@ function About({ tenant, currency, onClose }: { tenant: Tenant; currency: string
 function written(name: string, value: unknown, currency: string): string {
   if (name === "weight") return String(value);
   if (typeof value === "number") return short(value);
+  if (typeof value === "boolean") return value ? "yes" : "no";
   if (name === "monthly_budget") {
     const { soft, hard } = value as NonNullable<Policy["monthly_budget"]>;
     const parts = [soft !== undefined && `soft ${money(soft * 1e6, currency)}`, hard !== undefined && `hard ${money(hard * 1e6, currency)}`];
