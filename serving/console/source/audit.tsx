@@ -12,19 +12,19 @@ const PAGE = 100;
 export const KINDS: Record<string, readonly string[]> = {
   changes: [
     ...["tenant.create", "tenant.update", "key.create", "key.update", "key.rotate", "key.revoke", "key.withdraw"],
-    ...["price.set", "price.remove", "user.erase"],
+    ...["price.set", "price.remove", "user.erase", "stored.erase"],
   ],
   calls: ["call", "lost"],
   "sign-ins": ["sign_in", "sign_in.refused", "session.begin", "session.end"],
-  reads: ["users.read", "usage.read", "audit.read"],
-  store: ["audit.prune", "store.migrate", "store.backup", "store.restore"],
+  reads: ["users.read", "usage.read", "audit.read", "stored.read"],
+  store: ["audit.prune", "store.migrate", "store.backup", "store.restore", "vault.rewrap"],
 };
 const WHAT = [
   ["all", "Everything"],
   ["changes", "Changes by administrators"],
   ["calls", "Calls"],
   ["sign-ins", "Sign-ins and refusals"],
-  ["reads", "Reads of use and audit"],
+  ["reads", "Reads of use, audit and stored responses"],
   ["store", "The database"],
 ] as const;
 const PERIODS = [
