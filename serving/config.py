@@ -242,6 +242,33 @@ class StoredSettings(_Group):
     """Seconds a response may take that runs in the background: no client waits for it, so it may be longer than `request_total_s`."""
 
 
+class FileSettings(_Group):
+    """Files and batches of tenants (`/v1/files`, `/v1/batches`): where bytes are kept, and how much of them."""
+
+    enabled: bool = True
+    """Whether there are files and batches. A tenant has them where its policy turns `store_responses` on."""
+    url: Annotated[str, Field(pattern=r"^(s3|gs|az)://[^\s?#]+$")] | None = None
+    """Object store that keeps files' bytes, sealed: `s3://BUCKET/PREFIX`, `gs://…` or `az://…`, with credentials from the environment as its clients know them (AWS_*, GOOGLE_*, AZURE_*). Unset, `folder` keeps them."""
+    folder: Path | None = None
+    """Folder that keeps them; unset, `files` in `home`. Gateways on several machines need an object store, or one folder that all of them see."""
+    file_bytes_max: Annotated[int, Field(ge=1024)] = 200 * 1024 * 1024
+    """Bytes of one file; OpenAI's own limit for batches."""
+    lines_max: Annotated[int, Field(ge=1)] = 50_000
+    """Calls in one batch; OpenAI's own limit."""
+    tenant_files_max: Annotated[int, Field(ge=1)] = 10_000
+    """Files of one tenant, batches' outputs included."""
+    tenant_bytes_max: Annotated[int, Field(ge=1024)] = 50 * 1024**3
+    """Bytes of all files of one tenant."""
+    tenant_batches_max: Annotated[int, Field(ge=1)] = 64
+    """Batches of one tenant that have not ended."""
+    careful_tokens_per_s: Annotated[float, Field(gt=0)] = 300.0
+    """Prompt tokens of batches' lines that begin in a second at each replica while other calls are about: a hundredth of what gpt-oss-120b's engine computes on two H100s, so that first tokens come as soon as without batches (BAT-3). A minute after the last other call lines have the fleet to themselves."""
+    expires_after_s: Annotated[float, Field(ge=3600)] = 30 * 86_400.0
+    """Seconds after which a file is deleted for which its client says nothing else; OpenAI's own for batches. No file is kept for longer."""
+    upload_s: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds an upload may take: 200 MiB at 3 Mbit/s."""
+
+
 class GatewaySettings(_Group):
     host: str = "127.0.0.1"
     """Address to listen on; the chart sets 0.0.0.0 behind its NetworkPolicy."""
@@ -308,6 +335,7 @@ class GatewaySettings(_Group):
     outliers: Outliers = Outliers()
     counters: CounterSettings = CounterSettings()
     stored: StoredSettings = StoredSettings()
+    files: FileSettings = FileSettings()
 
     @model_validator(mode="after")
     def _workers_have_room(self) -> Self:

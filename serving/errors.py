@@ -11,6 +11,7 @@
         │   ├── UnsupportedParameter 400 invalid_request_error  unsupported_parameter
         │   │   └── ThreadUnsupported 400 invalid_request_error  unsupported_parameter
         │   ├── PreviousResponseNotFound 400 invalid_request_error  previous_response_not_found
+        │   ├── StorageExceeded    400 invalid_request_error  storage_limit_exceeded
         │   └── ContextExceeded    400 invalid_request_error  context_length_exceeded
         ├── Unauthenticated        401 invalid_request_error  invalid_api_key
         │   ├── MalformedToken     401 invalid_request_error  malformed_token
@@ -130,6 +131,12 @@ class PreviousResponseNotFound(InvalidRequest):
 
     def __init__(self, response_id: str) -> None:
         super().__init__(f"Previous response with id '{response_id}' not found.", param="previous_response_id")
+
+
+class StorageExceeded(InvalidRequest):
+    """A tenant keeps as much as it may."""
+
+    code = "storage_limit_exceeded"
 
 
 class ContextExceeded(InvalidRequest):

@@ -31,15 +31,19 @@ from serving.gateway.api.admin.front import Front
 from serving.gateway.api.admin.office import Office
 from serving.gateway.api.admin.sight import Sight
 from serving.gateway.api.background import Background
+from serving.gateway.api.batches import BatchesApi
 from serving.gateway.api.console import door, files
 from serving.gateway.api.console.door import Door, Presented, Standing
 from serving.gateway.api.console.files import Files
 from serving.gateway.api.docs import Docs
+from serving.gateway.api.files import FilesApi
 from serving.gateway.api.health import Health, State, StateOfModels
 from serving.gateway.api.inference import Inference
+from serving.gateway.api.lines import Lines
 from serving.gateway.api.merged import MergedHours, MergedMetrics
 from serving.gateway.api.metrics import MetricsPage
 from serving.gateway.api.models import ModelCard, ModelList, Models
+from serving.gateway.api.unattended import Unattended
 from serving.gateway.api.visit import Handler
 from serving.gateway.app import Gateway
 from serving.gateway.audit.audit import Audit
@@ -62,21 +66,31 @@ from serving.gateway.identity.sessions import Sessions
 from serving.gateway.identity.tenants import Tenants
 from serving.gateway.ledger.ledger import Ledger
 from serving.gateway.ledger.price_list import PriceList
+from serving.gateway.ledger.watch import has_died, own_gateway_id
 from serving.gateway.nouns import CallRecord
 from serving.gateway.observe import access
 from serving.gateway.observe.activity import Activity
 from serving.gateway.observe.metrics import Metrics, Snapshot
 from serving.gateway.observe.recorder import Recorder
 from serving.gateway.observe.tracing import Tracing
+from serving.gateway.policies import PriorityClass
 from serving.gateway.relay.relay import Relay
 from serving.gateway.store.store import Store
+from serving.gateway.stored.batches.batches import Batches
+from serving.gateway.stored.batches.runner import Runner
+from serving.gateway.stored.batches.shift import Tools
+from serving.gateway.stored.batches.spare import Spare
 from serving.gateway.stored.conversations import SECONDS_PER_DAY, Conversation, Conversations
+from serving.gateway.stored.desk import Desk
+from serving.gateway.stored.files.files import TenantFiles
+from serving.gateway.stored.files.pieces import Pieces
 from serving.gateway.stored.items import Deleted, Page
 from serving.gateway.stored.memory import Memory
 from serving.gateway.stored.shelf import Shelf
 from serving.gateway.stored.sweeping import Sweeper
 from serving.gateway.stored.vault import Vault
 from serving.secret import PlaneSecret
+from serving.wire import EngineLoad
 
 log = logging.getLogger(__name__)
 
@@ -107,12 +121,24 @@ class Edges(msgspec.Struct, frozen=True):
 _EDGES = Edges()
 
 
+class Kept(msgspec.Struct, frozen=True):
+    """What outlives a request."""
+
+    desk: Desk
+    files: TenantFiles
+    batches: Batches
+    unattended: Unattended
+    runner: Runner
+
+
 class Assembled(msgspec.Struct, frozen=True):
     """The application, the page of its metrics for a port of its own, and the console with all that it calls for one of its own."""
 
     gateway: Gateway
     metrics_page: MetricsPage
     console: Gateway | None
+    #: None where there are no files and batches.
+    kept: Kept | None
 
 
 def assemble(
@@ -174,10 +200,14 @@ def assemble(
     administration = _administration(settings, store, identity, tenants, audit, sight, edges)
     lasts_s = settings.console.session_s
     sessions = Sessions(store, audit.witness, lasts_s=lasts_s, wall_clock=edges.wall_clock)
+    unattended = Unattended(inference, recorder, ledger, edges.tracing, clock)
+    lines = Lines(unattended, tenants, names, fleet)
+    kept = _kept(settings, store, unattended, lines, fleet, admission, edges) if settings.files.enabled else None
     entries: list[Entry[Handler]] = [
         Entry(ANY, front.PATH, administration.serve),
         *_inference_routes(inference),
         *_stored_routes(settings, identity, admission, memory, background),
+        *(_kept_routes(kept, identity, admission, settings) if kept else ()),
         *_model_routes(Models(identity, names)),
         *_health_routes(health, is_public=settings.metrics_port is None),
     ]
@@ -192,9 +222,10 @@ def assemble(
     console = list(doors) if settings.console.enabled else []
     console_port = settings.console.port if settings.console.enabled else None
     cors = Cors(settings.cors_origins)
-    follower = Follower(store, identity.forget, prices.follow, reservations.follow, background.follow)
+    observers = [identity.forget, prices.follow, reservations.follow, background.follow]
+    follower = Follower(store, *observers, *([kept.runner.follow] if kept else []))
     running = partial(
-        _running, upstream, polls, identity, prices, follower, administration, seeds, sessions, shared, background
+        _running, upstream, polls, identity, prices, follower, administration, seeds, sessions, shared, background, kept
     )
 
     def gateway(entries: list[Entry[Handler]], running: Callable[[], AbstractAsyncContextManager[None]]) -> Gateway:
@@ -202,8 +233,39 @@ def assemble(
         return Gateway(Routes(entries), recorder, edges.tracing, running, clock, cors)
 
     if console_port is None:
-        return Assembled(gateway([*entries, *console], running), page, None)
-    return Assembled(gateway(entries, running), page, gateway([*entries, *console], nullcontext))
+        return Assembled(gateway([*entries, *console], running), page, None, kept)
+    return Assembled(gateway(entries, running), page, gateway([*entries, *console], nullcontext), kept)
+
+
+def _kept(
+    settings: GatewaySettings,
+    store: Store,
+    unattended: Unattended,
+    lines: Lines,
+    fleet: Fleet,
+    admission: Admission,
+    edges: Edges,
+) -> Kept:
+    desk, pieces = Desk(), Pieces.open(settings.files, store.home, edges.vault)
+    files = TenantFiles(settings.files, store, pieces, edges.vault, desk, edges.wall_clock)
+    batches = Batches(settings.files, store, edges.vault, files, edges.wall_clock)
+    spare = Spare(partial(_seen, fleet, admission), settings.files.careful_tokens_per_s, edges.clock)
+    fleet.observe(spare.wake_all)
+    lines_max, line_bytes_max = settings.files.lines_max, settings.max_body_bytes
+    tools = Tools(batches, files, desk, spare, lines, lines_max, line_bytes_max, edges.clock)
+    # Of one machine a gateway knows which processes there are.
+    has_ended = partial(_has_ended, store)
+    return Kept(desk, files, batches, unattended, Runner(tools, own_gateway_id(), has_ended, edges.wall_clock))
+
+
+def _has_ended(store: Store, gateway_id: str) -> bool:
+    return not store.is_shared and has_died(gateway_id)
+
+
+def _seen(fleet: Fleet, admission: Admission, model: str) -> tuple[list[EngineLoad], int]:
+    """What lines of batches go by: what replicas report, and the other calls that wait."""
+    waiting = sum(it.calls for it in admission.depths() if it.model == model and it.priority is not PriorityClass.BATCH)
+    return [it.load for it in fleet.standings(model)], waiting
 
 
 def _counters(settings: GatewaySettings, seeds: Seeds, ledger: Ledger, edges: Edges) -> MemoryCounters | SharedCounters:
@@ -292,6 +354,14 @@ def _stored_routes(
     path = conversations_api.ITEM_PATH
     yield Entry("GET", path, talk.show_item, about=about(summary="One of its items."))
     yield Entry("DELETE", path, talk.remove_item, about=about(summary="Delete the item.", answer=Conversation))
+
+
+def _kept_routes(
+    kept: Kept, identity: Identity, admission: Admission, settings: GatewaySettings
+) -> Iterator[Entry[Handler]]:
+    files = FilesApi(identity, admission, kept.files)
+    yield from files.entries()
+    yield from BatchesApi(identity, kept.batches, kept.files, kept.desk, settings.timeouts.request_body_s).entries()
 
 
 def _model_routes(models: Models) -> Iterator[Entry[Handler]]:
@@ -401,6 +471,7 @@ async def _running(
     sessions: Sessions,
     shared: SharedCounters | None,
     background: Background,
+    kept: Kept | None,
 ) -> AsyncIterator[None]:
     async with identity.opened(), upstream.opened() as session:
         tasks = [
@@ -409,6 +480,8 @@ async def _running(
             asyncio.create_task(prices.run(), name="price list"),
             *(asyncio.create_task(it, name=name) for name, it in identity.running()),
         ]
+        if kept is not None:
+            tasks.append(asyncio.create_task(kept.runner.run(), name="batches"))
         if shared is not None:
             tasks.append(asyncio.create_task(shared.run(), name="counters"))
         for task in tasks:
@@ -422,6 +495,8 @@ async def _running(
                 task.cancel()
             # The polls use the session that is closed next.
             await asyncio.wait(tasks)
+            if kept is not None:
+                kept.desk.close()
             if shared is not None:
                 await shared.close()
 

@@ -198,6 +198,8 @@ class CallRecord(msgspec.Struct, kw_only=True):
 
     # identify
     caller: Caller | None = None
+    #: The batch of which it is a line: no client waits for it.
+    batch_id: str | None = None
     #: Its row in the ledger, empty while none is open, and when that was opened in seconds since the epoch.
     entry_id: str = ""
     opened_at_epoch_s: float = 0.0

@@ -75,7 +75,8 @@ class Server:
         self.execute(f"select pg_terminate_backend(pid) {sessions}", name)
         names = ", ".join(it.name for it in tables.metadata.sorted_tables if it is not tables.meta)
         self.execute(f"truncate {names}", name)
-        self.execute("update meta set schema_version = 1, pepper_check = null", name)
+        self.execute("delete from meta", name)
+        self.execute("insert into meta (schema_version) values (1)", name)
         self.execute(f"update alembic_version set version_num = '{schema.REVISION:04}'", name)  # noqa: S608 A number.
         return name
 

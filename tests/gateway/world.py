@@ -19,6 +19,7 @@ from sqlalchemy import select
 
 from serving.config import (
     ConsoleSettings,
+    FileSettings,
     GatewaySettings,
     Issuer,
     QueueSettings,
@@ -28,6 +29,7 @@ from serving.config import (
     Timeouts,
 )
 from serving.gateway.admission.counters.tally import Tally
+from serving.gateway.api.unattended import Unattended
 from serving.gateway.assembly import Edges, assemble
 from serving.gateway.audit.audit import Audit
 from serving.gateway.cli.opening import signer
@@ -41,6 +43,8 @@ from serving.gateway.observe.tracing import Tracing
 from serving.gateway.policies import Policy
 from serving.gateway.store.store import Store
 from serving.gateway.store.tables import ledger as ledger_table
+from serving.gateway.stored.batches.batches import Batches
+from serving.gateway.stored.files.files import TenantFiles
 from serving.gateway.stored.vault import Vault
 from serving.secret import PlaneSecret
 from tests.gateway.places import Place
@@ -48,6 +52,10 @@ from tests.scripted_engine import MODEL
 
 #: Short enough for tests, long enough for a busy machine: a client in the same event loop can hold up a connect.
 QUICK = Timeouts(request_total_s=20, engine_silence_s=5, replica_wait_s=1.0, keep_alive_s=0.2, engine_connect_s=10.0)
+#: Small enough to be filled: of files of 4 MiB there is room for two and a half.
+FILES = FileSettings(
+    file_bytes_max=4 * 1024 * 1024, tenant_files_max=8, tenant_bytes_max=10 * 1024 * 1024, lines_max=1000
+)
 CHAT: dict[str, object] = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
 
 
@@ -92,6 +100,9 @@ class World:
         #: How often a write to a client began to wait for it, or ended: odd while the only one waits.
         self.write_waits = 0
         self.registry: Registry
+        self.files: TenantFiles
+        self.batches: Batches
+        self.unattended: Unattended
         #: What the gateway goes by now.
         self.caller: Callable[[], Awaitable[Caller]]
         #: The server's connections of clients, now.
@@ -205,6 +216,7 @@ async def running_gateway(
     place: Place | None = None,
     key: str | None = None,
     gateway_id: str | None = None,
+    files: FileSettings = FILES,
 ) -> AsyncIterator[World]:
     """Serve until the end of the `with`; by default it begins when a model is ready.
 
@@ -229,6 +241,7 @@ async def running_gateway(
         console=console or ConsoleSettings(),
         queue=queue or QueueSettings(),
         stored=stored or StoredSettings(),
+        files=files,
     )
     with ExitStack() as opened:
         store = opened.enter_context(place.open() if place else Store.open(home))
@@ -246,18 +259,21 @@ async def running_gateway(
         edges = Edges(
             secret=secret, tracing=tracing or Tracing(), clock=clock, tally=tally, vault=Vault.at(home, may_make=True)
         )
-        app = assemble(settings, store, tenants, ledger, audit, edges).gateway
+        assembled = assemble(settings, store, tenants, ledger, audit, edges)
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
         client = aiohttp.ClientSession()
         world = World(url, key, store, ledger, client)
         world.registry = registry
+        assert assembled.kept is not None
+        world.files, world.batches = assembled.kept.files, assembled.kept.batches
+        world.unattended = assembled.kept.unattended
         world.caller = partial(tenants.identify, key)
 
         def write_clock() -> float:
             world.write_waits += 1
             return clock()
 
-        async with _served(app, bound, write_clock) as world.connections, client:
+        async with _served(assembled.gateway, bound, write_clock) as world.connections, client:
             opened.enter_context(_logged(world.lines))
             if is_awaited:
                 await world.until_ready()

@@ -78,6 +78,12 @@ class Inference:
             with self._admission.within_refusals(caller, visit.record):
                 await self._serve(dialect, caller, visit, share)
 
+    async def serve_line(self, dialect: Dialect, caller: Caller, visit: Visit) -> None:
+        """Answer a line of a batch, for the caller who gave it; raises ApiError. How often a batch tries is its own matter."""
+        with self._admission.entered(visit.record) as share:
+            visit.record.caller = caller
+            await self._serve(dialect, caller, visit, share)
+
     async def _serve(self, dialect: Dialect, caller: Caller, visit: Visit, share: Share) -> None:
         self._ledger.open(visit.record)
         visit.responder.wait_for(partial(self._ledger.kept, visit.record))
@@ -139,7 +145,9 @@ class Inference:
         record = visit.record
         record.is_streamed = call.is_streamed
         exchange = Exchange(call, sink, record, visit.trace, visit.clock, share.take)
-        exchange.on_end = partial(self._foresee, record)
+        if record.batch_id is None:
+            # What a line has cost is kept together with its answer.
+            exchange.on_end = partial(self._foresee, record)
         return exchange
 
     async def _performed(self, call: Call, caller: Caller, visit: Visit, stage: Stage) -> None:

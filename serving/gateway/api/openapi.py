@@ -38,6 +38,7 @@ _ABOUT = (
 _TAGS = {
     "inference": "Calls that an engine answers.",
     "stored": "What is stored of responses and conversations, for tenants that have that.",
+    "batches": "Files of calls that are run on spare capacity, for tenants that store content.",
     "models": "Which models there are.",
     "administration": "Tenants, keys, policies, prices, usage, audit, and what is now.",
     "console": "The page, and who is signed in to it: for that page alone.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 from urllib.parse import parse_qs
@@ -146,6 +146,20 @@ class Request:
             body += piece
             if not message.get("more_body", False):
                 return bytes(body)
+
+    async def pieces(self, max_bytes: int) -> AsyncIterator[bytes]:
+        """The body as it comes, never held whole; raises RequestTooLarge past `max_bytes`, ClientLeft and InvalidRequest."""
+        count, has_more = 0, True
+        while has_more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientLeft
+            self.require_http()
+            piece, has_more = message.get("body", b""), message.get("more_body", False)
+            count += len(piece)
+            if count > max_bytes:
+                raise RequestTooLarge(f"The request body is larger than {max_bytes} bytes.")
+            yield piece
 
     def cancel_when_client_leaves(self, responder: Responder) -> Attention:
         """Cancels the body of this `with` when the client disconnects; raises ClientLeft then."""

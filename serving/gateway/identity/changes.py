@@ -38,6 +38,8 @@ class Kind(StrEnum):
     SESSION = "session"
     #: One that runs in the background and is to stop, by its id.
     RESPONSE = "response"
+    #: A batch that was created or cancelled.
+    BATCH = "batch"
 
 
 class Change(msgspec.Struct, frozen=True):

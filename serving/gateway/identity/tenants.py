@@ -163,6 +163,14 @@ class Tenants:
         answer = await self._answer(_SIGNED_IN + session_id.encode(), read)
         return answer.admitted(self._wall_clock())
 
+    async def as_now(self, tenant_id: str, key_id: str) -> Caller:
+        """One who called before, as the key and the tenant are now; of a token, its tenant. Raises as `identify` does."""
+        if key_id == OIDC:
+            answer = await self._answer(_BY_ID + tenant_id.encode(), partial(self._read_tenant_by_id, tenant_id))
+            return msgspec.structs.replace(answer.admitted(self._wall_clock()), key_id=OIDC)
+        answer = await self._answer(_KEY_BY_ID + key_id.encode(), partial(self._read_key_by_id, key_id))
+        return answer.admitted(self._wall_clock())
+
     def forget(self, news: News) -> None:
         """What has changed is asked for anew; what cannot be asked is remembered on."""
         now = self._clock()
@@ -249,13 +257,12 @@ class Tenants:
             row = connection.execute(_LOOKUP, {"digest": digest}).one_or_none()
         # Compared once more in constant time: an index walk's timing tells nothing about an HMAC, nor may this.
         is_known = hmac.compare_digest(row.digest if row else bytes(len(digest)), digest)
-        if row is None or not is_known:
-            return _Answer(None, asked_at, subjects=(_UNKNOWN,))
-        subjects = (row.id, row.tenant_id)
-        if row.revoked_at is not None or row.disabled_at is not None:
-            why = KeyRevoked if row.revoked_at is not None else TenantDisabled
-            return _Answer(None, asked_at, refusal=why, subjects=subjects)
-        return _Answer(_of_key(row), asked_at, row.expires_at, subjects=subjects)
+        return _about_key(row if is_known else None, asked_at)
+
+    def _read_key_by_id(self, key_id: str) -> _Answer:
+        asked_at = self._clock()
+        with self._store.looking() as connection:
+            return _about_key(connection.execute(_LOOKUP_BY_ID, {"id": key_id}).one_or_none(), asked_at)
 
     def _read_session(self, session_id: str, issuers: frozenset[str]) -> _Answer:
         asked_at = self._clock()
@@ -275,13 +282,31 @@ class Tenants:
     def _read_tenant(self, name: str) -> _Answer:
         asked_at = self._clock()
         with self._store.looking() as connection:
-            row = connection.execute(_NAMED_TENANT, {"name": name}).one_or_none()
-        if row is None:
-            return _Answer(None, asked_at, refusal=UnknownTenant, subjects=(_UNKNOWN,))
-        if row.disabled_at is not None:
-            return _Answer(None, asked_at, refusal=TenantDisabled, subjects=(row.id,))
-        caller = Caller(row.id, row.name, "", tenant_policy=policies.read(row.policy))
-        return _Answer(caller, asked_at, subjects=(row.id,))
+            return _about_tenant(connection.execute(_NAMED_TENANT, {"name": name}).one_or_none(), asked_at)
+
+    def _read_tenant_by_id(self, tenant_id: str) -> _Answer:
+        asked_at = self._clock()
+        with self._store.looking() as connection:
+            return _about_tenant(connection.execute(_TENANT_BY_ID, {"id": tenant_id}).one_or_none(), asked_at)
+
+
+def _about_key(row: Row[*tuple[Any, ...]] | None, asked_at: float) -> _Answer:
+    if row is None:
+        return _Answer(None, asked_at, subjects=(_UNKNOWN,))
+    subjects = (row.id, row.tenant_id)
+    if row.revoked_at is not None or row.disabled_at is not None:
+        why = KeyRevoked if row.revoked_at is not None else TenantDisabled
+        return _Answer(None, asked_at, refusal=why, subjects=subjects)
+    return _Answer(_of_key(row), asked_at, row.expires_at, subjects=subjects)
+
+
+def _about_tenant(row: Row[*tuple[Any, ...]] | None, asked_at: float) -> _Answer:
+    if row is None:
+        return _Answer(None, asked_at, refusal=UnknownTenant, subjects=(_UNKNOWN,))
+    if row.disabled_at is not None:
+        return _Answer(None, asked_at, refusal=TenantDisabled, subjects=(row.id,))
+    caller = Caller(row.id, row.name, "", tenant_policy=policies.read(row.policy))
+    return _Answer(caller, asked_at, subjects=(row.id,))
 
 
 def _of_key(row: Row[*tuple[Any, ...]]) -> Caller:
@@ -312,24 +337,25 @@ _REMEMBERED = (Kind.KEY, Kind.TENANT, Kind.SESSION)
 # Before a tenant's name, or a session's id: no digest of a key is as long as this and a name.
 _NAMED = b"a tenant by its name, which is longer: "
 _SIGNED_IN = b"a session by its id, which is longer: "
+_BY_ID = b"a tenant by its id, which is longer: "
+_KEY_BY_ID = b"a key by its id, which is longer than a digest: "
+_TENANT_BY_ID = select(tenants_table).where(tenants_table.c.id == bindparam("id"))
 _NAMED_TENANT = select(tenants_table).where(tenants_table.c.name == bindparam("name"))
-_LOOKUP = (
-    select(
-        keys.c.id,
-        keys.c.digest,
-        keys.c.revoked_at,
-        keys.c.expires_at,
-        keys.c.tenant_id,
-        keys.c.rights,
-        keys.c.role,
-        keys.c.policy,
-        tenants_table.c.policy.label("tenant_policy"),
-        tenants_table.c.name,
-        tenants_table.c.disabled_at,
-    )
-    .join_from(keys, tenants_table)
-    .where(keys.c.digest == bindparam("digest"))
-)
+_KEYS = select(
+    keys.c.id,
+    keys.c.digest,
+    keys.c.revoked_at,
+    keys.c.expires_at,
+    keys.c.tenant_id,
+    keys.c.rights,
+    keys.c.role,
+    keys.c.policy,
+    tenants_table.c.policy.label("tenant_policy"),
+    tenants_table.c.name,
+    tenants_table.c.disabled_at,
+).join_from(keys, tenants_table)
+_LOOKUP = _KEYS.where(keys.c.digest == bindparam("digest"))
+_LOOKUP_BY_ID = _KEYS.where(keys.c.id == bindparam("id"))
 
 
 _SESSION = (

@@ -32,6 +32,9 @@ from serving.gateway.ledger.watch import BEAT_S, Watch, own_gateway_id
 from serving.gateway.nouns import CallRecord, Usage
 from serving.gateway.store.store import Store
 
+#: Writes something else in the transaction that writes a call's end.
+Beside = Callable[[Connection], None]
+
 #: Seconds in which ends of calls gather before they are written together; an opening is waited for.
 GROUP_S = 0.05
 #: Seconds between two transactions while several calls at a time wait for one: a transaction for each would take more of the
@@ -80,6 +83,8 @@ class Ledger:
         self._chores: list[Callable[[], None]] = []
         self._pending: dict[str, LedgerRow] = {}
         self._openings = Openings()
+        #: What is written with the end of a call, and who waits for it.
+        self._beside: dict[str, tuple[Beside, asyncio.Future[None]]] = {}
         self._endings = Endings(store.home, self._gateway_id)
         self._lock = threading.Lock()
         self._arrived = threading.Event()
@@ -176,6 +181,15 @@ class Ledger:
         """The last bytes of a call go out next: what it has cost is kept where no killed gateway loses it."""
         if record.entry_id:
             self._endings.note(foreseen_row(record, usage, price_micros, self._gateway_id, self._clock()))
+
+    def accompany(self, record: CallRecord, write: Beside) -> asyncio.Future[None]:
+        """Have `write` called in the transaction that has this call's end, which `close` brings: both are kept, or neither.
+
+        Done once they are. While the database is away they wait in memory.
+        """
+        kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._beside[record.entry_id] = write, kept
+        return kept
 
     def close(self, record: CallRecord) -> None:
         """Write what a call came to, if its row is open."""
@@ -287,6 +301,7 @@ class Ledger:
 
     def _forget(self, rows: Sequence[LedgerRow]) -> None:
         self._openings.tick_off([row.entry_id for row in rows])
+        self._release([row.entry_id for row in rows if row.outcome != OPEN])
         self._endings.tick_off([row.entry_id for row in rows if row.outcome != OPEN])
         with self._lock:
             for row in rows:
@@ -294,11 +309,21 @@ class Ledger:
                 if self._pending.get(row.entry_id) is row:
                     del self._pending[row.entry_id]
 
+    def _release(self, entry_ids: Sequence[str]) -> None:
+        """Those who wait for what was written with these ends go on."""
+        for kept in [self._beside.pop(it)[1] for it in entry_ids if it in self._beside]:
+            # A loop that has ended has none left that waits in it.
+            with contextlib.suppress(RuntimeError):
+                kept.get_loop().call_soon_threadsafe(_done, kept)
+
     def _write(self, rows: Sequence[LedgerRow], first: Callable[[Connection, Sequence[LedgerRow]], None]) -> None:
         for put in (first, *[upsert] * COLLISIONS_MAX):
             # Another gateway may take one of these ids between our query and our write; the next attempt sees it.
             with contextlib.suppress(IntegrityError), self._store.following() as connection:
                 put(connection, rows)
+                for row in rows:
+                    if row.outcome != OPEN and row.entry_id in self._beside:
+                        self._beside[row.entry_id][0](connection)
                 return
         raise StoreUnavailable("request ids were taken at the same moment")
 
@@ -334,11 +359,15 @@ class Ledger:
     def _spill_rows(self, *, everything: bool) -> bool:
         """Move rows to the file. Open ones stay in memory: their end is still to come."""
         with self._lock:
-            rows = [row for row in self._pending.values() if everything or row.outcome != OPEN]
+            rows = [row for row in self._pending.values() if everything or self._may_spill(row)]
         is_spilled = self._append(rows)
         if is_spilled:
             self._forget(rows)
         return is_spilled
+
+    def _may_spill(self, row: LedgerRow) -> bool:
+        """Neither what is open, nor what has something beside it that only the database takes."""
+        return row.outcome != OPEN and row.entry_id not in self._beside
 
     def _append(self, rows: Sequence[LedgerRow]) -> bool:
         try:
@@ -351,6 +380,11 @@ class Ledger:
         self._is_spill_failing = False
         self._must_recover = True
         return True
+
+
+def _done(kept: asyncio.Future[None]) -> None:
+    if not kept.done():
+        kept.set_result(None)
 
 
 def _print_rows(rows: Iterable[LedgerRow]) -> None:

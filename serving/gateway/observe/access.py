@@ -52,6 +52,8 @@ class AccessLine(msgspec.Struct, frozen=True):
     usage: Usage
     #: Its tenant or key has spent more of the month's money than its soft budget.
     is_over_soft_budget: bool
+    #: The batch of which it is a line.
+    batch_id: str | None
     #: The body as it was sent, where `gateway.log_prompts` says so.
     prompt: str | None
 
@@ -77,6 +79,7 @@ def line_of(record: CallRecord) -> AccessLine:
         retries=record.retries,
         usage=record.usage,
         is_over_soft_budget=record.is_over_soft_budget,
+        batch_id=record.batch_id,
         prompt=record.prompt,
     )
 

@@ -258,7 +258,7 @@ class Metrics:
             self._admissions(model, record.decision).inc()
         if record.asked_for_engine:
             self._count_call(record, model)
-        if record.route.is_billed:
+        if record.route.is_billed and record.batch_id is None:
             self._judge(record, model)
 
     def _count_tenant(self, record: CallRecord, tenant: str) -> None:

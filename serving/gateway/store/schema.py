@@ -13,7 +13,7 @@ from serving.errors import Refusal
 from serving.gateway.store.tables import meta
 
 #: The newest migration of this version.
-REVISION = 6
+REVISION = 7
 #: The highest level this version can work with.
 LEVEL = 1
 

@@ -330,3 +330,91 @@ conversation_items = Table(
     UniqueConstraint("conversation_id", "id"),
 )
 Index("conversation_items_by_user", conversation_items.c.user_ref)
+
+# Files of tenants, as `/v1/files` has them: their bytes are sealed, in a folder or an object store (serving/gateway/stored/files).
+files = Table(
+    "files",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant_id", String(32), nullable=False),
+    Column("key_id", String(32), nullable=False),
+    Column("user_ref", String(32)),
+    Column("purpose", String(32), nullable=False),
+    # False while its bytes come: they count, and no one can read it.
+    Column("is_whole", Boolean, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    # It is kept in so many pieces.
+    Column("pieces", Integer, nullable=False),
+    Column("sealed_name", LargeBinary, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    # Empty: until it is deleted.
+    Column("expires_at", Moment),
+)
+Index("files_by_tenant", files.c.tenant_id, files.c.created_at)
+Index("files_by_expiry", files.c.expires_at)
+
+# Batches of lines of a file, each of them a call (serving/gateway/stored/batches).
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant_id", String(32), nullable=False),
+    Column("key_id", String(32), nullable=False),
+    Column("user_ref", String(32)),
+    Column("endpoint", String(64), nullable=False),
+    Column("input_file_id", String(64), nullable=False),
+    Column("model", String(255)),
+    Column("status", String(32), nullable=False),
+    # How it ends once its files are written.
+    Column("ending", String(32)),
+    # What the client said of it, and what is wrong with its file.
+    Column("sealed", LargeBinary, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("expires_at", Moment, nullable=False),
+    Column("in_progress_at", Moment),
+    Column("cancelling_at", Moment),
+    Column("finalizing_at", Moment),
+    Column("ended_at", Moment),
+    Column("total", Integer, nullable=False, server_default="0"),
+    # Of the lines below, in order, that are in its files: how many succeeded and failed, what they cost.
+    Column("lines_written", Integer, nullable=False, server_default="0"),
+    Column("failed", Integer, nullable=False, server_default="0"),
+    Column("prompt_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("completion_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("cached_prompt_tokens", BigInteger, nullable=False, server_default="0"),
+    Column("reasoning_tokens", BigInteger, nullable=False, server_default="0"),
+    # Where the first line that is not stands in the input file: bytes and lines before it.
+    Column("input_bytes", BigInteger, nullable=False, server_default="0"),
+    Column("input_lines", Integer, nullable=False, server_default="0"),
+    Column("output_file_id", String(64), nullable=False),
+    Column("output_bytes", BigInteger, nullable=False, server_default="0"),
+    Column("output_pieces", Integer, nullable=False, server_default="0"),
+    Column("error_file_id", String(64), nullable=False),
+    Column("error_bytes", BigInteger, nullable=False, server_default="0"),
+    Column("error_pieces", Integer, nullable=False, server_default="0"),
+    # The gateway that runs it, how often it was taken, and that gateway's sign of life: others look only whether it changes.
+    Column("owner", String(255)),
+    Column("lease", BigInteger, nullable=False, server_default="0"),
+    Column("beat", BigInteger, nullable=False, server_default="0"),
+)
+Index("batches_by_tenant", batches.c.tenant_id, batches.c.created_at)
+_is_going_on = batches.c.ended_at.is_(None)
+Index("batches_open", batches.c.created_at, sqlite_where=_is_going_on, postgresql_where=_is_going_on)
+
+# Lines that are done and not yet in their batch's files: written in one transaction with what they cost.
+batch_lines = Table(
+    "batch_lines",
+    metadata,
+    Column("batch_id", String(64), primary_key=True),
+    # Among the batch's calls, from 0; and where it ends in the input file, in lines and bytes.
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("line", Integer, nullable=False),
+    Column("ends_at", BigInteger, nullable=False),
+    Column("is_failed", Boolean, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("cached_prompt_tokens", BigInteger, nullable=False),
+    Column("reasoning_tokens", BigInteger, nullable=False),
+    # The line of the output or error file.
+    Column("sealed", LargeBinary, nullable=False),
+)

@@ -1,0 +1,137 @@
+"""Shift: a batch in windows; `tests/gateway/api/test_batches.py` has whole ones through the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from serving.config import FileSettings
+from serving.errors import ApiError, EngineFailed
+from serving.gateway.nouns import Usage
+from serving.gateway.store.store import Store
+from serving.gateway.stored.batches.batches import Batch, Batches, Said, Status
+from serving.gateway.stored.batches.shift import AHEAD_LINES, TOGETHER_LINES, WINDOW_LINES, Keep, Shift, Tools
+from serving.gateway.stored.batches.spare import Spare
+from serving.gateway.stored.desk import Desk
+from serving.gateway.stored.files.files import brought_by
+from serving.gateway.stored.files.pieces import PIECE_BYTES
+from serving.gateway.stored.vault import Vault
+from serving.wire import EngineLoad
+from tests.clock import Clock
+from tests.gateway.calls import CALLER
+from tests.gateway.places import SqlitePlace
+from tests.gateway.stored.files.test_files import files_of
+
+LINES = TOGETHER_LINES + 40
+
+
+class Answer(msgspec.Struct):
+    status: int = 200
+    body: bytes = b"{}"
+    usage: Usage = Usage(1, 1)
+    error: ApiError | None = None
+    is_kept: bool = False
+
+
+class Answering:
+    """Stands where the gateway would be: answers each line by what it says."""
+
+    def __init__(self) -> None:
+        self.asked: Counter[int] = Counter()
+        self.at_once = 0
+
+    async def require(self, batch: Batch, model: str) -> None:
+        return None
+
+    async def call(self, batch: Batch, body: bytes, request_id: str, keep: Keep) -> Answer:
+        number = json.loads(body)["input"]
+        self.asked[number] += 1
+        self.at_once = max(self.at_once, len(asyncio.all_tasks()))
+        fails = number % 100 == 7 and (self.asked[number] < 2 or number == 107)
+        answer = Answer(502, b'{"error":{}}', error=EngineFailed("No.")) if fails else Answer()
+        keep(answer)
+        return answer
+
+    def waits(self, error: ApiError) -> bool:
+        return False
+
+    def engines_of(self, model: str) -> str:
+        return model
+
+
+async def test_a_batch_is_written_in_windows(tmp_path: Path) -> None:
+    """In the order of its lines, over several pieces of its input; a line that an engine fails is tried again, and fails alone."""
+    with SqlitePlace(tmp_path).open() as store:
+        answering = Answering()
+        batch, tools = await begun(store, tmp_path, answering)
+        await Shift(batch, tools).run()
+        ended = tools.batches.find(CALLER.tenant_id, batch.id)
+        outputs = await written(tools, ended.output.file_id)
+        errors = await written(tools, ended.errors.file_id)
+
+    assert (ended.status, ended.total, ended.done, ended.failed) == (Status.COMPLETED, LINES, LINES, 1)
+    assert [it["custom_id"] for it in outputs] == [str(number) for number in range(LINES) if number != 107]
+    assert [(it["custom_id"], it["line"]) for it in errors] == [("107", 108)]
+    assert ended.output.pieces >= 2 and ended.usage == Usage(LINES - 1 + 1, LINES)
+    assert answering.asked[107] == 3 and answering.asked[7] == 2 and answering.asked[0] == 1
+    assert answering.at_once < WINDOW_LINES + 20 < AHEAD_LINES
+
+
+async def test_a_batch_that_expires_names_what_it_did_not_get_to(tmp_path: Path) -> None:
+    """Lines that are done stay done."""
+    with SqlitePlace(tmp_path).open() as store:
+        batch, tools = await begun(store, tmp_path, Answering())
+        shift = Shift(msgspec.structs.replace(batch, in_progress_at=0.0, total=LINES, model="m"), tools)
+        shift.stop(Status.EXPIRED)
+        await shift.run()
+        ended = tools.batches.find(CALLER.tenant_id, batch.id)
+        errors = await written(tools, ended.errors.file_id)
+
+    assert (ended.status, ended.failed, ended.output.bytes) == (Status.EXPIRED, LINES, 0)
+    assert {it["error"]["code"] for it in errors} == {"batch_expired"} and len(errors) == LINES
+
+
+async def begun(store: Store, home: Path, answering: Answering) -> tuple[Batch, Tools]:
+    """A batch of `LINES` lines in two pieces, which this gateway has."""
+    clock = Clock(1_795_000_000.0)
+    files, vault = files_of(store, home, clock), Vault.at(home, may_make=True)
+    batches = Batches(FileSettings(), store, vault, files, clock)
+    filler = "x" * (PIECE_BYTES // LINES)
+    calls = b"".join(
+        json.dumps(
+            {
+                "custom_id": str(number),
+                "method": "POST",
+                "url": "/v1/embeddings",
+                "body": {"model": "m", "input": number, "filler": filler},
+            }
+        ).encode()
+        + b"\n"
+        for number in range(LINES)
+    )
+    file_id = await files.begin(brought_by(CALLER, "in"), len(calls))
+    pieces = [calls[first : first + PIECE_BYTES] for first in range(0, len(calls), PIECE_BYTES)]
+    for number, piece in enumerate(pieces):
+        await files.shelf.put(CALLER.tenant_id, file_id, number, piece)
+    await files.finish(CALLER.tenant_id, file_id, len(calls), len(pieces))
+    assert len(pieces) == 2
+    batches.create(CALLER, "/v1/embeddings", file_id, Said())
+    (sign,) = batches.open_ones()
+    batch = batches.take(sign, "one")
+    assert batch is not None
+    spare = Spare(lambda model: ([EngineLoad()] * 8, 0), 1e12, time.monotonic)
+    tools = Tools(batches, files, Desk(), spare, answering, 10_000, 100_000, time.monotonic)
+    return batch, tools
+
+
+async def written(tools: Tools, file_id: str) -> list[dict[str, Any]]:
+    file = await tools.files.find(CALLER.tenant_id, file_id)
+    content = b"".join([it async for it in tools.files.content(file)])
+    assert len(content) == file.bytes
+    return [json.loads(it) for it in content.splitlines()]

@@ -1,0 +1,64 @@
+"""Files: whose they are and how long, in either database; `tests/gateway/api/test_files.py` has them over HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from serving.config import FileSettings
+from serving.errors import Forbidden, ResourceNotFound
+from serving.gateway.nouns import Caller
+from serving.gateway.policies import Policy
+from serving.gateway.store.store import Store
+from serving.gateway.stored.desk import Desk
+from serving.gateway.stored.files.files import LEFT_S, File, TenantFiles, brought_by, require_consent
+from serving.gateway.stored.files.pieces import Pieces
+from serving.gateway.stored.vault import Vault
+from tests.clock import Clock
+from tests.gateway.calls import CALLER
+
+SETTINGS = FileSettings(expires_after_s=7200.0, upload_s=600.0)
+
+
+def files_of(store: Store, home: Path, clock: Clock) -> TenantFiles:
+    vault = Vault.at(home, may_make=True)
+    return TenantFiles(SETTINGS, store, Pieces.open(SETTINGS, home, vault), vault, Desk(), clock)
+
+
+async def put(files: TenantFiles, expires_after_s: float | None = None) -> File:
+    file_id = await files.begin(brought_by(CALLER, "a.jsonl"), 1)
+    await files.shelf.put(CALLER.tenant_id, file_id, 0, b"x")
+    return await files.finish(CALLER.tenant_id, file_id, 1, 1, expires_after_s)
+
+
+async def test_what_has_expired_is_gone_at_once_and_swept_later(store: Store, tmp_path: Path) -> None:
+    """So is an upload that was never finished. No file is kept for longer than the settings say."""
+    clock = Clock(1_795_000_000.0)
+    files = files_of(store, tmp_path, clock)
+    short, long = await put(files, 3600.0), await put(files, 2_592_000.0)
+    assert (long.expires_at, short.expires_at) == (clock.now + 7200.0, clock.now + 3600.0)
+    left = await files.begin(brought_by(CALLER, "b"), 5)
+    await files.shelf.put(CALLER.tenant_id, left, 0, b"y")
+
+    clock.advance(3600.0)
+    with pytest.raises(ResourceNotFound):
+        await files.find(CALLER.tenant_id, short.id)
+    assert await files.sweep() == 1 and not (tmp_path / "files" / short.id).exists()
+    assert (tmp_path / "files" / left).exists()
+    clock.advance(SETTINGS.upload_s + LEFT_S - 3599.0)
+    assert await files.sweep() == 1 and not (tmp_path / "files" / left).exists()
+    assert (await files.find(CALLER.tenant_id, long.id)).name == "a.jsonl"
+    with pytest.raises(ResourceNotFound):
+        await files.find("t2", long.id)
+    clock.advance(7200.0)
+    assert await files.sweep() == 1 and await files.sweep() == 0
+
+
+def test_content_is_kept_where_the_tenant_says_so() -> None:
+    """A key may decline; it cannot turn on what its tenant has not."""
+    on, off = Policy(store_responses=True), Policy(store_responses=False)
+    require_consent(Caller("t", "acme", "k", tenant_policy=on))
+    for tenant, key in ((Policy(), on), (off, on), (on, off)):
+        with pytest.raises(Forbidden, match="store_responses"):
+            require_consent(Caller("t", "acme", "k", tenant_policy=tenant, key_policy=key))
