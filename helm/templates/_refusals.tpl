@@ -35,6 +35,9 @@ Prompts and answers would cross the network between gateways and engines unencry
 {{- if and (gt (int $gateway.replicas) 1) (not $isShared) }}
 gateway.replicas is {{ $gateway.replicas }} and there is no shared store: each gateway would have tenants, keys, a ledger and limits of its own; set gateway.replicas to 1, or name PostgreSQL's Secret in store.postgresql.secretName, where limits are then counted together, or in Redis with gateway.counters.secretName.
 {{- end }}
+{{- if and $gateway.files.enabled $isShared (not (or $gateway.files.url $gateway.files.existingClaim)) }}
+gateway.files is enabled and each gateway would keep files in a folder of its own, which ends with its pod: name an object store in gateway.files.url, or a volume that all gateways mount in gateway.files.existingClaim.
+{{- end }}
 {{- if and .Values.tenants.file (not $isShared) }}
 tenants.file is set and there is no shared store: with SQLite run `serving apply` in the gateway's pod, or name PostgreSQL's Secret in store.postgresql.secretName.
 {{- end }}
@@ -104,6 +107,9 @@ networkPolicy.postgresql.peers is empty: gateways could not reach the database; 
 {{- end }}
 {{- if and .Values.networkPolicy.enabled $gateway.counters.secretName (not .Values.networkPolicy.counters.peers) }}
 networkPolicy.counters.peers is empty: gateways could not reach the Redis in which they count; list its peers, or set networkPolicy.enabled to false.
+{{- end }}
+{{- if and .Values.networkPolicy.enabled $gateway.files.enabled $gateway.files.url (not .Values.networkPolicy.files.peers) }}
+networkPolicy.files.peers is empty: gateways could not reach the object store of files; list its peers, or set networkPolicy.enabled to false.
 {{- end }}
 {{- $tracing := or .Values.gateway.settings.traces_endpoint (.Values.engine.settings | default dict).traces_endpoint }}
 {{- if and .Values.networkPolicy.enabled $tracing (not .Values.networkPolicy.traces.peers) }}

@@ -198,6 +198,31 @@ def test_counters_of_several_are_in_redis_by_a_secret() -> None:
     assert not [it for it in _pod(render({})).spec["volumes"] if it["name"] == "counters"]
 
 
+def test_files_are_in_an_object_store_or_in_a_volume_of_all() -> None:
+    """The settings name either; an object store has its credentials from a Secret, and gateways may reach it. By default there are none."""
+    bucket: Object = {
+        "enabled": True,
+        "url": "s3://batches",
+        "credentialsSecret": "bucket",
+        "settings": {"lines_max": 5},
+    }
+    peers = {"networkPolicy": {"files": {"peers": [{"ipBlock": {"cidr": "10.0.0.14/32"}}], "port": 9000}}}
+    objects = render({"gateway": {"files": bucket}} | peers)
+    policy = named(objects, "NetworkPolicy", "test-gpt-oss-serving-gateway")
+    volume = render({"gateway": {"files": {"enabled": True, "existingClaim": "shared"}}})
+
+    def files(rendered: list[Object] | tuple[Object, ...]) -> Object:
+        said: Object = yaml.safe_load(_settings_file(rendered))["gateway"]["files"]
+        return said
+
+    assert files(objects) == {"enabled": True, "url": "s3://batches", "lines_max": 5}
+    assert _pod(objects).spec["containers"][0]["envFrom"] == [{"secretRef": {"name": "bucket"}}]
+    assert [{"port": 9000}] in [rule["ports"] for rule in policy["spec"]["egress"]]
+    assert files(volume) == {"enabled": True, "folder": "/var/lib/serving-files"}
+    assert _volume(_pod(volume), "files")["persistentVolumeClaim"] == {"claimName": "shared"}
+    assert files(render({})) == {"enabled": False}
+
+
 def test_a_change_of_settings_is_a_new_pod() -> None:
     """Settings are read at the start: the pod carries their checksum, and nothing else of the values."""
 

@@ -61,6 +61,14 @@ REFUSED: dict[str, tuple[Object, str]] = {
         {"models": [{"name": "gpt-oss-120b"}, {"name": "gpt-oss-20b"}], "aliases": {"gpt-oss-20b": "gpt-oss-120b"}},
         "aliases.gpt-oss-20b has the name of a served model and would hide it: give the alias another name.",
     ),
+    "files that end with a pod": (
+        {"store": POSTGRESQL, "networkPolicy": REACHED, "gateway": {"replicas": 2, "files": {"enabled": True}}},
+        "gateway.files is enabled and each gateway would keep files in a folder of its own, which ends with its pod: name an object store in gateway.files.url, or a volume that all gateways mount in gateway.files.existingClaim.",
+    ),
+    "an object store out of reach": (
+        {"gateway": {"files": {"enabled": True, "url": "s3://batches"}}},
+        "networkPolicy.files.peers is empty: gateways could not reach the object store of files; list its peers, or set networkPolicy.enabled to false.",
+    ),
     "a test of nobody": (
         {"tests": {"model": "gpt-oss-20b"}},
         "tests.model is gpt-oss-20b, which no cell serves: name one of gpt-oss-120b, or leave it empty.",

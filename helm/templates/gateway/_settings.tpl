@@ -44,6 +44,16 @@ gateway:
     {{- toYaml . | nindent 4 }}
     {{- end }}
   {{- end }}
+  files:
+    enabled: {{ .Values.gateway.files.enabled }}
+    {{- if .Values.gateway.files.url }}
+    url: {{ .Values.gateway.files.url }}
+    {{- else if .Values.gateway.files.existingClaim }}
+    folder: /var/lib/serving-files
+    {{- end }}
+    {{- with .Values.gateway.files.settings }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   {{- toYaml .Values.gateway.settings | nindent 2 }}
 {{- end -}}
 

@@ -50,6 +50,14 @@ engines (vLLM, NCCL, Gloo) 20000–29999.
     - port: {{ .Values.networkPolicy.counters.port }}
 {{- end -}}
 
+{{- define "gpt-oss-serving.network.egressToFiles" -}}
+# The object store of files and batches.
+- to:
+    {{- toYaml .Values.networkPolicy.files.peers | nindent 4 }}
+  ports:
+    - port: {{ .Values.networkPolicy.files.port }}
+{{- end -}}
+
 {{- define "gpt-oss-serving.network.egressToTraces" -}}
 # The collector of traces.
 - to:
