@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
-from loadtest.fairness.simulator import Run, Tenant, World, jain
+from loadtest.fairness.simulator import Run, Tenant, World, jain, lines
 from loadtest.scaling.model import H100_TP2, ReplicaModel
 from serving.gateway.policies import PriorityClass
 
@@ -110,6 +110,36 @@ def batch(world: World) -> tuple[float, float]:
     return max(run.had["night"].waits_s), run.had["night"].tokens / run.tokens
 
 
+@dataclass(frozen=True, slots=True)
+class Night:
+    """What interactive calls have beside a batch whose lines never end."""
+
+    alone_s: float
+    beside_s: float
+    #: Of the batch, for each replica, as the queue counts them.
+    lines_tokens_per_s: float
+
+    @property
+    def ratio(self) -> float:
+        return self.beside_s / self.alone_s
+
+
+def night(traffic: Traffic, world: World, share: float, line: tuple[int, int] = (1000, 200)) -> Night:
+    """Interactive calls for a share of what the fleet can do, and a batch of lines of so many prompt and output tokens."""
+    world = replace(world, model=traffic.model)
+    people = Tenant(
+        "people",
+        share * traffic.full_calls_per_s * world.replicas,
+        priority=PriorityClass.INTERACTIVE,
+        prompt_tokens=traffic.prompt_tokens,
+        output_tokens=traffic.output_tokens,
+    )
+    alone = Run([people], world).run().had["people"]
+    both = Run([people, lines("lines", *line)], world).run()
+    rate = both.had["lines"].tokens / (world.span_s - world.warm_up_s) / world.replicas
+    return Night(alone.ttft_s(0.95), both.had["people"].ttft_s(0.95), rate)
+
+
 def table(minutes: float) -> Iterator[str]:
     span_s = 60 * minutes
     world = World(H100_TP2, replicas=4, span_s=span_s, warm_up_s=span_s / 4)
@@ -124,6 +154,15 @@ def table(minutes: float) -> Iterator[str]:
             )
     yield f"tokens of weights 1:3, one gateway and four: 1:{weighted(world):.2f}, 1:{weighted(replace(world, gateways=4)):.2f}"
     yield f"Jain's index of fifty tenants, one gateway and four: {fifty(world):.3f}, {fifty(replace(world, gateways=4)):.3f}"
+    yield "interactive calls alone and beside a batch that has always another line (1,000 prompt and 200 output tokens; 6,000 and 100)"
+    yield f"{'traffic':34}{'load':>6}{'alone':>8}{'beside':>8}{'/ alone':>9}{'tokens/s':>10}{'/ alone, 6000':>15}"
+    for traffic in TRAFFIC:
+        for load in (0.2, 0.5, 0.8):
+            beside_lines, long_ones = night(traffic, world, load), night(traffic, world, load, (6000, 100))
+            yield (
+                f"{traffic.name:34}{load:6.0%}{beside_lines.alone_s:8.3f}{beside_lines.beside_s:8.3f}{beside_lines.ratio:9.2f}"
+                f"{beside_lines.lines_tokens_per_s:10.0f}{long_ones.ratio:15.2f}"
+            )
     longest_s, share = batch(replace(world, late_after_s=30.0))
     yield f"batch below twice the fleet of interactive calls, late after 30 s: longest wait {longest_s:.0f} s, {share:.0%} of the tokens"
 

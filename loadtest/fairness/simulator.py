@@ -20,6 +20,7 @@ from loadtest.scaling.traces import TracedCall
 from serving.gateway.admission.capacity import Capacity, Hold
 from serving.gateway.admission.fair_queue import FairQueue, Waiting, cost, urgency
 from serving.gateway.policies import PriorityClass
+from serving.gateway.stored.batches.spare import Pace, allowance
 from serving.wire import EngineLoad
 
 #: Seconds between two reports of a replica, and between two polls of a gateway: the settings' defaults.
@@ -51,9 +52,27 @@ class Tenant:
     def calls(self, span_s: float, chance: random.Random) -> Iterator[TracedCall]:
         """In order of arrival."""
         at = self.begins_s
+        if not self.calls_per_s:
+            return
         while (at := at + chance.expovariate(self.calls_per_s)) < min(span_s, self.ends_s):
-            prompt = max(1, round(self.prompt_tokens * chance.uniform(0.5, 1.5)))
-            yield TracedCall(at, prompt, 1 + round(chance.expovariate(1 / self.output_tokens)))
+            yield self.call(at, chance)
+
+    def call(self, at: float, chance: random.Random) -> TracedCall:
+        """One that comes then."""
+        prompt = max(1, round(self.prompt_tokens * chance.uniform(0.5, 1.5)))
+        return TracedCall(at, prompt, 1 + round(chance.expovariate(1 / self.output_tokens)))
+
+
+def lines(name: str, prompt_tokens: int, output_tokens: int) -> Tenant:
+    """A tenant with a batch that has always another line: none comes by itself."""
+    return Tenant(
+        name,
+        0.0,
+        priority=PriorityClass.BATCH,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        is_streamed=False,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +88,8 @@ class World:
     #: False: every call goes to the fleet as it comes.
     is_fair: bool = True
     late_after_s: float = 60.0
+    #: `gateway.files.careful_tokens_per_s`.
+    careful_tokens_per_s: float = 300.0
     seed: int = 1
 
 
@@ -204,6 +225,10 @@ class Run:
         self.had = {tenant.name: Had() for tenant in tenants}
         #: Seconds in which some replica had nothing to do while calls waited for it.
         self.idle_s = 0.0
+        #: Tenants with a batch, each at one gateway, and their lines under way.
+        self._batches = {it.name: it for it in tenants if not it.calls_per_s}
+        self._paces = {name: Pace(0.0) for name in self._batches}
+        self._lines_chance = random.Random(world.seed + 2)  # noqa: S311
         #: Calls inside each engine that had no place in its batch, at every tick after the warm-up.
         self.waiting_inside: list[int] = []
 
@@ -226,6 +251,7 @@ class Run:
                 if tick % every == (number * every // len(self._gateways) + every // 3) % every:
                     gateway.capacity.report(self._seen, self._world.gateways)
                     gateway.wake(until)
+            self._feed(until)
             self._look(until)
         return self
 
@@ -248,6 +274,19 @@ class Run:
             refused = gateway.arrive(traced, tenant, at)
             if refused is not None and at >= self._world.warm_up_s:
                 self.had[refused.tenant.name].refused += 1
+
+    def _feed(self, now: float) -> None:
+        """Begin lines of batches, as many as there is spare room for."""
+        for name, tenant in self._batches.items():
+            gateway = self._gateways[0]
+            waiting = sum(count for it, count in gateway.queue.depths().items() if it is not PriorityClass.BATCH)
+            pace = self._paces[name]
+            seen = pace.look([it.load for it in self._seen], waiting, now)
+            allowed = allowance(seen, self._world.careful_tokens_per_s)
+            while pace.may_begin(allowed, now):
+                line = tenant.call(now, self._lines_chance)
+                pace.begin(line.prompt_tokens, allowed, now)
+                gateway.arrive(line, tenant, now)
 
     def _send(self, call: _Call) -> None:
         self._inside[id(call.traced)] = call
@@ -276,6 +315,8 @@ class Run:
 
     def _ended(self, call: _Call, at: float) -> None:
         call.gateway.ended(call)
+        if call.tenant.name in self._paces:
+            self._paces[call.tenant.name].lines -= 1
         if at >= self._world.warm_up_s:
             had = self.had[call.tenant.name]
             had.prompt_tokens += call.traced.prompt_tokens
