@@ -19,6 +19,7 @@ from serving.gateway.cli import (
     accounting,
     applying,
     auditing,
+    batching,
     commands,
     policing,
     pricing,
@@ -39,6 +40,7 @@ app.add_typer(pricing.prices, name="prices")
 app.add_typer(users.users, name="users")
 app.add_typer(storing.stored, name="stored")
 app.add_typer(storing.vault, name="vault")
+app.add_typer(batching.batch, name="batch")
 app.command("apply")(applying.apply)
 app.command("usage")(accounting.usage)
 app.add_typer(accounting.ledger, name="ledger")

@@ -1,5 +1,6 @@
 """What the README shows works as it is written there."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.stack.running import Stack
+from tests.waiting import until
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -44,11 +46,27 @@ def test_the_commands_in_the_table_run(stack: Stack, tmp_path: Path) -> None:
             environment = dict(os.environ) | {"SERVING_HOME": str(stack.home)}
             checked = subprocess.run([sys.executable, "-m", "serving", *line], env=environment, capture_output=True)
             assert checked.returncode in (0, 1) and stack.model.encode() in checked.stdout, checked.stderr
+        elif line[0] == "batch":
+            run_a_batch(stack, tmp_path / line.pop(), line)
         elif line[0] == "restore":
             environment = dict(os.environ) | {"SERVING_HOME": str(tmp_path / "home")}
             subprocess.run([sys.executable, "-m", "serving", *line], env=environment, check=True)
         else:
             stack.command(*line)
+
+
+def run_a_batch(stack: Stack, calls: Path, line: list[str]) -> None:
+    """A file of one call, for a tenant that stores content."""
+    body = {"model": stack.model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+    call = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    calls.write_text(json.dumps(call))
+    stack.command("policies", "set", "default", "--store-responses")
+    environment = dict(os.environ) | {"SERVING_HOME": str(stack.home), "OPENAI_BASE_URL": f"{stack.url}/v1"}
+    # Gateways know of the policy within a second.
+    until(lambda: subprocess.run([sys.executable, "-m", "serving", *line, str(calls)], env=environment).returncode == 0)
+    stack.command("policies", "clear", "default")
+    (answer,) = calls.with_name("calls.output.jsonl").read_text().splitlines()
+    assert json.loads(answer)["response"]["status_code"] == 200
 
 
 @pytest.mark.parametrize("example", [it for it in shown("yaml") if "\ntenants:\n" not in it])
