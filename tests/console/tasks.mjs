@@ -156,6 +156,19 @@ await perform({
     },
   },
 
+  cancel_a_batch: {
+    async act(page) {
+      const id = await cue("batch");
+      await signIn(page, KEYS.member);
+      await visit(page, "Batches");
+      await row(page, id).getByRole("progressbar", { name: "Done" }).waitFor();
+      await page.getByRole("button", { name: `Cancel ${id}` }).click();
+      await page.getByRole("button", { name: "Cancel it" }).click();
+      await row(page, id).getByText("cancelled").waitFor();
+      return violations(page);
+    },
+  },
+
   create_rotate_and_revoke_a_key: {
     async act(page) {
       await signIn(page, KEYS.admin, "#/keys");

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai import AsyncOpenAI
 
 from serving.gateway.nouns import Role
 from serving.gateway.policies import Policy
@@ -37,7 +38,7 @@ from tests.scripted_engine import (
 TIMEOUT_S = 600
 TASKS = (
     "sign_in", "sign_in_by_single_sign_on", "stream_with_reasoning", "stop_a_stream", "answer_a_tool_call",
-    "answer_by_a_schema", "show_as_code", "read_what_went_wrong", "see_own_key_and_use",
+    "answer_by_a_schema", "show_as_code", "read_what_went_wrong", "see_own_key_and_use", "cancel_a_batch",
     "create_rotate_and_revoke_a_key", "watch_models", "look_at_tenants", "search_the_audit", "sign_out",
     "session_that_ends", "keyboard_alone", "reduced_motion", "accessible_in_light", "accessible_in_dark_at_360_px",
 )  # fmt: skip
@@ -49,6 +50,8 @@ def improvise(path: str, body: dict[str, object]) -> Script:
         return unscripted(path, body)
     messages: Any = body["messages"]
     last = messages[-1]
+    if last["content"] == "Wait.":
+        return Script(is_mute=True)
     if "Count" in last["content"]:
         return _stream([{"content": word} for word in ("one ", "two ", *["more "] * 5000)], pace_s=0.02)
     if body.get("stream") is not True:
@@ -103,6 +106,7 @@ class Played:
         self._cues: dict[str, Callable[..., Awaitable[object]]] = {
             "aborted": self._aborted,
             "programs": self._programs,
+            "batch": self._batch,
             "refused": self._refused,
             "engine fails": self._engine_fails,
             "revoke brief": self._revoke_brief,
@@ -126,6 +130,17 @@ class Played:
             out, err = await process.communicate()
             said.append((out + err).decode())
         return {"curl": said[0], "python": said[1], "sent": [it.body for it in self._engine.received[-2:]]}
+
+    async def _batch(self) -> object:
+        """The id of a batch that will not end by itself."""
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "Wait."}]}
+        line = {"custom_id": "one", "method": "POST", "url": "/v1/chat/completions", "body": body}
+        async with AsyncOpenAI(base_url=f"{self._world.url}/v1", api_key=self.keys["member"]) as client:
+            file = await client.files.create(file=("in.jsonl", json.dumps(line).encode()), purpose="batch")
+            batch = await client.batches.create(
+                input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+            )
+        return batch.id
 
     async def _refused(self, key: str) -> object:
         deadline_s = 30.0
@@ -154,7 +169,7 @@ async def staged(home: Path) -> AsyncIterator[tuple[World, Played]]:
         oidc = (sso.settings(client_id="console"),)
         async with running_gateway(home, directories=(directory.url,), oidc=oidc) as world:
             played = Played(world, engine, directory)
-            world.registry.update_tenant("acme", policy=Policy(requests_per_minute=1000))
+            world.registry.update_tenant("acme", policy=Policy(requests_per_minute=1000, store_responses=True))
             world.registry.create_tenant("research")
             yield world, played
 
@@ -222,6 +237,11 @@ def test_the_code_that_is_shown_runs(lines: dict[str, dict[str, Any]]) -> None:
     for body in said["sent"]:
         assert body["messages"] == [{"role": "user", "content": "It's 5 o'clock."}]
         assert (body["temperature"], body["reasoning_effort"]) == (0.5, "low")
+
+
+def test_batches_have_no_violation(lines: dict[str, dict[str, Any]]) -> None:
+    """axe-core finds nothing on their view."""
+    assert value(lines, "cancel_a_batch") == []
 
 
 def test_a_revoked_key_is_refused(lines: dict[str, dict[str, Any]]) -> None:
