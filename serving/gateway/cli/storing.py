@@ -96,7 +96,10 @@ def show_keys(context: typer.Context) -> None:
 
 @vault.command("rewrap")
 def rewrap_stored(context: typer.Context) -> None:
-    """Have all that is stored sealed by the first key, while gateways run: then the others can be taken out of the file."""
+    """Have stored responses, conversations and batches sealed by the first key, while gateways run.
+
+    The bytes of files keep the key that sealed them: it can be taken out of the key file when those have expired.
+    """
     from serving.gateway.audit import actors
     from serving.gateway.cli import opening
     from serving.gateway.identity.acts import Act, ActKind
@@ -107,7 +110,9 @@ def rewrap_stored(context: typer.Context) -> None:
         found = opening.vault(settings, store)
         journal.record(actors.at_command_line(), Act(ActKind.VAULT_REWRAP, found.key_ids[0] if found.key_ids else ""))
         counts = estate.rewrap(store, found)
-    typer.echo(f"{sum(counts.values())} things were sealed by another key than {found.key_ids[0]}; none is now.")
+    typer.echo(
+        f"{sum(counts.values())} things were sealed by another key than {found.key_ids[0]}; none is now, but older files."
+    )
 
 
 def _whose(store: Store, tenant: str | None, user: str | None) -> Whose:

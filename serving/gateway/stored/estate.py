@@ -27,7 +27,15 @@ from serving.gateway.identity import changes
 from serving.gateway.identity.acts import Act, ActKind, Witness, unwitnessed
 from serving.gateway.identity.changes import Change, Kind
 from serving.gateway.store.store import Store
-from serving.gateway.store.tables import conversation_items, conversations, response_events, responses
+from serving.gateway.store.tables import (
+    batch_lines,
+    batches,
+    conversation_items,
+    conversations,
+    files,
+    response_events,
+    responses,
+)
 from serving.gateway.stored.shelf import RUNNING
 from serving.gateway.stored.sweeping import forget_conversations, forget_responses
 from serving.gateway.stored.vault import Vault, bound_to
@@ -41,6 +49,9 @@ SEALED: dict[str, tuple[Table, tuple[str, ...], tuple[str, ...]]] = {
     "response_events": (response_events, ("response_id", "first_number"), ("sealed",)),
     "conversations": (conversations, ("id",), ("sealed_metadata",)),
     "conversation_items": (conversation_items, ("conversation_id", "number"), ("sealed",)),
+    "files": (files, ("id",), ("sealed_name",)),
+    "batches": (batches, ("id",), ("sealed",)),
+    "batch_lines": (batch_lines, ("batch_id", "number"), ("sealed",)),
 }
 
 
