@@ -15,6 +15,7 @@ from serving.gateway.identity.identity import Identity
 
 #: Models on one page of Anthropic's list, as it documents them: at most, and where a client does not say.
 PAGE_MODELS_MAX = 1000
+_LIMIT_CHARS_MAX = 9
 PAGE_MODELS = 20
 
 
@@ -109,7 +110,7 @@ def _page(served: dict[str, Model], visit: Visit) -> AnthropicPage:
     """The models after `after_id`, or the last ones before `before_id`; raises InvalidRequest for a page that there cannot be."""
     query, ids = visit.request.query, list(served)
     limit = query("limit") or str(PAGE_MODELS)
-    if not limit.isdecimal() or not 1 <= int(limit[:9]) <= PAGE_MODELS_MAX:
+    if not limit.isdecimal() or len(limit) > _LIMIT_CHARS_MAX or not 1 <= int(limit) <= PAGE_MODELS_MAX:
         raise InvalidRequest(f"limit: Input should be a number from 1 to {PAGE_MODELS_MAX}.", param="limit")
     size = int(limit)
     if before := query("before_id"):

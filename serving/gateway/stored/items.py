@@ -5,6 +5,7 @@ An item is kept as its client gave it, in the API's long form and with an id; ho
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -21,6 +22,9 @@ PAGE = 20
 #: What each kind of item's id begins with.
 _PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc", "function_call_output": "fco"}
 _ID_CHARS_MAX = 128
+#: A client's ids that are kept: a path can name them, and a database takes them.
+_IDS = re.compile(rf"[A-Za-z0-9_.:-]{{1,{_ID_CHARS_MAX}}}")
+_LIMIT_CHARS_MAX = 9
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -69,7 +73,7 @@ def _kind(item: Item) -> str:
 def _listed(item: Item) -> Item:
     kind = _kind(item)
     item_id = item.get("id")
-    if not isinstance(item_id, str) or not 0 < len(item_id) <= _ID_CHARS_MAX:
+    if not isinstance(item_id, str) or not _IDS.fullmatch(item_id):
         item_id = fresh_id(_PREFIXES.get(kind, "item"))
     kept = {"id": item_id, "type": kind, **{name: it for name, it in item.items() if name not in ("id", "type")}}
     if kind == "message" and isinstance(kept.get("content"), str):
@@ -131,8 +135,12 @@ def paged(found: list[Item], limit: int) -> Page:
 def asked(query: Callable[[str], str | None]) -> Asked:
     """What a query asks for; raises InvalidRequest."""
     after, limit, order = query("after"), query("limit"), query("order")
-    if limit is not None and not (limit.isdecimal() and 1 <= int(limit[:9]) <= PAGE_MAX):
+    if limit is not None and not _is_limit(limit):
         raise InvalidRequest(f"Invalid value for 'limit': Expected an integer from 1 to {PAGE_MAX}.", param="limit")
     if order not in (None, "asc", "desc"):
         raise InvalidRequest("Invalid value for 'order': Expected 'asc' or 'desc'.", param="order")
     return Asked(after, PAGE if limit is None else int(limit), order == "asc")
+
+
+def _is_limit(said: str) -> bool:
+    return said.isdecimal() and len(said) <= _LIMIT_CHARS_MAX and 1 <= int(said) <= PAGE_MAX

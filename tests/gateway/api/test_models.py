@@ -68,7 +68,7 @@ async def test_anthropics_list_has_pages(world: World) -> None:
     ):
         page = (await world.ask("GET", f"/v1/models?{query}", headers=headers)).json
         assert ([card["id"] for card in page["data"]], page["has_more"]) == (ids, has_more)  # type: ignore[attr-defined]
-    for query in ("limit=0", "limit=1001", "limit=x", "after_id=none"):
+    for query in ("limit=0", "limit=1001", "limit=0000000010000", "limit=x", "after_id=none"):
         assert (await world.ask("GET", f"/v1/models?{query}", headers=headers)).status == 400
 
 

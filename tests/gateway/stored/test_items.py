@@ -40,6 +40,13 @@ def test_what_was_said_is_listed_in_the_long_form() -> None:
     assert said[0]["content"][0]["type"] == "output_text" and said[2]["status"] == "completed"
 
 
+def test_an_id_that_no_path_or_database_takes_is_not_kept() -> None:
+    """PostgreSQL's texts have no NUL, and a slash ends a name in a path."""
+    for odd in ("a\0b", "a/b", "", "x" * 129, "ä", "a\n", 5):
+        (item,) = items.said([{"role": "user", "content": "x", "id": odd}])
+        assert item["id"] != odd and item["id"].startswith("msg_")
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
@@ -76,7 +83,8 @@ def test_a_page_that_cannot_be_is_refused() -> None:
     """Behind an item that there is not, of too many, in no order."""
     with pytest.raises(ResourceNotFound, match="Item with id 'x' not found in that"):
         items.page([], Asked("x"), "that")
-    for query in ({"limit": "0"}, {"limit": "101"}, {"limit": "x"}, {"order": "up"}):
+    endless = {"limit": "000000001" + "0" * 5000}
+    for query in ({"limit": "0"}, {"limit": "101"}, {"limit": "x"}, {"limit": "0000000010"}, endless, {"order": "up"}):
         with pytest.raises(InvalidRequest):
             items.asked(query.get)
     assert items.asked({"after": "a", "limit": "5", "order": "asc"}.get) == Asked("a", 5, True)
