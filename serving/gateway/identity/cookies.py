@@ -6,8 +6,6 @@ set, and not where the browser says that another page asked. Scripts cannot read
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 from serving.errors import Forbidden
 from serving.gateway.http.asgi import Header, Request
 
@@ -49,7 +47,8 @@ def _is_own_page(request: Request) -> bool:
     if site is not None:
         return site == "same-origin"
     # Browsers of before 2023 send an Origin alone, and only with what changes something.
-    return origin is None or urlsplit(origin).netloc == (request.header("host") or "")
+    # An origin is a scheme and a host, and what a client sends in its place may be anything.
+    return origin is None or origin.partition("://")[2] == request.header("host")
 
 
 def begun(word: str, lasts_s: float, *, is_secure: bool) -> Header:

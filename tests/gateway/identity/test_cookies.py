@@ -35,6 +35,7 @@ def test_a_session_counts_beside_the_header_of_its_page() -> None:
         {"sec-fetch-site": "none"},
         {"origin": "https://evil.example.com"},
         {"origin": "null"},
+        {"origin": "https://[ai.example.com"},
     ],
 )
 def test_another_page_is_refused(sent: dict[str, str]) -> None:
