@@ -26,7 +26,8 @@ from serving.gateway.stored.wishes import IDS
 
 #: Responses that one goes on from, one after another.
 CHAIN_MAX = 512
-#: Seconds by which what is gone on from must be nearer to its end than what goes on, before it is written anew.
+#: Seconds by which what is gone on from must be nearer to its end than what goes on, before it is written anew; at most an eighth of
+#: the time that it is kept.
 PUT_OFF_S = 86_400.0
 
 #: Pieces of a stream that are read at once.
@@ -35,6 +36,8 @@ EVENT_PIECES = 64
 LOST = {"code": "server_error", "message": "The gateway that ran this response is gone; it was not run again."}
 #: States of a response that still runs.
 RUNNING = ("queued", "in_progress")
+#: States of one in the background that may stand in its row alone: it has begun, or its gateway died.
+_SAID_IN_ROW = ("in_progress", "failed")
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -101,9 +104,11 @@ class Shelf:
         """A response that ran in the background is over; False, and nothing is done, where it was ended or deleted before."""
         answered: list[Item] = msgspec.json.decode(response).get("output") or []
         sealed = self._vault.seal(response, _about(new.caller.tenant_id, "response", new.id))
+        size = len(msgspec.json.encode(new.said)) + len(response)
         with self._store.begin() as connection:
-            ended = update(responses).where(*_runs(new.id)).values(status=status, sealed_response=sealed)
-            if connection.execute(ended).rowcount == 0:
+            ended = update(responses).where(*_runs(new.id))
+            values = {"status": status, "size_bytes": size, "sealed_response": sealed}
+            if connection.execute(ended.values(values)).rowcount == 0:
                 return False
             if new.conversation_id is not None and status in ("completed", "incomplete"):
                 self._conversations.append(
@@ -117,13 +122,19 @@ class Shelf:
             connection.execute(update(responses).where(*_runs(response_id)).values(status=status))
 
     def keep_events(self, tenant_id: str, response_id: str, first: int, last: int, block: bytes) -> None:
-        """Keep a piece of a stream: whole events, numbered from `first` to `last`; in place of one that begins with the same."""
+        """Keep a piece of a stream: whole events, numbered from `first` to `last`; in place of one that begins with the same.
+
+        Of a response that was deleted meanwhile nothing is kept.
+        """
         sealed = self._vault.seal(block, _about(tenant_id, f"events {first}", response_id))
         row = {"response_id": response_id, "first_number": first, "last_number": last, "sealed": sealed}
         same = (response_events.c.response_id == response_id, response_events.c.first_number == first)
         with self._store.begin() as connection:
             connection.execute(delete(response_events).where(*same))
-            connection.execute(insert(response_events).values(row))
+            # Held until the end: who deletes it meanwhile waits, and finds these too.
+            held = select(responses.c.id).where(responses.c.id == response_id).with_for_update()
+            if connection.scalar(held) is not None:
+                connection.execute(insert(response_events).values(row))
 
     def events(self, tenant_id: str, response_id: str, after: int) -> list[bytes]:
         """Pieces of a response's stream, from the one on that has the event behind number `after`."""
@@ -270,17 +281,16 @@ class Shelf:
     def _opened(self, row: Row[Any]) -> Kept:
         said = self._vault.open(row.sealed_input, _about(row.tenant_id, "input", row.id))
         response = self._vault.open(row.sealed_response, _about(row.tenant_id, "response", row.id))
-        is_lost = row.status == "failed" and row.gateway_id is not None
-        if is_lost and (document := msgspec.json.decode(response)).get("status") in RUNNING:
-            # Its gateway died, and another said so in the row alone.
-            response = msgspec.json.encode(document | {"status": "failed", "error": LOST})
+        if row.gateway_id is not None and row.status in _SAID_IN_ROW:
+            response = _as_in_row(row.status, msgspec.json.decode(response))
         said_items = msgspec.json.decode(said)
         return Kept(row.id, row.status, row.gateway_id is not None, row.is_streamed, said_items, response)
 
     def _put_off(self, connection: Connection, ancestors: Sequence[str]) -> None:
         """What is gone on from is kept as long as what goes on."""
         later = self._clock() + self._kept_s
-        nearer = (responses.c.id.in_(ancestors), responses.c.expires_at < later - PUT_OFF_S)
+        nearer_s = min(PUT_OFF_S, self._kept_s / 8)
+        nearer = (responses.c.id.in_(ancestors), responses.c.expires_at < later - nearer_s)
         if ancestors:
             connection.execute(update(responses).where(*nearer).values(expires_at=later))
 
@@ -288,6 +298,13 @@ class Shelf:
         # What cannot be an id is asked for as one that is none: a database takes no NUL.
         asked = response_id if IDS.fullmatch(response_id) else ""
         return (responses.c.id == asked, responses.c.tenant_id == tenant_id, responses.c.expires_at > self._clock())
+
+
+def _as_in_row(status: str, document: dict[str, Any]) -> bytes:
+    """A response that is told to be still waiting, in the state that its row has."""
+    if document.get("status") in RUNNING:
+        document |= {"status": status} | ({"error": LOST} if status == "failed" else {})
+    return msgspec.json.encode(document)
 
 
 def _runs(response_id: str) -> tuple[Any, ...]:

@@ -86,8 +86,9 @@ def expire(store: Store, now: float, limit: int = BATCH_ROWS) -> int:
 def forget_responses(connection: Connection, ids: Collection[str]) -> None:
     """Delete these, with their streams."""
     if ids:
-        connection.execute(delete(response_events).where(response_events.c.response_id.in_(ids)))
+        # In this order: who keeps a piece of a stream holds its response.
         connection.execute(delete(responses).where(responses.c.id.in_(ids)))
+        connection.execute(delete(response_events).where(response_events.c.response_id.in_(ids)))
 
 
 def forget_conversations(connection: Connection, ids: Collection[str]) -> None:

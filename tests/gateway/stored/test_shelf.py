@@ -99,6 +99,7 @@ def test_a_response_in_the_background_ends_once(kept: Shelves) -> None:
     kept.put("r1", status="queued", gateway_id="g")
     kept.shelf.advance("r1", "in_progress")
     assert kept.shelf.get("t1", "r1").status == "in_progress" and kept.shelf.runs(["r1", "r2"]) == {"r1"}
+    assert msgspec.json.decode(kept.shelf.get("t1", "r1").response)["status"] == "in_progress"
     with pytest.raises(PreviousResponseNotFound):
         kept.shelf.past("t1", "r1")
     new = shelf.New(caller=ADA, id="r1", created_at=0.0, said=[])
@@ -116,11 +117,41 @@ def test_a_response_in_the_background_ends_once(kept: Shelves) -> None:
 
 def test_events_are_read_behind_a_number(kept: Shelves) -> None:
     """In pieces, the one with the next event first."""
+    kept.put("r1", status="in_progress", gateway_id="g")
     for first in (0, 3, 6):
         kept.shelf.keep_events("t1", "r1", first, first + 2, f"piece {first}".encode())
     assert kept.shelf.events("t1", "r1", 4) == [b"piece 3", b"piece 6"]
     assert kept.shelf.events("t1", "r1", 8) == [] and kept.shelf.last_number("r1") == 8
     assert kept.shelf.last_number("none") == -1
+
+
+def test_no_event_outlives_its_response(kept: Shelves) -> None:
+    """Deleted while its stream is made: the gateway that makes it hears of that later, and keeps no more of it."""
+    kept.put("r1", status="in_progress", gateway_id="g")
+    kept.shelf.keep_events("t1", "r1", 0, 1, b"said")
+    kept.shelf.delete("t1", "r1")
+    kept.shelf.keep_events("t1", "r1", 2, 3, b"said")
+    assert kept.count("response_events") == 0
+
+
+def test_what_was_answered_in_the_background_counts_in_a_chain(kept: Shelves) -> None:
+    """Its size is that of what it became, and not of what it was when it began."""
+    kept.put("r1", status="queued", gateway_id="g")
+    new = shelf.New(caller=ADA, id="r1", created_at=0.0, said=[])
+    kept.shelf.end(new, answer("r1", "x" * conversations.HISTORY_BYTES_MAX), "completed")
+    with pytest.raises(ContextExceeded, match="bytes"):
+        kept.shelf.past("t1", "r1")
+
+
+def test_what_is_gone_on_from_is_kept_as_long_as_what_goes_on(kept: Shelves) -> None:
+    """Where all is kept for a day as well."""
+    brief = shelf.Shelf(kept.store, kept.vault, kept.conversations, 86_400.0, kept.clock)
+    brief.put(shelf.New(caller=ADA, id="r1", created_at=0.0, said=[]), answer("r1", "x"), "completed")
+    kept.clock.advance(80_000)
+    second = shelf.New(caller=ADA, id="r2", created_at=0.0, said=[], previous_id="r1", ancestors=["r1"])
+    brief.put(second, answer("r2", "x"), "completed")
+    kept.clock.advance(80_000)
+    assert list(brief.past("t1", "r2").ancestors) == ["r1", "r2"]
 
 
 def test_input_is_all_that_a_response_was_made_of(kept: Shelves) -> None:
