@@ -65,8 +65,10 @@ class Running:
             require_room(len(response))
             *before, last = framing.split(body)
             self._take(b"".join(before))
+            # Once its end is kept nothing may fail any more.
+            self.take_memory(len(last))
             await self._end(response)
-            self._take(last, is_last=True)
+            self._add(last)
             self.close()
         else:
             self._take(body)
@@ -85,7 +87,8 @@ class Running:
     def fail(self, document: dict[str, object]) -> None:
         """The last event of a stream that came to nothing."""
         if self.is_streamed and not self.is_over:
-            self._take(last_event(document, self.last_number + 1), is_last=True)
+            # Its call is over, and its memory given back: none is there to be taken.
+            self._add(last_event(document, self.last_number + 1))
         self.close()
 
     def close(self) -> None:
@@ -114,11 +117,14 @@ class Running:
         except TimeoutError:
             return
 
-    def _take(self, block: bytes, *, is_last: bool = False) -> None:
-        if self._event_bytes + len(block) > EVENT_BYTES_MAX and not is_last:
+    def _take(self, block: bytes) -> None:
+        if self._event_bytes + len(block) > EVENT_BYTES_MAX:
             return
         self.take_memory(len(block))
         self._event_bytes += len(block)
+        self._add(block)
+
+    def _add(self, block: bytes) -> None:
         for event in framing.split(block):
             if (number := _NUMBER.search(event)) is not None:
                 self.events.append((int(number[1]), event))

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from serving.errors import EngineFailed, InvalidRequest, RateLimitExceeded
+from serving.errors import EngineFailed, GatewayFull, InvalidRequest, RateLimitExceeded
 from serving.gateway.stored import keeping, running
 from serving.gateway.stored.running import Running
 from tests.gateway.stored.speaking import message, stream
@@ -67,6 +67,27 @@ async def test_events_past_the_bound_are_not_kept_but_the_last() -> None:
     sink.write_now(large % (1, b" " * 200))
     sink.fail(running.failed({}, None))
     assert [number for number, _ in sink.events] == [0, 1] and b"response.failed" in sink.events[-1][1]
+
+
+async def test_its_end_is_told_without_memory() -> None:
+    """Followers learn of a failure that want of memory was, and nothing is taken that no one gives back."""
+    sink, ended = output(is_streamed=True)
+    *events, last = stream([message("one")])
+    taken: list[int] = []
+    sink.take_memory = taken.append
+    for event in events:
+        await sink.write(event)
+
+    def full(count: int) -> None:
+        raise GatewayFull("full")
+
+    sink.take_memory = full
+    sink.is_whole = True
+    with pytest.raises(GatewayFull):
+        await sink.write(last)
+    assert ended.response is None and sum(taken) == sum(map(len, events))
+    sink.fail(running.failed({}, None))
+    assert sink.is_over and b"response.failed" in sink.events[-1][1]
 
 
 def test_a_failure_has_openais_code() -> None:
