@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 from serving.config import GatewaySettings
 from serving.errors import InvalidRequest, UnknownParameter
 from serving.gateway.admission.admission import Admission
+from serving.gateway.api.aside import Aside
 from serving.gateway.api.responses import required
 from serving.gateway.api.visit import Visit
 from serving.gateway.dialects import call as calls
@@ -39,12 +41,13 @@ class Conversations:
         self._admission = admission
         self._memory = memory
         self._kept = memory.conversations
+        self._aside = Aside()
 
     async def create(self, visit: Visit) -> None:
         """`POST /v1/conversations`."""
         caller = await required(self._identity, visit)
         body = await self._body(visit, ("items", "metadata"))
-        said = _said(body.get("items") or [])
+        said = body.get("items") or []
         await visit.answer(200, await self._memory.done(self._kept.begin, caller, _pairs(body), said))
 
     async def show(self, visit: Visit) -> None:
@@ -73,7 +76,9 @@ class Conversations:
     async def add_items(self, visit: Visit) -> None:
         """`POST /v1/conversations/{id}/items`."""
         caller = await required(self._identity, visit)
-        said = _said((await self._body(visit, ("items",))).get("items"))
+        said = (await self._body(visit, ("items",))).get("items")
+        if said is None:
+            raise _no_list()
         added = await self._memory.done(self._kept.add, caller, visit.argument.partition("/")[0], said)
         await visit.answer(200, items.paged(added, len(added)))
 
@@ -95,18 +100,29 @@ class Conversations:
         with self._admission.entered(visit.record) as share:
             limit_s = self._settings.timeouts.request_body_s
             raw = await visit.body(self._settings.max_body_bytes, limit_s, share.take)
-            body = calls.decoded(raw or b"{}")
-        for name in body:
-            if name not in known:
-                raise UnknownParameter(name[:128])
-        return body
+            return await self._aside.done(partial(_read, raw or b"{}", known), len(raw))
+
+
+def _read(raw: bytes, known: Collection[str]) -> dict[str, Any]:
+    """The fields of a body, with its items as they are kept."""
+    body = calls.decoded(raw)
+    for name in body:
+        if name not in known:
+            raise UnknownParameter(name[:128])
+    if body.get("items") is not None:
+        body["items"] = _said(body["items"])
+    return body
 
 
 def _said(value: object) -> list[Item]:
     if not isinstance(value, list) or len(value) > ADDED_MAX:
-        raise InvalidRequest(f"Invalid value for 'items': Expected a list of up to {ADDED_MAX} items.", param="items")
+        raise _no_list()
     require_items("items", value)
     return items.said(value)
+
+
+def _no_list() -> InvalidRequest:
+    return InvalidRequest(f"Invalid value for 'items': Expected a list of up to {ADDED_MAX} items.", param="items")
 
 
 def _pairs(body: dict[str, Any]) -> dict[str, str]:

@@ -96,19 +96,19 @@ class Conversations:
             )
 
     def add(self, caller: Caller, conversation_id: str, said: list[Item]) -> list[Item]:
-        """Add items to a conversation; raises ResourceNotFound, and ContextExceeded where it has too many."""
+        """Add items to a conversation; raises ResourceNotFound, and ContextExceeded where it has too many or becomes too large."""
         with self._store.begin() as connection:
             self._conversation(connection, caller.tenant_id, conversation_id)
             self.append(connection, caller, conversation_id, said)
+            # Refused, nothing is added. An answer may be what is too much: the calls after it are refused.
+            require_modest(self._size(connection, conversation_id), "conversation")
         return said
 
     def history(self, tenant_id: str, conversation_id: str) -> Past:
         """All items of a conversation, oldest first; raises ResourceNotFound and ContextExceeded."""
         with self._store.begin() as connection:
             self._conversation(connection, tenant_id, conversation_id)
-            size = (
-                connection.scalar(select(conversations.c.size_bytes).where(conversations.c.id == conversation_id)) or 0
-            )
+            size = self._size(connection, conversation_id)
             require_modest(size, "conversation")
             found = connection.execute(self._items(conversation_id)).all()
         return Past([self._item(tenant_id, row) for row in found], (), size)
@@ -169,6 +169,9 @@ class Conversations:
                 row |= self._item_row(caller, conversation_id, row["number"], item)
             taken.add(row["id"])
         connection.execute(insert(conversation_items), rows)
+
+    def _size(self, connection: Connection, conversation_id: str) -> int:
+        return connection.scalar(select(conversations.c.size_bytes).where(conversations.c.id == conversation_id)) or 0
 
     def _taken(self, connection: Connection, conversation_id: str, ids: list[str]) -> set[str]:
         table = conversation_items.c

@@ -55,6 +55,8 @@ def test_a_conversation_is_bounded(kept: Shelves) -> None:
     talk = kept.conversations.begin(ADA, {}, items.said("x" * conversations.HISTORY_BYTES_MAX))
     with pytest.raises(ContextExceeded, match="bytes"):
         kept.conversations.history("t1", talk.id)
+    with pytest.raises(ContextExceeded, match="bytes"):
+        kept.conversations.add(ADA, talk.id, items.said("more"))
     (large,) = kept.conversations.items("t1", talk.id, Asked()).data
     kept.conversations.remove("t1", talk.id, large["id"])
     assert kept.conversations.history("t1", talk.id).items == []
