@@ -17,7 +17,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from serving import secret
-from serving.catalog import Knee, LoraLimits, Model
+from serving.catalog import Knee, LoraLimits, Model, Speed
 from serving.errors import Refusal
 
 ENV_PREFIX = "SERVING_"
@@ -443,6 +443,8 @@ class ModelSettings(_Group):
     """Seconds without a request after which the last engine stops, if `min_replicas` is 0: a cold start takes minutes."""
     knee: Knee | None = None
     """What one engine does at the highest load that keeps its SLO, as measured by you; unset, the catalogue's value, or an estimate."""
+    speed: Speed | None = None
+    """What `serving accept --speed-out` measured of one engine, for its estimated knee; unset, what published runs say."""
     lora: LoraLimits | None = None
     """Room for adapters in each engine, allocated at its start; unset, the profile's, or none."""
     adapters: tuple[AdapterSettings, ...] = ()

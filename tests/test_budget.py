@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from loadtest.scaling.model import H100_TP2, STARTUP_S
+from loadtest.scaling.policies import knee_of
 from serving import catalog
 from serving.budget import budget, estimate, kv, refuse, refuse_on_cpu, text, workspace
-from serving.budget.knee import prefill_tokens_per_s, step_s
 from serving.budget.weights import BYTES, GIB, local_experts, padded_widths
 from serving.catalog import Attention, Model, Profile
 from serving.errors import Refusal
@@ -239,25 +239,14 @@ def test_experts_that_do_not_divide_are_vllms_remainder() -> None:
     assert local_experts(BIG.architecture.experts, changed(tensor=1, data=6, expert=True)) == fullest == 22
 
 
-def test_the_estimated_knee_agrees_with_what_was_published() -> None:
-    """Within 25 % of the replica that autoscaling is judged with, whose rates are GPUStack's figures for two H100s."""
-    knee = estimate(BIG, BALANCED)
+def test_the_estimated_knee_is_that_of_the_judge() -> None:
+    """The replica that autoscaling is judged with is this engine, but for its smaller chunk."""
+    knee, judged = estimate(BIG, BALANCED), knee_of(H100_TP2, STARTUP_S, 2.0)
 
-    assert knee.prefill_tokens_per_s == pytest.approx(H100_TP2.prefill_tokens_per_s, rel=0.25)
-    assert knee.decode_tokens_per_s == pytest.approx(H100_TP2.decode_tokens_per_s(knee.running_requests), rel=0.25)
+    assert knee.running_requests == pytest.approx(judged.running_requests, rel=0.02)
+    assert knee.decode_tokens_per_s == pytest.approx(judged.decode_tokens_per_s, rel=0.02)
+    assert knee.prefill_tokens_per_s == pytest.approx(judged.prefill_tokens_per_s, rel=0.2)
     assert knee.startup_s == pytest.approx(STARTUP_S, rel=0.25)
-
-
-@pytest.mark.parametrize(
-    ("model", "published"), [("gpt-oss-120b", 16_000), ("gpt-oss-20b", 19_100)], ids=["two H100s", "one H100"]
-)
-def test_the_roofline_agrees_with_published_throughput(model: str, published: float) -> None:
-    """ShareGPT on GPUStack's pages: a batch of 256, 1.1 prompt tokens an output token, contexts of some 400 tokens."""
-    of = catalog.find(model)
-    profile = of.profile("balanced", "h100")
-    output_token_s = step_s(of, profile, 256, 400) / 256 + 1.1 / prefill_tokens_per_s(of, profile)
-
-    assert 2.1 / output_token_s == pytest.approx(published, rel=0.25)
 
 
 @pytest.mark.parametrize(("model", "profile"), PAIRS, ids=lambda value: value.name)
@@ -270,12 +259,11 @@ def test_every_profile_has_a_knee_within_its_limits(model: Model, profile: Profi
 
 
 def test_more_gpus_never_lower_the_knee() -> None:
-    """Tensor ranks share every step; data ranks each bring a batch."""
+    """Tensor ranks share weights and arithmetic, not what a layer costs; data ranks each bring a batch and share the experts."""
     for more in (changed(tensor=4), changed(tensor=2, data=2, expert=True)):
-        assert estimate(BIG, more).decode_tokens_per_s > 1.5 * estimate(BIG, BALANCED).decode_tokens_per_s
-        assert estimate(BIG, more).prefill_tokens_per_s == pytest.approx(
-            2 * estimate(BIG, BALANCED).prefill_tokens_per_s, abs=1
-        )
+        for name in ("decode_tokens_per_s", "prefill_tokens_per_s"):
+            ratio = getattr(estimate(BIG, more), name) / getattr(estimate(BIG, BALANCED), name)
+            assert 1.25 < ratio < 2.7, (more.name, name, ratio)
 
 
 def test_the_readme_holds_the_table_of_today() -> None:
@@ -300,7 +288,8 @@ def test_the_command_prints_a_page_and_json(tmp_path: Path) -> None:
     assert page.returncode == 0 and "computed for vLLM 0.32" in page.stdout and "2 × H100-80GB" in page.stdout
     assert answer["profile"]["gpus_per_engine"] == 2
     assert answer["budget"]["kv_tokens"] == budget(BIG, BALANCED).kv_tokens
-    assert answer["knee"] == estimate(BIG, BALANCED).model_dump() | {"source": "computed"}
+    assert answer["knee"].items() >= estimate(BIG, BALANCED).model_dump().items()
+    assert "InferenceX" in answer["knee"]["source"]
     assert (
         "Its knee (computed" in page.stdout and f"{answer['knee']['prefill_tokens_per_s']:,.0f} tokens/s" in page.stdout
     )

@@ -1,6 +1,5 @@
-"""Knee: what one replica of a profile can do, estimated from its GPU's data sheet before anything was measured.
+"""Knee: what one replica of a profile can do while it keeps its promise. `serving.budget.speed` computes its steps.
 
-A roofline. Prompts are limited by arithmetic, output by reading the weights and every running request's KV once a step.
 `serving.engine.autoscale` divides work by these rates, so a measured `Knee` in the settings is worth more.
 """
 
@@ -8,20 +7,14 @@ from __future__ import annotations
 
 from serving.budget import kv
 from serving.budget.memory import architecture_of, budget
+from serving.budget.speed import EngineSpeed, engine_speed, largest
 from serving.budget.weights import GIB
-from serving.catalog import GPUS, Attention, Knee, Model, Profile
+from serving.catalog import Knee, Model, Profile, Speed
 
-#: Share of `max_num_seqs` at which a replica counts as full; assumed, until a measurement on a GPU says it.
-KNEE_RATIO = 0.5
-#: Share of the GPUs' arithmetic that prefill reaches: GPUStack's 34.5k total tokens/s of gpt-oss-120b on two H100s with
-#: long prompts (docs.gpustack.ai/latest/performance-lab/gpt-oss-120b/h100) x 2 x 5.13e9 FLOP / (2 x 989.4 TFLOP/s).
-MFU = 0.18
-#: Share of the memory's bandwidth that a decode step reaches. Assumed; it puts ShareGPT (1.1 prompt tokens an output
-#: token, a batch of 256) at 16.7k total tokens/s where that page measured 16.0k, and gpt-oss-20b on one H100 at 18.2k
-#: where its page measured 19.1k.
-BANDWIDTH_RATIO = 0.7
-#: Tokens of KV a running request holds on average; assumed: a chat of Azure's trace (means of 1,155 in and 211 out).
-CONTEXT_TOKENS = 1260
+#: Mean gap between tokens that is promised where nothing else is said: `--itl-ms` of `serving plan`.
+ITL_SLO_S = 0.05
+#: Tokens of the calls that it is computed for; assumed: the chat of Azure's trace, in the mean.
+PROMPT_TOKENS, OUTPUT_TOKENS = 1155, 211
 #: Weights from a local disk; assumed. 61 GiB take a minute.
 LOAD_GIB_PER_S = 1.0
 #: Processes, compiled graphs from a warm cache, CUDA graphs: Qwen3-32B starts in 44 s with its weights in the page cache
@@ -29,38 +22,39 @@ LOAD_GIB_PER_S = 1.0
 FIXED_STARTUP_S = 60.0
 
 
-def estimate(model: Model, profile: Profile) -> Knee:
-    """The knee of one engine of `model` under `profile`; computed. Raises Refusal where the catalogue lacks the facts."""
-    batch = max(1, round(profile.max_num_seqs * KNEE_RATIO))
+def estimate(
+    model: Model,
+    profile: Profile,
+    fitted: Speed | None = None,
+    itl_s: float = ITL_SLO_S,
+    prompt_tokens: float = PROMPT_TOKENS,
+    output_tokens: float = OUTPUT_TOKENS,
+    cached_tokens: float = 0.0,
+) -> Knee:
+    """The knee of one engine of `model` under `profile`: the largest batch whose gaps keep `itl_s`, and its rates; computed.
+
+    `fitted` is what was measured of it, if anything; `cached_tokens` of a prompt are in the prefix cache. Raises Refusal where the catalogue lacks the facts.
+    """
+    engine = engine_speed(model, profile, fitted)
+    most = _most(model, profile, round(prompt_tokens + output_tokens))
+    batch = largest(lambda it: engine.itl_s(it, prompt_tokens, output_tokens, cached_tokens) <= itl_s, most)
     return Knee(
         running_requests=batch * profile.data,
-        prefill_tokens_per_s=round(prefill_tokens_per_s(model, profile)),
-        decode_tokens_per_s=round(batch * profile.data / step_s(model, profile, batch, CONTEXT_TOKENS)),
+        prefill_tokens_per_s=round(engine.prefill_tokens_per_s(prompt_tokens - cached_tokens)),
+        decode_tokens_per_s=round(decode_tokens_per_s(engine, batch, prompt_tokens + output_tokens / 2)),
         startup_s=round(FIXED_STARTUP_S + model.disk_mib / 1024 / LOAD_GIB_PER_S),
     )
 
 
-def prefill_tokens_per_s(model: Model, profile: Profile) -> float:
-    """Prompt tokens a second of the whole engine: two FLOP a token for each parameter it passes."""
-    budget(model, profile)  # Refuses a GPU that is not known.
-    flops = GPUS[profile.gpu].bf16_tflops * 1e12 * profile.gpus_per_engine * MFU
-    return flops / (2 * architecture_of(model).active_parameters)
+def decode_tokens_per_s(engine: EngineSpeed, batch: int, context_tokens: float) -> float:
+    """Output tokens a second of a whole engine with `batch` requests on each data rank, and no prompts."""
+    return batch * engine.data / engine.step_s(batch, context_tokens)
 
 
-def step_s(model: Model, profile: Profile, batch: int, context_tokens: int) -> float:
-    """Seconds until each of a data rank's `batch` requests has one more token.
-
-    Each pipeline stage reads its weights and its share of the KV (a large batch touches every expert), one stage after
-    another; to that, the arithmetic of one token for every request of every rank.
-    """
-    memory, attention = budget(model, profile), architecture_of(model).attention
-    kv_bytes = _read_bytes(attention, profile, context_tokens) if attention else 0.0
-    read_bytes = profile.pipeline * memory.weights_gib * GIB + batch * kv_bytes
-    reading_s = read_bytes / (GPUS[profile.gpu].bandwidth_tb_per_s * 1e12 * BANDWIDTH_RATIO)
-    return reading_s + batch * profile.data / prefill_tokens_per_s(model, profile)
-
-
-def _read_bytes(attention: Attention, profile: Profile, tokens: int) -> float:
-    """Bytes of KV that one step reads on one GPU of each stage for a request of `tokens`."""
-    seen = attention.full_layers * tokens + attention.sliding_layers * min(attention.window, tokens)
-    return seen * kv.layer_bytes_per_token(attention, profile)
+def _most(model: Model, profile: Profile, tokens: int) -> int:
+    """Requests of this length that run at once on a data rank at most: its limit, and its KV cache."""
+    attention = architecture_of(model).attention
+    if attention is None:
+        return profile.max_num_seqs
+    held = budget(model, profile).kv_gib * GIB / kv.request_bytes(attention, profile, tokens)
+    return max(1, min(profile.max_num_seqs, int(held)))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from serving.budget.knee import estimate
-from serving.budget.memory import Budget, budget
+from serving.budget.memory import Budget, architecture_of, budget
+from serving.budget.speed import fitted_for
 from serving.catalog import GPUS, Model, Profile
 
 #: Between these lines deploy/README.md holds the table.
@@ -15,6 +16,7 @@ BEGIN, END = "<!-- profiles -->\n", "<!-- end of profiles -->"
 def page(model: Model, profile: Profile) -> str:
     """What `serving models budget` prints."""
     memory, knee = budget(model, profile), estimate(model, profile)
+    fitted = fitted_for(architecture_of(model))
     lines = [
         f"{model.name}, {profile.name} on {profile.gpus_per_engine} × {GPUS[profile.gpu].title}: {profile.reason}",
         f"  why        {profile.source}",
@@ -33,7 +35,7 @@ def page(model: Model, profile: Profile) -> str:
         f"  sliding    {memory.sliding_kv_bytes / 2**20:.0f} MiB of each GPU for one such request",
         f"  requests   {memory.requests_8k} of 8k tokens, or {memory.requests_128k} of 128k; {memory.batch_limit}"
         " run at once at most",
-        "Its knee (computed from the GPU's data sheet; a measured one belongs in the settings):",
+        f"Its knee (computed; {fitted.kernel}, vLLM {fitted.vllm_version}, {fitted.source}; a measured one belongs in the settings):",
         f"  requests   {knee.running_requests} running",
         f"  prefill    {knee.prefill_tokens_per_s:,.0f} tokens/s",
         f"  decode     {knee.decode_tokens_per_s:,.0f} tokens/s at that many requests",
@@ -46,7 +48,9 @@ def as_json(model: Model, profile: Profile) -> str:
     """The same as one JSON object: the profile with what follows from it, the budget, and the estimated knee."""
     derived = ("gpus_per_engine", "pod_gpus", "nodes", "scaling_step_gpus", "blast_radius")
     knobs = profile.model_dump() | {name: getattr(profile, name) for name in derived}
-    knee = estimate(model, profile).model_dump() | {"source": "computed"}
+    fitted = fitted_for(architecture_of(model))
+    measured = {"kernel": fitted.kernel, "vllm_version": fitted.vllm_version, "source": f"computed: {fitted.source}"}
+    knee = estimate(model, profile).model_dump() | measured
     answer = {"profile": knobs, "budget": budget(model, profile), "knee": knee}
     return msgspec.json.format(msgspec.json.encode(answer)).decode()
 

@@ -37,6 +37,7 @@ from serving.catalog.shapes import (
     Profile,
     RegistryPackageSource,
     Source,
+    Speed,
     TrainedHereSource,
 )
 from serving.errors import Refusal
@@ -60,6 +61,7 @@ __all__ = [
     "RegistryPackageSource",
     "Sanity",
     "Source",
+    "Speed",
     "TrainedHereSource",
     "find",
     "fine_tune",

@@ -198,6 +198,35 @@ class Knee(_Shape):
     """Share of the KV cache beyond which preemption begins."""
 
 
+class Speed(_Shape):
+    """What the steps of one engine are made of. Fitted to measured runs; `serving.budget.speed` says how they add up."""
+
+    layer_us: Annotated[float, Field(gt=0)]
+    """Microseconds of each layer in every step, whatever is in it: launches, attention, communication."""
+    expert_tb_per_s: Annotated[float, Field(gt=0)]
+    """10^12 bytes a second of routed experts' weights on each GPU, of those experts that a step is expected to touch."""
+    token_us: Annotated[float, Field(gt=0)]
+    """Microseconds of arithmetic on one GPU for a token that passes 10^9 parameters."""
+    exchange_ns: Annotated[float, Field(ge=0)]
+    """Nanoseconds of communication for each token and layer, with more than one tensor rank."""
+    request_ns: Annotated[float, Field(ge=0)]
+    """Nanoseconds of each layer in a step for each running request, besides its token and its KV."""
+    first_token_ms: Annotated[float, Field(ge=0)]
+    """Milliseconds of every call besides steps: HTTP, tokenising, scheduling."""
+    kernel: str
+    """The kernel of its experts, or of its layers."""
+    vllm_version: str
+    """The version of vLLM that was measured."""
+    source: str
+    """Where it was measured, or why it is assumed."""
+    ttft_error: Annotated[float, Field(ge=0)]
+    """Mean absolute error of TTFT, as a share: on runs kept out of the fit, or on all where there are too few."""
+    tpot_error: Annotated[float, Field(ge=0)]
+    """The same of TPOT."""
+    worst_error: Annotated[float, Field(ge=0)]
+    """The largest error of TPOT in any of those runs: the ranges that are printed."""
+
+
 class Profile(_Shape):
     """One way to spread one engine over GPUs. Tensor, pipeline, data and expert parallelism are independent knobs."""
 

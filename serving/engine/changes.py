@@ -37,7 +37,7 @@ def described(before: Settings, after: Settings) -> list[str]:
 def _change(old: ModelSettings, before: Settings, new: ModelSettings, after: Settings) -> str:
     (old_spec, old_plan), (new_spec, new_plan) = _started(old, before), _started(new, after)
     bounds = _differing(old, new, ("min_replicas", "max_replicas"))
-    fleet = _differing(old, new, ("priority", "sleep_after_s", "knee", "adapters"))
+    fleet = _differing(old, new, ("priority", "sleep_after_s", "knee", "speed", "adapters"))
     if (tokens := old_plan.default_output_tokens) != new_plan.default_output_tokens:
         # Resolved: the settings' own, or the catalogue's.
         fleet.append(f"default_output_tokens {tokens} -> {new_plan.default_output_tokens}")

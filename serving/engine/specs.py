@@ -105,7 +105,7 @@ def model_plan(model: Model, wanted: ModelSettings, spec: EngineSpec) -> ModelPl
     if chosen is None:
         knee = model.cpu_knee
     else:
-        knee = estimate(with_room(model, wanted), chosen) if model.architecture else None
+        knee = estimate(with_room(model, wanted), chosen, wanted.speed) if model.architecture else None
     return scaling.plan(model, wanted, spec, knee)
 
 

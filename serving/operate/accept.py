@@ -6,8 +6,10 @@ kinds of machines and versions, never a prompt, an answer, a key or a host's nam
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+import statistics
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
@@ -17,13 +19,16 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
-from serving.budget import budget, estimate
+from serving.budget import budget, estimate, fitting
+from serving.budget.memory import architecture_of
+from serving.budget.speed import fitted_for
+from serving.catalog import Model, Profile, Speed
 from serving.errors import Refusal
-from serving.operate import failover, findings, measure
+from serving.operate import failover, findings, measure, speed_file
 from serving.operate.checks import Answer, Check
 from serving.operate.cluster import Cluster
 from serving.operate.findings import Disruption, Equality, Kv, Ladder, Machine, Place, Report, Subject
-from serving.operate.measure import Bounds, Step, Target
+from serving.operate.measure import Bounds, MeasuredCall, Step, Target
 from serving.operate.objects import Node, Pod, Unknown
 from serving.operate.status import INSTANCE
 
@@ -41,6 +46,10 @@ PROMPTS = (
 GREEDY_TOKENS = 48
 #: Share of failed calls at which the ladder ends: more load would show nothing new.
 ERRORS_MAX = 0.5
+#: Words of a prompt and clients of each run that the planner's numbers are refitted to: they tell layers, arithmetic and
+#: what every call costs apart.
+SPEED_RUNS = tuple((words, clients) for words in (512, 4096) for clients in (1, 4, 16))
+SPEED_OUTPUT_TOKENS = 256
 #: The answer of each step that has not finished.
 NOT_RUN = "It was not run, or did not finish."
 
@@ -57,6 +66,10 @@ class Choices(msgspec.Struct, frozen=True):
     kinds: tuple[str, ...] = ()
     #: An engine's own metrics, saved.
     engine_metrics: Path | None = None
+    #: Where to write what the first subject's engine was measured to do; None: it is not.
+    speed_out: Path | None = None
+    #: The version of vLLM that serves it, for that file.
+    vllm_version: str = "unknown"
     verify_tls: bool = True
 
 
@@ -126,6 +139,13 @@ async def run(
         draft.settle(cache_check)
         for subject in choices.subjects:
             await _climb(target, subject, choices.bounds, draft, say)
+        if choices.speed_out is not None:
+            say(f"Six short runs of {first.name}, for its planner …")
+            fitted = await speed(target, first, choices.bounds.seconds_per_step, choices.vllm_version)
+            speed_file.write(choices.speed_out, fitted)
+            say(
+                f"Written: {choices.speed_out}, off by {fitted.tpot_error:.0%} in TPOT and {fitted.ttft_error:.0%} in TTFT."
+            )
         if cluster is not None:
             for kind in choices.kinds:
                 say(f"Deleting one engine's pod ({kind}) …")
@@ -206,6 +226,35 @@ def kv(subject: Subject, file: Path | None) -> tuple[Kv | None, Check]:
     computed = budget(subject.model, subject.profile).kv_tokens if subject.model and subject.profile else None
     found = Kv(subject.name, measured, computed)
     return found, findings.check_kv(found)
+
+
+async def speed(target: Target, subject: Subject, seconds: float, vllm_version: str) -> Speed:
+    """Three numbers of the planner's formula, refitted to six closed loops. Raises Refusal where runs or facts are missing."""
+    if subject.model is None or subject.profile is None:
+        raise Refusal(f"--speed-out needs {subject.name}'s profile on its GPUs: --model {subject.name}=PROFILE.")
+    runs = []
+    for words, concurrency in SPEED_RUNS:
+        outcomes = await measure.closed_loop(target, subject.name, concurrency, words, SPEED_OUTPUT_TOKENS, seconds)
+        runs.append(_run_of(subject.model, subject.profile, concurrency, outcomes))
+    start = fitted_for(architecture_of(subject.model))
+    return fitting.refit(runs, start, f"measured by serving accept on {subject.profile.gpu}", vllm_version)
+
+
+def _run_of(model: Model, profile: Profile, concurrency: int, outcomes: Sequence[MeasuredCall]) -> fitting.Run:
+    """The means of whole answers; each client's first is not among them."""
+    whole = [(it, tpot_s) for it in outcomes if not it.error and (tpot_s := it.tpot_s)]
+    if not whole:
+        raise Refusal(f"No call of {concurrency} clients was answered: nothing can be fitted.")
+    return fitting.Run(
+        model=model,
+        profile=profile,
+        concurrency=concurrency,
+        prompt_tokens=statistics.fmean(it.prompt_tokens for it, _ in whole),
+        output_tokens=statistics.fmean(it.output_tokens for it, _ in whole),
+        ttft_s=statistics.fmean(it.ttft_s for it, _ in whole),
+        tpot_s=statistics.fmean(tpot_s for _, tpot_s in whole),
+        rounds=math.inf,
+    )
 
 
 async def ladder(target: Target, subject: Subject, bounds: Bounds) -> AsyncIterator[Ladder]:

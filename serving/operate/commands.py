@@ -18,7 +18,7 @@ import typer
 from serving import catalog
 from serving.errors import Refusal
 from serving.operate import plan as planning
-from serving.operate import plan_text, preflight, probe, status, traffic, values
+from serving.operate import plan_text, preflight, probe, speed_file, status, traffic, values
 from serving.operate.checks import Answer, Check, no
 from serving.operate.cluster import Cluster, connect
 from serving.operate.plan import LatencyTarget
@@ -39,6 +39,8 @@ Files = Annotated[
     list[Path] | None, typer.Option("--values", "-f", help="A values file, as for helm; repeat for more.")
 ]
 
+#: The release of vLLM that engines here run.
+VLLM_VERSION = "0.32"
 #: Exit code after Ctrl-C, as shells and typer have it.
 _INTERRUPTED = 130
 
@@ -100,14 +102,31 @@ def run_plan(
     gpu: Annotated[str, typer.Option(help="GPU type of the cluster.")] = "h100",
     gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs per node.")] = 8,
     profile: Annotated[str | None, typer.Option(help="A profile; else the one with the fewest GPUs.")] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Plan one engine with this many clients that call again at once.")
+    ] = None,
+    tensor: Annotated[int | None, typer.Option(min=1, help="Its tensor ranks; else the profile's.")] = None,
+    speed: Annotated[
+        Path | None, typer.Option(help="What `serving accept --speed-out` measured of the engine.")
+    ] = None,
     values_out: Annotated[Path | None, typer.Option(help="Write a values file for the chart.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Plan profile, engines and GPUs for a traffic and an SLO, with the arithmetic. Computed, never measured; needs no cluster."""
+    fitted = speed_file.read(speed) if speed else None
+    if concurrency is not None:
+        if prompt_tokens is None or output_tokens is None:
+            raise Refusal("--concurrency plans one engine: give it --prompt-tokens and --output-tokens.")
+        chosen = catalog.find(model).profile(profile, gpu).override(tensor)
+        loop = planning.one_engine(catalog.find(model), chosen, concurrency, prompt_tokens, output_tokens, fitted)
+        print(plan_text.engine_as_json(loop) if as_json else plan_text.engine_page(loop))
+        return
+    if tensor is not None:
+        raise Refusal("--tensor goes with --concurrency: a fleet is planned from profiles.")
     source = traffic.read_trace(trace) if trace else None
     expected = _traffic(source, requests_per_s, prompt_tokens, output_tokens, prefix_share, peak_ratio)
     made = planning.plan(
-        catalog.find(model), expected, LatencyTarget(ttft_s, itl_ms / 1e3), gpu, profile, gpus_per_node
+        catalog.find(model), expected, LatencyTarget(ttft_s, itl_ms / 1e3), gpu, profile, gpus_per_node, fitted
     )
     if values_out:
         try:
@@ -213,6 +232,15 @@ def run_accept(
     prompt_words: Annotated[int, typer.Option(min=1, help="Words per prompt, about a token each.")] = 512,
     output_tokens: Annotated[int, typer.Option(min=2, help="Tokens per answer.")] = 128,
     engine_metrics: EngineMetrics = None,
+    speed_out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also refit the planner to six short runs of the first model, which one engine serves; write it here."
+        ),
+    ] = None,
+    vllm_version: Annotated[
+        str, typer.Option(help="The version of vLLM that serves it, for that file.")
+    ] = VLLM_VERSION,
     disrupt: DisruptKind = None,
     recovery_s: RecoveryS = 1800.0,
     is_insecure: Annotated[bool, typer.Option("--insecure", help="Do not verify the API's certificate.")] = False,
@@ -234,7 +262,17 @@ def run_accept(
     key = _key(key_file)
     cluster = connect(kubeconfig, context, namespace) if namespace else None
     name = release or (status.release_in(cluster) if cluster else "")
-    choices = Choices(base_url, subjects, bounds, name, _KINDS[disrupt], engine_metrics, verify_tls=not is_insecure)
+    choices = Choices(
+        base_url,
+        subjects,
+        bounds,
+        name,
+        _KINDS[disrupt],
+        engine_metrics,
+        speed_out,
+        vllm_version,
+        verify_tls=not is_insecure,
+    )
     _accept(choices, key, cluster, out)
 
 

@@ -1,13 +1,12 @@
-"""Plan: traffic and latency targets → a profile, engines and GPUs. Arithmetic only: computed or cited, never measured.
+"""Plan: traffic and latency targets → a profile, engines and GPUs. Arithmetic only: computed, never measured here.
 
-One engine is the roofline of `serving.budget.knee`: one step of all running requests takes `a + c·batch` seconds, and
-prefill takes its share of the time. At `r` calls a second of `P` prompt tokens (those found in the prefix cache left
-out) and `O` output tokens each:
+One engine is `serving.budget.speed`: a step of b running requests takes step(b), and a prompt adds A(b) to the steps that
+run anyway. At `r` calls a second of `P` prompt tokens (those found in the prefix cache left out) and `O` output tokens
+each, on each data rank:
 
-* share of time spent on prompts  p = r·P / prefill rate
-* running requests                b = r·O·(a + c·b) / (1 − p), Little's law, solved for b
-* gap between tokens              ITL = (a + c·b) / (1 − p)
-* time to the first token         the prompt beside the running requests, and a queue (M/D/1, its 95th percentile)
+* gap between tokens              ITL = step(b) / (1 − r·A(b))
+* running requests                b = r·O·ITL, Little's law, solved for b
+* time to the first token         what every call costs, two steps, the prompt, and a queue (M/D/1, its 95th percentile)
 """
 
 from __future__ import annotations
@@ -18,20 +17,18 @@ from collections.abc import Sequence
 import msgspec
 
 from serving.budget import budget, estimate, kv, refuse
-from serving.budget.knee import KNEE_RATIO, prefill_tokens_per_s, step_s
 from serving.budget.memory import architecture_of, context_of
+from serving.budget.speed import STEPS_BEFORE, ClosedLoop, EngineSpeed, closed_loop, engine_speed
 from serving.budget.weights import GIB
-from serving.catalog import GPUS, Knee, Model, Profile
+from serving.catalog import GPUS, Knee, Model, Profile, Speed
 from serving.errors import Refusal
 from serving.operate.traffic import Traffic
 
 #: Share of an engine's knee that is filled: `fill_ratio` of serving.engine.autoscale, which adds engines beyond it (a
-#: test compares). The rest is headroom for what arrives within one start-up.
+#: test compares). The rest is headroom for what arrives within one start-up, and the only reserve.
 FILL = 0.79
-#: How far the model of a replica was off on points it was not fitted to: means of absolute errors against vLLM on a CPU
-#: (SCL-6; loadtest/scaling/measured). Not measured on these GPUs.
-TTFT_ERROR = 0.09
-ITL_ERROR = 0.20
+#: Repetitions in which the number of running requests settles, and what it may still move by then.
+SETTLING, SETTLED = 1000, 1e-6
 #: Quantile of the queueing time: 95 % of the calls wait no longer.
 QUANTILE = 0.95
 #: Share of a GPU's memory for KV below which a profile is never chosen automatically.
@@ -64,14 +61,12 @@ class Load(msgspec.Struct, frozen=True):
 
 
 class Engine(msgspec.Struct, frozen=True):
-    """One engine's figures for this traffic; computed from the GPU's data sheet."""
+    """One engine's figures for this traffic; computed."""
 
+    speed: EngineSpeed
+    #: Prompt and output tokens of a running request, in the middle of its answer.
+    context_tokens: float
     prefill_tokens_per_s: float
-    #: Seconds of a step without running requests, and what each request adds.
-    base_step_s: float
-    per_request_s: float
-    chunk_tokens: int
-    data: int
     running_max: float
     #: Requests of these lengths that the KV cache holds at once.
     kv_requests: float
@@ -86,7 +81,7 @@ class Option(msgspec.Struct, frozen=True):
     gpus_per_engine: int
     #: None where no number of engines meets the target.
     replicas: int | None
-    #: The same if the arithmetic is as far off as it was on a CPU, in either direction.
+    #: The same if every time is as far off as the worst of the measured runs, in either direction.
     replicas_low: int | None = None
     replicas_high: int | None = None
     load: Load | None = None
@@ -121,63 +116,80 @@ class Plan(msgspec.Struct, frozen=True):
     gpus_per_node: int
 
 
-def engine_under(model: Model, profile: Profile, traffic: Traffic) -> Engine:
+def engine_under(
+    model: Model, profile: Profile, traffic: Traffic, slo: LatencyTarget, fitted: Speed | None = None
+) -> Engine:
     """One engine under this traffic; raises Refusal where the catalogue lacks the facts."""
     memory, attention = budget(model, profile), architecture_of(model).attention
-    context = round(traffic.prompt_tokens + traffic.output_tokens / 2)
-    base = step_s(model, profile, 0, context)
     whole = round(traffic.prompt_tokens + traffic.output_tokens)
     fitting = memory.kv_gib * GIB / kv.request_bytes(attention, profile, whole) if attention else math.inf
+    speed = engine_speed(model, profile, fitted)
+    cached = traffic.prompt_tokens - _computed_tokens(traffic)
+    knee = estimate(model, profile, fitted, slo.itl_s, traffic.prompt_tokens, traffic.output_tokens, cached)
     return Engine(
-        prefill_tokens_per_s=prefill_tokens_per_s(model, profile),
-        base_step_s=base,
-        per_request_s=step_s(model, profile, 1, context) - base,
-        chunk_tokens=profile.max_num_batched_tokens,
-        data=profile.data,
-        running_max=profile.max_num_seqs * KNEE_RATIO * profile.data,
+        speed=speed,
+        context_tokens=traffic.prompt_tokens + traffic.output_tokens / 2,
+        prefill_tokens_per_s=speed.prefill_tokens_per_s(_computed_tokens(traffic)),
+        running_max=knee.running_requests,
         kv_requests=fitting * profile.data,
-        knee=estimate(model, profile),
+        knee=knee,
     )
 
 
-def off_by(engine: Engine, steps: float, prompts: float) -> Engine:
-    """The same engine with every step and every prompt taking this many times as long."""
-    decode = engine.knee.decode_tokens_per_s / steps
+def _computed_tokens(traffic: Traffic) -> float:
+    """Tokens of a prompt that the prefix cache does not hold."""
+    return max(1.0, traffic.prompt_tokens * (1 - traffic.prefix_share))
+
+
+def off_by(engine: Engine, error: float) -> Engine:
+    """The same engine with everything taking `1 + error` times as long, at the batch of the same knee."""
+    speed = engine.speed.off_by(error)
+    decode = engine.knee.decode_tokens_per_s / (1 + error)
     return msgspec.structs.replace(
         engine,
-        prefill_tokens_per_s=engine.prefill_tokens_per_s / prompts,
-        base_step_s=engine.base_step_s * steps,
-        per_request_s=engine.per_request_s * steps,
+        speed=speed,
+        prefill_tokens_per_s=engine.prefill_tokens_per_s / (1 + error),
         knee=engine.knee.model_copy(update={"decode_tokens_per_s": decode}),
     )
 
 
 def load_at(engine: Engine, traffic: Traffic, rate: float) -> Load | None:
     """One engine at `rate` calls a second; None when it cannot keep up at all."""
-    prompt = max(1.0, traffic.prompt_tokens * (1 - traffic.prefix_share))
-    prefill = rate * prompt / engine.prefill_tokens_per_s
-    if prefill >= 1:
+    speed, prompt, each = engine.speed, _computed_tokens(traffic), rate / engine.speed.data
+    batch = _running(engine, traffic, each)
+    if batch is None:
         return None
-    per_rank = rate * traffic.output_tokens / (1 - prefill) / engine.data
-    if per_rank * engine.per_request_s >= 1:
-        return None
-    batch = per_rank * engine.base_step_s / (1 - per_rank * engine.per_request_s)
-    step = engine.base_step_s + engine.per_request_s * batch
-    # A prompt is computed in chunks, and each chunk shares its step with the running requests.
-    alone = prompt / engine.prefill_tokens_per_s + math.ceil(prompt / engine.chunk_tokens) * step
-    busy = rate * alone / engine.data
-    if busy >= 1:
-        return None
+    step_s, prompt_s = speed.step_s(batch, engine.context_tokens), speed.prompt_s(prompt, batch)
+    busy = each * prompt_s
+    alone = speed.first_token_s + STEPS_BEFORE * step_s + prompt_s
     return Load(
         requests_per_s=rate,
-        running=batch * engine.data,
-        itl_s=step / (1 - prefill),
-        longest_gap_s=step + min(prompt, engine.chunk_tokens) / engine.prefill_tokens_per_s,
-        ttft_s=alone + busy * alone / (2 * (1 - busy)),
-        ttft_p95_s=alone + _queue_s(busy, alone),
-        kv_share=batch * engine.data / engine.kv_requests,
-        prefill_share=prefill,
+        running=batch * speed.data,
+        itl_s=step_s / (1 - busy),
+        longest_gap_s=step_s + speed.prompt_s(min(prompt, speed.chunk_tokens), batch),
+        ttft_s=alone + busy * prompt_s / (2 * (1 - busy)),
+        ttft_p95_s=alone + _queue_s(busy, prompt_s),
+        kv_share=batch * speed.data / engine.kv_requests,
+        prefill_share=busy,
     )
+
+
+def _running(engine: Engine, traffic: Traffic, rate: float) -> float | None:
+    """Requests that run on a data rank at `rate` calls a second, by Little's law; None if ever more would."""
+    prompt, batch = _computed_tokens(traffic), 0.0
+    for _ in range(SETTLING):
+        busy = rate * engine.speed.prompt_s(prompt, batch)
+        if busy >= 1:
+            return None
+        before, batch = (
+            batch,
+            rate * traffic.output_tokens * engine.speed.step_s(batch, engine.context_tokens) / (1 - busy),
+        )
+        if batch > SETTLING * engine.running_max:
+            return None
+        if abs(batch - before) <= SETTLED * batch:
+            return batch
+    return None
 
 
 def _queue_s(busy: float, service_s: float) -> float:
@@ -192,7 +204,7 @@ def broken(engine: Engine, load: Load | None, traffic: Traffic, slo: LatencyTarg
     if load is None:
         return "throughput"
     work = load.requests_per_s * (
-        traffic.prompt_tokens * (1 - traffic.prefix_share) / engine.prefill_tokens_per_s
+        _computed_tokens(traffic) / engine.prefill_tokens_per_s
         + traffic.output_tokens / engine.knee.decode_tokens_per_s
     )
     limits = (
@@ -222,7 +234,14 @@ def replicas(engine: Engine, traffic: Traffic, slo: LatencyTarget, rate: float) 
     return high, limit
 
 
-def option(model: Model, profile: Profile, traffic: Traffic, slo: LatencyTarget, gpus_per_node: int = 8) -> Option:
+def option(
+    model: Model,
+    profile: Profile,
+    traffic: Traffic,
+    slo: LatencyTarget,
+    gpus_per_node: int = 8,
+    fitted: Speed | None = None,
+) -> Option:
     """One profile, planned for the busiest minute."""
     planned = Option(profile.name, profile.gpu, profile.gpus_per_engine, None)
     try:
@@ -232,15 +251,16 @@ def option(model: Model, profile: Profile, traffic: Traffic, slo: LatencyTarget,
     if (whole := traffic.prompt_tokens + traffic.output_tokens) > context_of(model, profile):
         limit = f"{whole:,.0f} tokens exceed the context of {context_of(model, profile):,}"
         return msgspec.structs.replace(planned, limit=limit)
-    engine = engine_under(model, profile, traffic)
+    engine = engine_under(model, profile, traffic, slo, fitted)
     idle = load_at(engine, traffic, 0.0)
     found = replicas(engine, traffic, slo, traffic.peak_per_s)
     if found is None:
         limit = broken(engine, idle, traffic, slo) or "throughput"
         return msgspec.structs.replace(planned, limit=limit, idle=idle)
     count, limit = found
-    better = replicas(off_by(engine, 1 / (1 + ITL_ERROR), 1 / (1 + TTFT_ERROR)), traffic, slo, traffic.peak_per_s)
-    worse = replicas(off_by(engine, 1 + ITL_ERROR, 1 + TTFT_ERROR), traffic, slo, traffic.peak_per_s)
+    error = engine.speed.fitted.worst_error
+    better = replicas(off_by(engine, 1 / (1 + error) - 1), traffic, slo, traffic.peak_per_s)
+    worse = replicas(off_by(engine, error), traffic, slo, traffic.peak_per_s)
     return msgspec.structs.replace(
         planned,
         replicas=count,
@@ -270,14 +290,15 @@ def plan(
     gpu: str | None = None,
     profile: str | None = None,
     gpus_per_node: int = 8,
+    fitted: Speed | None = None,
 ) -> Plan:
     """The profile with the fewest GPUs that meets the target. Raises Refusal with the nearest where none does."""
     profiles = [it for it in model.profiles if gpu in (None, it.gpu)]
     if not profiles:
         model.profile(profile, gpu)  # Refuses, and lists those there are.
-    options = tuple(option(model, it, traffic, slo, gpus_per_node) for it in profiles)
+    options = tuple(option(model, it, traffic, slo, gpus_per_node, fitted) for it in profiles)
     chosen = _choose(model, options, profile, slo)
-    engine = engine_under(model, _profile_of(model, chosen), traffic)
+    engine = engine_under(model, _profile_of(model, chosen), traffic, slo, fitted)
     mean = replicas(engine, traffic, slo, traffic.requests_per_s)
     count = chosen.replicas or 0
     per_node = max(1, gpus_per_node // chosen.gpus_per_engine)
@@ -351,3 +372,35 @@ def _nodes(engines: int, gpus: int, gpus_per_node: int) -> int:
     if gpus <= gpus_per_node:
         return math.ceil(engines / (gpus_per_node // gpus))
     return engines * math.ceil(gpus / gpus_per_node)
+
+
+class EnginePlan(msgspec.Struct, frozen=True):
+    """One engine in a closed loop, beside which a published run can be laid; computed."""
+
+    model: str
+    gpu: str
+    tensor: int
+    concurrency: int
+    prompt_tokens: float
+    output_tokens: float
+    loop: ClosedLoop
+    speed: EngineSpeed
+
+
+def one_engine(
+    model: Model, profile: Profile, concurrency: int, prompt_tokens: float, output_tokens: float, fitted: Speed | None
+) -> EnginePlan:
+    """An engine of `profile` with this many clients that call again at once. Raises Refusal when they do not fit into it."""
+    tokens = round(prompt_tokens + output_tokens)
+    asked = profile.model_copy(update={"context_tokens": tokens})
+    refuse(model, asked, max(8, profile.gpus_per_engine))
+    attention = architecture_of(model).attention
+    held = budget(model, asked).kv_gib * GIB / kv.request_bytes(attention, asked, tokens) if attention else math.inf
+    if concurrency > held * asked.data:
+        raise Refusal(
+            f"{concurrency} requests of {tokens:,} tokens do not fit into the KV cache of {asked.gpus_per_engine} {asked.gpu}:"
+            f" {int(held * asked.data)} do."
+        )
+    speed = engine_speed(model, asked, fitted)
+    loop = closed_loop(speed, concurrency, prompt_tokens, output_tokens)
+    return EnginePlan(model.name, asked.gpu, asked.tensor, concurrency, prompt_tokens, output_tokens, loop, speed)

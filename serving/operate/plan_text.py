@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 import yaml
 
-from serving.catalog import GPUS
-from serving.operate.plan import FILL, ITL_ERROR, TTFT_ERROR, Load, Option, Plan
+from serving.catalog import GPUS, Speed
+from serving.operate.plan import FILL, EnginePlan, Load, Option, Plan
 
 #: What the arithmetic leaves out; printed with every plan.
 ASSUMPTIONS = (
-    "Computed from data sheets and two cited measurements (serving/budget/knee.py: within 5 % of both); these engines"
-    " have not been measured on these GPUs.",
-    f"The ranges take prompts off by {TTFT_ERROR:.0%} and steps by {ITL_ERROR:.0%}, the mean errors of the same model against"
-    " vLLM on a CPU (serving/decisions/scaling.md): not a confidence interval.",
-    "Communication between tensor ranks is not computed: profiles of more ranks look faster here than they are.",
     "Calls arrive at random and spread evenly over engines; bursts within a minute are not included.",
+    "Ranks of expert parallelism and stages of pipelines are computed as tensor ranks are, and were not measured.",
     "The directory counts whole prompts: with a prefix share, a fleet that follows its load asks for more than this.",
 )
+
+
+def sources(fitted: Speed) -> tuple[str, str]:
+    """Where the figures come from, and how far they may be off; printed with every plan."""
+    return (
+        f"Computed with what was {fitted.source}: vLLM {fitted.vllm_version}, kernel {fitted.kernel}"
+        " (serving/budget/speed.py); nothing was measured here.",
+        f"On runs kept out of the fit TPOT is {fitted.tpot_error:.0%} off in the mean and {fitted.worst_error:.0%} at worst, TTFT"
+        f" {fitted.ttft_error:.0%} in the mean. The ranges take every time off by that worst.",
+    )
 
 
 def page(plan: Plan) -> str:
@@ -36,7 +44,7 @@ def page(plan: Plan) -> str:
         "",
         *_order(plan),
         "",
-        *(f"* {it}" for it in ASSUMPTIONS),
+        *(f"* {it}" for it in (*sources(plan.engine.speed.fitted), *ASSUMPTIONS)),
     ]
     return "\n".join(lines)
 
@@ -59,20 +67,21 @@ def _arithmetic(plan: Plan) -> list[str]:
     traffic, engine, load = plan.traffic, plan.engine, plan.chosen.load
     if load is None:
         return []
+    speed, batch = engine.speed, load.running / engine.speed.data
     prompt = traffic.prompt_tokens * (1 - traffic.prefix_share)
-    step_s = engine.base_step_s + engine.per_request_s * load.running / engine.data
+    step_s, prompt_s = speed.step_s(batch, engine.context_tokens), speed.prompt_s(prompt, batch)
+    touched = 1 - (1 - speed.touched) ** load.running
     return [
         "Each engine in the busiest minute (computed):",
         f"  calls      {traffic.peak_per_s:.3g} / {plan.replicas} = {load.requests_per_s:.3g} a second",
-        f"  prompts    {load.requests_per_s:.3g} × {prompt:,.0f} tokens / {engine.prefill_tokens_per_s:,.0f} a second ="
-        f" {load.prefill_share:.0%} of its time",
-        f"  a step     {engine.base_step_s * 1e3:.1f} ms + {engine.per_request_s * 1e3:.3f} ms × {load.running / engine.data:.0f} running ="
+        f"  a step     {speed.base_s * 1e3:.1f} ms + {touched:.0%} of the experts in {speed.experts_s * 1e3:.1f} ms + {batch:.0f} running ="
         f" {step_s * 1e3:.1f} ms",
+        f"  prompts    {load.requests_per_s:.3g} × {prompt:,.0f} tokens in {prompt_s * 1e3:.0f} ms each = {load.prefill_share:.0%} of its time",
         f"  ITL        {step_s * 1e3:.1f} ms / (1 − {load.prefill_share:.2f}) = {load.itl_s * 1e3:.1f} ms; beside a whole chunk of a"
         f" prompt {load.longest_gap_s * 1e3:.0f} ms",
         f"  TTFT       {load.ttft_s:.2f} s on average, {load.ttft_p95_s:.2f} s for 95 of 100",
-        f"  running    {load.running:.0f} of {engine.running_max:.0f} at its knee; KV cache {load.kv_share:.0%} full; at most {FILL:.0%}"
-        " of its work is filled",
+        f"  running    {load.running:.0f} of {engine.running_max:.0f} at its knee, the most within the gap promised; KV cache"
+        f" {load.kv_share:.0%} full; at most {FILL:.0%} of its work is filled",
     ]
 
 
@@ -90,8 +99,51 @@ def _order(plan: Plan) -> list[str]:
 
 def as_json(plan: Plan) -> str:
     """The same as one JSON object; every figure in it is computed."""
-    answer = {"label": "computed", "plan": plan, "assumptions": ASSUMPTIONS}
-    plain = msgspec.to_builtins(answer, enc_hook=lambda knee: knee.model_dump(mode="json"))
+    fitted = plan.engine.speed.fitted
+    answer = {"label": "computed", "plan": plan, "assumptions": (*sources(fitted), *ASSUMPTIONS)}
+    return _json(answer)
+
+
+def engine_page(plan: EnginePlan) -> str:
+    """What `serving plan --concurrency` prints."""
+    loop, fitted = plan.loop, plan.speed.fitted
+    return "\n".join(
+        [
+            f"{plan.model} on {plan.tensor} × {GPUS[plan.gpu].title}, {plan.concurrency} clients that call again at once,"
+            f" {plan.prompt_tokens:,.0f} prompt and {plan.output_tokens:,.0f} output tokens (computed):",
+            f"  TTFT       {loop.ttft_s * 1e3:.0f} ms in the mean of ten calls each, the beginning included",
+            f"  TPOT       {loop.tpot_s * 1e3:.2f} ms",
+            f"  calls      {loop.requests_per_s:.3g} a second",
+            f"  output     {loop.requests_per_s * plan.output_tokens:,.0f} tokens a second",
+            f"* {sources(fitted)[0]}",
+            f"* {sources(fitted)[1]}",
+        ]
+    )
+
+
+def engine_as_json(plan: EnginePlan) -> str:
+    """The same as one JSON object, with kernel, version and source beside the figures."""
+    fitted, loop = plan.speed.fitted, plan.loop
+    asked = {
+        name: getattr(plan, name)
+        for name in ("model", "gpu", "tensor", "concurrency", "prompt_tokens", "output_tokens")
+    }
+    engine = {
+        "ttft_s": loop.ttft_s,
+        "tpot_s": loop.tpot_s,
+        "requests_per_s": loop.requests_per_s,
+        "kernel": fitted.kernel,
+        "vllm_version": fitted.vllm_version,
+        "source": fitted.source,
+        "ttft_error": fitted.ttft_error,
+        "tpot_error": fitted.tpot_error,
+        "worst_error": fitted.worst_error,
+    }
+    return _json({"label": "computed", **asked, "engine": engine, "assumptions": sources(fitted)})
+
+
+def _json(answer: Mapping[str, object]) -> str:
+    plain = msgspec.to_builtins(answer, enc_hook=lambda shape: shape.model_dump(mode="json"))
     return msgspec.json.format(msgspec.json.encode(plain)).decode()
 
 

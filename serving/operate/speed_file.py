@@ -1,0 +1,36 @@
+"""Speed file: what `serving accept` measured of an engine, as YAML. `serving plan --speed` reads it, and its content is the
+value of a model's `speed` in the settings and in the chart's values, for the autoscaler.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pydantic
+import yaml
+
+from serving.catalog import Speed
+from serving.errors import Refusal
+
+_HEAD = """\
+# Measured by `serving accept`. `serving plan --speed FILE` takes it; as `speed` of a model in the settings (`models:` in the
+# chart's values) the autoscaler does.
+"""
+
+
+def write(file: Path, fitted: Speed) -> None:
+    """Raises Refusal where it cannot."""
+    try:
+        file.write_text(_HEAD + yaml.safe_dump(fitted.model_dump(mode="json"), sort_keys=False))
+    except OSError as error:
+        raise Refusal(f"The speed file {file} cannot be written: {error.strerror}.") from None
+
+
+def read(file: Path) -> Speed:
+    """Raises Refusal for what is none."""
+    try:
+        return Speed.model_validate(yaml.safe_load(file.read_text()))
+    except OSError as error:
+        raise Refusal(f"The speed file {file} cannot be read: {error.strerror}.") from None
+    except (UnicodeDecodeError, yaml.YAMLError, pydantic.ValidationError, RecursionError):
+        raise Refusal(f"{file} is no speed file: `serving accept --speed-out` writes one.") from None
