@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from loadtest.fairness.simulator import Run, Tenant, World, jain, lines
-from loadtest.scaling.model import H100_TP2, ReplicaModel
+from loadtest.scaling.model import ROUND_TP2, ReplicaModel
 from serving.gateway.policies import PriorityClass
 
 #: A replica with little room for KV, as beside large weights.
-SMALL_KV = replace(H100_TP2, kv_cache_tokens=100_000)
+SMALL_KV = replace(ROUND_TP2, kv_cache_tokens=100_000)
 #: How much more the second tenant asks for.
 FLOOD = 10
 #: What the first tenant asks for, of what the fleet can do.
@@ -40,8 +40,8 @@ class Traffic:
 TRAFFIC = (
     Traffic("chat, KV is short", SMALL_KV, 2000, 400, 6.0),
     Traffic("chat, little prompt, KV is short", SMALL_KV, 500, 400, 14.0),
-    Traffic("documents, prefill is short", H100_TP2, 12_000, 350, 2.4),
-    Traffic("chat, prefill is short", H100_TP2, 4000, 200, 7.0),
+    Traffic("documents, prefill is short", ROUND_TP2, 12_000, 350, 2.4),
+    Traffic("chat, prefill is short", ROUND_TP2, 4000, 200, 7.0),
 )
 
 
@@ -142,7 +142,7 @@ def night(traffic: Traffic, world: World, share: float, line: tuple[int, int] = 
 
 def table(minutes: float) -> Iterator[str]:
     span_s = 60 * minutes
-    world = World(H100_TP2, replicas=4, span_s=span_s, warm_up_s=span_s / 4)
+    world = World(ROUND_TP2, replicas=4, span_s=span_s, warm_up_s=span_s / 4)
     yield "a tenant that asks for a share of the fleet, beside one that asks for ten times as much; TTFT p95 in seconds"
     yield f"{'traffic':34}{'share':>6}{'gateways':>9}{'alone':>8}{'filled':>8}{'fair':>8}{'first come':>11}{'/ alone':>9}{'/ filled':>9}{'throughput':>11}"
     for traffic in TRAFFIC:

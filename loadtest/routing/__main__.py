@@ -16,7 +16,7 @@ from pathlib import Path
 from loadtest.routing.policies import PERFECT, POLICIES, Knowing, Policy
 from loadtest.routing.simulator import Result, World, run
 from loadtest.routing.traffic import conversations, overlaid
-from loadtest.scaling.model import H100_TP2, SimulatedSlo
+from loadtest.scaling.model import ROUND_TP2, SimulatedSlo
 from loadtest.scaling.traces import AZURE, MOONCAKE, TracedCall, read_azure, read_mooncake
 
 #: As in the judge of autoscaling: long prompts alone take seconds.
@@ -98,7 +98,7 @@ def main() -> None:
     arguments = parser.parse_args()
     policies = POLICIES | ({PERFECT: Knowing} if arguments.knowledge == "perfect" else {})
     span_s = 60 * arguments.minutes
-    world = World(H100_TP2, arguments.replicas, 1, SLO, span_s, span_s * WARM_UP)
+    world = World(ROUND_TP2, arguments.replicas, 1, SLO, span_s, span_s * WARM_UP)
     sources: dict[str, Sequence[TracedCall]] = {"generated conversations": conversations(2_000, 1_800.0, SEED)}
     if arguments.traces:
         sources = {"Mooncake's conversations": read_mooncake(arguments.traces / MOONCAKE)}

@@ -103,7 +103,7 @@ def judge(calls: list[TracedCall], case: Case, startup_s: float) -> Iterator[Row
     """The oracle first: what everyone is compared with, and the number of replicas everyone begins with."""
     workload = case.workload
     model = H100_TP2.thinned(workload.thinning)
-    knee = knee_of(model, startup_s, workload.slo.ttft_s)
+    knee = knee_of(model, startup_s, workload.slo.ttft_s, workload.slo.itl_s)
     settings = Settings(model, workload.slo, startup_s, MAX_REPLICAS)
     ideal = oracle.best(calls, knee, settings, TARGET)
     yield Row(case.name, "oracle", ideal.outcome, ideal.outcome.gpu_s)

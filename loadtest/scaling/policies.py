@@ -7,18 +7,18 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from loadtest.scaling.model import ReplicaModel
-from serving.budget.knee import KNEE_RATIO
+from serving.budget.knee import ITL_SLO_S
 from serving.catalog import Knee
 from serving.engine.autoscale import COMING, TUNING, Bounds, Demand, Memory, ReplicaSignal, Tuning, wanted
 from serving.wire import ReplicaState
 
 
-def knee_of(model: ReplicaModel, startup_s: float, ttft_slo_s: float) -> Knee:
-    """What the profile would say of this replica."""
-    running = max(1, round(model.max_running * KNEE_RATIO))
+def knee_of(model: ReplicaModel, startup_s: float, ttft_slo_s: float, itl_s: float = ITL_SLO_S) -> Knee:
+    """What the profile would say of this replica: the largest batch within the gap that is promised."""
+    running = model.batch_within(itl_s)
     return Knee(
         running_requests=running,
-        prefill_tokens_per_s=model.prefill_tokens_per_s,
+        prefill_tokens_per_s=model.chunk_tokens / model.step_s(0, model.chunk_tokens),
         decode_tokens_per_s=model.decode_tokens_per_s(running),
         startup_s=startup_s,
         ttft_slo_s=ttft_slo_s,

@@ -177,7 +177,7 @@ class Replica:
         steps = (self.queue[0].prompt_tokens - computed - 1) // room
         if self.running:
             steps = min(steps, self.running[0][0] - self._steps - 1)
-        step_s = self._model.step_s(len(self.running)) + room / self._model.prefill_tokens_per_s
+        step_s = self._model.step_s(len(self.running), room)
         steps = min(steps, int((end - self._now) / step_s))
         self._computed = computed + steps * room
         self.queued_tokens -= steps * room
@@ -201,7 +201,7 @@ class Replica:
             self.kv += self._kv_of(call)
         tokens = budget - room
         self.queued_tokens -= tokens
-        self._now += model.step_s(len(self.running) + len(computed)) + tokens / model.prefill_tokens_per_s
+        self._now += model.step_s(len(self.running) + len(computed), tokens)
         self._steps += 1
         for call in computed:
             ends_at = self._steps + call.output_tokens - 1

@@ -9,9 +9,9 @@ import pytest
 
 from loadtest.fairness.__main__ import FLOOD, TRAFFIC, batch, beside, fifty, table, weighted
 from loadtest.fairness.simulator import Run, Tenant, World, jain
-from loadtest.scaling.model import H100_TP2
+from loadtest.scaling.model import ROUND_TP2
 
-WORLD = World(H100_TP2, replicas=4, span_s=120, warm_up_s=30)
+WORLD = World(ROUND_TP2, replicas=4, span_s=120, warm_up_s=30)
 
 
 @pytest.mark.parametrize(("share", "gateways"), [(0.1, 1), (0.3, 4)])

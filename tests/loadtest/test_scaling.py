@@ -1,6 +1,5 @@
 """The judge of autoscaling: its simulator, its oracle, its copies of other policies, and what it says of ours."""
 
-import math
 import random
 import statistics
 from itertools import pairwise, takewhile
@@ -25,7 +24,7 @@ from serving.engine.autoscale import Bounds, Demand
 MODEL = H100_TP2.thinned(16)
 SETTINGS = Settings(MODEL, SimulatedSlo(), STARTUP_S, max_replicas=30, initial_replicas=4)
 MEASURED = Path(scaling.__file__).parent / "measured" / "smollm2-135m-instruct-2-cores.json"
-KNEE = knee_of(MODEL, STARTUP_S, SimulatedSlo().ttft_s)
+KNEE = knee_of(MODEL, STARTUP_S, SETTINGS.slo.ttft_s, SETTINGS.slo.itl_s)
 
 
 def hour(seed: int = 1) -> list[TracedCall]:
@@ -96,9 +95,11 @@ def test_a_call_alone_takes_its_own_time() -> None:
     replica = Fleet(SETTINGS).replicas[0]
     replica.take(TracedCall(0.0, 1000, 100))
     done = [one for tick in range(100) for one in replica.advance(tick * 0.5, (tick + 1) * 0.5)]
-    chunks = math.ceil(1000 / MODEL.chunk_tokens)
+    whole, rest = divmod(1000, MODEL.chunk_tokens)
     assert len(done) == 1
-    assert done[0].ttft_s == pytest.approx(1000 / MODEL.prefill_tokens_per_s + chunks * MODEL.base_s, rel=0.05)
+    assert done[0].ttft_s == pytest.approx(
+        whole * MODEL.step_s(0, MODEL.chunk_tokens) + MODEL.step_s(1, rest), rel=0.05
+    )
     assert done[0].itl_s == pytest.approx(MODEL.step_s(1))
 
 
@@ -108,7 +109,7 @@ def test_prompts_that_share_a_step_share_its_end() -> None:
     for _ in range(3):
         replica.take(TracedCall(0.0, MODEL.chunk_tokens // 2, 10))
     done = replica.advance(0.0, 60.0)
-    step_s = MODEL.chunk_tokens / MODEL.prefill_tokens_per_s + MODEL.step_s(2)
+    step_s = MODEL.step_s(2, MODEL.chunk_tokens)
     assert [one.ttft_s for one in done][:2] == [pytest.approx(step_s)] * 2
     assert done[2].ttft_s > 1.4 * step_s
 
@@ -122,7 +123,7 @@ def test_a_call_waits_for_the_step_that_runs() -> None:
     late = TracedCall(10.6 * step_s, MODEL.chunk_tokens - 1, 1)
     replica.take(late)
     first, second = sorted(replica.advance(10.5 * step_s, 60.0), key=lambda one: one.finished_at)
-    prompt_s = (MODEL.chunk_tokens - 1) / MODEL.prefill_tokens_per_s + MODEL.step_s(2)
+    prompt_s = MODEL.step_s(2, MODEL.chunk_tokens - 1)
     assert first.call == late and first.ttft_s > prompt_s
     assert first.ttft_s <= prompt_s + step_s
     assert second.itl_s == pytest.approx((98 * step_s + prompt_s) / 99, rel=0.01)
