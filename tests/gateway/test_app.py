@@ -30,7 +30,6 @@ async def test_unknown_paths_and_methods(world: World) -> None:
         "/v1/unload_lora_adapter",
         "/invocations",
         "/tokenizer_info",
-        "/v1/batches",
         "/v1/chat/completions/",
     ):
         answer = await world.post(path, {})
