@@ -96,13 +96,16 @@ class Conversations:
             )
 
     def add(self, caller: Caller, conversation_id: str, said: list[Item]) -> list[Item]:
-        """Add items to a conversation; raises ResourceNotFound, and ContextExceeded where it has too many or becomes too large."""
+        """Add items to a conversation; returns them as they are kept.
+
+        Raises ResourceNotFound, and ContextExceeded where it has too many or becomes too large.
+        """
         with self._store.begin() as connection:
             self._conversation(connection, caller.tenant_id, conversation_id)
-            self.append(connection, caller, conversation_id, said)
+            kept = self.append(connection, caller, conversation_id, said)
             # Refused, nothing is added. An answer may be what is too much: the calls after it are refused.
             require_modest(self._size(connection, conversation_id), "conversation")
-        return said
+        return kept
 
     def history(self, tenant_id: str, conversation_id: str) -> Past:
         """All items of a conversation, oldest first; raises ResourceNotFound and ContextExceeded."""
@@ -145,8 +148,8 @@ class Conversations:
             connection.execute(smaller.values(size_bytes=conversations.c.size_bytes - size))
         return found
 
-    def append(self, connection: Connection, caller: Caller, conversation_id: str, said: list[Item]) -> None:
-        """Add items to a conversation that is there; to one that was deleted meanwhile, none."""
+    def append(self, connection: Connection, caller: Caller, conversation_id: str, said: list[Item]) -> list[Item]:
+        """Add items to a conversation that is there, to one that was deleted meanwhile none; returns them as they are kept."""
         self._store.hold(connection, f"conversation {conversation_id}")
         there = self._there(caller.tenant_id, conversation_id)
         last = select(func.max(conversation_items.c.number)).where(
@@ -157,18 +160,19 @@ class Conversations:
         size = sum(row["size_bytes"] for row in rows)
         longer = {"size_bytes": conversations.c.size_bytes + size, "expires_at": self._clock() + self._kept_s}
         if connection.execute(update(conversations).where(*there).values(longer)).rowcount == 0 or not rows:
-            return
+            return []
         if first + len(rows) > ITEMS_MAX + 1:
             raise ContextExceeded(f"The conversation has had {ITEMS_MAX} items: begin another.", param="conversation")
         taken = self._taken(connection, conversation_id, [row["id"] for row in rows])
-        for row in rows:
+        kept = list(said)
+        for place, row in enumerate(rows):
             if row["id"] in taken:
                 # A client sent an item a second time: it was said twice, and has two ids.
-                fresh = listing.fresh_id("item")
-                item = {**said[row["number"] - first], "id": fresh}
-                row |= self._item_row(caller, conversation_id, row["number"], item)
+                kept[place] = {**said[place], "id": listing.fresh_id("item")}
+                row |= self._item_row(caller, conversation_id, row["number"], kept[place])
             taken.add(row["id"])
         connection.execute(insert(conversation_items), rows)
+        return kept
 
     def _size(self, connection: Connection, conversation_id: str) -> int:
         return connection.scalar(select(conversations.c.size_bytes).where(conversations.c.id == conversation_id)) or 0
@@ -176,10 +180,9 @@ class Conversations:
     def _taken(self, connection: Connection, conversation_id: str, ids: list[str]) -> set[str]:
         table = conversation_items.c
         found: set[str] = set()
-        for start in range(0, len(ids), 500):
-            query = select(table.id).where(
-                table.conversation_id == conversation_id, table.id.in_(ids[start : start + 500])
-            )
+        for start in range(0, len(ids), _IDS_AT_ONCE):
+            some = ids[start : start + _IDS_AT_ONCE]
+            query = select(table.id).where(table.conversation_id == conversation_id, table.id.in_(some))
             found |= set(connection.scalars(query))
         return found
 

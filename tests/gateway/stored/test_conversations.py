@@ -22,7 +22,7 @@ def test_items_keep_their_order_and_are_read_by_pages(kept: Shelves) -> None:
     first = items.said("one")
     talk = kept.conversations.begin(ADA, {}, first)
     kept.conversations.add(ADA, talk.id, items.said("two"))
-    kept.conversations.add(ADA, talk.id, first)
+    again = kept.conversations.add(ADA, talk.id, first)
 
     oldest = kept.conversations.items("t1", talk.id, Asked(limit=2, is_ascending=True))
     rest = kept.conversations.items("t1", talk.id, Asked(after=oldest.last_id, is_ascending=True))
@@ -34,7 +34,7 @@ def test_items_keep_their_order_and_are_read_by_pages(kept: Shelves) -> None:
         ["one"],
         False,
     )
-    assert texts(newest.data) == ["one"] and newest.has_more and newest.first_id not in (first[0]["id"], None)
+    assert newest.data == again and newest.has_more and newest.first_id not in (first[0]["id"], None)
     assert texts(kept.conversations.history("t1", talk.id).items) == ["one", "two", "one"]
 
 
