@@ -25,10 +25,11 @@ from serving.gateway.observe.recorder import Written
 from serving.gateway.observe.tracing import Trace
 from serving.gateway.relay import events
 from serving.gateway.relay.exchange import STREAM_HEADERS
+from serving.gateway.store.tables import RUNNING
 from serving.gateway.stored import keeping, memory, running
 from serving.gateway.stored.memory import Memory
 from serving.gateway.stored.running import Running
-from serving.gateway.stored.shelf import RUNNING, Kept, New
+from serving.gateway.stored.shelf import Kept, New
 from serving.gateway.stored.turn import Turn
 
 #: Seconds between two pieces of a stream that are kept: what another gateway's clients of it lag behind.
@@ -200,10 +201,12 @@ class Background:
             await asyncio.sleep(pause_s)
 
     async def _keep_events(self, output: Running) -> None:
-        """Keep what is new of a stream, every now and then, until cancelled."""
+        """Keep what is new of a stream, every now and then, until it is over: its last event is made anew."""
         while True:
             await output.changed(self._total_s)
             await asyncio.sleep(PIECE_S)
+            if output.is_over:
+                return
             with suppress(StoreUnavailable):
                 await self._keep_new_events(output)
 
@@ -316,9 +319,10 @@ class Background:
         await visit.responder.finish(last)
 
     async def close(self) -> None:
-        """Cut off what runs, and say so in the database."""
+        """Cut off what runs, say so in the database, and let go of the threads that ask it."""
         tasks = [run.task for run in self._runs.values() if run.task is not None]
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=CLOSE_S)
+        self._memory.close()

@@ -15,6 +15,7 @@ from serving.gateway.identity.acts import Act, ActKind, Witness, unwitnessed
 from serving.gateway.identity.changes import Change, Kind
 from serving.gateway.store.store import Store
 from serving.gateway.store.tables import (
+    RUNNING,
     conversation_items,
     conversations,
     end_users,
@@ -59,9 +60,9 @@ def subject_of(store: Store, ref: str) -> str | None:
 
 
 def erase(store: Store, tenant: str, subject: str, witness: Witness = unwitnessed) -> list[str]:
-    """Remove a person of a tenant, and all that is stored of what it said; returns the references that say no one from now on. Raises NotFound where there is none.
+    """Remove a person of a tenant, and all that is stored of what they said; returns the references that say no one from now on.
 
-    Gateways forget the person within a second, sessions of the console included; one who calls again is a new one to them.
+    Raises NotFound where there is none. Gateways forget the person within a second, sessions of the console included; one who calls again is a new one to them.
     """
     with store.erasing() as connection:
         changes.take_turn(connection)
@@ -85,7 +86,7 @@ def erase(store: Store, tenant: str, subject: str, witness: Witness = unwitnesse
 
 def _erase_stored(connection: Connection, refs: list[str]) -> None:
     """Delete what they said and were answered, where that is stored, and stop what runs for them."""
-    running = select(responses.c.id).where(responses.c.user_ref.in_(refs), responses.c.gateway_id.is_not(None))
+    running = select(responses.c.id).where(responses.c.user_ref.in_(refs), responses.c.status.in_(RUNNING))
     changes.note(connection, *(Change(Kind.RESPONSE, it) for it in connection.scalars(running)))
     theirs = select(responses.c.id).where(responses.c.user_ref.in_(refs))
     connection.execute(delete(response_events).where(response_events.c.response_id.in_(theirs)))

@@ -260,6 +260,9 @@ idempotency = Table(
     Column("made_at", Moment, nullable=False),
 )
 
+#: States of a response that still runs, in the background.
+RUNNING = ("queued", "in_progress")
+
 # What outlives its request, for tenants that want it (serving/gateway/stored). What clients said and were answered is sealed by the vault.
 responses = Table(
     "responses",
@@ -286,7 +289,7 @@ responses = Table(
 )
 Index("responses_by_expiry", responses.c.expires_at)
 Index("responses_by_tenant", responses.c.tenant_id, responses.c.user_ref)
-_runs = responses.c.status.in_(("queued", "in_progress"))
+_runs = responses.c.status.in_(RUNNING)
 Index("responses_running", responses.c.gateway_id, sqlite_where=_runs, postgresql_where=_runs)
 
 # The stream of a response that runs in the background, in pieces of several events, so that a client can take it up again.

@@ -28,6 +28,7 @@ from serving.gateway.identity.acts import Act, ActKind, Witness, unwitnessed
 from serving.gateway.identity.changes import Change, Kind
 from serving.gateway.store.store import Store
 from serving.gateway.store.tables import (
+    RUNNING,
     batch_lines,
     batches,
     conversation_items,
@@ -36,7 +37,6 @@ from serving.gateway.store.tables import (
     response_events,
     responses,
 )
-from serving.gateway.stored.shelf import RUNNING
 from serving.gateway.stored.sweeping import forget_conversations, forget_responses
 from serving.gateway.stored.vault import Vault, bound_to
 
@@ -182,9 +182,10 @@ def _rewrapped(
             rows = connection.execute(query).mappings().all()
             changed = [(row, new) for row in rows if (new := _again(vault, row, sealed))]
             for row, new in changed:
-                # Unless it was changed meanwhile: then it is sealed by the first key, or the next time.
-                same = [table.c[name] == row[name] for name in (*key, *new)]
-                connection.execute(update(table).where(*same).values(new))
+                for name, again in new.items():
+                    # Unless it was changed meanwhile: then it is sealed by the first key.
+                    same = [table.c[it] == row[it] for it in (*key, name)]
+                    connection.execute(update(table).where(*same).values({name: again}))
         yield len(changed)
         if len(rows) < BATCH_ROWS:
             return

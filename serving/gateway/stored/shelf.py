@@ -17,7 +17,7 @@ from serving.gateway.identity import changes
 from serving.gateway.identity.changes import Change, Kind
 from serving.gateway.nouns import Caller
 from serving.gateway.store.store import Store
-from serving.gateway.store.tables import response_events, responses
+from serving.gateway.store.tables import RUNNING, response_events, responses
 from serving.gateway.stored import items as listing
 from serving.gateway.stored.conversations import Conversations, Past, require_modest
 from serving.gateway.stored.items import Item
@@ -34,8 +34,6 @@ PUT_OFF_S = 86_400.0
 EVENT_PIECES = 64
 #: The error of a response whose gateway died.
 LOST = {"code": "server_error", "message": "The gateway that ran this response is gone; it was not run again."}
-#: States of a response that still runs.
-RUNNING = ("queued", "in_progress")
 #: States of one in the background that may stand in its row alone: it has begun, or its gateway died.
 _SAID_IN_ROW = ("in_progress", "failed")
 

@@ -12,8 +12,14 @@ from math import inf
 from sqlalchemy import Connection, delete, select, update
 
 from serving.gateway.store.store import Store
-from serving.gateway.store.tables import conversation_items, conversations, gateways, response_events, responses
-from serving.gateway.stored.shelf import RUNNING
+from serving.gateway.store.tables import (
+    RUNNING,
+    conversation_items,
+    conversations,
+    gateways,
+    response_events,
+    responses,
+)
 
 #: Rows of one transaction: so that other writers get their turn.
 BATCH_ROWS = 200

@@ -8,8 +8,9 @@ import pytest
 from sqlalchemy import Connection
 
 from serving.errors import VaultFailed
-from serving.gateway.identity import people
+from serving.gateway.identity import changes, people
 from serving.gateway.identity.acts import Act
+from serving.gateway.identity.changes import Kind
 from serving.gateway.store.store import Store
 from serving.gateway.store.tables import metadata
 from serving.gateway.stored import estate, items
@@ -56,12 +57,17 @@ def test_all_of_a_person_is_deleted(kept: Shelves) -> None:
 
 
 def test_erasing_a_person_erases_what_they_said(kept: Shelves, place: Place) -> None:
-    """`serving users erase` leaves nothing of them, in whosever conversation."""
+    """`serving users erase` leaves nothing of them, in whosever conversation, and stops what runs for them."""
     place.execute("insert into tenants (id, name, created_at) values ('t1', 'acme', '2026-01-01')")
     place.execute(
         "insert into end_users (ref, tenant_id, subject, created_at) values ('ada', 't1', 'Ada', '2026-01-01')"
     )
+    kept.put("r4", gateway_id="g")
+    kept.put("r5", gateway_id="g", status="queued")
+    before = changes.since(kept.store, None).revision
     people.erase(kept.store, "acme", "Ada")
+    told = changes.since(kept.store, before).changes or []
+    assert [it.subject for it in told if it.kind == Kind.RESPONSE] == ["r5"]
     assert [it.id for it in estate.each(kept.store, kept.vault, Whose())] == ["r2", "r3"]
     assert kept.count("conversation_items") == 0
 
