@@ -67,10 +67,10 @@ class Memory:
         if turn is None or not turn.is_kept:
             return client
 
-        async def keep(response: bytes) -> None:
-            await self.done(self.shelf.put, new(turn), response, keeping.status_of(response))
+        def put(response: bytes) -> None:
+            self.shelf.put(new(turn), response, keeping.status_of(response))
 
-        return KeepingSink(client, keep, take, is_streamed=is_streamed)
+        return KeepingSink(client, partial(self.done, put), take, is_streamed=is_streamed)
 
 
 def new(turn: Turn, gateway_id: str | None = None, *, is_streamed: bool = False) -> New:
