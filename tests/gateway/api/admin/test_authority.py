@@ -21,7 +21,7 @@ EVERYONE, ADMINISTRATORS, TENANT, PLATFORM = (
     "those of the platform",
 )
 #: Routes in which a parameter names the tenant.
-REPORTS = ("/usage", "/calls", "/audit")
+REPORTS = ("/usage", "/calls", "/audit", "/stored")
 
 #: Route → who may, and a body that is in order.
 ROUTES: dict[str, tuple[str, object]] = {
@@ -53,6 +53,8 @@ ROUTES: dict[str, tuple[str, object]] = {
     "GET /admin/v1/usage": (TENANT, None),
     "GET /admin/v1/calls": (TENANT, None),
     "GET /admin/v1/audit": (TENANT, None),
+    "GET /admin/v1/stored": (TENANT, None),
+    "DELETE /admin/v1/tenants/{tenant}/stored": (TENANT, None),
 }
 
 
