@@ -81,7 +81,7 @@ class Checker:
         except msgspec.ValidationError as error:
             return _of_shape(str(error), line.line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return Fault("invalid_json_line", "This line is not parseable as valid JSON.", line=line.line)
+            return _no_json(line.line)
         return self._of_request(request, line.line, cursor)
 
     def _of_request(self, request: Request, line: int, cursor: sqlite3.Cursor) -> Fault | None:
@@ -104,6 +104,9 @@ class Checker:
             named = msgspec.json.decode(body, type=_Model)
         except msgspec.ValidationError:
             return Fault("missing_required_parameter", "The body must name its model.", "body.model", line)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            # What is in a body is not looked at before.
+            return _no_json(line)
         self.model = self.model if self.model is not None else named.model
         if named.model != self.model:
             said = "The model of this request differs from that of the first one; a batch has one model."
@@ -116,6 +119,10 @@ class Checker:
 
 class _Model(msgspec.Struct):
     model: str
+
+
+def _no_json(line: int) -> Fault:
+    return Fault("invalid_json_line", "This line is not parseable as valid JSON.", line=line)
 
 
 def _of_shape(said: str, line: int) -> Fault:

@@ -97,11 +97,18 @@ class Request(msgspec.Struct):
     body: msgspec.Raw
 
 
-class Manner(msgspec.Struct):
-    """How a call's body wants to be answered."""
+class _Manner(msgspec.Struct):
+    stream: msgspec.Raw = msgspec.Raw(b"null")
+    background: msgspec.Raw = msgspec.Raw(b"null")
 
-    stream: object = None
-    background: object = None
+
+def not_for_a_batch(body: msgspec.Raw) -> str | None:
+    """The field of a call that asks for what a batch has not: an answer in pieces, or later. What is no truth value there the call itself
+    is refused for, as anything else of it.
+    """
+    manner = msgspec.json.decode(body, type=_Manner)
+    fields = (("stream", manner.stream), ("background", manner.background))
+    return next((name for name, said in fields if bytes(said) == b"true"), None)
 
 
 def request_of(raw: bytes) -> Request:

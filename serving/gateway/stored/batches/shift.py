@@ -30,7 +30,7 @@ from serving.gateway.stored.batches.batches import (
 )
 from serving.gateway.stored.batches.brake import Brake
 from serving.gateway.stored.batches.checking import Checker, Fault
-from serving.gateway.stored.batches.jsonl import START, Line, Manner, Place, Splitter, lines, request_of
+from serving.gateway.stored.batches.jsonl import START, Line, Place, Splitter, lines, not_for_a_batch, request_of
 from serving.gateway.stored.batches.results import Problem
 from serving.gateway.stored.batches.spare import Spare
 from serving.gateway.stored.desk import Desk
@@ -130,6 +130,7 @@ class Shift:
         self._tasks: set[asyncio.Task[None]] = set()
         #: Those of them that are not at an engine.
         self._idle: set[asyncio.Task[None]] = set()
+        self._bug: BaseException | None = None
         self._held_bytes = 0
         self._room = asyncio.Event()
         #: Enough lines are done to be written.
@@ -236,6 +237,9 @@ class Shift:
                 self._feeding.result()
             while self._tasks:
                 await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+            if self._bug is not None:
+                # Its other lines are not to be told that they were cancelled: they are called by whoever takes it up again.
+                raise self._bug
         finally:
             self._feeding.cancel()
             writing.cancel()
@@ -268,16 +272,16 @@ class Shift:
             self._held_bytes -= size
             self._room.set()
             if not task.cancelled() and (error := task.exception()) is not None:
-                log.error("batch %s: unforeseen %s", self.batch.id, type(error).__name__)
-                if self._feeding is not None:
-                    self._feeding.cancel()
+                self._bug = error
+                self._begin_none()
 
         return ended
 
     async def _called(self, line: Line) -> None:
         """Call a line until its answer is kept."""
         request = request_of(line.raw or b"")
-        if (error := _not_for_a_batch(request.body)) is not None:
+        if (param := not_for_a_batch(request.body)) is not None:
+            error = _unfit(param)
             text = results.refused(line, request, new_request_id(), error)
             await self._keep(Done(line, text, is_failed=True))
             return
@@ -439,11 +443,6 @@ def _written(batch: Batch) -> Written:
     return Written(batch.place, batch.done, batch.failed, batch.usage, batch.output, batch.errors)
 
 
-def _not_for_a_batch(body: msgspec.Raw) -> OpenAIError | None:
-    """What of a call cannot be had from a batch."""
-    manner = msgspec.json.decode(body, type=Manner)
-    param = "stream" if manner.stream else "background" if manner.background else None
-    if param is None:
-        return None
+def _unfit(param: str) -> OpenAIError:
     said = f"A batch's answers are whole, and are waited for: '{param}' must be false."
     return OpenAIError(message=said, type="invalid_request_error", param=param, code=None)

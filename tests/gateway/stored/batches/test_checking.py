@@ -44,6 +44,7 @@ def test_each_fault_names_its_line_and_parameter() -> None:
             b"[1]\n",
             b"\xff\n",
             call("a"),
+            call("f", body={"model": "?"}).replace(b"?", b"\xff"),
         ]
     )
     assert [(it.line, it.code, it.param) for it in checked(content).faults] == [
@@ -57,6 +58,7 @@ def test_each_fault_names_its_line_and_parameter() -> None:
         (8, "invalid_json_line", None),
         (9, "invalid_json_line", None),
         (10, "duplicate_custom_id", "custom_id"),
+        (11, "invalid_json_line", None),
     ]
 
 

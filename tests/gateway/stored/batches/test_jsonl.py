@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.gateway.stored.batches.jsonl import START, Line, Place, Splitter, lines
+from serving.gateway.stored.batches.jsonl import START, Line, Place, Splitter, lines, not_for_a_batch
 
 PARTS = st.lists(st.sampled_from([b"a", b"{}", b"\n", b" ", b"bb\r\n", b"\n\n", b"x" * 12]), max_size=30)
 
@@ -61,3 +62,15 @@ async def test_no_more_is_read_than_a_piece_ahead() -> None:
         if taken == 50:
             break
     assert asked == 5
+
+
+def test_how_a_call_wants_to_be_answered_is_read_of_any_body() -> None:
+    """What is wrong with such a field is told with the call's own faults, and stops no other line."""
+    for body, param in (
+        (b'{"stream": true}', "stream"),
+        (b'{"background":true ,"stream":false}', "background"),
+        (b'{"stream":null,"background":1e999}', None),
+        (b'{"stream":"\xff"}', None),
+        (b'{"\xff":[{}]}', None),
+    ):
+        assert not_for_a_batch(msgspec.Raw(body)) == param

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from serving.config import FileSettings
 from serving.errors import ApiError, EngineFailed
@@ -45,12 +46,15 @@ class Answering:
     def __init__(self) -> None:
         self.asked: Counter[int] = Counter()
         self.at_once = 0
+        self.breaks_at: int | None = None
 
     async def require(self, batch: Batch, model: str) -> None:
         return None
 
     async def call(self, batch: Batch, body: bytes, request_id: str, keep: Keep) -> Answer:
         number = json.loads(body)["input"]
+        if number == self.breaks_at:
+            raise ZeroDivisionError
         self.asked[number] += 1
         self.at_once = max(self.at_once, len(asyncio.all_tasks()))
         fails = number % 100 == 7 and (self.asked[number] < 2 or number == 107)
@@ -95,6 +99,24 @@ async def test_a_batch_that_expires_names_what_it_did_not_get_to(tmp_path: Path)
 
     assert (ended.status, ended.failed, ended.output.bytes) == (Status.EXPIRED, LINES, 0)
     assert {it["error"]["code"] for it in errors} == {"batch_expired"} and len(errors) == LINES
+
+
+async def test_a_fault_of_ours_cancels_no_line(tmp_path: Path) -> None:
+    """Lines that were not called because of it are called when the batch is taken up again."""
+    with SqlitePlace(tmp_path).open() as store:
+        answering = Answering()
+        answering.breaks_at = 50
+        batch, tools = await begun(store, tmp_path, answering)
+        with pytest.raises(ZeroDivisionError):
+            await Shift(batch, tools).run()
+        assert tools.batches.find(CALLER.tenant_id, batch.id).status is Status.IN_PROGRESS
+        answering.breaks_at = None
+        again = tools.batches.take(tools.batches.open_ones()[0], "two")
+        assert again is not None
+        await Shift(again, tools).run()
+        ended = tools.batches.find(CALLER.tenant_id, batch.id)
+
+    assert (ended.status, ended.done, ended.failed) == (Status.COMPLETED, LINES, 1)
 
 
 async def begun(store: Store, home: Path, answering: Answering) -> tuple[Batch, Tools]:
