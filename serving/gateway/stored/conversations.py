@@ -18,7 +18,7 @@ from serving.gateway.store.tables import conversation_items, conversations
 from serving.gateway.stored import items as listing
 from serving.gateway.stored.items import Item, Page
 from serving.gateway.stored.vault import Vault, bound_to
-from serving.gateway.stored.wishes import IDS
+from serving.gateway.stored.wishes import possible
 
 #: Bytes of all that an engine is to be told of what was said before: those of a request's body, as the settings begin.
 HISTORY_BYTES_MAX = 8 * 1024 * 1024
@@ -219,7 +219,7 @@ class Conversations:
 
     def _conversation(self, connection: Connection, tenant_id: str, conversation_id: str) -> Conversation:
         query = select(conversations).where(*self._there(tenant_id, conversation_id))
-        row = connection.execute(query).one_or_none() if IDS.fullmatch(conversation_id) else None
+        row = connection.execute(query).one_or_none()
         if row is None:
             raise _not_found(conversation_id)
         plain = self._vault.open(row.sealed_metadata, _about(tenant_id, "conversation", row.id))
@@ -230,10 +230,8 @@ class Conversations:
         return self._vault.seal(msgspec.json.encode(metadata), about)
 
     def _there(self, tenant_id: str, conversation_id: str) -> tuple[Any, ...]:
-        # What cannot be an id is asked for as one that is none: a database takes no NUL.
-        asked = conversation_id if IDS.fullmatch(conversation_id) else ""
         table = conversations.c
-        return (table.id == asked, table.tenant_id == tenant_id, table.expires_at > self._clock())
+        return (table.id == possible(conversation_id), table.tenant_id == tenant_id, table.expires_at > self._clock())
 
 
 def require_modest(size_bytes: int, param: str) -> None:

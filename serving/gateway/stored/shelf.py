@@ -22,7 +22,7 @@ from serving.gateway.stored import items as listing
 from serving.gateway.stored.conversations import Conversations, Past, require_modest
 from serving.gateway.stored.items import Item
 from serving.gateway.stored.vault import Vault, bound_to
-from serving.gateway.stored.wishes import IDS
+from serving.gateway.stored.wishes import IDS, possible
 
 #: Responses that one goes on from, one after another.
 CHAIN_MAX = 512
@@ -293,9 +293,11 @@ class Shelf:
             connection.execute(update(responses).where(*nearer).values(expires_at=later))
 
     def _there(self, tenant_id: str, response_id: str) -> tuple[Any, ...]:
-        # What cannot be an id is asked for as one that is none: a database takes no NUL.
-        asked = response_id if IDS.fullmatch(response_id) else ""
-        return (responses.c.id == asked, responses.c.tenant_id == tenant_id, responses.c.expires_at > self._clock())
+        return (
+            responses.c.id == possible(response_id),
+            responses.c.tenant_id == tenant_id,
+            responses.c.expires_at > self._clock(),
+        )
 
 
 def _as_in_row(status: str, document: dict[str, Any]) -> bytes:

@@ -34,6 +34,11 @@ class Wish(msgspec.Struct, frozen=True):
     conversation_id: str | None = None
 
 
+def possible(asked: str) -> str:
+    """An id as a database is asked for it: one that cannot be, such as one with a NUL, as the one that nothing has."""
+    return asked if IDS.fullmatch(asked) else ""
+
+
 def taken(body: Body) -> Wish:
     """The wish of a body, which no longer says it; raises InvalidRequest. What is absent is as at OpenAI: responses are stored."""
     store = _given(body, "store", _flag, True)

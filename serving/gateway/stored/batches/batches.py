@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     and_,
     delete,
@@ -37,6 +38,7 @@ from serving.gateway.stored.batches.checking import Fault
 from serving.gateway.stored.batches.jsonl import Line, Place
 from serving.gateway.stored.files.files import TenantFiles, new_id
 from serving.gateway.stored.vault import Vault, bound_to
+from serving.gateway.stored.wishes import possible
 
 #: Seconds in which a batch is to be done: the one window that OpenAI has.
 WINDOW_S = 86_400.0
@@ -195,7 +197,7 @@ class Batches:
         with self._store.begin() as connection:
             if after is not None:
                 known = connection.execute(
-                    select(at, name).where(batches.c.tenant_id == tenant_id, name == after)
+                    select(at, name).where(batches.c.tenant_id == tenant_id, name == possible(after))
                 ).one_or_none()
                 if known is None:
                     raise InvalidRequest("after: There is no such batch.", param="after")
@@ -209,7 +211,7 @@ class Batches:
         may_end = batches.c.status.in_((Status.VALIDATING, Status.IN_PROGRESS))
         with self._store.begin() as connection:
             changes.take_turn(connection)
-            mine = update(batches).where(batches.c.id == batch_id, batches.c.tenant_id == tenant_id, may_end)
+            mine = update(batches).where(*_asked(tenant_id, batch_id), may_end)
             cancelled = mine.values(status=Status.CANCELLING, cancelling_at=self._clock(), ending=Status.CANCELLED)
             if connection.execute(cancelled).rowcount:
                 changes.note(connection, Change(Kind.BATCH, batch_id))
@@ -388,8 +390,7 @@ class Batches:
             _require(connection.execute(update(batches).where(*_is(batch.id, batch.lease)).values(**values)).rowcount)
 
     def _found(self, connection: Connection, tenant_id: str, batch_id: str) -> Batch:
-        mine = select(batches).where(batches.c.id == batch_id, batches.c.tenant_id == tenant_id)
-        row = connection.execute(mine).mappings().one_or_none()
+        row = connection.execute(select(batches).where(*_asked(tenant_id, batch_id))).mappings().one_or_none()
         if row is None:
             raise ResourceNotFound
         return self._with_lines(connection, self._batch(row))
@@ -462,6 +463,11 @@ def _sign(row: RowMapping) -> Sign:
 
 def _usage(row: RowMapping) -> Usage:
     return Usage(row["prompt_tokens"], row["completion_tokens"], row["cached_prompt_tokens"], row["reasoning_tokens"])
+
+
+def _asked(tenant_id: str, batch_id: str) -> tuple[ColumnElement[bool], ...]:
+    """As a client names it."""
+    return batches.c.id == possible(batch_id), batches.c.tenant_id == tenant_id
 
 
 def _is(batch_id: str, lease: int) -> tuple[Any, ...]:

@@ -24,6 +24,7 @@ from serving.gateway.store.tables import batches, files
 from serving.gateway.stored.desk import Desk
 from serving.gateway.stored.files.pieces import Pieces
 from serving.gateway.stored.vault import Vault, bound_to
+from serving.gateway.stored.wishes import possible
 
 #: Seconds after which an upload that has not ended is taken to be none any more, beyond what one may take.
 LEFT_S = 3600.0
@@ -176,7 +177,7 @@ class TenantFiles:
 
     def _find(self, tenant_id: str, file_id: str) -> File:
         with self._store.begin() as connection:
-            found = connection.execute(select(files).where(*self._is_there(tenant_id), files.c.id == file_id))
+            found = connection.execute(select(files).where(*self._is_there(tenant_id), files.c.id == possible(file_id)))
             row = found.mappings().one_or_none()
         if row is None:
             raise ResourceNotFound
@@ -185,12 +186,12 @@ class TenantFiles:
     def _page(self, tenant_id: str, purpose: str | None, after: str | None, limit: int, *, is_ascending: bool) -> Page:
         query = select(files).where(*self._is_there(tenant_id))
         if purpose is not None:
-            query = query.where(files.c.purpose == purpose)
+            query = query.where(files.c.purpose == possible(purpose))
         at, name = files.c.created_at, files.c.id
         with self._store.begin() as connection:
             if after is not None:
                 before = connection.execute(
-                    select(at, name).where(files.c.tenant_id == tenant_id, name == after)
+                    select(at, name).where(files.c.tenant_id == tenant_id, name == possible(after))
                 ).one_or_none()
                 if before is None:
                     raise InvalidRequest("after: There is no such file.", param="after")
@@ -203,7 +204,7 @@ class TenantFiles:
 
     def _forget(self, tenant_id: str, file_id: str) -> File:
         with self._store.begin() as connection:
-            found = connection.execute(select(files).where(*self._is_there(tenant_id), files.c.id == file_id))
+            found = connection.execute(select(files).where(*self._is_there(tenant_id), files.c.id == possible(file_id)))
             row = found.mappings().one_or_none()
             if row is None:
                 raise ResourceNotFound

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from serving.errors import InvalidRequest, RequestTooLarge
@@ -40,26 +40,30 @@ class Form:
         #: The field that comes now; None while the file does.
         self._field: str | None = None
         self._value = bytearray()
-        self._parser = MultipartParser(
-            options[b"boundary"],
-            {
-                "on_part_begin": self._headers.clear,
-                "on_header_field": lambda data, start, end: self._header[0].extend(data[start:end]),
-                "on_header_value": lambda data, start, end: self._header[1].extend(data[start:end]),
-                "on_header_end": self._header_ended,
-                "on_headers_finished": self._part_begun,
-                "on_part_data": self._part_came,
-                "on_part_end": self._part_ended,
-                "on_end": self._ended,
-            },
-        )
+        try:
+            self._parser = MultipartParser(
+                options[b"boundary"],
+                {
+                    "on_part_begin": self._headers.clear,
+                    "on_header_field": lambda data, start, end: self._header[0].extend(data[start:end]),
+                    "on_header_value": lambda data, start, end: self._header[1].extend(data[start:end]),
+                    "on_header_end": self._header_ended,
+                    "on_headers_finished": self._part_begun,
+                    "on_part_data": self._part_came,
+                    "on_part_end": self._part_ended,
+                    "on_end": self._ended,
+                },
+            )
+        except FormParserError:
+            # Such as a boundary that is longer than forms have.
+            raise _no_form() from None
 
     def feed(self, piece: bytes) -> bytes:
         """Take the next bytes of the form; returns those of the file among them. Raises InvalidRequest."""
         try:
             self._parser.write(piece)
-        except MultipartParseError:
-            raise InvalidRequest("The request body is not the form that its header says.") from None
+        except FormParserError:
+            raise _no_form() from None
         came = bytes(self._came)
         self._came.clear()
         return came
@@ -115,6 +119,10 @@ class Form:
         if anchor != "created_at":
             raise InvalidRequest("expires_after.anchor must be 'created_at'.", param="expires_after")
         return seconds_of(seconds)
+
+
+def _no_form() -> InvalidRequest:
+    return InvalidRequest("The request body is not the form that its header says.")
 
 
 def seconds_of(seconds: object) -> float:

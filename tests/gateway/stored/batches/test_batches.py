@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from serving.config import FileSettings
-from serving.errors import ConcurrencyExceeded, ResourceNotFound
+from serving.errors import ConcurrencyExceeded, InvalidRequest, ResourceNotFound
 from serving.gateway.nouns import Usage
 from serving.gateway.store.store import Store
 from serving.gateway.stored.batches.batches import Batch, Batches, Done, LeaseLost, Output, Said, Status, Written
@@ -49,6 +49,17 @@ def taken(batches: Batches, owner: str = "one") -> Batch:
 
 def done(number: int, *, is_failed: bool = False) -> Done:
     return Done(Line(number, number + 1, 10 * (number + 1), None), b"line %d\n" % number, is_failed, USAGE)
+
+
+def test_what_cannot_be_an_id_is_none(batches: Batches) -> None:
+    """In either database: PostgreSQL takes no text with a NUL."""
+    for odd in ("\0", "x" * 99, ""):
+        with pytest.raises(ResourceNotFound):
+            batches.find(CALLER.tenant_id, odd)
+        with pytest.raises(ResourceNotFound):
+            batches.cancel(CALLER.tenant_id, odd)
+        with pytest.raises(InvalidRequest):
+            batches.page(CALLER.tenant_id, odd, 5)
 
 
 def test_a_batch_is_taken_once(batches: Batches) -> None:

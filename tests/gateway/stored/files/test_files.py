@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from serving.config import FileSettings
-from serving.errors import Forbidden, ResourceNotFound
+from serving.errors import Forbidden, InvalidRequest, ResourceNotFound
 from serving.gateway.nouns import Caller
 from serving.gateway.policies import Policy
 from serving.gateway.store.store import Store
@@ -49,8 +49,15 @@ async def test_what_has_expired_is_gone_at_once_and_swept_later(store: Store, tm
     clock.advance(SETTINGS.upload_s + LEFT_S - 3599.0)
     assert await files.sweep() == 1 and not (tmp_path / "files" / left).exists()
     assert (await files.find(CALLER.tenant_id, long.id)).name == "a.jsonl"
-    with pytest.raises(ResourceNotFound):
-        await files.find("t2", long.id)
+    for tenant_id, name in (("t2", long.id), (CALLER.tenant_id, "\0"), (CALLER.tenant_id, "x" * 99)):
+        with pytest.raises(ResourceNotFound):
+            await files.find(tenant_id, name)
+        with pytest.raises(ResourceNotFound):
+            await files.remove(tenant_id, name)
+    page = await files.page(CALLER.tenant_id, purpose="\0", after=None, limit=5, is_ascending=True)
+    assert page.files == []
+    with pytest.raises(InvalidRequest):
+        await files.page(CALLER.tenant_id, purpose=None, after="\0", limit=5, is_ascending=True)
     clock.advance(7200.0)
     assert await files.sweep() == 1 and await files.sweep() == 0
 

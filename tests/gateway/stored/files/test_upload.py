@@ -36,6 +36,8 @@ def test_what_is_no_form_is_refused() -> None:
         with pytest.raises(InvalidRequest, match="multipart"):
             Form(content_type)
     with pytest.raises(InvalidRequest, match="not the form"):
+        Form(TYPE + "x" * 300)
+    with pytest.raises(InvalidRequest, match="not the form"):
         Form(TYPE).feed(b"hello")
     with pytest.raises(InvalidRequest, match="one file"):
         Form(TYPE).feed(FILE + b"\r\n" + FILE)
