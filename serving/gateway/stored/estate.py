@@ -6,6 +6,7 @@ Everything here blocks, and goes through tables in pieces, whatever their size.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -42,6 +43,8 @@ from serving.gateway.stored.vault import Vault, bound_to
 
 #: Rows of one transaction: a few, because each may hold megabytes.
 BATCH_ROWS = 32
+#: Bytes that a page opens together, as they were before they were sealed.
+PAGE_BYTES = 16 * 1024 * 1024
 
 #: Every sealed column, and what tells its rows apart.
 SEALED: dict[str, tuple[Table, tuple[str, ...], tuple[str, ...]]] = {
@@ -85,25 +88,38 @@ class Thing(msgspec.Struct, frozen=True):
     content: Any
 
 
-def page(store: Store, vault: Vault, whose: Whose, *, after: str = "", limit: int) -> list[Thing]:
-    """Things by id, behind the id `after`, conversations first. Raises VaultFailed where a key is missing."""
+def page(
+    store: Store, vault: Vault, whose: Whose, *, after: str = "", limit: int, bytes_max: int = PAGE_BYTES
+) -> tuple[list[Thing], str | None]:
+    """Things by id, behind the id `after`, conversations first, one at least and else no more than so many bytes; and the id behind which
+    there may be more. Raises VaultFailed where a key is missing.
+    """
     with store.begin() as connection:
-        query = select(conversations).where(whose.of(conversations), conversations.c.id > after)
-        found = [
-            _conversation(connection, vault, row)
-            for row in connection.execute(query.order_by(conversations.c.id).limit(limit)).mappings()
-        ]
-        query = select(responses).where(whose.of(responses), responses.c.id > after)
-        left = query.order_by(responses.c.id).limit(limit - len(found))
-        return found + [_response(vault, row) for row in connection.execute(left).mappings()]
+        sizes: list[tuple[str, int]] = []
+        for table in (conversations, responses):
+            query = select(table.c.id, table.c.size_bytes).where(whose.of(table), table.c.id > after)
+            rows = connection.execute(query.order_by(table.c.id).limit(limit - len(sizes)))
+            sizes += [(row.id, row.size_bytes) for row in rows]
+        ids = _first(sizes, bytes_max)
+        talks = select(conversations).where(conversations.c.id.in_(ids)).order_by(conversations.c.id)
+        found = [_conversation(connection, vault, row) for row in connection.execute(talks).mappings()]
+        answers = select(responses).where(responses.c.id.in_(ids)).order_by(responses.c.id)
+        found += [_response(vault, row) for row in connection.execute(answers).mappings()]
+    return found, ids[-1] if len(sizes) == limit or len(ids) < len(sizes) else None
+
+
+def _first(sizes: list[tuple[str, int]], bytes_max: int) -> list[str]:
+    together = accumulate(size for _, size in sizes)
+    fit = sum(size <= bytes_max for size in together)
+    return [name for name, _ in sizes[: max(fit, 1)]]
 
 
 def each(store: Store, vault: Vault, whose: Whose) -> Iterator[Thing]:
     """All of them."""
-    after = ""
-    while found := page(store, vault, whose, after=after, limit=BATCH_ROWS):
+    after: str | None = ""
+    while after is not None:
+        found, after = page(store, vault, whose, after=after, limit=BATCH_ROWS)
         yield from found
-        after = found[-1].id
 
 
 def _response(vault: Vault, row: RowMapping) -> Thing:

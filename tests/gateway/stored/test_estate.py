@@ -38,7 +38,19 @@ def test_all_of_a_tenant_or_a_person_is_shown(kept: Shelves) -> None:
     assert texts(of_tenant[0].items) == ["ada's", "ada's", "answer to ada's", "bob's", "answer to bob's"]
     assert [it.id for it in estate.each(kept.store, kept.vault, Whose("t1", "bob"))] == ["r2"]
     assert len(list(estate.each(kept.store, kept.vault, Whose()))) == 4
-    assert [it.id for it in estate.page(kept.store, kept.vault, Whose(), after="r1", limit=1)] == ["r2"]
+    found, behind = estate.page(kept.store, kept.vault, Whose(), after="r1", limit=1)
+    assert ([it.id for it in found], behind) == (["r2"], "r2")
+
+
+def test_a_page_is_bounded_in_bytes(kept: Shelves) -> None:
+    """One thing at least, and each once."""
+    seen: list[str] = []
+    after: str | None = ""
+    while after is not None:
+        found, after = estate.page(kept.store, kept.vault, Whose("t1"), after=after, limit=5, bytes_max=1)
+        assert len(found) == 1
+        seen += [it.kind for it in found]
+    assert seen == ["conversation", "response", "response"]
 
 
 def test_all_of_a_person_is_deleted(kept: Shelves) -> None:

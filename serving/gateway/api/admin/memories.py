@@ -63,9 +63,9 @@ async def show_stored(
     whose = _whose(desk, tenant, user)
     act = Act(ActKind.STORED_READ, "stored", whose.tenant_id or "", {"user": user})
     desk.office.audit.note(desk.caller, act)
-    found = estate.page(desk.office.store, desk.office.vault, whose, after=after or "", limit=limit)
+    found, behind = estate.page(desk.office.store, desk.office.vault, whose, after=after or "", limit=limit)
     shown = [ThingShown(**msgspec.structs.asdict(it)) for it in found]
-    return ThingPage(data=shown, next=found[-1].id if len(found) == limit else None)
+    return ThingPage(data=shown, next=behind)
 
 
 @router.delete("/tenants/{tenant}/stored")
