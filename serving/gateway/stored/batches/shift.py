@@ -215,7 +215,7 @@ class Shift:
     async def _input(self, place: Place) -> AsyncIterator[bytes]:
         """The input file's pieces, from the one on in which a place is."""
         tools, first = self._tools, place.bytes // PIECE_BYTES
-        file = await self._lasting(lambda: tools.files.find(self.batch.tenant_id, self.batch.input_file_id))
+        file = await self._lasting(lambda: tools.files.input_of(self.batch.tenant_id, self.batch.input_file_id))
         for number in range(first, file.pieces):
             yield await self._lasting(lambda: tools.files.shelf.get(file.tenant_id, file.id, number))  # noqa: B023 At once.
 

@@ -116,6 +116,10 @@ class TenantFiles:
         """Raises ResourceNotFound."""
         return await self._desk.done(self._find, tenant_id, file_id)
 
+    async def input_of(self, tenant_id: str, file_id: str) -> File:
+        """What a batch reads: it is there for the batch past its time too. Raises ResourceNotFound."""
+        return await self._desk.done(self._find, tenant_id, file_id, is_read=True)
+
     async def page(
         self, tenant_id: str, *, purpose: str | None, after: str | None, limit: int, is_ascending: bool
     ) -> Page:
@@ -175,9 +179,10 @@ class TenantFiles:
             connection.execute(update(files).where(files.c.id == file_id).values(**whole))
         return self._file({**found, **whole})
 
-    def _find(self, tenant_id: str, file_id: str) -> File:
+    def _find(self, tenant_id: str, file_id: str, *, is_read: bool = False) -> File:
+        is_there = _is_whole(tenant_id) if is_read else self._is_there(tenant_id)
         with self._store.begin() as connection:
-            found = connection.execute(select(files).where(*self._is_there(tenant_id), files.c.id == possible(file_id)))
+            found = connection.execute(select(files).where(*is_there, files.c.id == possible(file_id)))
             row = found.mappings().one_or_none()
         if row is None:
             raise ResourceNotFound
@@ -240,7 +245,7 @@ class TenantFiles:
 
     def _is_there(self, tenant_id: str) -> tuple[ColumnElement[bool], ...]:
         is_valid = or_(files.c.expires_at.is_(None), files.c.expires_at > self._clock())
-        return files.c.tenant_id == tenant_id, files.c.is_whole.is_(True), is_valid
+        return *_is_whole(tenant_id), is_valid
 
     def _row(self, file_id: str, new: New, size: int, pieces: int) -> dict[str, object]:
         now = self._clock()
@@ -278,6 +283,10 @@ class TenantFiles:
 
 
 _is_read = batches.c.ended_at.is_(None)
+
+
+def _is_whole(tenant_id: str) -> tuple[ColumnElement[bool], ...]:
+    return files.c.tenant_id == tenant_id, files.c.is_whole.is_(True)
 
 
 def _require_room(size: int, settings: FileSettings) -> None:

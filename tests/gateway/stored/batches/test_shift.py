@@ -16,7 +16,7 @@ from serving.config import FileSettings
 from serving.errors import ApiError, EngineFailed
 from serving.gateway.nouns import Usage
 from serving.gateway.store.store import Store
-from serving.gateway.stored.batches.batches import Batch, Batches, Said, Status
+from serving.gateway.stored.batches.batches import WINDOW_S, Batch, Batches, Said, Status
 from serving.gateway.stored.batches.shift import AHEAD_LINES, TOGETHER_LINES, WINDOW_LINES, Keep, Shift, Tools
 from serving.gateway.stored.batches.spare import Spare
 from serving.gateway.stored.desk import Desk
@@ -88,9 +88,11 @@ async def test_a_batch_is_written_in_windows(tmp_path: Path) -> None:
 
 
 async def test_a_batch_that_expires_names_what_it_did_not_get_to(tmp_path: Path) -> None:
-    """Lines that are done stay done."""
+    """Lines that are done stay done; its file is read to the end, though that has expired too."""
+    clock = Clock(1_795_000_000.0)
     with SqlitePlace(tmp_path).open() as store:
-        batch, tools = await begun(store, tmp_path, Answering())
+        batch, tools = await begun(store, tmp_path, Answering(), clock)
+        clock.advance(WINDOW_S)
         shift = Shift(msgspec.structs.replace(batch, in_progress_at=0.0, total=LINES, model="m"), tools)
         shift.stop(Status.EXPIRED)
         await shift.run()
@@ -119,9 +121,9 @@ async def test_a_fault_of_ours_cancels_no_line(tmp_path: Path) -> None:
     assert (ended.status, ended.done, ended.failed) == (Status.COMPLETED, LINES, 1)
 
 
-async def begun(store: Store, home: Path, answering: Answering) -> tuple[Batch, Tools]:
+async def begun(store: Store, home: Path, answering: Answering, clock: Clock | None = None) -> tuple[Batch, Tools]:
     """A batch of `LINES` lines in two pieces, which this gateway has."""
-    clock = Clock(1_795_000_000.0)
+    clock = clock or Clock(1_795_000_000.0)
     files, vault = files_of(store, home, clock), Vault.at(home, may_make=True)
     batches = Batches(FileSettings(), store, vault, files, clock)
     filler = "x" * (PIECE_BYTES // LINES)

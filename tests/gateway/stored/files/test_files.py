@@ -33,7 +33,7 @@ async def put(files: TenantFiles, expires_after_s: float | None = None) -> File:
 
 
 async def test_what_has_expired_is_gone_at_once_and_swept_later(store: Store, tmp_path: Path) -> None:
-    """So is an upload that was never finished. No file is kept for longer than the settings say."""
+    """But for a batch that reads it. So is an upload that was never finished. No file is kept for longer than the settings say."""
     clock = Clock(1_795_000_000.0)
     files = files_of(store, tmp_path, clock)
     short, long = await put(files, 3600.0), await put(files, 2_592_000.0)
@@ -44,6 +44,9 @@ async def test_what_has_expired_is_gone_at_once_and_swept_later(store: Store, tm
     clock.advance(3600.0)
     with pytest.raises(ResourceNotFound):
         await files.find(CALLER.tenant_id, short.id)
+    assert await files.input_of(CALLER.tenant_id, short.id) == short
+    with pytest.raises(ResourceNotFound):
+        await files.input_of("t2", short.id)
     assert await files.sweep() == 1 and not (tmp_path / "files" / short.id).exists()
     assert (tmp_path / "files" / left).exists()
     clock.advance(SETTINGS.upload_s + LEFT_S - 3599.0)
