@@ -385,6 +385,13 @@ class Batches:
                 connection.execute(delete(batch_lines).where(*those))
         return len(rows)
 
+    def remove_old(self) -> int:
+        """Remove batches that ended so long ago that none of their files is left; returns how many."""
+        is_old = batches.c.ended_at <= self._clock() - self._settings.expires_after_s
+        has_lines = batches.c.id.in_(select(batch_lines.c.batch_id))
+        with self._store.begin() as connection:
+            return connection.execute(delete(batches).where(is_old, ~has_lines)).rowcount
+
     def _change(self, batch: Batch, **values: object) -> None:
         with self._store.begin() as connection:
             _require(connection.execute(update(batches).where(*_is(batch.id, batch.lease)).values(**values)).rowcount)

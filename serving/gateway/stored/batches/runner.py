@@ -168,11 +168,12 @@ class Runner:
             self._wake.set()
 
     async def _sweep_if_due(self) -> None:
-        """Remove files that have expired, and what batches have left."""
+        """Remove files that have expired, what batches have left, and batches whose files have expired."""
         if self._tools.clock() - self._swept_at < SWEEP_S:
             return
         tools = self._tools
         is_more = bool(await tools.files.sweep()) | bool(await tools.desk.done(tools.batches.remove_lines))
+        await tools.desk.done(tools.batches.remove_old)
         if is_more:
             # The rest at the next look: signs of life come first.
             self._is_any_open = True

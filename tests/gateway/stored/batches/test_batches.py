@@ -98,8 +98,10 @@ def test_what_a_gateway_writes_that_has_lost_its_batch_is_written_nowhere(batche
     assert batches.done_numbers(new) == {0} and batches.open_ones()[0].owner == "two"
 
 
-def test_lines_are_kept_once_and_counted_until_they_are_written(batches: Batches, store: Store) -> None:
-    """A repetition changes nothing; what follows one another can be written, and is then counted by its batch."""
+def test_lines_are_kept_once_and_counted_until_they_are_written(batches: Batches, clock: Clock) -> None:
+    """A repetition changes nothing; what follows one another can be written, and is then counted by its batch. That goes when its
+    files have, its lines before it.
+    """
     made(batches)
     batch = taken(batches)
     batches.begin(batch, 4, "m")
@@ -131,9 +133,15 @@ def test_lines_are_kept_once_and_counted_until_they_are_written(batches: Batches
     batches.end(batch, written, Status.EXPIRED)
     ended = batches.find(CALLER.tenant_id, batch.id)
     assert (ended.status, ended.done, ended.output.bytes) == (Status.EXPIRED, 2, 7)
-    assert batches.open_ones() == [] and batches.remove_lines() == 1 and batches.remove_lines() == 0
     with pytest.raises(ResourceNotFound):
         batches.find("t2", batch.id)
+    made(batches)
+    clock.advance(FileSettings().expires_after_s)
+    assert batches.remove_old() == 0
+    assert batches.remove_lines() == 1 and batches.remove_lines() == 0
+    assert batches.remove_old() == 1 and len(batches.open_ones()) == 1
+    with pytest.raises(ResourceNotFound):
+        batches.find(CALLER.tenant_id, batch.id)
 
 
 def test_a_tenant_has_so_many_open(batches: Batches, clock: Clock) -> None:
