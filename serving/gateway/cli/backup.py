@@ -47,7 +47,8 @@ from serving.gateway.store.tables import (
 
 FORMAT = 1
 #: In this order, so that a key finds its tenant. Left out is what belongs to gateways that run now (`gateways`, `counters`, `leases`,
-#: `changes`) or is for a day (`idempotency`): after a restore others run, and count from the ledger.
+#: `changes`) or is for a day (`idempotency`): after a restore others run, and count from the ledger. Files and batches are left out too:
+#: their bytes are in a folder or an object store.
 TABLES = {
     str(table.name): table
     for table in (

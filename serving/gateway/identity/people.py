@@ -60,9 +60,10 @@ def subject_of(store: Store, ref: str) -> str | None:
 
 
 def erase(store: Store, tenant: str, subject: str, witness: Witness = unwitnessed) -> list[str]:
-    """Remove a person of a tenant, and all that is stored of what they said; returns the references that say no one from now on.
+    """Remove a person of a tenant, with their stored responses and conversations; returns the references that say no one from now on.
 
-    Raises NotFound where there is none. Gateways forget the person within a second, sessions of the console included; one who calls again is a new one to them.
+    Raises NotFound where there is none. Gateways forget the person within a second, sessions of the console included; one who
+    calls again is a new one to them.
     """
     with store.erasing() as connection:
         changes.take_turn(connection)
