@@ -191,7 +191,7 @@ def _secrets(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Secrets that must exist: those that the values name, except those that cert-manager will create."""
     for key, value in _leaves(values):
         parent, _, last = key.rpartition(".")
-        is_named = last.endswith("ecretName") or key in (
+        is_named = last.endswith(("ecretName", "sSecret")) or key in (
             "secrets.plane",
             "secrets.keys",
             "secrets.vault",

@@ -41,6 +41,17 @@ def test_files_are_merged_as_helm_merges_them(tmp_path: Path) -> None:
     assert wanted.secrets == {"db": "store.postgresql.secretName"}
 
 
+def test_every_secret_that_values_name_has_to_exist(tmp_path: Path) -> None:
+    """However the value is called: an object store's credentials and the keys of a file of tenants too."""
+    named = {"gateway": {"files": {"credentialsSecret": "bucket"}}, "tenants": {"keysSecret": "teams"}}
+    wanted = values.read([written(tmp_path, "v.yaml", named | {"secrets": {"vault": "vault"}})])
+    assert wanted.secrets == {
+        "bucket": "gateway.files.credentialsSecret",
+        "teams": "tenants.keysSecret",
+        "vault": "secrets.vault",
+    }
+
+
 def test_an_engine_over_several_nodes_is_several_pods(tmp_path: Path) -> None:
     """Sixteen data ranks are two pods of eight GPUs each, for every engine."""
     file = written(
