@@ -99,6 +99,8 @@ class Door:
         self._sessions = sessions
         self._body_s = body_s
         self._open = 0
+        # Of a file that is read for it.
+        self._version = version("gpt-oss-serving")
         self._sign_ins = [_sign_in(issuer) for issuer in identity.sign_ons]
 
     async def show(self, visit: Visit) -> None:
@@ -205,7 +207,7 @@ class Door:
         )
 
     async def _answer(self, visit: Visit, who: Who | None) -> None:
-        standing = Standing(self._settings.title, version("gpt-oss-serving"), self._currency, self._sign_ins, who)
+        standing = Standing(self._settings.title, self._version, self._currency, self._sign_ins, who)
         await visit.responder.whole(200, msgspec.json.encode(standing), [_NO_STORE])
 
     @contextmanager
