@@ -61,8 +61,10 @@ class Role(NamedTuple):
 def share_of(settings: GatewaySettings) -> GatewaySettings:
     """The settings of one worker: together they hold no more than the gateway may."""
     count = settings.workers
+    background_calls_max = -(-settings.stored.background_calls_max // count)
     return settings.model_copy(
         update={
+            "stored": settings.stored.model_copy(update={"background_calls_max": background_calls_max}),
             "max_open_requests": -(-settings.max_open_requests // count),
             "max_waiting_requests": -(-settings.max_waiting_requests // count),
             "max_held_bytes": settings.max_held_bytes // count,

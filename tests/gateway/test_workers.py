@@ -14,7 +14,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from serving.config import GatewaySettings
+from serving.config import GatewaySettings, StoredSettings
 from serving.gateway import workers
 from serving.lifetime import start_of
 from tests.gateway.http.test_certificates import der, issued, put, seen
@@ -30,9 +30,16 @@ HUNG = Script(chat_stream(["Hi"])[:2], ending=Ending.HANG)
 def test_workers_divide_what_a_gateway_may_hold() -> None:
     """Rounded up where it is requests, because a worker that may hold none serves none; bytes are never more than the whole."""
     shared = workers.share_of(
-        GatewaySettings(workers=3, max_open_requests=10, max_waiting_requests=1, max_held_bytes=2**22)
+        GatewaySettings(
+            workers=3,
+            max_open_requests=10,
+            max_waiting_requests=1,
+            max_held_bytes=2**22,
+            stored=StoredSettings(background_calls_max=7),
+        )
     )
     assert (shared.max_open_requests, shared.max_waiting_requests) == (4, 1)
+    assert shared.stored.background_calls_max == 3
     assert 3 * shared.max_held_bytes <= 2**22 < 3 * (shared.max_held_bytes + 1)
 
 
