@@ -186,12 +186,16 @@ def test_every_job_runs_where_jobs_may() -> None:
 
 
 def test_only_fetch_jobs_are_online() -> None:
-    """Token, proxies and certificates reach those Jobs and nobody else; every other pod is told to stay offline."""
+    """Token, proxies and certificates reach those Jobs and nobody else; every other pod is told to stay offline. Gateways alone
+    have the credentials of files' store.
+    """
     for pod in pods(shipped("every-key")):
         is_fetching = pod.labels.get("gpt-oss-serving/job") == "weights"
         for container in pod.containers:
             variables = {it["name"]: it.get("value") for it in container.get("env", [])}
-            assert bool(container.get("envFrom")) == is_fetching, pod.owner
+            secrets = [it["secretRef"]["name"] for it in container.get("envFrom", [])]
+            assert (secrets == ["serving-files"]) == (container["name"] == "gateway"), pod.owner
+            assert bool(secrets) == (is_fetching or container["name"] == "gateway"), pod.owner
             assert variables.get("HF_ENDPOINT", "") == ("https://hub.example.com" if is_fetching else "")
             assert ("SSL_CERT_FILE" in variables) == is_fetching
             if "HF_HUB_OFFLINE" in variables:

@@ -241,7 +241,7 @@ def test_an_empty_list_opens_nothing() -> None:
     peers: Object = {name: {"peers": []} for name in ("dns", "redis", "hub")}
     values = {
         "networkPolicy": lists | peers | {"apiServer": {"cidrs": []}},
-        "secrets": {"plane": "given", "keys": "given"},
+        "secrets": {"plane": "given", "keys": "given", "vault": "given"},
         "gateway": {"ingress": {"enabled": True, "host": "llm.example.com"}},
         "engine": {"settings": {"nodes_may_grow": True}},
     }
