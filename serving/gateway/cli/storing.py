@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from serving.gateway.store.store import Store
     from serving.gateway.stored.estate import Whose
 
-stored = typer.Typer(help="Stored responses and conversations.", no_args_is_help=True)
+stored = typer.Typer(help="Stored responses and conversations; files and batches.", no_args_is_help=True)
 vault = typer.Typer(help="The keys that seal what is stored.", no_args_is_help=True)
 
 OfTenant = Annotated[str | None, typer.Option("--tenant", help="One tenant's.")]
@@ -29,7 +29,11 @@ OfUser = Annotated[
 
 @stored.command("export")
 def export_stored(context: typer.Context, tenant: OfTenant = None, user: OfUser = None) -> None:
-    """Write what is stored to standard output, a JSON object a line, opened: it says what people asked and were answered."""
+    """Write what is stored to standard output, a JSON object a line, opened: it says what people asked and were answered.
+
+    Files and batches are not in it: with a key of their tenant they are listed by /v1/files and /v1/batches, and downloaded by
+    /v1/files/ID/content.
+    """
     from serving.gateway.audit import actors
     from serving.gateway.cli import opening
     from serving.gateway.identity.acts import Act, ActKind
@@ -52,7 +56,11 @@ def erase_stored(
     user: OfUser = None,
     everything: Annotated[bool, typer.Option("--everything", help="Every tenant's.")] = False,
 ) -> None:
-    """Delete what is stored of a tenant, or of one end user; `serving users erase` does so too. Backups made before still have it."""
+    """Delete what is stored of a tenant, or of one end user; `serving users erase` does so too. Backups made before still have it.
+
+    Files and batches are deleted too; batches that run, or read such a file, are stopped. The sealed bytes of files are removed by a
+    running gateway, which begins about ten minutes later at most.
+    """
     from serving.gateway.cli.opening import audited
     from serving.gateway.stored import estate
 
@@ -60,7 +68,7 @@ def erase_stored(
         raise Refusal("Say whose: --tenant NAME, --user REFERENCE, or --everything.")
     with audited(settings_of(context)) as (store, witness):
         count = estate.erase(store, _whose(store, tenant, user), witness)
-    typer.echo(f"{count} responses and conversations were deleted.")
+    typer.echo(f"{count} responses, conversations, files and batches were deleted.")
 
 
 @stored.command("expire")

@@ -46,7 +46,8 @@ def list_users(
 def erase_user(context: typer.Context, tenant: str, subject: str) -> None:
     """Erase a person: ledger and audit keep references and tokens, and nothing says any more who it was.
 
-    Backups made before still do, and log lines that clients' programs write.
+    What is stored of them is deleted, files and batches that they made included. Backups made before still say who it was, and log
+    lines that clients' programs write.
     """
     from serving.gateway.cli.opening import audited
     from serving.gateway.identity.people import erase

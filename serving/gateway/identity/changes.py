@@ -38,7 +38,7 @@ class Kind(StrEnum):
     SESSION = "session"
     #: One that runs in the background and is to stop, by its id.
     RESPONSE = "response"
-    #: A batch that was created or cancelled.
+    #: A batch that was created, cancelled or erased.
     BATCH = "batch"
 
 

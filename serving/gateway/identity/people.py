@@ -6,11 +6,14 @@ say no one (TEN-22).
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 import msgspec
 from sqlalchemy import Connection, delete, func, select
 
 from serving.errors import NotFound
-from serving.gateway.identity import changes
+from serving.gateway.identity import changes, holdings
 from serving.gateway.identity.acts import Act, ActKind, Witness, unwitnessed
 from serving.gateway.identity.changes import Change, Kind
 from serving.gateway.store.store import Store
@@ -59,8 +62,15 @@ def subject_of(store: Store, ref: str) -> str | None:
     return found
 
 
-def erase(store: Store, tenant: str, subject: str, witness: Witness = unwitnessed) -> list[str]:
-    """Remove a person of a tenant, with their stored responses and conversations; returns the references that say no one from now on.
+def erase(
+    store: Store,
+    tenant: str,
+    subject: str,
+    witness: Witness = unwitnessed,
+    clock: Callable[[], float] = time.time,
+) -> list[str]:
+    """Remove a person of a tenant, and all that is stored of what they said, their files and batches included; returns the references
+    that say no one from now on.
 
     Raises NotFound where there is none. Gateways forget the person within a second, sessions of the console included; one who
     calls again is a new one to them.
@@ -74,7 +84,10 @@ def erase(store: Store, tenant: str, subject: str, witness: Witness = unwitnesse
             # Not repeated: it may be a person's.
             raise NotFound(f"Tenant '{tenant}' has no such user; `serving users list {tenant}` shows those it has.")
         connection.execute(delete(end_users).where(*them))
-        _erase_stored(connection, [row.ref for row in rows])
+        refs = [row.ref for row in rows]
+        _erase_stored(connection, refs)
+        while holdings.erase_some(connection, lambda table: table.c.user_ref.in_(refs), clock()):
+            pass
         changes.note(connection, *(Change(Kind.END_USER, row.ref) for row in rows))
         theirs = sessions.c.user_ref.in_([row.ref for row in rows])
         ended = list(connection.scalars(select(sessions.c.id).where(theirs)))

@@ -5,7 +5,8 @@ Everything here blocks, and goes through tables in pieces, whatever their size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import Any
 
@@ -24,7 +25,7 @@ from sqlalchemy import (
     update,
 )
 
-from serving.gateway.identity import changes
+from serving.gateway.identity import changes, holdings
 from serving.gateway.identity.acts import Act, ActKind, Witness, unwitnessed
 from serving.gateway.identity.changes import Change, Kind
 from serving.gateway.store.store import Store
@@ -144,10 +145,12 @@ def _thing(kind: str, row: RowMapping, items: list[Any], content: Any) -> Thing:
     return Thing(kind, *who, items, content)
 
 
-def erase(store: Store, whose: Whose, witness: Witness = unwitnessed) -> int:
-    """Delete all of it, piece by piece; returns how many things. What runs in the background is stopped."""
+def erase(store: Store, whose: Whose, witness: Witness = unwitnessed, clock: Callable[[], float] = time.time) -> int:
+    """Delete all of it, files and batches included, piece by piece; returns how many things. What runs in the background is stopped;
+    bytes of files go when a gateway next looks for what has expired.
+    """
     count = 0
-    while done := _erase_some(store, whose):
+    while done := _erase_some(store, whose, clock()):
         count += done
     with store.erasing() as connection:
         # What others said in conversations that stay.
@@ -163,7 +166,7 @@ def _said_by(whose: Whose) -> ColumnElement[bool]:
     return and_(conversation_items.c.user_ref == whose.user_ref, conversation_items.c.conversation_id.in_(theirs))
 
 
-def _erase_some(store: Store, whose: Whose) -> int:
+def _erase_some(store: Store, whose: Whose, now: float) -> int:
     with store.erasing() as connection:
         changes.take_turn(connection)
         query = select(responses.c.id, responses.c.status).where(whose.of(responses)).limit(BATCH_ROWS)
@@ -172,7 +175,8 @@ def _erase_some(store: Store, whose: Whose) -> int:
         forget_responses(connection, [row.id for row in found])
         talks = list(connection.scalars(select(conversations.c.id).where(whose.of(conversations)).limit(BATCH_ROWS)))
         forget_conversations(connection, talks)
-    return len(found) + len(talks)
+        others = holdings.erase_some(connection, whose.of, now)
+    return len(found) + len(talks) + others
 
 
 def rewrap(store: Store, vault: Vault) -> dict[str, int]:
@@ -209,7 +213,8 @@ def _rewrapped(
 
 
 def _again(vault: Vault, row: RowMapping, sealed: tuple[str, ...]) -> dict[str, bytes]:
-    return {name: new for name in sealed if (new := vault.rewrapped(row[name])) is not None}
+    # A file that is erased has no name.
+    return {name: new for name in sealed if row[name] and (new := vault.rewrapped(row[name])) is not None}
 
 
 def _behind(columns: list[Column[Any]], place: list[Any]) -> ColumnElement[bool]:

@@ -14,6 +14,8 @@ from openai import AsyncOpenAI
 from openai.types import Batch
 
 from serving.gateway.policies import Policy
+from serving.gateway.stored import estate
+from serving.gateway.stored.estate import Whose
 from tests.gateway.api.test_files import client_of, seen_at_rest
 from tests.gateway.world import World, until
 from tests.scripted_engine import MODEL, Script, ScriptedEngine
@@ -170,6 +172,24 @@ async def test_a_cancelled_batch_keeps_what_was_done(client: AsyncOpenAI, engine
     with pytest.raises(openai.NotFoundError):
         await client.batches.cancel("batch_unknown")
     assert (await client.batches.cancel(batch_id)).status == "cancelled"
+
+
+async def test_an_erased_batch_stops(client: AsyncOpenAI, engine: ScriptedEngine, world: World) -> None:
+    """Its calls at engines end, no other begins, and neither it nor its file is there."""
+    gate = asyncio.Event()
+    engine.improvise = lambda path, body: Script([ANSWER], content_type="application/json", gate=gate)
+    batch_id = await made(client, b"".join(line(str(number)) for number in range(400)))
+    await until(lambda: engine.running > 0)
+
+    assert estate.erase(world.store, Whose()) == 2
+    await until(lambda: engine.running == 0)
+    called = len(engine.received)
+    gate.set()
+    with pytest.raises(openai.NotFoundError):
+        await client.batches.retrieve(batch_id)
+    assert [it.id async for it in client.files.list()] == []
+    other = await ended(client, await made(client, line("a")))
+    assert (other.status, len(engine.received)) == ("completed", called + 1)
 
 
 async def test_a_limit_that_refuses_lines_makes_the_batch_wait(

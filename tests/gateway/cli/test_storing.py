@@ -73,8 +73,10 @@ def test_what_is_stored_is_exported_and_erased(kept: Shelves, place: Place) -> N
     assert [it["kind"] for it in all_of_it] == ["conversation", "response", "response"]
     assert [it["id"] for it in bobs] == ["resp_2"] and bobs[0]["items"][0]["content"][0]["text"] == CANARY
 
-    assert "1 responses and conversations were deleted" in run(place, "stored", "erase", *vault, "--user", "bob")
-    assert "2 responses and conversations were deleted" in run(place, "stored", "erase", *vault)
+    assert "1 responses, conversations, files and batches were deleted" in run(
+        place, "stored", "erase", *vault, "--user", "bob"
+    )
+    assert "2 responses, conversations, files and batches were deleted" in run(place, "stored", "erase", *vault)
     assert run(place, "stored", "export") == "" and "past its time" in run(place, "stored", "expire")
     told = repr(place.execute("select kind, body from audit"))
     assert "stored.read" in told and "stored.erase" in told and CANARY not in told

@@ -1,4 +1,4 @@
-"""Memories: what is stored of responses and conversations, shown to administrators and deleted."""
+"""Memories: what is stored of responses and conversations, shown to administrators, and deleted with files and batches."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ThingPage(BaseModel):
 
 
 class Erased(BaseModel):
-    """How many responses and conversations were deleted."""
+    """How many responses, conversations, files and batches were deleted."""
 
     count: int
 
@@ -59,7 +59,9 @@ async def show_stored(
     after: reports.After = None,
     limit: Limit = PAGE_MAX,
 ) -> ThingPage:
-    """What is stored of a tenant or of one end user, opened: it says what people asked and were answered."""
+    """What is stored of a tenant or of one end user, opened: it says what people asked and were answered. Files and batches are not in
+    it: with a key of their tenant they are read by `/v1/files` and `/v1/batches`.
+    """
     whose = _whose(desk, tenant, user)
     act = Act(ActKind.STORED_READ, "stored", whose.tenant_id or "", {"user": user})
     desk.office.audit.note(desk.caller, act)
@@ -70,7 +72,9 @@ async def show_stored(
 
 @router.delete("/tenants/{tenant}/stored")
 async def erase_stored(desk: TenantDesk, tenant: TenantName, user: reports.Name = None) -> Erased:
-    """Delete what is stored of a tenant, or of one end user of it."""
+    """Delete what is stored of a tenant, or of one end user of it, files and batches included; batches that run are stopped. The sealed
+    bytes of files are removed by a running gateway, which begins about ten minutes later at most.
+    """
     whose = Whose(own_tenant(desk, desk.registry, tenant).id, user)
     return Erased(count=estate.erase(desk.office.store, whose, desk.office.audit.witness(desk.caller)))
 

@@ -18,6 +18,7 @@ from sqlalchemy.engine import RowMapping
 from serving.config import FileSettings
 from serving.errors import Forbidden, InvalidRequest, ResourceConflict, ResourceNotFound, StorageExceeded
 from serving.gateway import policies
+from serving.gateway.identity.holdings import IS_NAMED
 from serving.gateway.nouns import Caller
 from serving.gateway.store.store import Store
 from serving.gateway.store.tables import batches, files
@@ -144,8 +145,8 @@ class TenantFiles:
     async def sweep(self) -> int:
         """Remove some of what has expired, and uploads that were never finished; returns how many there were."""
         gone = await self._desk.done(self._expired)
-        for file in gone:
-            await self.abandon(file.id)
+        for file_id in gone:
+            await self.abandon(file_id)
         return len(gone)
 
     def output_of(self, tenant_id: str, key_id: str, user_ref: str | None, name: str) -> New:
@@ -176,7 +177,9 @@ class TenantFiles:
             _require_room(self._used(connection, tenant_id)[1] - found["bytes"] + size, self.settings)
             whole: dict[str, Any] = {"bytes": size, "pieces": pieces, "is_whole": True}
             whole["expires_at"] = found["created_at"] + self._lifetime_s(expires_after_s)
-            connection.execute(update(files).where(files.c.id == file_id).values(**whole))
+            # One that was erased meanwhile stays so.
+            if not connection.execute(update(files).where(files.c.id == file_id, IS_NAMED).values(**whole)).rowcount:
+                raise ResourceNotFound
         return self._file({**found, **whole})
 
     def _find(self, tenant_id: str, file_id: str, *, is_read: bool = False) -> File:
@@ -226,16 +229,14 @@ class TenantFiles:
         with self._store.begin() as connection:
             connection.execute(delete(files).where(files.c.id == file_id, files.c.is_whole.is_(False)))
 
-    def _expired(self) -> list[File]:
+    def _expired(self) -> list[str]:
         now = self._clock()
         is_left = and_(files.c.is_whole.is_(False), files.c.created_at < now - self.settings.upload_s - LEFT_S)
         is_input = select(batches.c.input_file_id).where(_is_read)
         is_over = and_(files.c.expires_at <= now, files.c.id.not_in(is_input))
         with self._store.begin() as connection:
-            rows = connection.execute(select(files).where(or_(is_left, is_over)).limit(SWEPT_MAX)).mappings().all()
-            gone = [self._file(row) for row in rows]
-            ids = [file.id for file in gone]
-            connection.execute(update(files).where(files.c.id.in_(ids)).values(is_whole=False, created_at=0.0))
+            gone = list(connection.scalars(select(files.c.id).where(or_(is_left, is_over)).limit(SWEPT_MAX)))
+            connection.execute(update(files).where(files.c.id.in_(gone)).values(is_whole=False, created_at=0.0))
         return gone
 
     def _used(self, connection: Connection, tenant_id: str) -> tuple[int, int]:
