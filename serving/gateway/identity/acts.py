@@ -36,7 +36,7 @@ class ActKind(StrEnum):
     STORE_MIGRATE = "store.migrate"
     STORE_BACKUP = "store.backup"
     STORE_RESTORE = "store.restore"
-    #: Stored responses and conversations were shown to an administrator, or deleted.
+    #: Stored responses and conversations were shown to an administrator, or deleted with files and batches.
     STORED_READ = "stored.read"
     STORED_ERASE = "stored.erase"
     #: They were sealed with the vault's newest key.
