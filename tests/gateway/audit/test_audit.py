@@ -80,10 +80,13 @@ def test_an_outage_keeps_what_it_can_and_counts_the_rest(
         until_now(lambda: "the audit waits for the store" in caplog.text)
         assert audit.lag_s > 0
         place.bring_back()
-        until_now(lambda: len(events(store, "call")) == 4)
+        until_now(lambda: events(store, "lost"))
         until_now(lambda: audit.lag_s == 0)
-        assert [it.details for it in events(store, "lost")] == [{"count": 2}]
-        assert "2 calls and sign-ins are missing in the audit" in caplog.text
+        kept = len(events(store, "call")) - 1
+        # Three wait at most: what the writer has in its hands may be one of them, or one besides.
+        assert kept in (2, 3, 4)
+        assert [it.details for it in events(store, "lost")] == [{"count": 5 - kept}]
+        assert f"{5 - kept} calls and sign-ins are missing in the audit" in caplog.text
         assert verified(store).is_clean
 
 
