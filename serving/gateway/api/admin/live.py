@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import msgspec
 from fastapi import APIRouter
 from pydantic import BaseModel
 
@@ -18,13 +17,13 @@ from serving.gateway.api.admin import reports
 from serving.gateway.api.admin.desks import AnyDesk, PlatformDesk, TenantDesk, TenantName, own_tenant
 from serving.gateway.api.admin.office import Desk
 from serving.gateway.api.admin.reports import TokensShown
-from serving.gateway.api.admin.shapes import KeyShown
+from serving.gateway.api.admin.shapes import KeyShown, told
+from serving.gateway.api.admin.sight import FleetSeen, HourSeen
 from serving.gateway.identity import people
 from serving.gateway.ledger import usage
 from serving.gateway.ledger.grouping import By
 from serving.gateway.nouns import OIDC, Caller, Right, Role
 from serving.gateway.policies import Budget, Policy
-from serving.wire import ReplicaState
 
 #: Seconds for which no call is open: the ledger's index is of when calls began.
 _OPEN_S = 3600.0
@@ -75,84 +74,6 @@ class Me(BaseModel):
     limits: list[LimitShown]
 
 
-class ReplicaShown(BaseModel):
-    """An engine's replica, as it last reported; `own_requests` are this gateway's calls on it."""
-
-    id: str
-    cell: str
-    state: ReplicaState
-    reason: str | None
-    progress: str | None
-    node: str
-    devices: list[str]
-    reported_s_ago: float
-    is_outlier: bool
-    running_requests: int
-    waiting_requests: int
-    kv_cache_used_ratio: float
-    own_requests: int
-
-
-class ModelShown(BaseModel):
-    """A model, its replicas, and what waits for it at this gateway; `shortage` says why fewer engines run than are wanted."""
-
-    name: str
-    state: str
-    context_tokens: int
-    adapters: list[str]
-    aliases: list[str]
-    wanted: int | None
-    may_sleep: bool
-    reason: str | None
-    shortage: str | None
-    waiting_requests: int
-    oldest_wait_s: float
-    queued: dict[str, int]
-    replicas: list[ReplicaShown]
-
-
-class SourceShown(BaseModel):
-    """A directory or an engine that this gateway polls."""
-
-    name: str
-    is_up: bool
-
-
-class FleetShown(BaseModel):
-    """What this gateway knows of the fleet; `gateways` are the processes that share the database."""
-
-    at: float
-    models: list[ModelShown]
-    warnings: list[str]
-    sources: list[SourceShown]
-    gateways: int
-
-
-class SeriesShown(BaseModel):
-    """One model's hour, a number for each slot, the oldest first. Goodput is `kept` ÷ the slot's seconds."""
-
-    name: str
-    requests: list[int]
-    failed: list[int]
-    prompt_tokens: list[int]
-    completion_tokens: list[int]
-    ttft_p50_s: list[float | None]
-    ttft_p95_s: list[float | None]
-    judged: list[int]
-    kept: list[int]
-
-
-class HourShown(BaseModel):
-    """Calls that ended at `covers` of `gateways` processes in the last hour: this gateway's. Prometheus has those of all."""
-
-    covers: int
-    gateways: int
-    slot_s: int
-    slots: int
-    ends_at: float
-    models: list[SeriesShown]
-
-
 @router.get("/me", tags=[reports.TAG])
 async def show_me(desk: AnyDesk) -> Me:
     """Who asks, what that has used today and this month, and what it may use."""
@@ -182,15 +103,17 @@ async def show_limits(desk: TenantDesk, tenant: TenantName) -> LimitPage:
 
 
 @router.get("/fleet")
-async def show_fleet(desk: PlatformDesk) -> FleetShown:
+async def show_fleet(desk: PlatformDesk) -> Annotated[FleetSeen, told(FleetSeen)]:
     """Models and replicas as they are now, what waits, and the reason where an engine does not start."""
-    return FleetShown(**msgspec.to_builtins(desk.office.sight.fleet()))
+    return desk.office.sight.fleet()
 
 
 @router.get("/activity")
-async def show_activity(desk: PlatformDesk) -> HourShown:
-    """Requests, tokens, times to the first token and kept promises of the last hour, by model."""
-    return HourShown(**msgspec.to_builtins(desk.office.sight.hour()))
+async def show_activity(desk: PlatformDesk) -> Annotated[HourSeen, told(HourSeen)]:
+    """Requests, tokens, times to the first token and kept promises of the last hour, by model. Goodput is `kept` over a slot's seconds;
+    Prometheus has the hours of all gateways.
+    """
+    return desk.office.sight.hour()
 
 
 def _user(desk: Desk) -> str | None:

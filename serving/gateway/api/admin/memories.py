@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
-import msgspec
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
 from serving.gateway.api.admin import reports
 from serving.gateway.api.admin.desks import TenantDesk, TenantName, own_tenant
 from serving.gateway.api.admin.office import Desk
+from serving.gateway.api.admin.shapes import told
 from serving.gateway.identity.acts import Act, ActKind
 from serving.gateway.nouns import Role
 from serving.gateway.stored import estate
-from serving.gateway.stored.estate import Whose
+from serving.gateway.stored.estate import Thing, Whose
 
 #: Things on one page: each may hold megabytes.
 PAGE_MAX = 32
@@ -24,24 +24,10 @@ router = APIRouter(tags=[reports.TAG])
 Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="How many at most.")]
 
 
-class ThingShown(BaseModel):
-    """A stored response with its input, or a conversation with its items."""
-
-    kind: str
-    id: str
-    tenant_id: str
-    #: The end user, by reference.
-    user_ref: str | None
-    created_at: float
-    expires_at: float
-    items: list[Any]
-    content: Any
-
-
 class ThingPage(BaseModel):
     """What is stored, by id, conversations first."""
 
-    data: list[ThingShown]
+    data: list[Annotated[Thing, told(Thing)]]
     next: str | None
 
 
@@ -66,8 +52,7 @@ async def show_stored(
     act = Act(ActKind.STORED_READ, "stored", whose.tenant_id or "", {"user": user})
     desk.office.audit.note(desk.caller, act)
     found, behind = estate.page(desk.office.store, desk.office.vault, whose, after=after or "", limit=limit)
-    shown = [ThingShown(**msgspec.structs.asdict(it)) for it in found]
-    return ThingPage(data=shown, next=behind)
+    return ThingPage(data=found, next=behind)
 
 
 @router.delete("/tenants/{tenant}/stored")

@@ -10,12 +10,14 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetPydanticSchema,
     PlainSerializer,
     PlainValidator,
     Strict,
     WithJsonSchema,
     model_validator,
 )
+from pydantic_core import core_schema
 
 from serving.gateway import policies
 from serving.gateway.identity.records import KEY_NAME_MAX, LIFETIME_MAX_S, NAME_PATTERN, Key, Tenant
@@ -67,9 +69,17 @@ def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
     return {name: _inlined(value, definitions) for name, value in node.items()}
 
 
-def _policy_schema() -> dict[str, Any]:
-    schema = msgspec.json.schema(policies.Policy)
-    return dict(_inlined(schema["$defs"]["Policy"], schema["$defs"]))
+def _schema_of(struct: type[msgspec.Struct]) -> dict[str, Any]:
+    schema = msgspec.json.schema(struct)
+    return dict(_inlined(schema["$defs"][struct.__name__], schema["$defs"]))
+
+
+def told(struct: type[msgspec.Struct]) -> GetPydanticSchema:
+    """Annotates a struct that answers tell as it is, with the schema that msgspec has of it."""
+    written = core_schema.plain_serializer_function_ser_schema(msgspec.to_builtins)
+    return GetPydanticSchema(
+        lambda *_: core_schema.is_instance_schema(struct, serialization=written), lambda *_: _schema_of(struct)
+    )
 
 
 # As `policies.Policy` reads and writes it, with the schema that has: one source for all who speak of policies.
@@ -77,7 +87,7 @@ Policy = Annotated[
     policies.Policy,
     PlainValidator(_read_policy),
     PlainSerializer(msgspec.to_builtins),
-    WithJsonSchema(_policy_schema()),
+    WithJsonSchema(_schema_of(policies.Policy)),
 ]
 TenantName = Annotated[str, Field(pattern=TENANT_NAME, description="A letter or digit, then up to 62 of A-Za-z0-9._-")]
 KeyName = Annotated[str, Field(pattern=r"^[ -~]*$", max_length=KEY_NAME_MAX, description="What it is for.")]
