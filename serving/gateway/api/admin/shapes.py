@@ -17,7 +17,6 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
-from pydantic_core import core_schema
 
 from serving.gateway import policies
 from serving.gateway.identity.records import KEY_NAME_MAX, LIFETIME_MAX_S, NAME_PATTERN, Key, Tenant
@@ -74,12 +73,12 @@ def _schema_of(struct: type[msgspec.Struct]) -> dict[str, Any]:
     return dict(_inlined(schema["$defs"][struct.__name__], schema["$defs"]))
 
 
+_WRITTEN = Annotated[Any, PlainSerializer(msgspec.to_builtins)]
+
+
 def told(struct: type[msgspec.Struct]) -> GetPydanticSchema:
     """Annotates a struct that answers tell as it is, with the schema that msgspec has of it."""
-    written = core_schema.plain_serializer_function_ser_schema(msgspec.to_builtins)
-    return GetPydanticSchema(
-        lambda *_: core_schema.is_instance_schema(struct, serialization=written), lambda *_: _schema_of(struct)
-    )
+    return GetPydanticSchema(lambda _, handler: handler.generate_schema(_WRITTEN), lambda *_: _schema_of(struct))
 
 
 # As `policies.Policy` reads and writes it, with the schema that has: one source for all who speak of policies.
