@@ -6,7 +6,7 @@ import asyncio
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
 
@@ -23,31 +23,30 @@ from serving.gateway.admission.seeds import Seeds
 from serving.gateway.answers import seal
 from serving.gateway.answers.reasoning import Reasoning
 from serving.gateway.answers.seal import Seal
-from serving.gateway.api import conversations as conversations_api
-from serving.gateway.api import docs, openapi, responses
 from serving.gateway.api import metrics as metrics_page
+from serving.gateway.api import openapi
 from serving.gateway.api.admin import front
 from serving.gateway.api.admin.front import Front
 from serving.gateway.api.admin.office import Office
 from serving.gateway.api.admin.sight import Sight
 from serving.gateway.api.background import Background
 from serving.gateway.api.batches import BatchesApi
-from serving.gateway.api.console import door, files
-from serving.gateway.api.console.door import Door, Presented, Standing
+from serving.gateway.api.console.door import Door
 from serving.gateway.api.console.files import Files
+from serving.gateway.api.conversations import ConversationsApi
 from serving.gateway.api.docs import Docs
 from serving.gateway.api.files import FilesApi
-from serving.gateway.api.health import Health, State, StateOfModels
+from serving.gateway.api.health import Health
 from serving.gateway.api.inference import Inference
 from serving.gateway.api.lines import Lines
 from serving.gateway.api.merged import MergedHours, MergedMetrics
 from serving.gateway.api.metrics import MetricsPage
-from serving.gateway.api.models import ModelCard, ModelList, Models
+from serving.gateway.api.models import Models
+from serving.gateway.api.responses import Responses
 from serving.gateway.api.unattended import Unattended
 from serving.gateway.api.visit import Handler
 from serving.gateway.app import Gateway
 from serving.gateway.audit.audit import Audit
-from serving.gateway.dialects import DIALECTS
 from serving.gateway.fleet.demand import Demands
 from serving.gateway.fleet.fleet import Fleet
 from serving.gateway.fleet.names import Names
@@ -80,11 +79,10 @@ from serving.gateway.stored.batches.batches import Batches
 from serving.gateway.stored.batches.runner import Runner
 from serving.gateway.stored.batches.shift import Tools
 from serving.gateway.stored.batches.spare import Spare
-from serving.gateway.stored.conversations import SECONDS_PER_DAY, Conversation, Conversations
+from serving.gateway.stored.conversations import SECONDS_PER_DAY, Conversations
 from serving.gateway.stored.desk import Desk
 from serving.gateway.stored.files.files import TenantFiles
 from serving.gateway.stored.files.pieces import Pieces
-from serving.gateway.stored.items import Deleted, Page
 from serving.gateway.stored.memory import Memory
 from serving.gateway.stored.shelf import Shelf
 from serving.gateway.stored.sweeping import Sweeper
@@ -205,11 +203,12 @@ def assemble(
     kept = _kept(settings, store, unattended, lines, fleet, admission, edges) if settings.files.enabled else None
     entries: list[Entry[Handler]] = [
         Entry(ANY, front.PATH, administration.serve),
-        *_inference_routes(inference),
-        *_stored_routes(settings, identity, admission, memory, background),
-        *(_kept_routes(kept, identity, admission, settings) if kept else ()),
-        *_model_routes(Models(identity, names)),
-        *_health_routes(health, is_public=settings.metrics_port is None),
+        *inference.entries(),
+        *Responses(identity, admission, memory, background).entries(),
+        *ConversationsApi(settings, identity, admission, memory).entries(),
+        *(_kept_entries(kept, identity, admission, settings) if kept else ()),
+        *Models(identity, names).entries(),
+        *health.entries(is_public=settings.metrics_port is None),
     ]
     if settings.metrics_port is None:
         shown = MergedMetrics(edges.merged_page) if edges.merged_page else page
@@ -218,8 +217,8 @@ def assemble(
         )
         entries.append(Entry("GET", metrics_page.PATH, shown.show, about=about))
     body_s = settings.timeouts.request_body_s
-    doors = _console_routes(Files(), Door(settings.console, settings.currency, identity, sessions, body_s))
-    console = list(doors) if settings.console.enabled else []
+    doors = Door(settings.console, settings.currency, identity, sessions, body_s)
+    console = [*Files().entries(), *doors.entries()] if settings.console.enabled else []
     console_port = settings.console.port if settings.console.enabled else None
     cors = Cors(settings.cors_origins)
     observers = [identity.forget, prices.follow, reservations.follow, background.follow]
@@ -229,8 +228,10 @@ def assemble(
     )
 
     def gateway(entries: list[Entry[Handler]], running: Callable[[], AbstractAsyncContextManager[None]]) -> Gateway:
-        entries = [*entries, *_document_routes(entries, administration)]
-        return Gateway(Routes(entries), recorder, edges.tracing, running, clock, cors)
+        table = [*entries]
+        # It describes itself too.
+        table += Docs(partial(_document, table, administration)).entries()
+        return Gateway(Routes(table), recorder, edges.tracing, running, clock, cors)
 
     if console_port is None:
         return Assembled(gateway([*entries, *console], running), page, None, kept)
@@ -256,6 +257,13 @@ def _kept(
     # Of one machine a gateway knows which processes there are.
     has_ended = partial(_has_ended, store)
     return Kept(desk, files, batches, unattended, Runner(tools, own_gateway_id(), has_ended, edges.wall_clock))
+
+
+def _kept_entries(
+    kept: Kept, identity: Identity, admission: Admission, settings: GatewaySettings
+) -> Iterator[Entry[Handler]]:
+    yield from FilesApi(identity, admission, kept.files).entries()
+    yield from BatchesApi(identity, kept.batches, kept.files, kept.desk, settings.timeouts.request_body_s).entries()
 
 
 def _has_ended(store: Store, gateway_id: str) -> bool:
@@ -325,112 +333,9 @@ def _sources(settings: GatewaySettings, secret: PlaneSecret | None) -> Iterator[
         yield EngineSource(url, secret, f"engine-{number}")
 
 
-def _inference_routes(inference: Inference) -> Iterator[Entry[Handler]]:
-    for dialect in DIALECTS.values():
-        yield Entry("POST", dialect.path, partial(inference.serve, dialect), dialect.is_billed)
-
-
-def _stored_routes(
-    settings: GatewaySettings, identity: Identity, admission: Admission, memory: Memory, background: Background
-) -> Iterator[Entry[Handler]]:
-    about = partial(About, tag="stored")
-    paged = {"after": "The item behind which the page begins.", "limit": "1 to 100.", "order": "`asc` or `desc`."}
-    streamed = {"stream": "`true`: its events, of one that was made so.", "starting_after": "Those behind this number."}
-    one = responses.Responses(identity, admission, memory, background)
-    yield Entry("GET", responses.PATH, one.show, about=about(summary="A stored response.", query=streamed))
-    yield Entry("DELETE", responses.PATH, one.delete, about=about(summary="Delete it.", answer=Deleted))
-    yield Entry("POST", responses.CANCEL_PATH, one.cancel, about=about(summary="End one that runs in the background."))
-    listed = about(summary="What it was made of.", answer=Page, query=paged)
-    yield Entry("GET", responses.INPUT_PATH, one.list_input, about=listed)
-    talk = conversations_api.Conversations(settings, identity, admission, memory)
-    yield Entry("POST", conversations_api.PATH, talk.create, about=about(summary="Begin one.", answer=Conversation))
-    path = conversations_api.ONE_PATH
-    yield Entry("GET", path, talk.show, about=about(summary="A conversation.", answer=Conversation))
-    yield Entry("POST", path, talk.update, about=about(summary="Give it other metadata.", answer=Conversation))
-    yield Entry("DELETE", path, talk.delete, about=about(summary="Delete it, and its items.", answer=Deleted))
-    path = conversations_api.ITEMS_PATH
-    yield Entry("GET", path, talk.list_items, about=about(summary="Its items.", answer=Page, query=paged))
-    yield Entry("POST", path, talk.add_items, about=about(summary="Add items to it.", answer=Page))
-    path = conversations_api.ITEM_PATH
-    yield Entry("GET", path, talk.show_item, about=about(summary="One of its items."))
-    yield Entry("DELETE", path, talk.remove_item, about=about(summary="Delete the item.", answer=Conversation))
-
-
-def _kept_routes(
-    kept: Kept, identity: Identity, admission: Admission, settings: GatewaySettings
-) -> Iterator[Entry[Handler]]:
-    files = FilesApi(identity, admission, kept.files)
-    yield from files.entries()
-    yield from BatchesApi(identity, kept.batches, kept.files, kept.desk, settings.timeouts.request_body_s).entries()
-
-
-def _model_routes(models: Models) -> Iterator[Entry[Handler]]:
-    listed = About(summary="Models, aliases and adapters that this key may ask for.", tag="models", answer=ModelList)
-    one = About(summary="One of them.", tag="models", answer=ModelCard)
-    yield Entry("GET", "/v1/models", models.list_all, about=listed)
-    yield Entry("GET", "/v1/models/{id}", models.show, about=one)
-
-
-def _health_routes(health: Health, *, is_public: bool) -> Iterator[Entry[Handler]]:
-    live = About(summary="Liveness: the event loop turns.", tag="service", answer=State, is_open=True)
-    ready = About(summary="Readiness: this gateway takes requests.", tag="service", answer=State, is_open=True)
-    models = About(
-        summary="Which models answer: 200 while one does.", tag="service", answer=StateOfModels, is_open=is_public
-    )
-    yield Entry("GET", "/", health.live, about=live)
-    yield Entry("GET", "/health", health.ready, about=ready)
-    yield Entry("GET", "/health/live", health.live, about=live)
-    yield Entry("GET", "/health/ready", health.ready, about=ready)
-    shown = health.models if is_public else health.models_for_callers
-    yield Entry("GET", metrics_page.MODELS_PATH, shown, about=models)
-
-
-def _document_routes(entries: Sequence[Entry[Handler]], administration: Front) -> Iterator[Entry[Handler]]:
-    """They describe themselves too."""
-    table = list(entries)
-    described = Docs(partial(_document, table, administration))
-    table.append(
-        Entry(
-            "GET", openapi.PATH, described.document, about=About(summary="This document.", tag="service", is_open=True)
-        )
-    )
-    page = About(summary="This document, for people.", tag="service", is_open=True, content_type="text/html")
-    table.append(Entry("GET", docs.PATH, described.page, about=page))
-    yield from table[-2:]
-
-
 async def _document(table: list[Entry[Handler]], administration: Front) -> openapi.Document:
     application = await administration.application()
     return openapi.document(table, application.app.openapi())
-
-
-def _console_routes(files_: Files, door_: Door) -> Iterator[Entry[Handler]]:
-    tag = "console"
-    page = About(summary="The page.", tag=tag, is_open=True, content_type="text/html")
-    lead = About(summary="Leads to the page.", tag=tag, is_open=True, status=308)
-    asset = About(summary="What the page loads.", tag=tag, is_open=True, content_type="application/octet-stream")
-    if files_.has_page:
-        yield Entry("GET", files.PATH, files_.page, about=page)
-        yield Entry("GET", f"{files.PATH}/", files_.lead, about=lead)
-        yield Entry("GET", files.ASSETS_PATH, files_.asset, about=asset)
-    show = About(summary="Who is signed in, and how to.", tag=tag, is_open=True, answer=Standing)
-    begin = About(summary="Sign in with a key.", tag=tag, is_open=True, body=Presented, answer=Standing)
-    end = About(summary="Sign out.", tag=tag, is_open=True, status=204)
-    yield Entry("GET", door.SESSION_PATH, door_.show, about=show)
-    yield Entry("POST", door.SESSION_PATH, door_.begin, about=begin)
-    yield Entry("DELETE", door.SESSION_PATH, door_.end, about=end)
-    leave = About(
-        summary="To single sign-on.", tag=tag, is_open=True, status=302, query={"issuer": "One of `sign_ins`."}
-    )
-    back = About(
-        summary="Back from single sign-on.",
-        tag=tag,
-        is_open=True,
-        content_type="text/html",
-        query={"code": "The issuer's.", "state": "Ours.", "error": "The issuer's, in place of a code."},
-    )
-    yield Entry("GET", door.SIGN_ON_PATH, door_.leave, about=leave)
-    yield Entry("GET", door.RETURN_PATH, door_.come_back, about=back)
 
 
 def _snapshot(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from functools import partial
 from typing import Any
 
@@ -10,15 +10,17 @@ from serving.config import GatewaySettings
 from serving.errors import InvalidRequest, UnknownParameter
 from serving.gateway.admission.admission import Admission
 from serving.gateway.api.aside import Aside
-from serving.gateway.api.responses import required
-from serving.gateway.api.visit import Visit
+from serving.gateway.api.responses import PAGED, TAG, required
+from serving.gateway.api.visit import Handler, Visit
 from serving.gateway.dialects import call as calls
 from serving.gateway.dialects import checks
 from serving.gateway.dialects.checks import typed
 from serving.gateway.dialects.items import require_items
 from serving.gateway.http.asgi import require_json
+from serving.gateway.http.routing import About, Entry
 from serving.gateway.identity.identity import Identity
 from serving.gateway.stored import items
+from serving.gateway.stored.conversations import Conversation
 from serving.gateway.stored.items import Item
 from serving.gateway.stored.memory import Memory
 
@@ -32,7 +34,7 @@ ADDED_MAX = 20
 _metadata = typed(checks.Metadata)
 
 
-class Conversations:
+class ConversationsApi:
     """Answers at and below `/v1/conversations`."""
 
     def __init__(self, settings: GatewaySettings, identity: Identity, admission: Admission, memory: Memory) -> None:
@@ -42,6 +44,21 @@ class Conversations:
         self._memory = memory
         self._kept = memory.conversations
         self._aside = Aside()
+
+    def entries(self) -> Iterator[Entry[Handler]]:
+        """The routes of conversations."""
+        about = partial(About, tag=TAG)
+        yield Entry("POST", PATH, self.create, about=about(summary="Begin one.", answer=Conversation))
+        yield Entry("GET", ONE_PATH, self.show, about=about(summary="A conversation.", answer=Conversation))
+        yield Entry("POST", ONE_PATH, self.update, about=about(summary="Give it other metadata.", answer=Conversation))
+        deleted = about(summary="Delete it, and its items.", answer=items.Deleted)
+        yield Entry("DELETE", ONE_PATH, self.delete, about=deleted)
+        listed = about(summary="Its items.", answer=items.Page, query=PAGED)
+        yield Entry("GET", ITEMS_PATH, self.list_items, about=listed)
+        yield Entry("POST", ITEMS_PATH, self.add_items, about=about(summary="Add items to it.", answer=items.Page))
+        yield Entry("GET", ITEM_PATH, self.show_item, about=about(summary="One of its items."))
+        removed = about(summary="Delete the item.", answer=Conversation)
+        yield Entry("DELETE", ITEM_PATH, self.remove_item, about=removed)
 
     async def create(self, visit: Visit) -> None:
         """`POST /v1/conversations`."""

@@ -7,14 +7,17 @@ import base64
 import gzip
 import hashlib
 from collections.abc import Callable, Coroutine, Iterator, Mapping
+from functools import partial
 from html import escape
 from typing import Any
 
 import msgspec
 
+from serving.gateway.api import openapi
 from serving.gateway.api.openapi import Document
-from serving.gateway.api.visit import Visit
+from serving.gateway.api.visit import Handler, Visit
 from serving.gateway.http.asgi import Header
+from serving.gateway.http.routing import About, Entry
 
 PATH = "/docs"
 _METHODS = ("get", "post", "put", "patch", "delete")
@@ -58,6 +61,13 @@ class Docs:
     def __init__(self, made: Callable[[], Coroutine[Any, Any, Document]]) -> None:
         self._made = made
         self._written: asyncio.Task[tuple[_Written, _Written]] | None = None
+
+    def entries(self) -> Iterator[Entry[Handler]]:
+        """The routes of the document, which are in it too."""
+        about = partial(About, tag="service", is_open=True)
+        yield Entry("GET", openapi.PATH, self.document, about=about(summary="This document."))
+        page = about(summary="This document, for people.", content_type="text/html")
+        yield Entry("GET", PATH, self.page, about=page)
 
     async def document(self, visit: Visit) -> None:
         """`GET /openapi.json`."""

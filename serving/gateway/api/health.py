@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 
 from serving.gateway.admission.counters.shared import SharedCounters
-from serving.gateway.api.visit import Visit
+from serving.gateway.api.metrics import MODELS_PATH
+from serving.gateway.api.visit import Handler, Visit
 from serving.gateway.fleet.fleet import Fleet, Model
+from serving.gateway.http.routing import About, Entry
 from serving.gateway.http.upstream import Upstream
 from serving.gateway.identity.identity import Identity
 from serving.gateway.ledger.ledger import Ledger
@@ -56,6 +60,19 @@ class Health:
         self._identity = identity
         self._ledger = ledger
         self._shared = shared
+
+    def entries(self, *, is_public: bool) -> Iterator[Entry[Handler]]:
+        """The routes of probes. `is_public`: the states of models are for everyone."""
+        live = About(summary="Liveness: the event loop turns.", tag="service", answer=State, is_open=True)
+        ready = About(summary="Readiness: this gateway takes requests.", tag="service", answer=State, is_open=True)
+        models = About(
+            summary="Which models answer: 200 while one does.", tag="service", answer=StateOfModels, is_open=is_public
+        )
+        yield Entry("GET", "/", self.live, about=live)
+        yield Entry("GET", "/health", self.ready, about=ready)
+        yield Entry("GET", "/health/live", self.live, about=live)
+        yield Entry("GET", "/health/ready", self.ready, about=ready)
+        yield Entry("GET", MODELS_PATH, self.models if is_public else self.models_for_callers, about=models)
 
     async def live(self, visit: Visit) -> None:
         """`GET /health/live` (liveness): the event loop turns."""

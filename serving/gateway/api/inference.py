@@ -6,7 +6,7 @@ gate → identify → refused in bulk? → open the ledger's row → read → re
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from serving.config import GatewaySettings
@@ -18,13 +18,14 @@ from serving.gateway.admission.reservations import Reservations
 from serving.gateway.answers.reasoning import Reasoning
 from serving.gateway.api.aside import Aside
 from serving.gateway.api.background import Background, Stage
-from serving.gateway.api.visit import Visit
-from serving.gateway.dialects import abilities
+from serving.gateway.api.visit import Handler, Visit
+from serving.gateway.dialects import DIALECTS, abilities
 from serving.gateway.dialects import call as calls
 from serving.gateway.dialects.call import Call, Draft
 from serving.gateway.dialects.dialect import Dialect
 from serving.gateway.fleet.names import NAME_CHARS_MAX, Names
 from serving.gateway.http.asgi import require_json
+from serving.gateway.http.routing import Entry
 from serving.gateway.identity.identity import Identity
 from serving.gateway.identity.tenants import Tenants
 from serving.gateway.ledger.ledger import Ledger
@@ -70,6 +71,11 @@ class Inference:
         self._foresee = foresee
         self._memory = memory
         self._background = background
+
+    def entries(self) -> Iterator[Entry[Handler]]:
+        """The routes of all dialects, which describe themselves."""
+        for dialect in DIALECTS.values():
+            yield Entry("POST", dialect.path, partial(self.serve, dialect), dialect.is_billed)
 
     async def serve(self, dialect: Dialect, visit: Visit) -> None:
         """Answer one call; raises ApiError, and ClientLeft when the client does not wait for the answer."""

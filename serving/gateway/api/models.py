@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import msgspec
 
 from serving.errors import InvalidRequest, ModelNotFound
 from serving.gateway.admission import bounds
-from serving.gateway.api.visit import Visit
+from serving.gateway.api.visit import Handler, Visit
 from serving.gateway.fleet.fleet import Model
 from serving.gateway.fleet.names import NAME_CHARS_MAX, Names
+from serving.gateway.http.routing import About, Entry
 from serving.gateway.identity.identity import Identity
 
 #: Models on one page of Anthropic's list, as it documents them: at most, and where a client does not say.
@@ -64,6 +66,15 @@ class Models:
     def __init__(self, identity: Identity, names: Names) -> None:
         self._identity = identity
         self._names = names
+
+    def entries(self) -> Iterator[Entry[Handler]]:
+        """The routes of models."""
+        listed = About(
+            summary="Models, aliases and adapters that this key may ask for.", tag="models", answer=ModelList
+        )
+        one = About(summary="One of them.", tag="models", answer=ModelCard)
+        yield Entry("GET", "/v1/models", self.list_all, about=listed)
+        yield Entry("GET", "/v1/models/{id}", self.show, about=one)
 
     async def list_all(self, visit: Visit) -> None:
         """`GET /v1/models`."""

@@ -5,10 +5,14 @@ For a tenant that has nothing stored these routes are not there.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+
 from serving.errors import InvalidRequest, RouteNotFound
 from serving.gateway.admission.admission import Admission
 from serving.gateway.api.background import Background
-from serving.gateway.api.visit import Visit
+from serving.gateway.api.visit import Handler, Visit
+from serving.gateway.http.routing import About, Entry
 from serving.gateway.identity.identity import Identity
 from serving.gateway.nouns import Caller
 from serving.gateway.stored import items
@@ -17,6 +21,9 @@ from serving.gateway.stored.memory import Memory
 PATH = "/v1/responses/{id}"
 CANCEL_PATH = f"{PATH}/cancel"
 INPUT_PATH = f"{PATH}/input_items"
+#: Where the API's document has what is stored, and what a page of items is asked by.
+TAG = "stored"
+PAGED = {"after": "The item behind which the page begins.", "limit": "1 to 100.", "order": "`asc` or `desc`."}
 #: Digits of an event's number.
 NUMBER_CHARS_MAX = 15
 
@@ -29,6 +36,19 @@ class Responses:
         self._admission = admission
         self._memory = memory
         self._background = background
+
+    def entries(self) -> Iterator[Entry[Handler]]:
+        """The routes of stored responses."""
+        streamed = {
+            "stream": "`true`: its events, of one that was made so.",
+            "starting_after": "Those behind this number.",
+        }
+        about = partial(About, tag=TAG)
+        yield Entry("GET", PATH, self.show, about=about(summary="A stored response.", query=streamed))
+        yield Entry("DELETE", PATH, self.delete, about=about(summary="Delete it.", answer=items.Deleted))
+        yield Entry("POST", CANCEL_PATH, self.cancel, about=about(summary="End one that runs in the background."))
+        listed = about(summary="What it was made of.", answer=items.Page, query=PAGED)
+        yield Entry("GET", INPUT_PATH, self.list_input, about=listed)
 
     async def show(self, visit: Visit) -> None:
         """`GET /v1/responses/{id}`: the response, or with `stream=true` its events."""

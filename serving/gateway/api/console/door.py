@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import Annotated
 from urllib.parse import quote, urlsplit
@@ -24,8 +25,9 @@ from serving.errors import (
     Unauthenticated,
 )
 from serving.gateway.api.console import files
-from serving.gateway.api.visit import Visit
+from serving.gateway.api.visit import Handler, Visit
 from serving.gateway.http.asgi import Header, Request, require_json
+from serving.gateway.http.routing import About, Entry
 from serving.gateway.identity import cookies
 from serving.gateway.identity.changes import Change, Kind, News
 from serving.gateway.identity.identity import Identity
@@ -102,6 +104,23 @@ class Door:
         # Of a file that is read for it.
         self._version = version("gpt-oss-serving")
         self._sign_ins = [_sign_in(issuer) for issuer in identity.sign_ons]
+
+    def entries(self) -> Iterator[Entry[Handler]]:
+        """The routes of signing in and out."""
+        about = partial(About, tag=files.TAG, is_open=True)
+        show = about(summary="Who is signed in, and how to.", answer=Standing)
+        begin = about(summary="Sign in with a key.", body=Presented, answer=Standing)
+        yield Entry("GET", SESSION_PATH, self.show, about=show)
+        yield Entry("POST", SESSION_PATH, self.begin, about=begin)
+        yield Entry("DELETE", SESSION_PATH, self.end, about=about(summary="Sign out.", status=204))
+        leave = about(summary="To single sign-on.", status=302, query={"issuer": "One of `sign_ins`."})
+        back = about(
+            summary="Back from single sign-on.",
+            content_type="text/html",
+            query={"code": "The issuer's.", "state": "Ours.", "error": "The issuer's, in place of a code."},
+        )
+        yield Entry("GET", SIGN_ON_PATH, self.leave, about=leave)
+        yield Entry("GET", RETURN_PATH, self.come_back, about=back)
 
     async def show(self, visit: Visit) -> None:
         """`GET /console/session`: 200 whether someone is signed in or not."""

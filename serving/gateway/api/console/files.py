@@ -7,17 +7,21 @@ from __future__ import annotations
 import gzip
 import hashlib
 import mimetypes
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 import serving
 from serving.errors import RouteNotFound
-from serving.gateway.api.visit import Visit
+from serving.gateway.api.visit import Handler, Visit
 from serving.gateway.http.asgi import Header
+from serving.gateway.http.routing import About, Entry
 
 PATH = "/console"
 ASSETS_PATH = f"{PATH}/assets/{{id}}"
+#: Where the API's document has the console.
+TAG = "console"
 FOLDER = Path(serving.__file__).parent / "console"
 PAGE = "index.html"
 _ASSETS = "assets"
@@ -60,6 +64,17 @@ class Files:
         page = folder / PAGE
         self._page = _read(page) if page.exists() else None
         self._assets = {path.name: _read(path) for path in (folder / _ASSETS).glob("*")}
+
+    def entries(self) -> Iterator[Entry[Handler]]:
+        """The routes of the page, where there is one."""
+        if not self.has_page:
+            return
+        page = About(summary="The page.", tag=TAG, is_open=True, content_type="text/html")
+        lead = About(summary="Leads to the page.", tag=TAG, is_open=True, status=308)
+        asset = About(summary="What the page loads.", tag=TAG, is_open=True, content_type="application/octet-stream")
+        yield Entry("GET", PATH, self.page, about=page)
+        yield Entry("GET", f"{PATH}/", self.lead, about=lead)
+        yield Entry("GET", ASSETS_PATH, self.asset, about=asset)
 
     @property
     def has_page(self) -> bool:
