@@ -341,19 +341,19 @@ _BY_ID = b"a tenant by its id, which is longer: "
 _KEY_BY_ID = b"a key by its id, which is longer than a digest: "
 _TENANT_BY_ID = select(tenants_table).where(tenants_table.c.id == bindparam("id"))
 _NAMED_TENANT = select(tenants_table).where(tenants_table.c.name == bindparam("name"))
-_KEYS = select(
+# What is told of a key and its tenant, however it was found.
+_KEY = (
     keys.c.id,
-    keys.c.digest,
     keys.c.revoked_at,
     keys.c.expires_at,
-    keys.c.tenant_id,
     keys.c.rights,
     keys.c.role,
     keys.c.policy,
     tenants_table.c.policy.label("tenant_policy"),
     tenants_table.c.name,
     tenants_table.c.disabled_at,
-).join_from(keys, tenants_table)
+)
+_KEYS = select(*_KEY, keys.c.digest, keys.c.tenant_id).join_from(keys, tenants_table)
 _LOOKUP = _KEYS.where(keys.c.digest == bindparam("digest"))
 _LOOKUP_BY_ID = _KEYS.where(keys.c.id == bindparam("id"))
 
@@ -365,15 +365,7 @@ _SESSION = (
         sessions.c.user_ref,
         sessions.c.role.label("said_role"),
         sessions.c.ends_at,
-        keys.c.id,
-        keys.c.revoked_at,
-        keys.c.expires_at,
-        keys.c.rights,
-        keys.c.role,
-        keys.c.policy,
-        tenants_table.c.policy.label("tenant_policy"),
-        tenants_table.c.name,
-        tenants_table.c.disabled_at,
+        *_KEY,
     )
     .select_from(
         sessions.join(tenants_table, tenants_table.c.id == sessions.c.tenant_id).outerjoin(
