@@ -13,7 +13,7 @@ import msgspec
 
 from serving.config import Slo
 from serving.gateway.nouns import CallRecord, Outcome
-from serving.gateway.observe.slo import Verdict, judge
+from serving.gateway.observe.slo import Verdict, judge_call
 
 #: Seconds of a slot, and slots that are kept: an hour.
 SLOT_S = 15
@@ -100,13 +100,7 @@ class Activity:
         if ttft_s is not None and record.outcome is Outcome.OK:
             bucket = math.floor(math.log(max(ttft_s, 1e-6)) / _STEP)
             did.first_tokens[bucket] = did.first_tokens.get(bucket, 0) + 1
-        verdict = judge(
-            self._slo_of(model),
-            record.outcome,
-            duration_s=record.served_s,
-            ttft_s=ttft_s,
-            completion_tokens=usage.completion_tokens,
-        )
+        verdict = judge_call(self._slo_of(model), record)
         did.judged += verdict is not None
         did.kept += verdict is Verdict.MET
 

@@ -23,7 +23,7 @@ from serving.config import Slo
 from serving.gateway.fleet.fleet import Model
 from serving.gateway.ledger.prices import MICROS
 from serving.gateway.nouns import CallRecord, Decision, Failure, InterTokenLatency, Outcome
-from serving.gateway.observe.slo import Verdict, judge
+from serving.gateway.observe.slo import Verdict, judge_call
 from serving.wire import ReplicaState
 
 #: Seconds; from a cached short prompt on a GPU to a long prompt in a queue.
@@ -303,14 +303,7 @@ class Metrics:
         tokens = record.usage.completion_tokens
         if record.ttft_s is not None and tokens > 1 and record.outcome is Outcome.OK:
             self._tpot(model).observe((record.served_s - record.ttft_s) / (tokens - 1))
-        verdict = judge(
-            self._slo_of(model),
-            record.outcome,
-            duration_s=record.served_s,
-            ttft_s=record.ttft_s,
-            completion_tokens=tokens,
-        )
-        if verdict:
+        if verdict := judge_call(self._slo_of(model), record):
             self._slo(model, verdict).inc()
 
     def _count_tokens(self, record: CallRecord, model: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from serving.config import Slo
-from serving.gateway.nouns import Outcome
+from serving.gateway.nouns import CallRecord, Outcome
 
 
 class Verdict(StrEnum):
@@ -16,6 +16,17 @@ class Verdict(StrEnum):
     SLOW_TOKENS = "slow_tokens"
     #: It ended in an error of ours.
     FAILED = "failed"
+
+
+def judge_call(slo: Slo, record: CallRecord) -> Verdict | None:
+    """As `judge`, by the record of a call that has ended."""
+    return judge(
+        slo,
+        record.outcome,
+        duration_s=record.served_s,
+        ttft_s=record.ttft_s,
+        completion_tokens=record.usage.completion_tokens,
+    )
 
 
 def judge(
