@@ -169,8 +169,13 @@ def table(minutes: float) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m loadtest.fairness")
-    parser.add_argument("--minutes", type=float, default=5.0, help="of which the first quarter is not counted")
-    for line in table(parser.parse_args().minutes):
+    parser.add_argument(
+        "--minutes", type=float, default=5.0, help="of which the first quarter is not counted; at least 1"
+    )
+    minutes = parser.parse_args().minutes
+    if not minutes >= 1:
+        parser.error("--minutes must be at least 1: in less, not every tenant has a call.")
+    for line in table(minutes):
         print(line, flush=True)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from loadtest.fairness.__main__ import FLOOD, TRAFFIC, batch, beside, fifty, table, weighted
+from loadtest.fairness.__main__ import FLOOD, TRAFFIC, batch, beside, fifty, main, table, weighted
 from loadtest.fairness.simulator import Run, Tenant, World, jain
 from loadtest.scaling.model import ROUND_TP2
 
@@ -55,6 +55,14 @@ def test_without_a_flood_nothing_waits() -> None:
     """At half of what the fleet can do every call goes at once."""
     had = Run([Tenant("a", 5.0 * WORLD.replicas), Tenant("b", 2.0 * WORLD.replicas)], WORLD).run().had
     assert sum(map(sum, (it.waits_s for it in had.values()))) < 0.1 and had["a"].refused == 0
+
+
+@pytest.mark.parametrize("minutes", ["0.5", "-1", "nan"])
+def test_too_short_a_run_is_refused(minutes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is simulated."""
+    monkeypatch.setattr("sys.argv", ["fairness", "--minutes", minutes])
+    with pytest.raises(SystemExit):
+        main()
 
 
 def test_jains_index() -> None:
