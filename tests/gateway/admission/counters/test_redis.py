@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -156,15 +157,19 @@ async def test_a_server_that_is_no_cluster_is_away(alone: Valkey) -> None:
     await it.close()
 
 
-@pytest.mark.parametrize("is_cluster", [False, True])
-async def test_changes_of_one_lease_are_made_in_their_order(
-    request: pytest.FixtureRequest, *, is_cluster: bool
-) -> None:
-    """And those of many calls at once, on few connections; a repetition changes nothing."""
-    server: Valkey = request.getfixturevalue("cluster" if is_cluster else "alone")
+@pytest.fixture(params=["alone", "cluster"])
+async def emptied(request: pytest.FixtureRequest) -> AsyncIterator[RedisTally]:
+    """One server, and a cluster."""
+    server: Valkey = request.getfixturevalue(request.param)
     server.empty()
-    it = tally(server, is_cluster=is_cluster)
-    draw = DRAWS[1]
+    it = tally(server, is_cluster=request.param == "cluster")
+    yield it
+    await it.close()
+
+
+async def test_changes_of_one_lease_are_made_in_their_order(emptied: RedisTally) -> None:
+    """And those of many calls at once, on few connections; a repetition changes nothing."""
+    it, draw = emptied, DRAWS[1]
     await it.seed(draw, 0, is_late=False)
     changes = []
     for number in range(200):
@@ -176,20 +181,12 @@ async def test_changes_of_one_lease_are_made_in_their_order(
     await asyncio.gather(it.apply(changes), it.apply(changes))
     verdict = await it.reserve("a", [draw])
     assert isinstance(verdict, Verdict) and verdict.levels[0].remaining == COUNT_MAX - 600 - 1
-    await it.close()
 
 
-@pytest.mark.parametrize("is_cluster", [False, True])
-async def test_more_decisions_than_connections_wait_for_one(
-    request: pytest.FixtureRequest, *, is_cluster: bool
-) -> None:
+async def test_more_decisions_than_connections_wait_for_one(emptied: RedisTally) -> None:
     """A burst is no outage."""
-    server: Valkey = request.getfixturevalue("cluster" if is_cluster else "alone")
-    server.empty()
-    it = tally(server, is_cluster=is_cluster)
-    verdicts = await asyncio.gather(*(it.reserve(str(number), DRAWS[:1]) for number in range(10 * CONNECTIONS)))
+    verdicts = await asyncio.gather(*(emptied.reserve(str(number), DRAWS[:1]) for number in range(10 * CONNECTIONS)))
     assert all(isinstance(verdict, Verdict) for verdict in verdicts)
-    await it.close()
 
 
 async def test_the_script_divides_to_the_unit(alone: Valkey) -> None:
