@@ -1,5 +1,6 @@
 /** Keys: a member sees its own; administrators create, rotate and revoke. A new key is shown once. */
 
+import type { ComponentChildren } from "preact";
 import { useState } from "preact/hooks";
 import { ask, asFailure, read, withQuery, type Failure } from "./api";
 import { duration } from "./format";
@@ -160,21 +161,41 @@ function RowActions({ of: key, role, onDo }: { of: Key; role: Role; onDo: (doing
   );
 }
 
-/** A form in a dialog: what went wrong stands above its buttons. */
-function useSent(send: () => Promise<void>): [(event: Event) => void, boolean, Failure | undefined] {
+/** A dialog that sends what it asks for, with a button that says what that does; it stays, with the reason, where it fails. */
+function Sending(props: {
+  title: string;
+  does: string;
+  kind?: "main" | "danger";
+  send: () => Promise<void>;
+  onClose: () => void;
+  children: ComponentChildren;
+}) {
   const [isBusy, setBusy] = useState(false);
   const [failure, setFailure] = useState<Failure>();
   const submit = async (event: Event) => {
     event.preventDefault();
     setBusy(true);
     try {
-      await send();
+      await props.send();
     } catch (error) {
       setFailure(asFailure(error));
       setBusy(false);
     }
   };
-  return [(event) => void submit(event), isBusy, failure];
+  return (
+    <Dialog title={props.title} onClose={props.onClose}>
+      <form onSubmit={(event) => void submit(event)}>
+        {props.children}
+        <Wrong failure={failure} />
+        <div class="actions end">
+          <Button onClick={props.onClose}>Cancel</Button>
+          <Button kind={props.kind ?? "main"} type="submit" disabled={isBusy}>
+            {props.does}
+          </Button>
+        </div>
+      </form>
+    </Dialog>
+  );
 }
 
 const LIFETIMES = [
@@ -198,7 +219,7 @@ function Create({
   onMade: (made: KeyMade) => void;
 }) {
   const [wanted, setWanted] = useState({ tenant: tenant || who.tenant, name: "", role: "member", lifetime: "", day: "" });
-  const [submit, isBusy, failure] = useSent(async () => {
+  const send = async () => {
     const policy: Policy = wanted.day ? { tokens_per_day: Number(wanted.day) } : {};
     const body = {
       ...{ name: wanted.name.trim(), role: wanted.role, policy },
@@ -206,63 +227,54 @@ function Create({
     };
     const path = `/admin/v1/tenants/${encodeURIComponent(wanted.tenant)}/keys`;
     onMade(await read<KeyMade>(path, { method: "POST", body }));
-  });
+  };
   const set = (changes: Partial<typeof wanted>) => setWanted({ ...wanted, ...changes });
   const isPlatform = who.role === "platform_admin";
   const roles = (Object.keys(ROLES) as Role[]).filter((it) => isPlatform || it !== "platform_admin");
   return (
-    <Dialog title="Create key" onClose={onClose}>
-      <form onSubmit={submit}>
-        <Field label="Name" hint="What it is for, such as “nightly report”.">
-          {(ties) => (
-            <input
-              {...ties}
-              value={wanted.name}
-              maxLength={100}
-              required
-              autofocus
-              onInput={(event) => set({ name: event.currentTarget.value })}
-            />
-          )}
-        </Field>
-        {isPlatform && (
-          <Choice
-            label="Tenant"
-            value={wanted.tenant}
-            options={namesOf(tenants, wanted.tenant)}
-            onChange={(it) => set({ tenant: it })}
+    <Sending title="Create key" does="Create" send={send} onClose={onClose}>
+      <Field label="Name" hint="What it is for, such as “nightly report”.">
+        {(ties) => (
+          <input
+            {...ties}
+            value={wanted.name}
+            maxLength={100}
+            required
+            autofocus
+            onInput={(event) => set({ name: event.currentTarget.value })}
           />
         )}
-        <div class="pair">
-          <Choice
-            label="Role"
-            value={wanted.role}
-            options={roles.map((it) => [it, ROLES[it]] as const)}
-            onChange={(it) => set({ role: it })}
+      </Field>
+      {isPlatform && (
+        <Choice
+          label="Tenant"
+          value={wanted.tenant}
+          options={namesOf(tenants, wanted.tenant)}
+          onChange={(it) => set({ tenant: it })}
+        />
+      )}
+      <div class="pair">
+        <Choice
+          label="Role"
+          value={wanted.role}
+          options={roles.map((it) => [it, ROLES[it]] as const)}
+          onChange={(it) => set({ role: it })}
+        />
+        <Choice label="Expires" value={wanted.lifetime} options={LIFETIMES} onChange={(it) => set({ lifetime: it })} />
+      </div>
+      <Field label="Tokens per day" hint="Left empty, only the tenant's own limits bound it.">
+        {(ties) => (
+          <input
+            {...ties}
+            type="number"
+            min="0"
+            step="1"
+            value={wanted.day}
+            onInput={(event) => set({ day: event.currentTarget.value })}
           />
-          <Choice label="Expires" value={wanted.lifetime} options={LIFETIMES} onChange={(it) => set({ lifetime: it })} />
-        </div>
-        <Field label="Tokens per day" hint="Left empty, only the tenant's own limits bound it.">
-          {(ties) => (
-            <input
-              {...ties}
-              type="number"
-              min="0"
-              step="1"
-              value={wanted.day}
-              onInput={(event) => set({ day: event.currentTarget.value })}
-            />
-          )}
-        </Field>
-        <Wrong failure={failure} />
-        <div class="actions end">
-          <Button onClick={onClose}>Cancel</Button>
-          <Button kind="main" type="submit" disabled={isBusy}>
-            Create
-          </Button>
-        </div>
-      </form>
-    </Dialog>
+        )}
+      </Field>
+    </Sending>
   );
 }
 
@@ -275,48 +287,30 @@ const GRACES = [
 
 function Rotate({ of: key, onClose, onMade }: { of: Key; onClose: () => void; onMade: (made: KeyMade) => void }) {
   const [grace, setGrace] = useState("86400");
-  const [submit, isBusy, failure] = useSent(async () => {
+  const send = async () => {
     const body = { grace_s: Number(grace) };
     onMade(await read<KeyMade>(`/admin/v1/keys/${key.id}/rotate`, { method: "POST", body }));
-  });
+  };
   return (
-    <Dialog title={`Rotate ${key.name || key.id}`} onClose={onClose}>
-      <form onSubmit={submit}>
-        <p>A new key with the same name, role and policy takes its place.</p>
-        <Choice label="The old key stops working" value={grace} options={GRACES} onChange={setGrace} />
-        <Wrong failure={failure} />
-        <div class="actions end">
-          <Button onClick={onClose}>Cancel</Button>
-          <Button kind="main" type="submit" disabled={isBusy}>
-            Rotate
-          </Button>
-        </div>
-      </form>
-    </Dialog>
+    <Sending title={`Rotate ${key.name || key.id}`} does="Rotate" send={send} onClose={onClose}>
+      <p>A new key with the same name, role and policy takes its place.</p>
+      <Choice label="The old key stops working" value={grace} options={GRACES} onChange={setGrace} />
+    </Sending>
   );
 }
 
 function Revoke({ of: key, onClose, onDone }: { of: Key; onClose: () => void; onDone: () => void }) {
-  const [submit, isBusy, failure] = useSent(async () => {
+  const send = async () => {
     await ask(`/admin/v1/keys/${key.id}`, { method: "DELETE", headers: { "If-Match": `"${key.revision}"` } });
     onDone();
-  });
+  };
   const used = key.last_used_at ? `It was last used ${duration(Date.now() / 1000 - key.last_used_at)} ago.` : "It was never used.";
   return (
-    <Dialog title={`Revoke ${key.name || key.id}?`} onClose={onClose}>
-      <form onSubmit={submit}>
-        <p>
-          Programs that use it are refused within two seconds, and it cannot be brought back. {used}
-        </p>
-        <Wrong failure={failure} />
-        <div class="actions end">
-          <Button onClick={onClose}>Cancel</Button>
-          <Button kind="danger" type="submit" disabled={isBusy}>
-            Revoke
-          </Button>
-        </div>
-      </form>
-    </Dialog>
+    <Sending title={`Revoke ${key.name || key.id}?`} does="Revoke" kind="danger" send={send} onClose={onClose}>
+      <p>
+        Programs that use it are refused within two seconds, and it cannot be brought back. {used}
+      </p>
+    </Sending>
   );
 }
 
