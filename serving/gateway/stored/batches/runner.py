@@ -35,6 +35,11 @@ FAILED_S = 30.0
 log = logging.getLogger(__name__)
 
 
+def rest_of(swept_at: float, now: float, least_s: float) -> float:
+    """Seconds until files are swept again, whatever wakes a gateway meanwhile; at least `least_s`, where a sweep has just failed."""
+    return max(least_s, swept_at + SWEEP_S - now)
+
+
 class Runner:
     """Runs batches until it is cancelled. `clock` is in seconds since the epoch, that of the tools is monotonic."""
 
@@ -84,9 +89,9 @@ class Runner:
             await self._stop()
 
     async def _wait(self) -> None:
-        wait_s = self._look_s if self._is_any_open else SWEEP_S
+        rest_s = self._look_s if self._is_any_open else rest_of(self._swept_at, self._tools.clock(), self._look_s)
         try:
-            async with asyncio.timeout(wait_s):
+            async with asyncio.timeout(rest_s):
                 await self._wake.wait()
         except TimeoutError:
             return
@@ -102,6 +107,7 @@ class Runner:
         is_counted = now - self._counted_at >= self._look_s / 2
         self._counted_at = now if is_counted else self._counted_at
         self._seen = {sign.id: self._looks_at(sign, is_counted=is_counted) for sign in signs}
+        self._failed = {it: until for it, until in self._failed.items() if it in self._seen}
         # Batches go where batches run: one gateway then knows all lines, and which calls are none.
         elsewhere = Counter(sign.owner for sign in signs if sign.owner not in (None, self._owner))
         self._is_anothers = not self._shifts and any(count < SHIFTS_MAX for count in elsewhere.values())

@@ -13,6 +13,7 @@ from openai import AsyncOpenAI
 from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.registry import Registry
 from serving.gateway.policies import Policy
+from serving.gateway.stored.batches.runner import SWEEP_S, rest_of
 from serving.gateway.stored.vault import FILE_NAME, fresh_key
 from tests.gateway.api.test_batches import ANSWER, content, counts, ended, line, made
 from tests.gateway.places import Place, SqlitePlace
@@ -95,3 +96,10 @@ async def test_another_gateway_ends_what_a_killed_one_has_begun(tmp_path: Path) 
 async def test_gateways_of_other_machines_notice_within_a_minute(shared: Place) -> None:
     """By the signs of life in the database alone."""
     await killed_in_the_middle(shared, 60.0)
+
+
+def test_a_gateway_that_is_woken_sweeps_no_later() -> None:
+    """Ten minutes after the last time; and where that was missed, at the next look."""
+    assert rest_of(swept_at=100.0, now=100.0, least_s=5.0) == SWEEP_S
+    assert rest_of(swept_at=100.0, now=100.0 + SWEEP_S - 60, least_s=5.0) == 60
+    assert rest_of(swept_at=float("-inf"), now=100.0, least_s=5.0) == 5.0
