@@ -247,7 +247,7 @@ def _kept(
     admission: Admission,
     edges: Edges,
 ) -> Kept:
-    desk, pieces = Desk(), Pieces.open(settings.files, store.home, edges.vault)
+    desk, pieces = Desk(), Pieces.open(settings.files, store.home)
     files = TenantFiles(settings.files, store, pieces, edges.vault, desk, edges.wall_clock)
     batches = Batches(settings.files, store, edges.vault, files, edges.wall_clock)
     spare = Spare(partial(_seen, fleet, admission), settings.files.careful_tokens_per_s, edges.clock)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
 
 stored = typer.Typer(help="Stored responses and conversations; files and batches.", no_args_is_help=True)
 vault = typer.Typer(help="The keys that seal what is stored.", no_args_is_help=True)
+
+#: Column of `vault show` → whose sealed parts it counts.
+_SHOWN = {
+    "RESPONSES": ("responses", "response_events"),
+    "CONVERSATIONS": ("conversations", "conversation_items"),
+    "FILES": ("files",),
+    "BATCHES": ("batches", "batch_lines"),
+}
 
 OfTenant = Annotated[str | None, typer.Option("--tenant", help="One tenant's.")]
 OfUser = Annotated[
@@ -93,20 +102,34 @@ def make_key() -> None:
 
 @vault.command("show")
 def show_keys(context: typer.Context) -> None:
-    """List the keys of this installation by id; the first seals."""
+    """List the keys of this installation by id, and how much each still seals; the first seals what comes.
+
+    One that seals nothing can be taken out of the key file.
+    """
     from serving.gateway.cli import opening
+    from serving.gateway.stored import estate
 
     settings = settings_of(context)
     with opening.opened_store(settings) as store:
         ids = opening.vault(settings, store).key_ids
-    print_table(("KEY", "DOES"), [(it, "opens" if place else "seals and opens") for place, it in enumerate(ids)])
+        counts = estate.sealed_by(store)
+    does = (
+        dict.fromkeys(counts, "is not in the key file") | dict.fromkeys(ids, "opens") | dict.fromkeys(ids[:1], "seals")
+    )
+    rows = []
+    for key_id in sorted(does, key=lambda it: (does[it] != "seals", it)):
+        seals = counts.get(key_id, Counter())
+        sums = (sum(seals[name] for name in tables) for tables in _SHOWN.values())
+        rows.append((key_id, does[key_id], *map(str, sums)))
+    print_table(("KEY", "DOES", *_SHOWN), rows)
 
 
 @vault.command("rewrap")
 def rewrap_stored(context: typer.Context) -> None:
-    """Have stored responses, conversations and batches sealed by the first key, while gateways run.
+    """Have all that is stored sealed by the first key, files included, while gateways run.
 
-    The bytes of files keep the key that sealed them: it can be taken out of the key file when those have expired.
+    Keys of what is stored are wrapped anew; what they seal, files' bytes among it, is not touched. `serving vault show` says when another key
+    seals nothing any more and can go.
     """
     from serving.gateway.audit import actors
     from serving.gateway.cli import opening
@@ -118,9 +141,7 @@ def rewrap_stored(context: typer.Context) -> None:
         found = opening.vault(settings, store)
         journal.record(actors.at_command_line(), Act(ActKind.VAULT_REWRAP, found.key_ids[0] if found.key_ids else ""))
         counts = estate.rewrap(store, found)
-    typer.echo(
-        f"{sum(counts.values())} things were sealed by another key than {found.key_ids[0]}; none is now, but older files."
-    )
+    typer.echo(f"{sum(counts.values())} things were sealed by another key than {found.key_ids[0]}; none is now.")
 
 
 def _whose(store: Store, tenant: str | None, user: str | None) -> Whose:

@@ -1,7 +1,7 @@
 """Holdings: the files and batches of a tenant or a person, as they are erased.
 
-Rows of batches go at once, and what runs stops. Of a file the name goes at once, and its tenant sees it no more; its sealed bytes are
-removed by a gateway's next look for what has expired.
+Rows of batches go at once, and what runs stops. Of a file the name goes at once, with the key of its bytes, and its tenant sees it no more; the
+bytes, which nothing opens any more, are removed by a gateway's next look for what has expired.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ PIECE_ROWS = 32
 #: Seconds until the bytes are removed that a running batch has written: its gateway stops before, and writes no more.
 STOPPING_S = 60.0
 
-#: A file that is not erased. Erased ones have no name.
-IS_NAMED = files.c.sealed_name != b""
+#: A file that is not erased. Erased ones have neither a name nor the key that opens their bytes.
+IS_NAMED = files.c.sealed != b""
 
 Whose = Callable[[Table], ColumnElement[bool]]
 
@@ -53,7 +53,7 @@ def _erase_batches(connection: Connection, whose: Whose, now: float) -> int:
 
 def _unfinished(batch: Row[Any], now: float) -> list[dict[str, object]]:
     """The files that a batch has not completed, so that their bytes are found."""
-    none = {"bytes": 0, "pieces": 0, "sealed_name": b"", "purpose": "batch_output", "is_whole": False}
+    none = {"bytes": 0, "pieces": 0, "sealed": b"", "purpose": "batch_output", "is_whole": False}
     who = {"tenant_id": batch.tenant_id, "key_id": batch.key_id}
     times = {"created_at": now, "expires_at": now + STOPPING_S}
     return [{"id": it, **who, **none, **times} for it in (batch.output_file_id, batch.error_file_id)]
@@ -62,6 +62,6 @@ def _unfinished(batch: Row[Any], now: float) -> list[dict[str, object]]:
 def _erase_files(connection: Connection, whose: Whose) -> int:
     some = list(connection.scalars(select(files.c.id).where(whose(files), IS_NAMED).limit(PIECE_ROWS)))
     # Taken for uploads that were never finished, long ago.
-    erased = {"sealed_name": b"", "is_whole": False, "created_at": 0.0, "user_ref": None}
+    erased = {"sealed": b"", "is_whole": False, "created_at": 0.0, "user_ref": None}
     connection.execute(update(files).where(files.c.id.in_(some)).values(**erased))
     return len(some)

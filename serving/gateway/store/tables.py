@@ -348,7 +348,8 @@ files = Table(
     Column("bytes", BigInteger, nullable=False),
     # It is kept in so many pieces.
     Column("pieces", Integer, nullable=False),
-    Column("sealed_name", LargeBinary, nullable=False),
+    # Its name, and the key of its pieces; empty where it is erased.
+    Column("sealed", LargeBinary, nullable=False),
     Column("created_at", Moment, nullable=False),
     # Empty: until it is deleted.
     Column("expires_at", Moment),
@@ -370,7 +371,7 @@ batches = Table(
     Column("status", String(32), nullable=False),
     # How it ends once its files are written.
     Column("ending", String(32)),
-    # What the client said of it, and what is wrong with its file.
+    # What the client said of it, what is wrong with its file, and the key of its files' pieces.
     Column("sealed", LargeBinary, nullable=False),
     Column("created_at", Moment, nullable=False),
     Column("expires_at", Moment, nullable=False),

@@ -14,7 +14,7 @@ from serving.gateway.stored.vault import Vault, key_id_of
 _NEWEST = (
     select(responses.c.sealed_input).order_by(responses.c.expires_at.desc()).limit(1),
     select(conversations.c.sealed_metadata).order_by(conversations.c.expires_at.desc()).limit(1),
-    select(files.c.sealed_name).where(IS_NAMED).order_by(files.c.expires_at.desc()).limit(1),
+    select(files.c.sealed).where(IS_NAMED).order_by(files.c.expires_at.desc()).limit(1),
     select(batches.c.sealed).order_by(batches.c.created_at.desc()).limit(1),
 )
 

@@ -6,6 +6,7 @@ Everything here blocks, and goes through tables in pieces, whatever their size.
 from __future__ import annotations
 
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import Any
@@ -15,10 +16,12 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    LargeBinary,
     RowMapping,
     Table,
     and_,
     delete,
+    func,
     literal,
     select,
     tuple_,
@@ -40,7 +43,7 @@ from serving.gateway.store.tables import (
     responses,
 )
 from serving.gateway.stored.sweeping import forget_conversations, forget_responses
-from serving.gateway.stored.vault import Vault, bound_to
+from serving.gateway.stored.vault import KEY_ID_AT, Vault, bound_to
 
 #: Rows of one transaction: a few, because each may hold megabytes.
 BATCH_ROWS = 32
@@ -53,7 +56,7 @@ SEALED: dict[str, tuple[Table, tuple[str, ...], tuple[str, ...]]] = {
     "response_events": (response_events, ("response_id", "first_number"), ("sealed",)),
     "conversations": (conversations, ("id",), ("sealed_metadata",)),
     "conversation_items": (conversation_items, ("conversation_id", "number"), ("sealed",)),
-    "files": (files, ("id",), ("sealed_name",)),
+    "files": (files, ("id",), ("sealed",)),
     "batches": (batches, ("id",), ("sealed",)),
     "batch_lines": (batch_lines, ("batch_id", "number"), ("sealed",)),
 }
@@ -179,10 +182,24 @@ def _erase_some(store: Store, whose: Whose, now: float) -> int:
     return len(found) + len(talks) + others
 
 
-def rewrap(store: Store, vault: Vault) -> dict[str, int]:
-    """Have everything sealed by the vault's first key, in small transactions, while gateways go on; returns how many were, by table.
+def sealed_by(store: Store) -> dict[str, Counter[str]]:
+    """How much each of the installation's keys still seals, by its id: what is sealed, by table. A file's key seals all of its bytes."""
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    with store.begin() as connection:
+        for name, (table, _, columns) in SEALED.items():
+            for column in (table.c[it] for it in columns):
+                key_id = func.substr(column, *KEY_ID_AT, type_=LargeBinary)
+                query = select(key_id, func.count()).where(func.length(column) > 0).group_by(key_id)
+                for found, count in connection.execute(query):
+                    counts[found.hex()][name] += count
+    return dict(counts)
 
-    What is inside stays sealed. Raises VaultFailed where a key is missing.
+
+def rewrap(store: Store, vault: Vault) -> dict[str, int]:
+    """Have everything sealed by the vault's first key, in small transactions, while gateways go on; returns how many things were, by table.
+
+    What is inside stays sealed, and so do files' bytes: their keys are wrapped anew. It can be ended at any moment and begun again.
+    Raises VaultFailed where a key is missing.
     """
     return {name: sum(_rewrapped(store, vault, *place)) for name, place in SEALED.items()}
 
@@ -190,7 +207,7 @@ def rewrap(store: Store, vault: Vault) -> dict[str, int]:
 def _rewrapped(
     store: Store, vault: Vault, table: Table, key: tuple[str, ...], sealed: tuple[str, ...]
 ) -> Iterator[int]:
-    """How many of each piece were sealed by another key."""
+    """How many sealed columns of each piece another key had sealed."""
     columns = [table.c[name] for name in (*key, *sealed)]
     last: RowMapping | None = None
     while True:
@@ -206,14 +223,14 @@ def _rewrapped(
                     # Unless it was changed meanwhile: then it is sealed by the first key.
                     same = [table.c[it] == row[it] for it in (*key, name)]
                     connection.execute(update(table).where(*same).values({name: again}))
-        yield len(changed)
+        yield sum(len(new) for _, new in changed)
         if len(rows) < BATCH_ROWS:
             return
         last = rows[-1]
 
 
 def _again(vault: Vault, row: RowMapping, sealed: tuple[str, ...]) -> dict[str, bytes]:
-    # A file that is erased has no name.
+    # Of a file that is erased nothing is sealed.
     return {name: new for name in sealed if row[name] and (new := vault.rewrapped(row[name])) is not None}
 
 

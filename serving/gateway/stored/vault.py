@@ -4,6 +4,8 @@ Envelope encryption: each object has a random key of its own (AES-256-GCM), whic
 wrap, RFC 3394). Sealed, an object is the version, the id of the installation's key, the wrapped key, and the ciphertext:
 
     1 | key id, 8 bytes | wrapped key, 40 bytes | nonce, 12 bytes | ciphertext and its tag, 16 bytes more than what was sealed
+
+What is kept in many pieces elsewhere has one key for all of them (`sealed_with`), which is kept like any other object.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ _ID_BYTES = 8
 _WRAPPED_BYTES = KEY_BYTES + 8
 _NONCE_BYTES = 12
 _KEY_AT = len(_VERSION) + _ID_BYTES
+#: Where the id of the installation's key stands in what is sealed, as SQL counts bytes: the first, and how many.
+KEY_ID_AT = (len(_VERSION) + 1, _ID_BYTES)
 _BODY_AT = _KEY_AT + _WRAPPED_BYTES
 #: Bytes by which something grows when it is sealed.
 OVERHEAD_BYTES = _BODY_AT + _NONCE_BYTES + 16
@@ -50,6 +54,26 @@ def bound_to(*names: str) -> bytes:
 def fresh_key() -> str:
     """A new key, as a line of the key file."""
     return base64.b64encode(secrets.token_bytes(KEY_BYTES)).decode()
+
+
+def own_key() -> bytes:
+    """A key of one object's own."""
+    return secrets.token_bytes(KEY_BYTES)
+
+
+def sealed_with(own: bytes, plain: bytes, about: bytes) -> bytes:
+    """A nonce and the ciphertext, by an object's own key; nonces are random, which bounds a key to 2^32 uses."""
+    nonce = secrets.token_bytes(_NONCE_BYTES)
+    return nonce + AESGCM(own).encrypt(nonce, plain, about)
+
+
+def opened_with(own: bytes, sealed: bytes | memoryview, about: bytes) -> bytes:
+    """What was sealed with that key. Raises VaultFailed."""
+    body = memoryview(sealed)
+    try:
+        return AESGCM(own).decrypt(bytes(body[:_NONCE_BYTES]), body[_NONCE_BYTES:], about)
+    except (InvalidTag, ValueError):
+        raise VaultFailed("it was changed, or belongs to something else") from None
 
 
 class Vault:
@@ -85,18 +109,12 @@ class Vault:
 
     def seal(self, plain: bytes, about: bytes) -> bytes:
         """`plain` as only this installation opens it, and only as what it is `about`. Raises VaultFailed."""
-        own = secrets.token_bytes(KEY_BYTES)
-        nonce = secrets.token_bytes(_NONCE_BYTES)
-        return self._header(own) + nonce + AESGCM(own).encrypt(nonce, plain, about)
+        own = own_key()
+        return self._header(own) + sealed_with(own, plain, about)
 
     def open(self, sealed: bytes, about: bytes) -> bytes:
         """What was sealed. Raises VaultFailed."""
-        own = self._own_key(sealed)
-        body = memoryview(sealed)[_BODY_AT:]
-        try:
-            return AESGCM(own).decrypt(bytes(body[:_NONCE_BYTES]), body[_NONCE_BYTES:], about)
-        except (InvalidTag, ValueError):
-            raise VaultFailed("it was changed, or belongs to something else") from None
+        return opened_with(self._own_key(sealed), memoryview(sealed)[_BODY_AT:], about)
 
     def rewrapped(self, sealed: bytes) -> bytes | None:
         """The same under the key that seals now; None where it is already. What is inside stays sealed. Raises VaultFailed."""

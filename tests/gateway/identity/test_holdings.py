@@ -26,9 +26,9 @@ from tests.gateway.stored.shelves import ADA, BOB, RIVAL
 
 
 async def put(files: TenantFiles, caller: Caller) -> File:
-    file_id = await files.begin(brought_by(caller, "a.jsonl"), 1)
-    await files.shelf.put(caller.tenant_id, file_id, 0, b"x")
-    return await files.finish(caller.tenant_id, file_id, 1, 1)
+    cipher = await files.begin(brought_by(caller, "a.jsonl"), 1)
+    await files.shelf.put(cipher, 0, b"x")
+    return await files.finish(cipher, 1, 1)
 
 
 def kept(home: Path) -> set[str]:
@@ -53,7 +53,7 @@ async def test_a_persons_files_and_batches_go_and_others_stay(store: Store, plac
     reads = batches.create(BOB, "/v1/embeddings", adas.id, Said())
     stays = batches.create(BOB, "/v1/embeddings", bobs.id, Said())
     batches.keep(batch, Done(Line(0, 1, 10, None), b"line\n", is_failed=False))
-    await files.shelf.put("t1", runs.output.file_id, 0, b"y")
+    await files.shelf.put(runs.cipher_of(runs.output), 0, b"y")
     before = changes.since(store, None).revision
 
     people.erase(store, "acme", "Ada", clock=clock)
@@ -65,7 +65,7 @@ async def test_a_persons_files_and_batches_go_and_others_stay(store: Store, plac
     with pytest.raises(ResourceNotFound):
         await files.find("t1", adas.id)
     with pytest.raises(ResourceNotFound):
-        await files.finish("t1", coming, 1, 1)
+        await files.finish(coming, 1, 1)
     with store.begin() as connection:
         names = select(files_table.c.id).where(holdings.IS_NAMED)
         assert list(connection.scalars(names)) == [bobs.id]

@@ -5,18 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select, update
 
 from serving.errors import VaultFailed
 from serving.gateway.identity import changes, people
 from serving.gateway.identity.acts import Act
 from serving.gateway.identity.changes import Kind
 from serving.gateway.store.store import Store
+from serving.gateway.store.tables import files as files_table
 from serving.gateway.store.tables import metadata
 from serving.gateway.stored import estate, items
-from serving.gateway.stored.estate import Whose
+from serving.gateway.stored.batches.batches import Batches, Said
+from serving.gateway.stored.estate import BATCH_ROWS, Whose
 from serving.gateway.stored.vault import Vault, fresh_key
+from tests.gateway.calls import CALLER
 from tests.gateway.places import Place
+from tests.gateway.stored.files.test_files import files_of, put
 from tests.gateway.stored.shelves import ADA, BOB, RIVAL, Shelves, texts
 
 
@@ -91,7 +95,7 @@ def test_a_key_is_taken_out_once_all_is_wrapped_by_another(kept: Shelves, tmp_pa
     old, new = file.read_text().strip(), fresh_key()
     file.write_text(f"{new}\n{old}\n")
     assert estate.rewrap(kept.store, kept.vault) == {
-        "responses": 3,
+        "responses": 6,
         "response_events": 1,
         "conversations": 1,
         "conversation_items": 5,
@@ -103,6 +107,47 @@ def test_a_key_is_taken_out_once_all_is_wrapped_by_another(kept: Shelves, tmp_pa
     assert len(list(estate.each(kept.store, kept.vault, Whose()))) == 4
     with pytest.raises(VaultFailed):
         list(estate.each(kept.store, Vault(tmp_path / "none"), Whose()))
+
+
+async def test_a_files_bytes_stay_as_they_are_and_need_the_old_key_no_more(store: Store, tmp_path: Path) -> None:
+    """Those of finished files, and those that a batch still writes. A rewrap that breaks off in the middle is begun again."""
+    shelves, file = Shelves(store, tmp_path), tmp_path / "vault.keys"
+    files = files_of(store, tmp_path, shelves.clock)
+    batches = Batches(files.settings, store, shelves.vault, files, shelves.clock)
+    kept = [await put(files) for _ in range(BATCH_ROWS + 2)]
+    batches.create(ADA, "/v1/embeddings", kept[0].id, Said())
+    (sign,) = batches.open_ones()
+    batch = batches.take(sign, "one")
+    assert batch is not None
+    await files.shelf.put(batch.cipher_of(batch.output), 0, b"written\n")
+    before = {path: path.read_bytes() for path in (tmp_path / "files").rglob("*") if path.is_file()}
+    old, new = file.read_text().strip(), fresh_key()
+    file.write_text(f"{new}\n{old}\n")
+    first, second = shelves.vault.key_ids
+
+    def damage() -> None:
+        """Change one byte of the last row, or change it back."""
+        last = files_table.c.id == max(it.id for it in kept)
+        with store.begin() as connection:
+            sealed = bytearray(connection.scalar(select(files_table.c.sealed).where(last)) or b"")
+            sealed[20] ^= 1
+            connection.execute(update(files_table).where(last).values(sealed=bytes(sealed)))
+
+    damage()
+    with pytest.raises(VaultFailed):
+        estate.rewrap(store, shelves.vault)
+    assert estate.sealed_by(store) == {first: {"files": BATCH_ROWS}, second: {"files": 2, "batches": 1}}
+    damage()
+    estate.rewrap(store, shelves.vault)
+    assert estate.sealed_by(store) == {first: {"files": BATCH_ROWS + 2, "batches": 1}}
+
+    file.write_text(f"{new}\n")
+    assert {path: path.read_bytes() for path in before} == before
+    assert [[it async for it in files.content(await files.find(CALLER.tenant_id, one.id))] for one in kept] == [
+        [b"x"] for _ in kept
+    ]
+    again = batches.find(ADA.tenant_id, batch.id)
+    assert await files.shelf.get(again.cipher_of(again.output), 0) == b"written\n"
 
 
 def test_every_sealed_column_is_wrapped_again() -> None:

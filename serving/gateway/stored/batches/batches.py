@@ -36,8 +36,9 @@ from serving.gateway.store.store import Store
 from serving.gateway.store.tables import batch_lines, batches
 from serving.gateway.stored.batches.checking import Fault
 from serving.gateway.stored.batches.jsonl import Line, Place
-from serving.gateway.stored.files.files import TenantFiles, new_id
-from serving.gateway.stored.vault import Vault, bound_to
+from serving.gateway.stored.files.files import New, Purpose, TenantFiles, new_id
+from serving.gateway.stored.files.pieces import Cipher
+from serving.gateway.stored.vault import Vault, bound_to, own_key
 from serving.gateway.stored.wishes import possible
 
 #: Seconds in which a batch is to be done: the one window that OpenAI has.
@@ -64,11 +65,18 @@ class LeaseLost(Exception):
 
 
 class Said(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is content: it is kept sealed."""
+    """What its client said of a batch, and what is wrong with its file."""
 
     metadata: dict[str, str] | None = None
     output_expires_after_s: float | None = None
     faults: tuple[Fault, ...] = ()
+
+
+class _Inside(msgspec.Struct, frozen=True):
+    """What of a batch is kept sealed."""
+
+    said: Said
+    key: bytes
 
 
 class Output(msgspec.Struct, frozen=True):
@@ -108,6 +116,12 @@ class Batch(msgspec.Struct, frozen=True):
     output: Output
     errors: Output
     lease: int
+    #: Of what its files are kept as.
+    key: bytes
+
+    def cipher_of(self, output: Output) -> Cipher:
+        """Seals one of its files."""
+        return Cipher(self.tenant_id, output.file_id, self.key)
 
 
 class Sign(msgspec.Struct, frozen=True):
@@ -169,7 +183,7 @@ class Batches:
             "endpoint": endpoint,
             "input_file_id": input_file_id,
             "status": Status.VALIDATING,
-            "sealed": self._sealed(caller.tenant_id, batch_id, said),
+            "sealed": self._sealed(caller.tenant_id, batch_id, _Inside(said, own_key())),
             "created_at": now,
             "expires_at": now + WINDOW_S,
             "output_file_id": new_id(),
@@ -261,7 +275,7 @@ class Batches:
     def fail(self, batch: Batch, faults: Sequence[Fault]) -> None:
         """Its file cannot be run. Raises LeaseLost."""
         said = msgspec.structs.replace(batch.said, faults=tuple(faults))
-        sealed = self._sealed(batch.tenant_id, batch.id, said)
+        sealed = self._sealed(batch.tenant_id, batch.id, _Inside(said, batch.key))
         self._change(batch, status=Status.FAILED, ended_at=self._clock(), sealed=sealed, owner=None)
 
     def finalize(self, batch: Batch, ending: Status) -> None:
@@ -275,15 +289,14 @@ class Batches:
     def end(self, batch: Batch, written: Written, ending: Status) -> None:
         """Its files are complete, and there for its tenant. Raises LeaseLost."""
         with self._store.begin() as connection:
-            sealed = self._sealed(batch.tenant_id, batch.id, batch.said)
+            sealed = self._sealed(batch.tenant_id, batch.id, _Inside(batch.said, batch.key))
             changed = {"status": ending, "ended_at": self._clock(), "owner": None, "sealed": sealed}
             _require(connection.execute(update(batches).where(*_is(batch.id, batch.lease)).values(**changed)).rowcount)
             for output, name in ((written.output, "output"), (written.errors, "error")):
                 if output.bytes:
-                    new = self._files.output_of(
-                        batch.tenant_id, batch.key_id, batch.user_ref, f"{batch.id}_{name}.jsonl"
-                    )
-                    new = msgspec.structs.replace(new, expires_after_s=batch.said.output_expires_after_s)
+                    who = (batch.tenant_id, batch.key_id, batch.user_ref)
+                    lasts_s = batch.said.output_expires_after_s
+                    new = New(*who, Purpose.BATCH_OUTPUT, f"{batch.id}_{name}.jsonl", lasts_s, batch.key)
                     self._files.written(connection, output.file_id, new, output.bytes, output.pieces)
 
     def append(self, batch: Batch, written: Written) -> None:
@@ -419,8 +432,8 @@ class Batches:
             usage=summed(batch.usage, Usage(int(prompt), int(completion), int(cached), int(reasoning))),
         )
 
-    def _sealed(self, tenant_id: str, batch_id: str, said: Said) -> bytes:
-        return self._vault.seal(msgspec.json.encode(said), bound_to(tenant_id, batch_id))
+    def _sealed(self, tenant_id: str, batch_id: str, inside: _Inside) -> bytes:
+        return self._vault.seal(msgspec.json.encode(inside), bound_to(tenant_id, batch_id))
 
     def _done(self, batch: Batch, row: RowMapping) -> Done:
         about = bound_to(batch.tenant_id, batch.id, str(row["number"]))
@@ -429,6 +442,7 @@ class Batches:
 
     def _batch(self, row: RowMapping) -> Batch:
         plain = self._vault.open(row["sealed"], bound_to(row["tenant_id"], row["id"]))
+        inside = msgspec.json.decode(plain, type=_Inside)
         same = (
             "id",
             "tenant_id",
@@ -445,12 +459,13 @@ class Batches:
             **{name: row[name] for name in (*same, *times, "total", "failed", "lease")},
             status=Status(row["status"]),
             ending=None if row["ending"] is None else Status(row["ending"]),
-            said=msgspec.json.decode(plain, type=Said),
+            said=inside.said,
             done=row["lines_written"],
             usage=_usage(row),
             place=Place(row["lines_written"], row["input_lines"], row["input_bytes"]),
             output=Output(row["output_file_id"], row["output_bytes"], row["output_pieces"]),
             errors=Output(row["error_file_id"], row["error_bytes"], row["error_pieces"]),
+            key=inside.key,
         )
 
 

@@ -217,7 +217,7 @@ class Shift:
         tools, first = self._tools, place.bytes // PIECE_BYTES
         file = await self._lasting(lambda: tools.files.input_of(self.batch.tenant_id, self.batch.input_file_id))
         for number in range(first, file.pieces):
-            yield await self._lasting(lambda: tools.files.shelf.get(file.tenant_id, file.id, number))  # noqa: B023 At once.
+            yield await self._lasting(lambda: tools.files.shelf.get(file.cipher, number))  # noqa: B023 At once.
 
     def _lines(self, place: Place) -> AsyncIterator[Line]:
         return lines(self._input(place), place, self._tools.line_bytes_max, place.bytes % PIECE_BYTES)
@@ -395,7 +395,7 @@ class Shift:
         if not texts:
             return output
         piece, shelf = b"".join(texts), self._tools.files.shelf
-        await self._lasting(lambda: shelf.put(self.batch.tenant_id, output.file_id, output.pieces, piece))
+        await self._lasting(lambda: shelf.put(self.batch.cipher_of(output), output.pieces, piece))
         return Output(output.file_id, output.bytes + len(piece), output.pieces + 1)
 
     async def _finish(self, ending: Status) -> None:

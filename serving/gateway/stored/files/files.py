@@ -23,8 +23,8 @@ from serving.gateway.nouns import Caller
 from serving.gateway.store.store import Store
 from serving.gateway.store.tables import batches, files
 from serving.gateway.stored.desk import Desk
-from serving.gateway.stored.files.pieces import Pieces
-from serving.gateway.stored.vault import Vault, bound_to
+from serving.gateway.stored.files.pieces import Cipher, Pieces
+from serving.gateway.stored.vault import Vault, bound_to, own_key
 from serving.gateway.stored.wishes import possible
 
 #: Seconds after which an upload that has not ended is taken to be none any more, beyond what one may take.
@@ -53,6 +53,14 @@ class File(msgspec.Struct, frozen=True):
     name: str
     created_at: float
     expires_at: float | None
+    cipher: Cipher
+
+
+class _Inside(msgspec.Struct, frozen=True):
+    """What of a file is kept sealed: its name, and the key of its pieces."""
+
+    name: str
+    key: bytes
 
 
 class New(msgspec.Struct, frozen=True):
@@ -65,6 +73,8 @@ class New(msgspec.Struct, frozen=True):
     name: str
     #: None: as the settings say.
     expires_after_s: float | None = None
+    #: Of its pieces.
+    key: bytes = msgspec.field(default_factory=own_key)
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -103,15 +113,13 @@ class TenantFiles:
         self._desk = desk
         self._clock = clock
 
-    async def begin(self, new: New, announced_bytes: int) -> str:
-        """Room for a file that is about to come; returns its id. Raises StorageExceeded."""
+    async def begin(self, new: New, announced_bytes: int) -> Cipher:
+        """Room for a file that is about to come; returns what seals it. Raises StorageExceeded."""
         return await self._desk.done(self._begin, new, announced_bytes)
 
-    async def finish(
-        self, tenant_id: str, file_id: str, size: int, pieces: int, expires_after_s: float | None = None
-    ) -> File:
+    async def finish(self, cipher: Cipher, size: int, pieces: int, expires_after_s: float | None = None) -> File:
         """Its bytes are kept. Raises StorageExceeded where they are too many after all."""
-        return await self._desk.done(self._finish, tenant_id, file_id, size, pieces, expires_after_s)
+        return await self._desk.done(self._finish, cipher, size, pieces, expires_after_s)
 
     async def find(self, tenant_id: str, file_id: str) -> File:
         """Raises ResourceNotFound."""
@@ -129,7 +137,7 @@ class TenantFiles:
 
     def content(self, file: File) -> AsyncIterator[bytes]:
         """Its bytes, a piece at a time."""
-        return self.shelf.pieces(file.tenant_id, file.id, file.pieces)
+        return self.shelf.pieces(file.cipher, file.pieces)
 
     async def remove(self, tenant_id: str, file_id: str) -> None:
         """Delete it. Raises ResourceNotFound, and ResourceConflict while a batch reads it."""
@@ -149,15 +157,11 @@ class TenantFiles:
             await self.abandon(file_id)
         return len(gone)
 
-    def output_of(self, tenant_id: str, key_id: str, user_ref: str | None, name: str) -> New:
-        """A file that a batch writes for who gave it."""
-        return New(tenant_id, key_id, user_ref, Purpose.BATCH_OUTPUT, name)
-
     def written(self, connection: Connection, file_id: str, new: New, size: int, pieces: int) -> None:
         """A file that a batch has written, in the transaction that ends the batch."""
         connection.execute(insert(files).values(**self._row(file_id, new, size, pieces), is_whole=True))
 
-    def _begin(self, new: New, announced_bytes: int) -> str:
+    def _begin(self, new: New, announced_bytes: int) -> Cipher:
         file_id, settings = new_id(), self.settings
         with self._store.begin() as connection:
             self._store.hold(connection, f"files of {new.tenant_id}")
@@ -166,9 +170,10 @@ class TenantFiles:
                 raise StorageExceeded(f"There is room for {settings.tenant_files_max} files; delete some first.")
             _require_room(size + announced_bytes, settings)
             connection.execute(insert(files).values(**self._row(file_id, new, announced_bytes, 0), is_whole=False))
-        return file_id
+        return Cipher(new.tenant_id, file_id, new.key)
 
-    def _finish(self, tenant_id: str, file_id: str, size: int, pieces: int, expires_after_s: float | None) -> File:
+    def _finish(self, cipher: Cipher, size: int, pieces: int, expires_after_s: float | None) -> File:
+        tenant_id, file_id = cipher.tenant_id, cipher.file_id
         with self._store.begin() as connection:
             self._store.hold(connection, f"files of {tenant_id}")
             found = connection.execute(select(files).where(files.c.id == file_id)).mappings().one_or_none()
@@ -249,7 +254,7 @@ class TenantFiles:
         return *_is_whole(tenant_id), is_valid
 
     def _row(self, file_id: str, new: New, size: int, pieces: int) -> dict[str, object]:
-        now = self._clock()
+        now, inside = self._clock(), _Inside(new.name.encode(errors="replace").decode(), new.key)
         return {
             "id": file_id,
             "tenant_id": new.tenant_id,
@@ -258,9 +263,7 @@ class TenantFiles:
             "purpose": new.purpose,
             "bytes": size,
             "pieces": pieces,
-            "sealed_name": self._vault.seal(
-                new.name.encode(errors="replace"), bound_to(new.tenant_id, file_id, "name")
-            ),
+            "sealed": self._vault.seal(msgspec.json.encode(inside), bound_to(new.tenant_id, file_id)),
             "created_at": now,
             "expires_at": now + self._lifetime_s(new.expires_after_s),
         }
@@ -270,16 +273,18 @@ class TenantFiles:
         return longest_s if wanted_s is None else min(wanted_s, longest_s)
 
     def _file(self, row: RowMapping | dict[str, Any]) -> File:
-        about = bound_to(row["tenant_id"], row["id"], "name")
+        tenant_id, file_id = row["tenant_id"], row["id"]
+        inside = msgspec.json.decode(self._vault.open(row["sealed"], bound_to(tenant_id, file_id)), type=_Inside)
         return File(
-            id=row["id"],
-            tenant_id=row["tenant_id"],
+            id=file_id,
+            tenant_id=tenant_id,
             purpose=row["purpose"],
             bytes=row["bytes"],
             pieces=row["pieces"],
-            name=self._vault.open(row["sealed_name"], about).decode(),
+            name=inside.name,
             created_at=row["created_at"],
             expires_at=row["expires_at"],
+            cipher=Cipher(tenant_id, file_id, inside.key),
         )
 
 

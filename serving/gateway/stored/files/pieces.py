@@ -1,7 +1,8 @@
 """Pieces: the bytes of files, sealed in pieces of bounded size, in a folder or an object store.
 
 A piece is an object of its own (`FILE/00000007`), put whole or not at all: a file of any size needs memory for one of them, and one
-that is written again after its gateway died replaces the same. The vault binds each to its tenant, its file and its number.
+that is written again after its gateway died replaces the same. A file's pieces are sealed with one key of its own, each bound to its number;
+the key is in the file's row, sealed by the vault (BAT-15).
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import msgspec
 import obstore
 from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import LocalStore, from_url
 
 from serving.config import FileSettings
 from serving.errors import Refusal, StoreUnavailable
-from serving.gateway.stored.vault import Vault, bound_to
+from serving.gateway.stored.vault import bound_to, opened_with, sealed_with
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -32,45 +34,62 @@ DELETED_AT_ONCE = 1000
 log = logging.getLogger(__name__)
 
 
+class Cipher(msgspec.Struct, frozen=True):
+    """Seals the pieces of one file."""
+
+    tenant_id: str
+    file_id: str
+    key: bytes
+
+    def sealed(self, number: int, piece: bytes) -> bytes:
+        return sealed_with(self.key, piece, self._about(number))
+
+    def opened(self, number: int, sealed: bytes) -> bytes:
+        """Raises VaultFailed."""
+        return opened_with(self.key, sealed, self._about(number))
+
+    def _about(self, number: int) -> bytes:
+        return bound_to(self.tenant_id, self.file_id, str(number))
+
+
 class Pieces:
     """Puts, gets and removes pieces; each raises StoreUnavailable while the folder or the object store does not work."""
 
-    def __init__(self, store: ObjectStore, vault: Vault) -> None:
+    def __init__(self, store: ObjectStore) -> None:
         self._store = store
-        self._vault = vault
 
     @classmethod
-    def open(cls, settings: FileSettings, home: Path, vault: Vault) -> Self:
+    def open(cls, settings: FileSettings, home: Path) -> Self:
         """The one that the settings name. Raises Refusal when it cannot be used."""
         folder = settings.folder or home / FOLDER
         try:
             if settings.url is not None:
-                return cls(from_url(settings.url), vault)
+                return cls(from_url(settings.url))
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return cls(LocalStore(folder, automatic_cleanup=True), vault)
+            return cls(LocalStore(folder, automatic_cleanup=True))
         except BaseError as error:
             raise Refusal(f"gateway.files.url cannot be used ({type(error).__name__}): check its address.") from None
         except OSError as error:
             why = (error.strerror or type(error).__name__).lower()
             raise Refusal(f"The folder {folder} cannot keep files: {why}.") from None
 
-    async def put(self, tenant_id: str, file_id: str, number: int, piece: bytes) -> None:
+    async def put(self, cipher: Cipher, number: int, piece: bytes) -> None:
         """Keep a piece, in place of one that is there already."""
-        sealed = self._vault.seal(piece, bound_to(tenant_id, file_id, str(number)))
+        sealed = cipher.sealed(number, piece)
         with _working():
-            await obstore.put_async(self._store, _name(file_id, number), sealed, use_multipart=False)
+            await obstore.put_async(self._store, _name(cipher.file_id, number), sealed, use_multipart=False)
 
-    async def get(self, tenant_id: str, file_id: str, number: int) -> bytes:
-        """A piece as it was put."""
+    async def get(self, cipher: Cipher, number: int) -> bytes:
+        """A piece as it was put. Raises VaultFailed for one that was not."""
         with _working():
-            found = await obstore.get_async(self._store, _name(file_id, number))
+            found = await obstore.get_async(self._store, _name(cipher.file_id, number))
             sealed = bytes(await found.bytes_async())
-        return self._vault.open(sealed, bound_to(tenant_id, file_id, str(number)))
+        return cipher.opened(number, sealed)
 
-    async def pieces(self, tenant_id: str, file_id: str, count: int, first: int = 0) -> AsyncIterator[bytes]:
+    async def pieces(self, cipher: Cipher, count: int) -> AsyncIterator[bytes]:
         """A file's pieces in order, one at a time."""
-        for number in range(first, count):
-            yield await self.get(tenant_id, file_id, number)
+        for number in range(count):
+            yield await self.get(cipher, number)
 
     async def remove(self, file_id: str) -> None:
         """Remove whatever there is of a file."""

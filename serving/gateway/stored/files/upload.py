@@ -10,7 +10,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from serving.errors import InvalidRequest, RequestTooLarge
 from serving.gateway.nouns import Caller
 from serving.gateway.stored.files.files import File, Purpose, TenantFiles, brought_by
-from serving.gateway.stored.files.pieces import PIECE_BYTES
+from serving.gateway.stored.files.pieces import PIECE_BYTES, Cipher
 
 #: Bytes of all fields beside the file.
 FIELDS_BYTES_MAX = 16 * 1024
@@ -164,7 +164,7 @@ class _Upload:
         self._files = files
         self._caller = caller
         self._announced_bytes = announced_bytes
-        self._file_id: str | None = None
+        self._cipher: Cipher | None = None
         self._held = bytearray()
         self._bytes = 0
         self._count = 0
@@ -181,22 +181,20 @@ class _Upload:
     async def finish(self, name: str, expires_after_s: float | None) -> File:
         if self._held:
             await self._put(name, bytes(self._held))
-        file_id = await self._begun(name)
-        tenant_id = self._caller.tenant_id
-        file = await self._files.finish(tenant_id, file_id, self._bytes, self._count, expires_after_s)
-        self._file_id = None
+        cipher = await self._begun(name)
+        file = await self._files.finish(cipher, self._bytes, self._count, expires_after_s)
+        self._cipher = None
         return file
 
     async def abandon(self) -> None:
-        if self._file_id is not None:
-            await self._files.abandon(self._file_id)
+        if self._cipher is not None:
+            await self._files.abandon(self._cipher.file_id)
 
     async def _put(self, name: str, piece: bytes) -> None:
-        file_id = await self._begun(name)
-        await self._files.shelf.put(self._caller.tenant_id, file_id, self._count, piece)
+        await self._files.shelf.put(await self._begun(name), self._count, piece)
         self._count += 1
 
-    async def _begun(self, name: str) -> str:
-        if self._file_id is None:
-            self._file_id = await self._files.begin(brought_by(self._caller, name), self._announced_bytes)
-        return self._file_id
+    async def _begun(self, name: str) -> Cipher:
+        if self._cipher is None:
+            self._cipher = await self._files.begin(brought_by(self._caller, name), self._announced_bytes)
+        return self._cipher

@@ -139,13 +139,13 @@ async def begun(store: Store, home: Path, answering: Answering, clock: Clock | N
         + b"\n"
         for number in range(LINES)
     )
-    file_id = await files.begin(brought_by(CALLER, "in"), len(calls))
+    cipher = await files.begin(brought_by(CALLER, "in"), len(calls))
     pieces = [calls[first : first + PIECE_BYTES] for first in range(0, len(calls), PIECE_BYTES)]
     for number, piece in enumerate(pieces):
-        await files.shelf.put(CALLER.tenant_id, file_id, number, piece)
-    await files.finish(CALLER.tenant_id, file_id, len(calls), len(pieces))
+        await files.shelf.put(cipher, number, piece)
+    await files.finish(cipher, len(calls), len(pieces))
     assert len(pieces) == 2
-    batches.create(CALLER, "/v1/embeddings", file_id, Said())
+    batches.create(CALLER, "/v1/embeddings", cipher.file_id, Said())
     (sign,) = batches.open_ones()
     batch = batches.take(sign, "one")
     assert batch is not None

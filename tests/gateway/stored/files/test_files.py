@@ -23,13 +23,13 @@ SETTINGS = FileSettings(expires_after_s=7200.0, upload_s=600.0)
 
 def files_of(store: Store, home: Path, clock: Clock) -> TenantFiles:
     vault = Vault.at(home, may_make=True)
-    return TenantFiles(SETTINGS, store, Pieces.open(SETTINGS, home, vault), vault, Desk(), clock)
+    return TenantFiles(SETTINGS, store, Pieces.open(SETTINGS, home), vault, Desk(), clock)
 
 
 async def put(files: TenantFiles, expires_after_s: float | None = None) -> File:
-    file_id = await files.begin(brought_by(CALLER, "a.jsonl"), 1)
-    await files.shelf.put(CALLER.tenant_id, file_id, 0, b"x")
-    return await files.finish(CALLER.tenant_id, file_id, 1, 1, expires_after_s)
+    cipher = await files.begin(brought_by(CALLER, "a.jsonl"), 1)
+    await files.shelf.put(cipher, 0, b"x")
+    return await files.finish(cipher, 1, 1, expires_after_s)
 
 
 async def test_what_has_expired_is_gone_at_once_and_swept_later(store: Store, tmp_path: Path) -> None:
@@ -38,8 +38,9 @@ async def test_what_has_expired_is_gone_at_once_and_swept_later(store: Store, tm
     files = files_of(store, tmp_path, clock)
     short, long = await put(files, 3600.0), await put(files, 2_592_000.0)
     assert (long.expires_at, short.expires_at) == (clock.now + 7200.0, clock.now + 3600.0)
-    left = await files.begin(brought_by(CALLER, "b"), 5)
-    await files.shelf.put(CALLER.tenant_id, left, 0, b"y")
+    cipher = await files.begin(brought_by(CALLER, "b"), 5)
+    await files.shelf.put(cipher, 0, b"y")
+    left = cipher.file_id
 
     clock.advance(3600.0)
     with pytest.raises(ResourceNotFound):

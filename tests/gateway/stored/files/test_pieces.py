@@ -15,16 +15,17 @@ import pytest
 
 from serving.config import FileSettings
 from serving.errors import Refusal, StoreUnavailable, VaultFailed
-from serving.gateway.stored.files.pieces import PIECE_BYTES, Pieces
-from serving.gateway.stored.vault import Vault
+from serving.gateway.stored.files.pieces import PIECE_BYTES, Cipher, Pieces
+from serving.gateway.stored.vault import own_key
 from tests.clients import environments
 from tests.gateway.test_server import free_port
 
 BUCKET = "s3://night/serving"
+ONE, OTHER = Cipher("t", "file-1", own_key()), Cipher("t", "file-2", own_key())
 
 
 def shelf_at(home: Path, **settings: object) -> Pieces:
-    return Pieces.open(FileSettings(**settings), home, Vault.at(home, may_make=True))  # type: ignore[arg-type]
+    return Pieces.open(FileSettings(**settings), home)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -60,16 +61,16 @@ async def kept_and_removed(shelf: Pieces) -> None:
     """Pieces come back in their order; one that is put again replaces the first; nothing is left of what is removed."""
     pieces = [bytes([number]) * PIECE_BYTES for number in range(3)]
     for number, piece in enumerate(pieces):
-        await shelf.put("t", "file-1", number, piece)
-    await shelf.put("t", "file-2", 0, b"another")
-    assert [it async for it in shelf.pieces("t", "file-1", 3)] == pieces
-    await shelf.put("t", "file-1", 1, b"again")
-    assert await shelf.get("t", "file-1", 1) == b"again"
+        await shelf.put(ONE, number, piece)
+    await shelf.put(OTHER, 0, b"another")
+    assert [it async for it in shelf.pieces(ONE, 3)] == pieces
+    await shelf.put(ONE, 1, b"again")
+    assert await shelf.get(ONE, 1) == b"again"
     await shelf.remove("file-1")
     await shelf.remove("file-1")
     with pytest.raises(StoreUnavailable):
-        await shelf.get("t", "file-1", 0)
-    assert await shelf.get("t", "file-2", 0) == b"another"
+        await shelf.get(ONE, 0)
+    assert await shelf.get(OTHER, 0) == b"another"
 
 
 async def test_a_folder_keeps_pieces(tmp_path: Path) -> None:
@@ -84,20 +85,21 @@ async def test_s3_keeps_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with s3(monkeypatch):
         await kept_and_removed(shelf_at(tmp_path, url=BUCKET))
     with pytest.raises(StoreUnavailable):
-        await shelf_at(tmp_path, url=BUCKET).put("t", "file-1", 0, b"to a server that has gone")
+        await shelf_at(tmp_path, url=BUCKET).put(ONE, 0, b"to a server that has gone")
 
 
 async def test_a_piece_opens_at_its_own_place_alone(tmp_path: Path) -> None:
-    """Put at another number, file or tenant by hand, it is nothing."""
+    """Put at another number, file or tenant by hand, or with another file's key, it is nothing."""
     shelf = shelf_at(tmp_path)
-    await shelf.put("t", "file-1", 0, b"secret")
+    await shelf.put(ONE, 0, b"secret")
     path = tmp_path / "files" / "file-1" / "00000000"
     sealed = path.read_bytes()
     assert b"secret" not in sealed
     path.with_name("00000001").write_bytes(sealed)
-    for tenant_id, number in (("t", 1), ("other", 0)):
+    others = (Cipher("other", "file-1", ONE.key), 0), (Cipher("t", "file-1", OTHER.key), 0)
+    for cipher, number in ((ONE, 1), *others):
         with pytest.raises(VaultFailed):
-            await shelf.get(tenant_id, "file-1", number)
+            await shelf.get(cipher, number)
 
 
 def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def upgrade() -> None:
         sa.Column("is_whole", sa.Boolean, nullable=False),
         sa.Column("bytes", sa.BigInteger, nullable=False),
         sa.Column("pieces", sa.Integer, nullable=False),
-        sa.Column("sealed_name", sa.LargeBinary, nullable=False),
+        sa.Column("sealed", sa.LargeBinary, nullable=False),
         sa.Column("created_at", Moment, nullable=False),
         sa.Column("expires_at", Moment),
     )
