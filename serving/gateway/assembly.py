@@ -167,7 +167,7 @@ def assemble(
     recorder = Recorder(ledger, metrics, edges.write_access, fleet.lists, prices.of, clock, audit.settle, activity)
     reservations = Reservations(counters, prices.of, estimates, edges.wall_clock)
     memory = _memory(settings, store, edges)
-    background = _background(settings, memory, recorder, ledger)
+    background = _background(settings, memory, recorder, tenants, ledger)
     ledger.keep_house(Sweeper(store, edges.wall_clock, ledger.gateway_id, background.running).sweep_if_due)
     inference = Inference(
         settings,
@@ -204,7 +204,7 @@ def assemble(
     entries: list[Entry[Handler]] = [
         Entry(ANY, front.PATH, administration.serve),
         *inference.entries(),
-        *Responses(identity, admission, memory, background).entries(),
+        *Responses(settings, identity, admission, memory, background).entries(),
         *ConversationsApi(settings, identity, admission, memory).entries(),
         *(_kept_entries(kept, identity, admission, settings) if kept else ()),
         *Models(identity, names).entries(),
@@ -299,11 +299,14 @@ def _memory(settings: GatewaySettings, store: Store, edges: Edges) -> Memory:
     return Memory(Shelf(store, vault, conversations, kept_s, edges.wall_clock), conversations, edges.wall_clock)
 
 
-def _background(settings: GatewaySettings, memory: Memory, recorder: Recorder, ledger: Ledger) -> Background:
+def _background(
+    settings: GatewaySettings, memory: Memory, recorder: Recorder, tenants: Tenants, ledger: Ledger
+) -> Background:
     return Background(
         memory,
         recorder.settle,
         recorder.open_request,
+        tenants.as_now,
         ledger.gateway_id,
         total_s=settings.stored.background_total_s,
         calls_max=settings.stored.background_calls_max,

@@ -1,7 +1,8 @@
 """Background: calls whose client does not wait for them (`background: true`): each runs on after its request, on the same metered path.
 
 The request is answered once the call is within its limits and stored as `queued`. What ends it ends in the database: this gateway's
-end, another's `cancel`, and at this gateway's death whoever notices that. Nothing is run a second time.
+end, another's `cancel`, and at this gateway's death whoever notices that. A key that is revoked ends what it runs, and so does a tenant
+that is disabled. Nothing is run a second time.
 """
 
 from __future__ import annotations
@@ -9,18 +10,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import Any
 
 import msgspec
 
-from serving.errors import ApiError, EngineTimedOut, GatewayFull, InvalidRequest, StoreUnavailable
+from serving.errors import (
+    ApiError,
+    EngineTimedOut,
+    GatewayFull,
+    InvalidRequest,
+    ResourceNotFound,
+    StoreUnavailable,
+    Unauthenticated,
+)
 from serving.gateway.api.visit import Visit
 from serving.gateway.dialects.call import Call
-from serving.gateway.identity.changes import Kind, News
-from serving.gateway.nouns import CallRecord, ClientLeft
+from serving.gateway.dialects.responses import error_event
+from serving.gateway.identity.changes import Change, Kind, News
+from serving.gateway.nouns import Caller, CallRecord, ClientLeft
 from serving.gateway.observe.recorder import Written
 from serving.gateway.observe.tracing import Trace
 from serving.gateway.relay import events
@@ -29,7 +39,7 @@ from serving.gateway.store.tables import RUNNING
 from serving.gateway.stored import keeping, memory, running
 from serving.gateway.stored.memory import Memory
 from serving.gateway.stored.running import Running
-from serving.gateway.stored.shelf import Kept, New
+from serving.gateway.stored.shelf import Kept, New, Standing
 from serving.gateway.stored.turn import Turn
 
 #: Seconds between two pieces of a stream that are kept: what another gateway's clients of it lag behind.
@@ -68,13 +78,26 @@ class _Run:
         self.output = output
         self.accepted = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
-        #: A client has ended it, by this gateway or another.
+        #: A client has ended it, by this gateway or another; or why whoever began it may call no more.
         self.is_cancelled = False
+        self.withdrawn: ApiError | None = None
 
-    def cancel(self) -> None:
-        self.is_cancelled = True
+    def cancel(self, why: ApiError | None = None) -> None:
+        self.is_cancelled, self.withdrawn = True, why
         if self.task is not None:
             self.task.cancel()
+
+    def error(self, raised: BaseException) -> BaseException:
+        """What has ended it, where this was raised."""
+        if not (self.is_cancelled and isinstance(raised, asyncio.CancelledError)):
+            return raised
+        return self.withdrawn or ClientLeft()
+
+    def ending(self, error: BaseException) -> dict[str, Any]:
+        """The response, ended by this."""
+        if self.is_cancelled and isinstance(error, ClientLeft | Unauthenticated):
+            return running.cancelled(self.shell, self.withdrawn)
+        return running.failed(self.shell, error if isinstance(error, ApiError) else None)
 
 
 class Background:
@@ -85,6 +108,7 @@ class Background:
         kept: Memory,
         settle: Callable[[CallRecord, Written, Trace, BaseException | None], None],
         open_request: Callable[[], AbstractContextManager[None]],
+        as_now: Callable[[str, str], Awaitable[Caller]],
         gateway_id: str,
         *,
         total_s: float,
@@ -94,6 +118,7 @@ class Background:
         self._memory = kept
         self._settle = settle
         self._open_request = open_request
+        self._as_now = as_now
         self._gateway_id = gateway_id
         self._total_s = total_s
         self._calls_max = calls_max
@@ -105,11 +130,11 @@ class Background:
         """The responses that run here now."""
         return frozenset(self._runs)
 
-    async def serve(self, visit: Visit, call: Call, turn: Turn, perform: Perform) -> None:
-        """Let a call run, and answer its request; raises what refuses the call."""
+    async def serve(self, visit: Visit, call: Call, turn: Turn, perform: Perform, take: Callable[[int], None]) -> None:
+        """Let a call run, and answer its request; raises what refuses the call. `take` takes the memory that its client needs."""
         run = await self._begun(visit, call, turn, perform)
         if call.is_streamed:
-            await self._follow_here(visit, run.output, -1)
+            await self._follow(visit, run.output, -1, take)
         else:
             await visit.responder.whole(200, running.encoded(run.shell))
 
@@ -141,8 +166,10 @@ class Background:
             with self._open_request():
                 await self._performed(run, perform)
         except BaseException as raised:
-            error = ClientLeft() if run.is_cancelled and isinstance(raised, asyncio.CancelledError) else raised
+            error = run.error(raised)
             if not run.accepted.is_set():
+                if run.withdrawn is not None:
+                    raise run.withdrawn from None
                 raise
             await self._failed(run, error)
         finally:
@@ -173,32 +200,45 @@ class Background:
         if not isinstance(error, ApiError | ClientLeft | asyncio.CancelledError):
             place = "".join(traceback.format_tb(error.__traceback__))
             log.error("response %s: unforeseen %s at\n%s", run.new.id, type(error).__name__, place)
-        if isinstance(error, ClientLeft):
-            document = run.shell | {"status": "cancelled"}
-        else:
-            document = running.failed(run.shell, error if isinstance(error, ApiError) else None)
-        ending = asyncio.ensure_future(self._end(run.new, running.encoded(document)))
+        document = run.ending(error)
+        last = running.last_event(document, run.output.last_number + 1)
+        ending = asyncio.ensure_future(self._ended(run, document))
         try:
             # This gateway may be stopping: what is begun is finished.
-            await asyncio.shield(ending)
+            told = await asyncio.shield(ending)
+            last = last if told is None else told
         except ApiError as unkept:
             log.error("response %s: its end could not be kept: %s", run.new.id, unkept.code)
         finally:
-            run.output.fail(document)
+            run.output.fail(last)
 
-    async def _end(self, new: New, response: bytes) -> None:
-        """Keep how it ended, and what of its stream was not kept before; a database that is away is asked again for a while."""
+    async def _ended(self, run: _Run, document: dict[str, Any]) -> bytes | None:
+        """Keep how it ended. Of one that was ended or deleted before, the last event of its stream, which says so."""
+        if await self._end(run.new, running.encoded(document)) or not run.output.is_streamed:
+            return None
+        number = run.output.last_number + 1
+        try:
+            kept = await self._memory.done(self._memory.shelf.get, run.output.tenant_id, run.new.id)
+        except ResourceNotFound as gone:
+            return error_event(gone, run.visit.responder.request_id, number)
+        return running.last_event(msgspec.json.decode(kept.response), number)
+
+    async def _end(self, new: New, response: bytes) -> bool:
+        """Keep how it ended, and what of its stream was not kept before; a database that is away is asked again for a while.
+
+        False where it was ended or deleted before.
+        """
         run = self._runs.get(new.id)
         for pause_s in (*END_PAUSES_S, None):
             try:
                 if run is not None and run.output.is_streamed:
                     await self._keep_new_events(run.output)
-                await self._memory.done(self._memory.shelf.end, new, response, keeping.status_of(response))
-                return
+                return await self._memory.done(self._memory.shelf.end, new, response, keeping.status_of(response))
             except StoreUnavailable:
                 if pause_s is None:
                     raise
             await asyncio.sleep(pause_s)
+        return False
 
     async def _keep_events(self, output: Running) -> None:
         """Keep what is new of a stream, every now and then, until it is over: its last event is made anew."""
@@ -232,16 +272,22 @@ class Background:
             run.cancel()
 
     def follow(self, news: News) -> None:
-        """Stop what other gateways have ended."""
+        """Stop what other gateways have ended, and what runs for those who may call no more."""
         if news.changes is None:
             if self._runs:
-                check = asyncio.create_task(self._check())
-                self._checks.add(check)
-                check.add_done_callback(self._checks.discard)
-            return
-        for change in news.changes:
-            if change.kind == Kind.RESPONSE:
-                self.stop(change.subject)
+                self._begin(self._check())
+        else:
+            for change in news.changes:
+                if change.kind == Kind.RESPONSE:
+                    self.stop(change.subject)
+        for run in self._runs.values():
+            if news.changes is None or any(_concerns(change, run.new.caller) for change in news.changes):
+                self._begin(self._require_right(run))
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        check = asyncio.create_task(work)
+        self._checks.add(check)
+        check.add_done_callback(self._checks.discard)
 
     async def _check(self) -> None:
         mine = [run.new.id for run in self._runs.values() if run.accepted.is_set()]
@@ -249,51 +295,83 @@ class Background:
             for gone in set(mine) - await self._memory.done(self._memory.shelf.runs, mine):
                 self.stop(gone)
 
-    async def stream(self, visit: Visit, kept: Kept, tenant_id: str, after: int) -> None:
-        """Answer with a response's events behind number `after`, and with those to come."""
-        if not kept.is_background:
+    async def _require_right(self, run: _Run) -> None:
+        """End it where whoever began it may call no more; where that cannot be known now, it runs on."""
+        caller = run.new.caller
+        try:
+            await self._as_now(caller.tenant_id, caller.key_id)
+        except Unauthenticated as refused:
+            run.cancel(refused)
+        except StoreUnavailable:
+            return
+
+    async def stream(
+        self, visit: Visit, found: Standing, tenant_id: str, after: int, take: Callable[[int], None]
+    ) -> None:
+        """Answer with a response's events behind number `after`, and with those to come; `take` takes the memory that it needs."""
+        if not found.is_background:
             raise InvalidRequest(
                 "Only responses that were made in the background can be streamed again.", param="stream"
             )
-        if not kept.is_streamed:
+        if not found.is_streamed:
             raise InvalidRequest(
                 "Only responses that were made with 'stream': true can be streamed again.", param="stream"
             )
-        run = self._runs.get(kept.id)
+        run = self._runs.get(found.id)
         if run is not None:
-            await self._follow_here(visit, run.output, after)
+            await self._follow(visit, run.output, after, take)
         else:
-            await self._follow_elsewhere(visit, kept, tenant_id, after)
+            await self._follow_elsewhere(visit, found, tenant_id, after, take)
 
-    async def _follow_here(self, visit: Visit, output: Running, after: int) -> None:
+    async def _follow(self, visit: Visit, output: Running, after: int, take: Callable[[int], None]) -> None:
+        """Events from this gateway's memory, and what is no longer there from the database, as at any other."""
+        behind = await self._follow_here(visit, output, after)
+        if behind is not None:
+            found = await self._memory.done(self._memory.shelf.standing, output.tenant_id, output.id)
+            await self._follow_elsewhere(visit, found, output.tenant_id, behind, take)
+
+    async def _follow_here(self, visit: Visit, output: Running, after: int) -> int | None:
+        """None at the end of the stream; the number of the last event that was written, where those behind it are gone from memory."""
         responder = visit.responder
+        visit.error_event = lambda error: error_event(error, responder.request_id, after + 1)
         async with visit.request.cancel_when_client_leaves(responder):
             await responder.start(200, STREAM_HEADERS)
             place = 0
-            while True:
-                is_over, found = output.is_over, output.behind(place)
+            while output.has(place):
+                is_over, found = output.is_over, output.behind(place, keeping.PIECE_BYTES)
                 place += len(found)
-                block = b"".join(event for number, event in found if number > after)
-                if block:
-                    await responder.write(block)
-                elif is_over:
-                    return await responder.finish()
-                else:
+                wanted = [(number, event) for number, event in found if number > after]
+                if wanted:
+                    after = wanted[-1][0]
+                    await responder.write(b"".join(event for _, event in wanted))
+                elif not found and is_over:
+                    await responder.finish()
+                    return None
+                elif not found:
                     await self._wait(visit, output)
+        return after
 
     async def _wait(self, visit: Visit, output: Running) -> None:
-        count = len(output.events)
+        count = output.count
         await output.changed(self._keep_alive_s)
-        if len(output.events) == count and not output.is_over:
+        if output.count == count and not output.is_over:
             await visit.responder.write(events.KEEP_ALIVE)
 
-    async def _follow_elsewhere(self, visit: Visit, kept: Kept, tenant_id: str, after: int) -> None:
+    async def _follow_elsewhere(
+        self, visit: Visit, kept: Standing, tenant_id: str, after: int, take: Callable[[int], None]
+    ) -> None:
         shelf, responder = self._memory.shelf, visit.responder
-        looks = 0
+        visit.error_event = lambda error: error_event(error, responder.request_id, after + 1)
+        looks, taken = 0, 0
         async with visit.request.cancel_when_client_leaves(responder):
             while True:
                 pieces = await self._memory.done(shelf.events, tenant_id, kept.id, after)
+                # The most that is held at once; written, it is given to the next pieces.
+                size = sum(map(len, pieces))
+                take(max(0, size - taken))
+                taken = max(taken, size)
                 found = [it for piece in pieces for it in running.numbered(piece) if it[0] > after]
+                del pieces
                 if not found and kept.status not in RUNNING:
                     break
                 if not responder.is_started:
@@ -307,16 +385,24 @@ class Background:
                 if looks * LOOK_S >= self._keep_alive_s:
                     looks = 0
                     await responder.write(events.KEEP_ALIVE)
-                kept = await self._memory.done(shelf.get, tenant_id, kept.id)
-            await self._finish_elsewhere(visit, kept, after)
+                kept = await self._memory.done(shelf.standing, tenant_id, kept.id)
+            await self._finish_elsewhere(visit, tenant_id, kept.id, after, take)
 
-    async def _finish_elsewhere(self, visit: Visit, kept: Kept, after: int) -> None:
+    async def _finish_elsewhere(
+        self, visit: Visit, tenant_id: str, response_id: str, after: int, take: Callable[[int], None]
+    ) -> None:
         """The last event, which is made of the response as it was kept."""
-        number = await self._memory.done(self._memory.shelf.last_number, kept.id) + 1
-        if not visit.responder.is_started:
-            await visit.responder.start(200, STREAM_HEADERS)
-        last = running.last_event(msgspec.json.decode(kept.response), number) if number > after else b""
-        await visit.responder.finish(last)
+        shelf, responder = self._memory.shelf, visit.responder
+        number = await self._memory.done(shelf.last_number, response_id) + 1
+        response = (await self._memory.done(shelf.get, tenant_id, response_id)).response
+        take(len(response))
+        if not responder.is_started:
+            await responder.start(200, STREAM_HEADERS)
+        last = running.last_event(msgspec.json.decode(response), number) if number > after else b""
+        del response
+        for piece in keeping.pieces(last):
+            await responder.write(piece)
+        await responder.finish()
 
     async def close(self) -> None:
         """Cut off what runs, say so in the database, and let go of the threads that ask it."""
@@ -326,3 +412,10 @@ class Background:
         if tasks:
             await asyncio.wait(tasks, timeout=CLOSE_S)
         self._memory.close()
+
+
+def _concerns(change: Change, caller: Caller) -> bool:
+    """May a change have taken a caller's right to call?"""
+    if change.kind == Kind.KEY:
+        return change.subject == caller.key_id
+    return change.kind == Kind.TENANT and change.subject == caller.tenant_id

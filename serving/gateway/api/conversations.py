@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any
+
+import msgspec
 
 from serving.config import GatewaySettings
 from serving.errors import InvalidRequest, UnknownParameter
 from serving.gateway.admission.admission import Admission
 from serving.gateway.api.aside import Aside
-from serving.gateway.api.responses import PAGED, TAG, required
+from serving.gateway.api.responses import PAGED, TAG, hand_over, required
 from serving.gateway.api.visit import Handler, Visit
 from serving.gateway.dialects import call as calls
 from serving.gateway.dialects import checks
@@ -19,6 +21,7 @@ from serving.gateway.dialects.items import require_items
 from serving.gateway.http.asgi import require_json
 from serving.gateway.http.routing import About, Entry
 from serving.gateway.identity.identity import Identity
+from serving.gateway.nouns import Caller
 from serving.gateway.stored import items
 from serving.gateway.stored.conversations import Conversation
 from serving.gateway.stored.items import Item
@@ -75,7 +78,10 @@ class ConversationsApi:
     async def update(self, visit: Visit) -> None:
         """`POST /v1/conversations/{id}`: other metadata."""
         caller = await required(self._identity, visit)
-        pairs = _pairs(await self._body(visit, ("metadata",)))
+        body = await self._body(visit, ("metadata",))
+        if "metadata" not in body:
+            raise InvalidRequest("Missing required parameter: 'metadata'.", param="metadata")
+        pairs = _pairs(body)
         await visit.answer(200, await self._memory.done(self._kept.rename, caller.tenant_id, visit.argument, pairs))
 
     async def delete(self, visit: Visit) -> None:
@@ -88,7 +94,7 @@ class ConversationsApi:
         """`GET /v1/conversations/{id}/items`."""
         caller = await required(self._identity, visit)
         conversation_id, asked = visit.argument.partition("/")[0], items.asked(visit.request.query)
-        await visit.answer(200, await self._memory.done(self._kept.items, caller.tenant_id, conversation_id, asked))
+        await self._hand_over(visit, self._kept.items, caller.tenant_id, conversation_id, asked)
 
     async def add_items(self, visit: Visit) -> None:
         """`POST /v1/conversations/{id}/items`."""
@@ -96,20 +102,29 @@ class ConversationsApi:
         said = (await self._body(visit, ("items",))).get("items")
         if said is None:
             raise _no_list()
-        added = await self._memory.done(self._kept.add, caller, visit.argument.partition("/")[0], said)
-        await visit.answer(200, items.paged(added, len(added)))
+        await self._hand_over(visit, self._added, caller, visit.argument.partition("/")[0], said)
+
+    def _added(self, caller: Caller, conversation_id: str, said: list[Item]) -> items.Page:
+        added = self._kept.add(caller, conversation_id, said)
+        return items.paged(added, len(added))
 
     async def show_item(self, visit: Visit) -> None:
         """`GET /v1/conversations/{id}/items/{item_id}`."""
         caller = await required(self._identity, visit)
         conversation_id, _, item_id = visit.argument.split("/")
-        await visit.answer(200, await self._memory.done(self._kept.item, caller.tenant_id, conversation_id, item_id))
+        await self._hand_over(visit, self._kept.item, caller.tenant_id, conversation_id, item_id)
 
     async def remove_item(self, visit: Visit) -> None:
         """`DELETE /v1/conversations/{id}/items/{item_id}`."""
         caller = await required(self._identity, visit)
         conversation_id, _, item_id = visit.argument.split("/")
         await visit.answer(200, await self._memory.done(self._kept.remove, caller.tenant_id, conversation_id, item_id))
+
+    async def _hand_over(self, visit: Visit, read: Callable[..., object], *asked: object) -> None:
+        """Answer with what is kept, which may be large."""
+        with self._admission.entered(visit.record) as share:
+            found = await self._memory.done(_encoded, read, *asked)
+            await hand_over(visit, share, found, self._settings.timeouts.request_total_s)
 
     async def _body(self, visit: Visit, known: Collection[str]) -> dict[str, Any]:
         """The fields of a request; raises InvalidRequest and its kinds."""
@@ -118,6 +133,10 @@ class ConversationsApi:
             limit_s = self._settings.timeouts.request_body_s
             raw = await visit.body(self._settings.max_body_bytes, limit_s, share.take)
             return await self._aside.done(partial(_read, raw or b"{}", known), len(raw))
+
+
+def _encoded(read: Callable[..., object], *asked: object) -> bytes:
+    return msgspec.json.encode(read(*asked))
 
 
 def _read(raw: bytes, known: Collection[str]) -> dict[str, Any]:

@@ -97,7 +97,8 @@ class Inference:
             async with asyncio.timeout(self._settings.timeouts.request_total_s):
                 call, turn = await self._read(dialect, caller, visit, share)
                 if turn is not None and turn.wish.is_background:
-                    await self._background.serve(visit, call, turn, partial(self._performed, call, caller, visit))
+                    perform = partial(self._performed, call, caller, visit)
+                    await self._background.serve(visit, call, turn, perform, share.take)
                 else:
                     await self._relayed(call, turn, caller, visit, share)
         except TimeoutError:

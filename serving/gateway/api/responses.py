@@ -5,17 +5,22 @@ For a tenant that has nothing stored these routes are not there.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from functools import partial
 
-from serving.errors import InvalidRequest, RouteNotFound
+import msgspec
+
+from serving.config import GatewaySettings
+from serving.errors import InvalidRequest, RequestTimedOut, RouteNotFound
 from serving.gateway.admission.admission import Admission
+from serving.gateway.admission.memory import Share
 from serving.gateway.api.background import Background
 from serving.gateway.api.visit import Handler, Visit
 from serving.gateway.http.routing import About, Entry
 from serving.gateway.identity.identity import Identity
 from serving.gateway.nouns import Caller
-from serving.gateway.stored import items
+from serving.gateway.stored import items, keeping
 from serving.gateway.stored.memory import Memory
 
 PATH = "/v1/responses/{id}"
@@ -31,7 +36,15 @@ NUMBER_CHARS_MAX = 15
 class Responses:
     """Answers below `/v1/responses/`."""
 
-    def __init__(self, identity: Identity, admission: Admission, memory: Memory, background: Background) -> None:
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        identity: Identity,
+        admission: Admission,
+        memory: Memory,
+        background: Background,
+    ) -> None:
+        self._read_s = settings.timeouts.request_total_s
         self._identity = identity
         self._admission = admission
         self._memory = memory
@@ -53,13 +66,15 @@ class Responses:
     async def show(self, visit: Visit) -> None:
         """`GET /v1/responses/{id}`: the response, or with `stream=true` its events."""
         caller = await required(self._identity, visit)
-        kept = await self._memory.done(self._memory.shelf.get, caller.tenant_id, visit.argument)
-        if visit.request.query("stream") in (None, "false"):
-            await visit.responder.whole(200, kept.response)
-        else:
-            after = _number(visit.request.query("starting_after"))
-            with self._admission.entered(visit.record):
-                await self._background.stream(visit, kept, caller.tenant_id, after)
+        shelf, asked = self._memory.shelf, (caller.tenant_id, visit.argument)
+        with self._admission.entered(visit.record) as share:
+            if visit.request.query("stream") in (None, "false"):
+                response = (await self._memory.done(shelf.get, *asked)).response
+                await hand_over(visit, share, response, self._read_s)
+            else:
+                after = _number(visit.request.query("starting_after"))
+                found = await self._memory.done(shelf.standing, *asked)
+                await self._background.stream(visit, found, caller.tenant_id, after, share.take)
 
     async def delete(self, visit: Visit) -> None:
         """`DELETE /v1/responses/{id}`."""
@@ -71,15 +86,39 @@ class Responses:
     async def cancel(self, visit: Visit) -> None:
         """`POST /v1/responses/{id}/cancel`."""
         caller = await required(self._identity, visit)
-        kept = await self._background.cancel(caller.tenant_id, _id_of(visit))
-        await visit.responder.whole(200, kept.response)
+        response = (await self._background.cancel(caller.tenant_id, _id_of(visit))).response
+        with self._admission.entered(visit.record) as share:
+            await hand_over(visit, share, response, self._read_s)
 
     async def list_input(self, visit: Visit) -> None:
         """`GET /v1/responses/{id}/input_items`."""
         caller = await required(self._identity, visit)
         response_id, asked = _id_of(visit), items.asked(visit.request.query)
-        said = await self._memory.done(self._memory.shelf.input_of, caller.tenant_id, response_id)
-        await visit.answer(200, items.page(said, asked, f"the input of response with id '{response_id}'"))
+        with self._admission.entered(visit.record) as share:
+            page = await self._memory.done(self._page, caller.tenant_id, response_id, asked)
+            await hand_over(visit, share, page, self._read_s)
+
+    def _page(self, tenant_id: str, response_id: str, asked: items.Asked) -> bytes:
+        said = self._memory.shelf.input_of(tenant_id, response_id)
+        return msgspec.json.encode(items.page(said, asked, f"the input of response with id '{response_id}'"))
+
+
+async def hand_over(visit: Visit, share: Share, body: bytes, limit_s: float) -> None:
+    """Answer with what is stored, of any size: a client that does not read holds so much of the gateway's memory, and so long at most.
+
+    Raises GatewayFull and RequestTimedOut.
+    """
+    share.take(len(body))
+    responder = visit.responder
+    try:
+        async with asyncio.timeout(limit_s):
+            length = str(len(body)).encode("ascii")
+            await responder.start(200, [(b"content-type", b"application/json"), (b"content-length", length)])
+            for piece in keeping.pieces(body):
+                await responder.write(piece)
+            await responder.finish()
+    except TimeoutError:
+        raise RequestTimedOut("The answer was not read in time.") from None
 
 
 async def required(identity: Identity, visit: Visit) -> Caller:

@@ -329,7 +329,8 @@ class _ErrorEvent(msgspec.Struct):
     error: OpenAIError
 
 
-def _error_event(error: ApiError, request_id: str, events_sent: int) -> bytes:
+def error_event(error: ApiError, request_id: str, events_sent: int) -> bytes:
+    """The event that ends a stream which failed."""
     event = _ErrorEvent(
         type="error",
         sequence_number=events_sent,
@@ -370,7 +371,7 @@ RESPONSES = Dialect(
         text_event=b".delta\ndata: ",
         part_event=b"event: response.output_item.added\n",
         tool_part=b'"type":"function_call"',
-        error_event=_error_event,
+        error_event=error_event,
     ),
     check=_check,
     adapt=_adapt,

@@ -6,7 +6,7 @@ error, and not in an id that leads to nothing.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -107,11 +107,17 @@ class KeepingSink:
     async def _hand_over(self, headers: list[Header], whole: bytes) -> None:
         await self._keep(whole)
         await self._client.start(200, headers)
-        for start in range(0, len(whole), PIECE_BYTES):
-            await self._client.write(whole[start : start + PIECE_BYTES])
+        for piece in pieces(whole):
+            await self._client.write(piece)
 
     def cut(self) -> None:
         self._client.cut()
+
+
+def pieces(whole: bytes) -> Iterator[bytes]:
+    """What is written at once, one after another: what a client does not read waits with its call, and is counted there."""
+    for start in range(0, len(whole), PIECE_BYTES):
+        yield whole[start : start + PIECE_BYTES]
 
 
 def status_of(response: bytes) -> str:

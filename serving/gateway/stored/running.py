@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterable
+from itertools import accumulate, islice, takewhile
 
 import msgspec
 
@@ -19,10 +20,12 @@ from serving.gateway.stored.keeping import require_room, response_in
 
 #: Bytes of one response's events that are kept; of a longer stream the last event follows on those.
 EVENT_BYTES_MAX = 8 * 1024 * 1024
+#: Bytes of its last events that followers have from memory once it is over; one that is further behind reads the database.
+TAIL_BYTES = 64 * 1024
 
 _NUMBER = re.compile(rb'"sequence_number":(\d{1,15})')
 #: Called with the finished response in JSON.
-End = Callable[[bytes], Awaitable[None]]
+End = Callable[[bytes], Awaitable[object]]
 
 
 class Running:
@@ -33,8 +36,10 @@ class Running:
         self.tenant_id = tenant_id
         self.is_streamed = is_streamed
         self._end = end
-        #: Number of an event → the event.
+        #: Number of an event → the event; those before them, as many as were `dropped`, are in the database alone.
         self.events: list[tuple[int, bytes]] = []
+        self.dropped = 0
+        self.last_number = -1
         self._event_bytes = 0
         #: Events that are in the database.
         self.kept = 0
@@ -69,6 +74,8 @@ class Running:
             self.take_memory(len(last))
             await self._end(response)
             self._add(last)
+            # Kept as well: it is made of the response.
+            self.kept = self.count
             self.close()
         else:
             self._take(body)
@@ -84,29 +91,42 @@ class Running:
     def cut(self) -> None:
         return None
 
-    def fail(self, document: dict[str, object]) -> None:
-        """The last event of a stream that came to nothing."""
+    def fail(self, last: bytes) -> None:
+        """It came to nothing, which the `last` event of its stream says."""
         if self.is_streamed and not self.is_over:
             # Its call is over, and its memory given back: none is there to be taken.
-            self._add(last_event(document, self.last_number + 1))
+            self._add(last)
         self.close()
 
     def close(self) -> None:
-        """Nothing follows."""
+        """Nothing follows. Its call's memory is given back: what is kept is held no more, but for the end that followers wait for."""
         self.is_over = True
+        sizes = accumulate(len(event) for _, event in reversed(self.events))
+        held = sum(1 for _ in takewhile(lambda size: size <= TAIL_BYTES, sizes))
+        gone = min(len(self.events) - held, self.kept - self.dropped)
+        self.dropped += gone
+        del self.events[:gone]
         self._tell()
 
     @property
-    def last_number(self) -> int:
-        return self.events[-1][0] if self.events else -1
+    def count(self) -> int:
+        """Events so far."""
+        return self.dropped + len(self.events)
 
-    def behind(self, place: int) -> list[tuple[int, bytes]]:
-        """Events from a place in the list on."""
-        return self.events[place:]
+    def has(self, place: int) -> bool:
+        """Are the events from the one at this place on still in memory?"""
+        return place >= self.dropped
+
+    def behind(self, place: int, bytes_max: int) -> list[tuple[int, bytes]]:
+        """Events from a place on, for one that it `has`: one at least and else no more than so many bytes."""
+        start = place - self.dropped
+        sizes = accumulate(len(event) for _, event in islice(self.events, start, None))
+        count = sum(1 for _ in takewhile(lambda size: size <= bytes_max, sizes))
+        return self.events[start : start + max(count, 1)]
 
     def unkept(self) -> list[tuple[int, bytes]]:
         """Events that are yet to be kept."""
-        return self.events[self.kept :]
+        return self.events[self.kept - self.dropped :]
 
     async def changed(self, limit_s: float) -> None:
         """Return when something has come, or after so long."""
@@ -127,7 +147,8 @@ class Running:
     def _add(self, block: bytes) -> None:
         for event in framing.split(block):
             if (number := _NUMBER.search(event)) is not None:
-                self.events.append((int(number[1]), event))
+                self.last_number = int(number[1])
+                self.events.append((self.last_number, event))
         self._tell()
 
     def _tell(self) -> None:
@@ -146,7 +167,17 @@ def numbered(block: bytes) -> list[tuple[int, bytes]]:
 
 
 def failed(document: dict[str, object], error: ApiError | None) -> dict[str, object]:
-    """A response that came to nothing; the codes are those that OpenAI's have."""
+    """A response that came to nothing."""
+    return document | {"status": "failed", "error": _said(error)}
+
+
+def cancelled(document: dict[str, object], error: ApiError | None = None) -> dict[str, object]:
+    """A response that was ended by a client, or because of an error of who called."""
+    return document | {"status": "cancelled"} | ({"error": _said(error)} if error else {})
+
+
+def _said(error: ApiError | None) -> dict[str, object]:
+    """An error in a response; the codes are those that OpenAI's have."""
     if isinstance(error, RateLimitExceeded):
         code = "rate_limit_exceeded"
     elif error is not None and error.status < 500:
@@ -154,7 +185,7 @@ def failed(document: dict[str, object], error: ApiError | None) -> dict[str, obj
     else:
         code = "server_error"
     message = error.message if error else "The gateway that ran this response was stopped; it was not run again."
-    return document | {"status": "failed", "error": {"code": code, "message": message}}
+    return {"code": code, "message": message}
 
 
 def encoded(document: dict[str, object]) -> bytes:

@@ -31,21 +31,26 @@ CHAIN_MAX = 512
 PUT_OFF_S = 86_400.0
 
 #: Pieces of a stream that are read at once.
-EVENT_PIECES = 64
+EVENT_PIECES = 8
 #: The error of a response whose gateway died.
 LOST = {"code": "server_error", "message": "The gateway that ran this response is gone; it was not run again."}
 #: States of one in the background that may stand in its row alone: it has begun, or its gateway died.
 _SAID_IN_ROW = ("in_progress", "failed")
 
 
-class Kept(msgspec.Struct, frozen=True):
-    """A stored response: what was said, and the response as its client gets it, in JSON."""
+class Standing(msgspec.Struct, frozen=True):
+    """How a stored response stands."""
 
     id: str
     status: str
     is_background: bool
     #: Its events are kept.
     is_streamed: bool
+
+
+class Kept(Standing, frozen=True):
+    """A stored response: what was said, and the response as its client gets it, in JSON."""
+
     said: list[Item]
     response: bytes
 
@@ -180,6 +185,15 @@ class Shelf:
         query = select(responses.c.id).where(responses.c.id.in_(response_ids), responses.c.status.in_(RUNNING))
         with self._store.begin() as connection:
             return set(connection.scalars(query))
+
+    def standing(self, tenant_id: str, response_id: str) -> Standing:
+        """How a response stands, without a look at what it says. Raises ResourceNotFound."""
+        columns = (responses.c.status, responses.c.gateway_id, responses.c.is_streamed)
+        with self._store.begin() as connection:
+            row = connection.execute(select(*columns).where(*self._there(tenant_id, response_id))).one_or_none()
+        if row is None:
+            raise _no_response(response_id)
+        return Standing(response_id, row.status, row.gateway_id is not None, row.is_streamed)
 
     def get(self, tenant_id: str, response_id: str) -> Kept:
         """Raises ResourceNotFound."""

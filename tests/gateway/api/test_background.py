@@ -14,8 +14,11 @@ from openai import AsyncOpenAI
 from openai.types.responses import Response
 
 from serving.config import StoredSettings
+from serving.gateway.identity import people
 from serving.gateway.identity.keyring import Keyring
+from serving.gateway.identity.keys import id_of
 from serving.gateway.identity.registry import Registry
+from serving.gateway.nouns import Right
 from serving.gateway.policies import Policy
 from serving.gateway.stored.vault import Vault
 from tests.gateway.api.test_responses import STORES, client_of, storing
@@ -196,6 +199,64 @@ async def test_a_deleted_response_runs_no_more(tmp_path: Path, engine: ScriptedE
         await until(lambda: engine.aborted == 1)
         await world.row()
         assert stored(world) == []
+
+
+async def test_a_deleted_response_ends_its_streams_in_an_error(place: Place, engine: ScriptedEngine) -> None:
+    """At the gateway that runs it and at any other: a client learns that no more comes."""
+    engine.improvise = lambda path, body: Script(stream([message(WORDS)])[:7], ending=Ending.HANG)
+    async with two(place, engine) as (world, here, there):
+
+        async def followed(client: AsyncOpenAI, response_id: str) -> str:
+            try:
+                async for event in await client.responses.retrieve(response_id, stream=True):
+                    if event.type == "response.output_text.delta":
+                        reached.add(client)
+            except openai.APIError as told:
+                return str(told.message)
+            return ""
+
+        reached: set[AsyncOpenAI] = set()
+        begun = await here.responses.create(model=MODEL, input="x", background=True, stream=True)
+        (response_id,) = stored(world)
+        following = [asyncio.create_task(followed(client, response_id)) for client in (here, there)]
+        await until(lambda: len(reached) == 2)
+        await here.responses.delete(response_id)
+        said = await asyncio.gather(*following)
+        await begun.close()
+
+    assert said == [f"Response with id '{response_id}' not found."] * 2
+
+
+async def test_what_no_one_may_call_for_is_ended(tmp_path: Path, engine: ScriptedEngine) -> None:
+    """A person who is erased: it is gone. A key that is revoked, a tenant that is disabled: cancelled, and why. Others run on."""
+    engine.improvise = lambda path, body: Script(is_mute=True)
+    asked = {"model": MODEL, "input": "x", "background": True}
+    async with storing(tmp_path, engine) as world, client_of(world) as client:
+        key = world.registry.create_key("acme", name="other", allowed=[Right.NAME_USERS])
+        async with client_of(world, key) as other:
+            stays = await client.responses.create(**asked)
+            gone = await other.responses.create(**asked, extra_headers={"X-Serving-User": "ada"})
+            ended_first = await other.responses.create(**asked)
+            await until(lambda: engine.running == 3)
+            people.erase(world.store, "acme", "ada")
+            await until(lambda: engine.aborted == 1)
+            assert gone.id not in stored(world)
+            world.registry.revoke_key(id_of(key) or "")
+            await until(lambda: engine.aborted == 2)
+        cancelled = await ended(client, ended_first.id)
+        assert (await client.responses.retrieve(stays.id)).status == "in_progress"
+        world.registry.update_tenant("acme", is_disabled=True)
+        await until(lambda: engine.aborted == 3)
+        world.registry.update_tenant("acme", is_disabled=False)
+        await until(lambda: all(row["outcome"] != "open" for row in world.rows()))
+        while (await world.ask("GET", f"/v1/responses/{stays.id}")).status == 401:
+            pass
+        last = await ended(client, stays.id)
+
+    assert cancelled.status == last.status == "cancelled"
+    said = [it.error and it.error.message for it in (cancelled, last)]
+    assert said == ["This API key was revoked.", "The tenant of these credentials is disabled."]
+    assert {row["outcome"] for row in world.rows()} == {"client_disconnected", "rejected"}
 
 
 @pytest.mark.long  # PostgreSQL's gateways give one another a minute

@@ -69,9 +69,10 @@ async def test_no_conversation_is_another_tenants(tmp_path: Path, engine: Script
         world.registry.update_tenant("rival", policy=(await world.caller()).tenant_policy)
         headers = {"Authorization": f"Bearer {other}", "Content-Type": "application/json"}
         one, items = f"/v1/conversations/{made.id}", f"/v1/conversations/{made.id}/items"
-        asked = [("GET", one), ("POST", one), ("DELETE", one), ("GET", items), ("GET", f"{items}/{item.id}")]
+        asked = [("GET", one), ("DELETE", one), ("GET", items), ("GET", f"{items}/{item.id}")]
         asked += [("DELETE", f"{items}/{item.id}")]
         answers = [await world.ask(method, path, headers=headers) for method, path in asked]
+        answers.append(await world.ask("POST", one, {"metadata": {}}, headers))
         answers.append(await world.ask("POST", items, {"items": [SAID]}, headers))
         assert len((await client.conversations.items.list(made.id)).data) == 1
 
@@ -80,7 +81,7 @@ async def test_no_conversation_is_another_tenants(tmp_path: Path, engine: Script
 
 
 async def test_what_is_wrong_with_one_is_said(tmp_path: Path, engine: ScriptedEngine) -> None:
-    """A 400 that names the field; a call cannot go on from two things."""
+    """A 400 that names the field; a call cannot go on from two things, and what is not said of metadata does not empty it."""
     wrong: list[tuple[str, dict[str, object], str]] = [
         ("/v1/conversations", {"items": [SAID] * (conversations.ADDED_MAX + 1)}, "items"),
         ("/v1/conversations", {"items": [{"type": "message", "role": "nobody", "content": ""}]}, "items[0].role"),
@@ -93,5 +94,11 @@ async def test_what_is_wrong_with_one_is_said(tmp_path: Path, engine: ScriptedEn
         ),
     ]
     async with storing(tmp_path, engine) as world:
+        made = await world.post("/v1/conversations", {"metadata": {"topic": "names"}})
+        one = f"/v1/conversations/{made.json['id']}"
+        wrong.append((one, {}, "metadata"))
         refused = [await world.post(path, body) for path, body, _ in wrong]
+        found = await world.ask("GET", one)
+        emptied = await world.post(one, {"metadata": None})
+    assert (found.json["metadata"], emptied.json["metadata"]) == ({"topic": "names"}, {})
     assert [(it.status, it.error["param"]) for it in refused] == [(400, param) for _, _, param in wrong]

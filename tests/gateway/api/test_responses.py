@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import openai
@@ -11,9 +13,14 @@ import pytest
 from openai import AsyncOpenAI
 
 from serving.gateway.policies import Policy
+from serving.gateway.stored import items
+from serving.gateway.stored.conversations import Conversations
+from serving.gateway.stored.shelf import New, Shelf
+from serving.gateway.stored.vault import Vault
 from tests.gateway.places import Place
+from tests.gateway.stored.shelves import KEPT_S, answer
 from tests.gateway.stored.speaking import called, message, speaking, thought, told
-from tests.gateway.world import World, running_gateway
+from tests.gateway.world import World, running_gateway, until
 from tests.scripted_engine import MODEL, ScriptedEngine
 
 STORES = Policy(store_responses=True)
@@ -179,6 +186,52 @@ async def test_reasoning_stays_in_a_loop_of_tools_and_goes_with_the_answer(
         "assistant: Blue.",
         "user: Thanks",
     ]
+
+
+async def test_what_is_not_read_is_counted(tmp_path: Path, engine: ScriptedEngine) -> None:
+    """A client that does not read what is stored holds memory as any call does: what there is no room for beside it is refused."""
+    async with running_gateway(tmp_path, (engine.url,), max_held_bytes=5 * 1024 * 1024) as world:
+        await world.bound(STORES)
+        vault = Vault.at(tmp_path, may_make=True)
+        kept = Conversations(world.store, vault, KEPT_S, time.time)
+        text, caller = "x" * (2 * 1024 * 1024), await world.caller()
+        talk = kept.begin(caller, {}, items.said(text)).id
+        new = New(caller=caller, id="resp_large", created_at=0.0, said=items.said(text))
+        Shelf(world.store, vault, kept, KEPT_S, time.time).put(new, answer("resp_large", text), "completed")
+        for path in (
+            "/v1/responses/resp_large",
+            "/v1/responses/resp_large/input_items",
+            f"/v1/conversations/{talk}/items",
+        ):
+            with slow_reader(world, path) as first, slow_reader(world, path) as second:
+                await until(lambda: _has_come(first) and _has_come(second))
+                refused = await world.ask("GET", path)
+                assert (refused.status, refused.error["code"]) == (503, "overloaded")
+            found = await world.ask("GET", path)
+            while found.status == 503:
+                found = await world.ask("GET", path)
+            assert (found.status, text.encode() in found.body) == (200, True)
+
+
+@contextmanager
+def slow_reader(world: World, path: str) -> Iterator[socket.socket]:
+    """A client that asks, and reads nothing of the answer."""
+    with socket.socket() as connection:
+        # Before it connects: the kernel would take megabytes for it.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        host, _, port = world.url.removeprefix("http://").partition(":")
+        connection.connect((host, int(port)))
+        connection.send(f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {world.key}\r\n\r\n".encode())
+        connection.setblocking(False)
+        yield connection
+
+
+def _has_come(connection: socket.socket) -> bool:
+    """Has the answer begun?"""
+    try:
+        return bool(connection.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return False
 
 
 async def test_any_gateway_knows_it(place: Place, engine: ScriptedEngine) -> None:

@@ -43,7 +43,7 @@ async def test_followers_have_events_as_they_come_and_the_last_once_it_is_kept()
     await sink.write(before + last)
     await waiting
 
-    assert [number for number, _ in sink.behind(0)] == list(range(len(events) + 2))
+    assert [number for number, _ in sink.behind(0, keeping.RESPONSE_BYTES_MAX)] == list(range(len(events) + 2))
     assert ended.events == len(events) + 1 and sink.is_over and sink.last_number == len(events) + 1
     assert running.numbered(b"".join(event for _, event in sink.events)) == sink.events
 
@@ -65,8 +65,24 @@ async def test_events_past_the_bound_are_not_kept_but_the_last() -> None:
     large = b'data: {"sequence_number":%d}%s\n\n'
     sink.write_now(large % (0, b" " * (running.EVENT_BYTES_MAX - 100)))
     sink.write_now(large % (1, b" " * 200))
-    sink.fail(running.failed({}, None))
+    sink.fail(running.last_event(running.failed({}, None), sink.last_number + 1))
     assert [number for number, _ in sink.events] == [0, 1] and b"response.failed" in sink.events[-1][1]
+
+
+async def test_what_is_kept_is_held_no_more_once_it_is_over() -> None:
+    """But for its end, as far as that is small; what is not kept stays."""
+    sink, _ = output(is_streamed=True)
+    event = b'data: {"sequence_number":%d}' + b" " * 1000 + b"\n\n"
+    for number in range(200):
+        sink.write_now(event % number)
+    sink.kept = 100
+    sink.fail(event % 200)
+
+    assert (sink.count, sink.last_number, sink.has(99), sink.has(100)) == (201, 200, False, True)
+    sink.kept = 201
+    sink.close()
+    assert sum(len(event) for _, event in sink.events) < running.TAIL_BYTES
+    assert [number for number, _ in sink.behind(199, 0)] == [199] and sink.behind(201, 1) == []
 
 
 async def test_its_end_is_told_without_memory() -> None:
@@ -86,7 +102,7 @@ async def test_its_end_is_told_without_memory() -> None:
     with pytest.raises(GatewayFull):
         await sink.write(last)
     assert ended.response is None and sum(taken) == sum(map(len, events))
-    sink.fail(running.failed({}, None))
+    sink.fail(running.last_event(running.failed({}, None), sink.last_number + 1))
     assert sink.is_over and b"response.failed" in sink.events[-1][1]
 
 
