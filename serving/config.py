@@ -262,7 +262,7 @@ class FileSettings(_Group):
     tenant_batches_max: Annotated[int, Field(ge=1)] = 64
     """Batches of one tenant that have not ended."""
     careful_tokens_per_s: Annotated[float, Field(gt=0)] = 300.0
-    """Prompt tokens of batches' lines that begin in a second at each replica while other calls are about: a hundredth of what gpt-oss-120b's engine computes on two H100s, so that first tokens come as soon as without batches (BAT-3). A minute after the last other call lines have the fleet to themselves."""
+    """Prompt tokens of batches' lines that begin in a second at each replica at which nothing waits, while other calls are about: a hundredth of what gpt-oss-120b's engine computes on two H100s, so that first tokens come as soon as without batches (BAT-3). A minute after the last other call lines have the fleet to themselves."""
     expires_after_s: Annotated[float, Field(ge=3600)] = 30 * 86_400.0
     """Seconds after which a file is deleted for which its client says nothing else; OpenAI's own for batches. No file is kept for longer, nor a batch after its end."""
     upload_s: Annotated[float, Field(gt=0)] = 600.0

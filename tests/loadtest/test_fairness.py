@@ -72,5 +72,5 @@ def test_jains_index() -> None:
 
 def test_the_table_says_all_of_it() -> None:
     """A row for each kind of traffic, with one gateway and with four."""
-    lines: Iterator[str] = table(1.0)
-    assert len(list(lines)) == 2 + 4 * len(TRAFFIC) + 2 + 3 * len(TRAFFIC) + 3
+    lines: Iterator[str] = table(1.0, 1)
+    assert len(list(lines)) == 2 + 4 * len(TRAFFIC) + 2 + 3 * len(TRAFFIC) + 4

@@ -44,7 +44,7 @@ class Allowance(msgspec.Struct, frozen=True):
 
 
 def allowance(seen: Seen, careful_tokens_per_s: float) -> Allowance:
-    """`careful_tokens_per_s` is for each replica, while other calls are about."""
+    """`careful_tokens_per_s` is for each replica at which nothing waits, while other calls are about."""
     replicas = len(seen.loads)
     if not replicas:
         # It may sleep: one line wakes it.
@@ -53,9 +53,12 @@ def allowance(seen: Seen, careful_tokens_per_s: float) -> Allowance:
         return Allowance(0, 0.0)
     if seen.quiet_s >= QUIET_S:
         return Allowance(QUIET_LINES * replicas, math.inf)
+    calm = sum(not load.waiting_requests for load in seen.loads)
+    if not calm:
+        return Allowance(0, 0.0)
     used = sum(load.kv_cache_used_ratio for load in seen.loads) / replicas
     share = min(max((KV_FULL - used) / (KV_FULL - KV_FREE), 0.0), 1.0)
-    return Allowance(math.ceil(CAREFUL_LINES * replicas * share), careful_tokens_per_s * replicas)
+    return Allowance(math.ceil(CAREFUL_LINES * replicas * share), careful_tokens_per_s * calm)
 
 
 def others(loads: Sequence[EngineLoad], lines: int) -> int:

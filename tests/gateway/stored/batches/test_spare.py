@@ -22,6 +22,7 @@ from serving.wire import EngineLoad
 from tests.clock import Clock
 
 IDLE = EngineLoad(kv_cache_tokens=1000)
+QUEUED = EngineLoad(kv_cache_tokens=1000, waiting_requests=1)
 
 
 def allowed(*loads: EngineLoad, waiting: int = 0, quiet_s: float = 0.0) -> Allowance:
@@ -31,9 +32,11 @@ def allowed(*loads: EngineLoad, waiting: int = 0, quiet_s: float = 0.0) -> Allow
 
 
 def test_lines_have_what_is_left() -> None:
-    """Few while other calls are about, none while one waits or the caches fill, many where there are none; one wakes a model."""
+    """Few while other calls are about, fewer where calls wait or the caches fill, many where there are none; one wakes a model."""
     assert allowed(IDLE, IDLE) == Allowance(2 * CAREFUL_LINES, 200.0)
     assert allowed(IDLE, waiting=1).lines == 0
+    assert allowed(IDLE, QUEUED) == Allowance(2 * CAREFUL_LINES, 100.0)
+    assert allowed(QUEUED, QUEUED).lines == 0
     assert allowed(replace_used(0.55)).lines == CAREFUL_LINES / 2
     assert allowed(replace_used(0.7)).lines == 0
     assert allowed(IDLE, IDLE, quiet_s=QUIET_S).lines == 2 * QUIET_LINES
