@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from serving.budget import budget, estimate, placed
+from serving.budget import KERNELS, LORA_KERNELS, budget, estimate, placed
 from serving.budget.weights import adapter_gib
 from serving.catalog import GPUS, MODELS, LoraLimits, Model, Profile
 from serving.config import EngineSettings, ModelSettings
@@ -39,6 +39,8 @@ def facts() -> dict[str, Any]:
     return {
         "engine": {name: getattr(settings, name) for name in DEFAULTS},
         "gpus": {gpu.name: {"ray_label": gpu.ray_label, "title": gpu.title} for gpu in GPUS.values()},
+        "kernels": {name: sorted(it) for name, it in KERNELS.items()},
+        "lora_kernels": {name: sorted(it) for name, it in LORA_KERNELS.items()},
         "models": {model.name: model_facts(model) for model in MODELS.values()},
     }
 
@@ -61,6 +63,8 @@ def _architecture(model: Model) -> Iterator[tuple[str, Any]]:
     if architecture is None:
         return
     yield "experts", architecture.experts is not None
+    if architecture.experts is not None:
+        yield "expert_format", architecture.experts.format
     attention = architecture.attention
     if attention is None:
         return
@@ -80,6 +84,7 @@ def profile_facts(model: Model, profile: Profile) -> dict[str, Any]:
         "data": profile.data,
         "expert": profile.expert,
         "lora": profile.lora,
+        "moe_backend": profile.moe_backend,
         "requests_8k": memory.requests_8k,
         "batch_limit": memory.batch_limit,
         "decode_tokens_per_s": estimate(model, profile).decode_tokens_per_s,

@@ -17,7 +17,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from serving import secret
-from serving.catalog import Knee, LoraLimits, Model, Speed
+from serving.catalog import Knee, LoraLimits, Model, MoeBackend, Speed
 from serving.errors import Refusal
 
 ENV_PREFIX = "SERVING_"
@@ -433,6 +433,8 @@ class ModelSettings(_Group):
     """Copies of the attention layers, each with requests of its own; unset, the profile's, or 1."""
     expert: bool | None = None
     """Whether ranks hold whole experts instead of a piece of each; unset, the profile's, or false."""
+    moe_backend: MoeBackend | None = None
+    """The kernel of the routed experts (`serving accept` compares them on your GPUs); unset, the profile's."""
     min_replicas: Annotated[int, Field(ge=0)] = 1
     """Engines that always run; 0 lets the model scale to zero, and its first request waits for a cold start."""
     max_replicas: Annotated[int, Field(ge=1)] = 1

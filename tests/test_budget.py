@@ -15,7 +15,7 @@ import pytest
 from loadtest.scaling.model import H100_TP2, STARTUP_S
 from loadtest.scaling.policies import knee_of
 from serving import catalog
-from serving.budget import budget, estimate, kv, refuse, refuse_on_cpu, text, workspace
+from serving.budget import KERNELS, budget, estimate, kv, refuse, refuse_on_cpu, text, workspace
 from serving.budget.weights import BYTES, GIB, local_experts, padded_widths
 from serving.catalog import Attention, Model, Profile
 from serving.errors import Refusal
@@ -23,6 +23,8 @@ from serving.errors import Refusal
 README = Path(__file__).resolve().parent.parent / "deploy" / "README.md"
 BIG = catalog.find("gpt-oss-120b")
 BALANCED = BIG.profile("balanced", "h100")
+#: The same without a kernel, for models with other experts or none.
+PLAIN = BALANCED.model_copy(update={"moe_backend": "auto"})
 PAIRS = [(model, profile) for model in catalog.MODELS.values() for profile in model.profiles]
 
 
@@ -113,6 +115,10 @@ def test_experts_are_padded_as_vllms_kernel_pads_them(tensor: int, intermediate:
         mxfp4.Mxfp4MoeBackend.MARLIN, 2880, -(-2880 // tensor)
     )
     assert ours == theirs == (3072, intermediate)
+    for kernel in KERNELS["mxfp4"]:
+        for backend in mxfp4.map_mxfp4_backend(kernel):
+            others = mxfp4.mxfp4_round_up_hidden_size_and_intermediate_size(backend, 2880, -(-2880 // tensor))
+            assert others[0] <= ours[0] and others[1] <= ours[1], f"{kernel} pads more than the budget counts"
 
 
 def test_data_ranks_spread_experts_and_copy_the_rest() -> None:
@@ -157,12 +163,15 @@ def test_every_profile_of_the_catalogue_holds(model: Model, profile: Profile) ->
 REFUSED = {
     "heads": (BIG, changed(tensor=3), r"64 attention heads, which 3 tensor ranks .*config/model\.py"),
     "kv heads": (BIG, changed(tensor=16), r"8 KV heads, which 16 tensor ranks .*models/gpt_oss\.py"),
-    "no experts": (catalog.find("qwen3-32b"), changed(expert=True), r"no experts to spread.*config/model\.py"),
+    "no experts": (catalog.find("qwen3-32b"), changed(PLAIN, expert=True), r"no experts to spread.*config/model\.py"),
     "odd pods": (BIG, changed(tensor=4, pipeline=3), r"spreads 12 GPUs over pods of 8.*nnodes"),
     "weights": (BIG, changed(tensor=1, max_num_seqs=1024), r"does not fit 1 h100: 65\.9 GiB of weights.*vLLM 0\.32"),
     "kv": (BIG, changed(BIG.profile("tight", "h100"), max_num_seqs=512), r"one request of 131072 tokens needs 4\.6.*0\.32"),
     "context": (BIG, changed(context_tokens=200_000), r"promises 200000 tokens.*131072.*max_model_len"),
-    "adapters": (BIG, changed(lora=True, moe_backend="triton_unfused"), r"need Marlin.*29539.*0\.32"),
+    "adapters": (BIG, changed(lora=True, moe_backend="triton_unfused"), r"need the kernel marlin.*garbage.*29539"),
+    "adapters' start": (BIG, changed(lora=True, moe_backend="flashinfer_cutlass"), r"takes none.*0\.32.*supports_lora"),
+    "kernel": (catalog.find("qwen3-30b-a3b-instruct"), changed(), r"no kernel marlin for the bf16 experts.*fused_moe/oracle"),
+    "no kernel": (catalog.find("qwen3-32b"), changed(), r"no experts and profile balanced names a kernel"),
     "no limits": (catalog.find("deepseek-v3.1"), changed(lora=True, gpu="h200", tensor=8), "no adapter limits"),
     "gpu": (BIG, changed(gpu="abacus"), "no GPU called 'abacus'; known are h100, h200"),
 }  # fmt: skip
@@ -198,11 +207,11 @@ def test_adapters_on_experts_are_refused_on_a_cpu() -> None:
     tiny, dense = catalog.find("tiny-gpt-oss"), catalog.find("smollm2-135m-instruct")
 
     with pytest.raises(Refusal, match=r"on a CPU at the first request.*vLLM 0\.32"):
-        refuse_on_cpu(tiny, changed(lora=True))
+        refuse_on_cpu(tiny, changed(PLAIN, lora=True))
     with pytest.raises(Refusal, match=r"9 attention heads, which 2 tensor ranks"):
-        refuse_on_cpu(dense, changed(tensor=2))
-    refuse_on_cpu(tiny, changed(tensor=2, expert=True))
-    refuse_on_cpu(dense, changed(tensor=1, lora=True))
+        refuse_on_cpu(dense, changed(PLAIN, tensor=2))
+    refuse_on_cpu(tiny, changed(PLAIN, tensor=2, expert=True))
+    refuse_on_cpu(dense, changed(PLAIN, tensor=1, lora=True))
 
 
 def test_a_model_without_facts_is_refused() -> None:
@@ -213,12 +222,12 @@ def test_a_model_without_facts_is_refused() -> None:
 
 HANDLED = {
     "experts that do not divide": (BIG, changed(tensor=1, data=6, expert=True)),
-    "more ranks than KV heads": (catalog.find("qwen3-30b-a3b-instruct"), changed(tensor=8)),
-    "MLA on any number of ranks": (catalog.find("deepseek-v3.1"), changed(gpu="h200", tensor=16)),
+    "more ranks than KV heads": (catalog.find("qwen3-30b-a3b-instruct"), changed(PLAIN, tensor=8)),
+    "MLA on any number of ranks": (catalog.find("deepseek-v3.1"), changed(PLAIN, gpu="h200", tensor=16)),
     "adapters with the kernel left to vLLM": (BIG, changed(lora=True, moe_backend="auto")),
     "adapters with EP": (BIG, changed(tensor=4, lora=True, expert=True)),
     "pipeline stages across nodes": (BIG, changed(tensor=8, pipeline=2)),
-    "data ranks of a dense model": (catalog.find("qwen3-32b"), changed(gpu="h200", data=2)),
+    "data ranks of a dense model": (catalog.find("qwen3-32b"), changed(PLAIN, gpu="h200", data=2)),
 }
 
 

@@ -199,22 +199,33 @@ def test_the_simulators_take_the_same_steps() -> None:
         assert more == pytest.approx(engine.prompt_s(1000, running) - engine.attention_s * 1000**2 / 2)
 
 
-def test_a_refit_finds_the_engine_it_is_given() -> None:
-    """Six runs of an engine with slower layers and arithmetic give back its three numbers, and leave the others alone."""
-    truth = MEASURED.model_copy(update={"layer_us": 120.0, "token_us": 5.0, "first_token_ms": 30.0})
-    profile = ranks("h100", 2)
-    runs = []
+def _six_runs(truth: Speed) -> list[Run]:
+    """What `serving accept` would measure of two H100s with these numbers."""
+    profile, runs = ranks("h100", 2), []
     for prompt in (550.0, 4300.0):
         for clients in (1, 4, 16):
             blank = Run(BIG, profile, clients, prompt, 256.0, 1.0, 1.0, math.inf)
             loop = computed(truth, blank)
             runs.append(msgspec.structs.replace(blank, ttft_s=loop.ttft_s, tpot_s=loop.tpot_s))
-    found = refit(runs, MEASURED, "here", "0.32")
+    return runs
+
+
+def test_a_refit_finds_the_engine_it_is_given() -> None:
+    """Six runs of an engine with slower layers and arithmetic give back its three numbers, and leave the others alone."""
+    truth = MEASURED.model_copy(update={"layer_us": 120.0, "token_us": 5.0, "first_token_ms": 30.0})
+    found = refit(_six_runs(truth), MEASURED, "here", "0.32", MEASURED.kernel)
     for name in THREE:
         assert getattr(found, name) == pytest.approx(getattr(truth, name), rel=0.05)
     assert (found.source, found.vllm_version, found.kernel) == ("here", "0.32", "marlin")
     assert found.expert_tb_per_s == MEASURED.expert_tb_per_s
     assert found.tpot_error <= found.worst_error < 0.03
+
+
+def test_another_kernel_reads_experts_at_a_rate_of_its_own() -> None:
+    """Six runs with Triton give back its rate besides the three numbers; the fit bears its name."""
+    truth = MEASURED.model_copy(update={"layer_us": 100.0, "token_us": 5.0, "expert_tb_per_s": 3.0})
+    found = refit(_six_runs(truth), MEASURED, "here", "0.32", "triton")
+    assert found.kernel == "triton" and found.expert_tb_per_s == pytest.approx(3.0, rel=0.05)
 
 
 def test_what_was_measured_is_taken_by_plan_and_autoscaler(tmp_path: Path) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from serving.budget.knee import estimate
 from serving.budget.memory import Budget, budget, gpu_of
-from serving.budget.placement import CPU, Defaults, placed, with_room
-from serving.budget.refusals import refuse, refuse_on_cpu, refuse_room
+from serving.budget.placement import CPU, FEATURES, Defaults, placed, with_room
+from serving.budget.refusals import KERNELS, LORA_KERNELS, refuse, refuse_on_cpu, refuse_room
 
 __all__ = [
     "CPU",
+    "FEATURES",
+    "KERNELS",
+    "LORA_KERNELS",
     "Budget",
     "Defaults",
     "budget",

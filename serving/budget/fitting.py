@@ -1,7 +1,8 @@
 """Fitting: the numbers of `serving.budget.speed` that come nearest to measured closed loops. Pure; no clock, no network.
 
 `serving accept` refits THREE of them on the owner's GPUs from six short runs: what a layer costs, what a token's
-arithmetic costs, and what every call costs besides. The others follow from the kernel and stay as they were fitted.
+arithmetic costs, and what every call costs besides. The others follow from the kernel and stay as they were fitted; with
+another kernel the rate at which it reads experts is refitted too.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from serving.catalog import Model, Profile, Speed
 
 #: Refitted to an installation's own runs.
 THREE = ("layer_us", "token_us", "first_token_ms")
+#: Refitted besides where another kernel ran than the one that was fitted: it reads the experts at a rate of its own.
+FOUR = (*THREE, "expert_tb_per_s")
 #: Fitted to the runs that are published.
-SIX = (*THREE, "expert_tb_per_s", "exchange_ns", "request_ns")
+SIX = (*FOUR, "exchange_ns", "request_ns")
 #: The fit's steps, coarse to fine.
 FACTORS = (1.3, 1.1, 1.03, 1.01)
 #: Weight of a run's TTFT beside its TPOT: it holds the chance of a short run.
@@ -100,13 +103,14 @@ def mean_error(values: Sequence[float]) -> float:
     return sum(map(abs, values)) / len(values)
 
 
-def refit(runs: Sequence[Run], start: Speed, source: str, vllm_version: str) -> Speed:
-    """`start` refitted to an installation's own runs, and how far off it then is on them."""
-    found = fit(runs, start)
+def refit(runs: Sequence[Run], start: Speed, source: str, vllm_version: str, kernel: str) -> Speed:
+    """`start` refitted to an installation's own runs with that kernel, and how far off it then is on them."""
+    found = fit(runs, start, THREE if kernel == start.kernel else FOUR)
     off = [errors(found, run) for run in runs]
     return found.model_copy(
         update={
             "source": source,
+            "kernel": kernel,
             "vllm_version": vllm_version,
             "ttft_error": round(mean_error([it.ttft for it in off]), 3),
             "tpot_error": round(mean_error([it.tpot for it in off]), 3),

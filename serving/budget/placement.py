@@ -18,6 +18,10 @@ CPU = "cpu"
 _ON_CPU = Profile(name=CPU, gpu="none", reason="No GPU.", source="vLLM's own defaults")
 
 
+#: Engine features of a profile that an entry may say otherwise, each by the same name.
+FEATURES = ("moe_backend",)
+
+
 class Defaults(NamedTuple):
     """What an entry that names none is given: `profile` and `gpu` of the chart's values. A settings file has none."""
 
@@ -46,8 +50,7 @@ def placed(
         raise Refusal(f"{model.name} is given a gpu and its profile is {CPU}: name a profile, or leave `gpu` unset.")
     chosen = _ON_CPU if on_cpu else model.profile(name, entry.gpu or defaults.gpu)
     chosen = chosen.override(entry.tensor, entry.pipeline, entry.data, entry.expert, gpus_per_node)
-    if entry.lora:
-        chosen = chosen.model_copy(update={"lora": True})
+    chosen = chosen.model_copy(update=_features(entry))
     if entry.adapters and not chosen.lora:
         raise Refusal(f"{model.name} is given adapters and no room for them: set its `lora`, or take none.")
     limited = with_room(model, entry)
@@ -61,6 +64,12 @@ def placed(
     if model.architecture is not None:
         refuse(limited, chosen, gpus_per_node)
     return chosen
+
+
+def _features(entry: ModelSettings) -> dict[str, object]:
+    """What the entry says of its engines' features; whatever it leaves unset is the profile's."""
+    said = {name: value for name in FEATURES if (value := getattr(entry, name)) is not None}
+    return said | ({"lora": True} if entry.lora else {})
 
 
 def with_room(model: Model, entry: ModelSettings) -> Model:

@@ -9,11 +9,21 @@ from __future__ import annotations
 from serving.budget import kv
 from serving.budget.memory import architecture_of, budget, context_of
 from serving.budget.weights import GIB
-from serving.catalog import Architecture, LoraLimits, Model, Profile
+from serving.catalog import Architecture, Format, LoraLimits, Model, MoeBackend, Profile
 from serving.errors import Refusal
 
-#: MXFP4 kernels that take adapters and are right.
-_LORA_BACKENDS = frozenset({"auto", "marlin"})
+#: Kernels that vLLM 0.32 has for experts of each format on Hopper (fused_moe/oracle: mxfp4.py, fp8.py, unquantized.py).
+KERNELS: dict[Format, frozenset[MoeBackend]] = {
+    "mxfp4": frozenset({"marlin", "triton", "triton_unfused", "flashinfer_cutlass"}),
+    "fp8": frozenset({"marlin", "triton", "flashinfer_cutlass"}),
+    "bf16": frozenset({"triton", "flashinfer_cutlass"}),
+}
+#: Of these, the kernels that take adapters and are right with them.
+LORA_KERNELS: dict[Format, frozenset[MoeBackend]] = {
+    "mxfp4": frozenset({"marlin"}),
+    "fp8": frozenset({"marlin", "triton"}),
+    "bf16": frozenset({"triton"}),
+}
 
 
 def refuse(model: Model, profile: Profile, gpus_per_node: int = 8, prefix_routing: bool = False) -> None:
@@ -24,6 +34,7 @@ def refuse(model: Model, profile: Profile, gpus_per_node: int = 8, prefix_routin
     architecture = architecture_of(model)
     _refuse_uneven_heads(model, architecture, profile)
     _refuse_experts_of_a_dense_model(model, architecture, profile)
+    _refuse_missing_kernels(model, architecture, profile)
     _refuse_small_nodes(model, profile, gpus_per_node)
     _refuse_broken_adapters(model, architecture, profile)
     if prefix_routing and not profile.prefix_caching:
@@ -45,6 +56,11 @@ def refuse_on_cpu(model: Model, profile: Profile) -> None:
         raise Refusal(
             f"{model.name} is meant for GPUs, and its profile is {profile.name}: name one of its own, of which the first is"
             f" {model.profiles[0].name} on {model.profiles[0].gpu} (deploy/README.md, Profiles)."
+        )
+    if profile.moe_backend != "auto":
+        raise Refusal(
+            f"{model.name} runs on a CPU, where vLLM has one kernel for experts: leave `moe_backend` unset"
+            " (vLLM 0.32, fused_moe/oracle)."
         )
     architecture = architecture_of(model)
     _refuse_uneven_heads(model, architecture, profile)
@@ -103,6 +119,23 @@ def _refuse_experts_of_a_dense_model(model: Model, architecture: Architecture, p
         )
 
 
+def _refuse_missing_kernels(model: Model, architecture: Architecture, profile: Profile) -> None:
+    if profile.moe_backend == "auto":
+        return
+    experts = architecture.experts
+    if experts is None:
+        raise Refusal(
+            f"{model.name} has no experts and profile {profile.name} names a kernel for them: leave `moe_backend` unset"
+            " (vLLM 0.32, config/kernel.py)."
+        )
+    known = KERNELS[experts.format]
+    if profile.moe_backend not in known:
+        raise Refusal(
+            f"vLLM 0.32 has no kernel {profile.moe_backend} for the {experts.format} experts of {model.name}; it has"
+            f" {', '.join(sorted(known))} (fused_moe/oracle)."
+        )
+
+
 def _refuse_small_nodes(model: Model, profile: Profile, gpus_per_node: int) -> None:
     if profile.pod_gpus > gpus_per_node:
         raise Refusal(
@@ -121,11 +154,17 @@ def _refuse_broken_adapters(model: Model, architecture: Architecture, profile: P
         return
     if model.lora is None:
         raise Refusal(f"The catalogue gives {model.name} no adapter limits, so profile {profile.name} can load none.")
-    is_mxfp4 = architecture.experts is not None and architecture.experts.format == "mxfp4"
-    if is_mxfp4 and profile.moe_backend not in _LORA_BACKENDS:
+    experts = architecture.experts
+    if experts is None or profile.moe_backend == "auto":
+        return
+    known = LORA_KERNELS[experts.format]
+    if profile.moe_backend not in known:
+        is_garbage = profile.moe_backend == "triton_unfused"
         raise Refusal(
-            f"Adapters on {model.name} need Marlin, and profile {profile.name} asks for {profile.moe_backend}, which"
-            " gave garbage (vLLM issue 29539) or does not start (vLLM 0.32, fused_moe/modular_kernel.py)."
+            f"Adapters on {model.name} need the kernel {' or '.join(sorted(known))}, and profile {profile.name} asks for"
+            f" {profile.moe_backend}, which"
+            f" {'gave garbage' if is_garbage else 'takes none, and vLLM then does not start'}"
+            f" ({'vLLM issue 29539' if is_garbage else 'vLLM 0.32, fused_moe/modular_kernel.py: supports_lora'})."
         )
 
 

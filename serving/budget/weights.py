@@ -34,8 +34,8 @@ def local_experts(experts: Experts, profile: Profile) -> int:
 def padded_widths(architecture: Architecture, experts: Experts, profile: Profile) -> tuple[int, int]:
     """Hidden and intermediate width of one expert on one rank, as its kernel holds them.
 
-    Marlin with MXFP4: hidden to 256, intermediate to 128 (vLLM 0.32, fused_moe/oracle/mxfp4.py). Triton pads less
-    (64.38 GiB against 65.97 in vLLM issue 33155), so Marlin's figure holds for `auto` too.
+    Marlin with MXFP4: hidden to 256, intermediate to 128 (vLLM 0.32, fused_moe/oracle/mxfp4.py). Other kernels pad less
+    (Triton: 64.38 GiB against 65.97 in vLLM issue 33155), so Marlin's figure holds for all of them, and for `auto`.
     """
     intermediate = ceil(experts.intermediate / (1 if profile.expert else expert_ranks(profile)))
     if experts.format != "mxfp4":

@@ -17,6 +17,8 @@ from serving.wire import Task
 
 Count = Annotated[int, Field(ge=1)]
 Format = Literal["bf16", "fp8", "mxfp4"]
+#: Kernels of routed experts, as vLLM's `--moe-backend` spells them; `auto` leaves the choice to vLLM.
+MoeBackend = Literal["auto", "marlin", "triton", "triton_unfused", "flashinfer_cutlass"]
 #: As vLLM's `--dtype` spells it.
 Dtype = Literal["bfloat16", "float32"]
 
@@ -258,8 +260,8 @@ class Profile(_Shape):
     """Keep the KV of finished requests for the next one with the same prefix; prefix routing is useless without."""
     async_scheduling: bool = True
     """Plan the next step while one runs, vLLM's default; doubles the tokens in flight, and so sliding layers' KV."""
-    moe_backend: Literal["auto", "marlin", "triton", "triton_unfused"] = "auto"
-    """vLLM's `--moe-backend`."""
+    moe_backend: MoeBackend = "auto"
+    """The kernel of the routed experts; `auto` is vLLM's choice."""
     lora: bool = False
     """Load adapters, within the model's limits."""
     stream_interval: Count = 1

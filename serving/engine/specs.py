@@ -14,7 +14,7 @@ import msgspec
 from pydantic import BaseModel, ConfigDict
 
 from serving import catalog
-from serving.budget import estimate, gpu_of, placed, with_room
+from serving.budget import FEATURES, estimate, gpu_of, placed, with_room
 from serving.catalog import Model, Profile
 from serving.config import AdapterSettings, EngineSettings, ModelSettings, Settings
 from serving.engine import scaling
@@ -33,7 +33,9 @@ CELLS_OF_ENGINE = frozenset({"directory_labels", "nodes_may_grow"})
 #: Engine settings that an engine is started with: changing them restarts every engine.
 START_OF_ENGINE = frozenset(EngineSettings.model_fields) - LIVE_OF_ENGINE - CELLS_OF_ENGINE
 #: Model settings that its engines are started with; the others change live.
-START_OF_MODEL = frozenset({"name", "profile", "gpu", "tensor", "pipeline", "data", "expert", "lora"})
+START_OF_MODEL = frozenset({"name", "profile", "gpu", "tensor", "pipeline", "data", "expert", "lora"}) | frozenset(
+    FEATURES
+)
 
 
 class LiveSettings(BaseModel):

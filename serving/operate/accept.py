@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from typing import get_args
 
 import aiohttp
 import msgspec
@@ -22,9 +23,9 @@ import msgspec
 from serving.budget import budget, estimate, fitting
 from serving.budget.memory import architecture_of
 from serving.budget.speed import fitted_for
-from serving.catalog import Model, Profile, Speed
+from serving.catalog import Model, MoeBackend, Profile, Speed
 from serving.errors import Refusal
-from serving.operate import failover, findings, measure, speed_file
+from serving.operate import failover, findings, kernels, measure, speed_file
 from serving.operate.checks import Answer, Check
 from serving.operate.cluster import Cluster
 from serving.operate.findings import Disruption, Equality, Kv, Ladder, Machine, Place, Report, Subject
@@ -68,8 +69,11 @@ class Choices(msgspec.Struct, frozen=True):
     engine_metrics: Path | None = None
     #: Where to write what the first subject's engine was measured to do; None: it is not.
     speed_out: Path | None = None
-    #: The version of vLLM that serves it, for that file.
+    #: The version of vLLM that serves it, and the kernel of its experts where it is not its profile's, for that file.
     vllm_version: str = "unknown"
+    kernel: str | None = None
+    #: What was measured with other kernels, to say which profile should name which.
+    other_kernels: tuple[Speed, ...] = ()
     verify_tls: bool = True
 
 
@@ -131,6 +135,8 @@ async def run(
     async with _session(key, choices.verify_tls) as session:
         target = Target(choices.base_url, session, clock)
         await _refuse_strangers(target, choices.subjects)
+        if choices.other_kernels and first.model:
+            kernels.by_kernel(first.model, choices.other_kernels)
         say(f"Greedy answers of {first.name} and {last.name} …")
         same = await equality(target, first.name, last.name)
         draft.equality.append(same)
@@ -141,11 +147,14 @@ async def run(
             await _climb(target, subject, choices.bounds, draft, say)
         if choices.speed_out is not None:
             say(f"Six short runs of {first.name}, for its planner …")
-            fitted = await speed(target, first, choices.bounds.seconds_per_step, choices.vllm_version)
+            fitted = await speed(target, first, choices.bounds.seconds_per_step, choices.vllm_version, choices.kernel)
             speed_file.write(choices.speed_out, fitted)
             say(
                 f"Written: {choices.speed_out}, off by {fitted.tpot_error:.0%} in TPOT and {fitted.ttft_error:.0%} in TTFT."
             )
+            if choices.other_kernels and first.model and first.profile:
+                measured = (fitted, *choices.other_kernels)
+                draft.settle(kernels.check(first.name, first.model, first.profile.gpu, measured))
         if cluster is not None:
             for kind in choices.kinds:
                 say(f"Deleting one engine's pod ({kind}) …")
@@ -160,6 +169,7 @@ def _steps(choices: Choices) -> list[str]:
         findings.equality_title(first.name, last.name),
         findings.kv_title(first.name),
         *(findings.ladder_title(it.name) for it in choices.subjects),
+        *([kernels.title(first.name)] if choices.other_kernels else []),
         *(findings.disruption_title(it) for it in choices.kinds),
     ]
 
@@ -228,8 +238,13 @@ def kv(subject: Subject, file: Path | None) -> tuple[Kv | None, Check]:
     return found, findings.check_kv(found)
 
 
-async def speed(target: Target, subject: Subject, seconds: float, vllm_version: str) -> Speed:
-    """Three numbers of the planner's formula, refitted to six closed loops. Raises Refusal where runs or facts are missing."""
+async def speed(
+    target: Target, subject: Subject, seconds: float, vllm_version: str, kernel: str | None = None
+) -> Speed:
+    """The planner's formula, refitted to six closed loops: three numbers, or four where `kernel` is not the published runs'.
+
+    Raises Refusal where runs or facts are missing.
+    """
     if subject.model is None or subject.profile is None:
         raise Refusal(f"--speed-out needs {subject.name}'s profile on its GPUs: --model {subject.name}=PROFILE.")
     runs = []
@@ -237,7 +252,9 @@ async def speed(target: Target, subject: Subject, seconds: float, vllm_version: 
         outcomes = await measure.closed_loop(target, subject.name, concurrency, words, SPEED_OUTPUT_TOKENS, seconds)
         runs.append(_run_of(subject.model, subject.profile, concurrency, outcomes))
     start = fitted_for(architecture_of(subject.model))
-    return fitting.refit(runs, start, f"measured by serving accept on {subject.profile.gpu}", vllm_version)
+    named = subject.profile.moe_backend if start.kernel in get_args(MoeBackend) else start.kernel
+    source = f"measured by serving accept on {subject.profile.gpu}"
+    return fitting.refit(runs, start, source, vllm_version, kernel or named)
 
 
 def _run_of(model: Model, profile: Profile, concurrency: int, outcomes: Sequence[MeasuredCall]) -> fitting.Run:

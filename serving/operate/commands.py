@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from serving import catalog
+from serving.catalog import MoeBackend
 from serving.errors import Refusal
 from serving.operate import plan as planning
 from serving.operate import plan_text, preflight, probe, speed_file, status, traffic, values
@@ -241,6 +242,13 @@ def run_accept(
     vllm_version: Annotated[
         str, typer.Option(help="The version of vLLM that serves it, for that file.")
     ] = VLLM_VERSION,
+    moe_backend: Annotated[
+        str | None, typer.Option(help="The kernel that its engine runs, for that file; else its profile's.")
+    ] = None,
+    compare_speed: Annotated[
+        list[Path] | None,
+        typer.Option(help="What --speed-out wrote with another kernel: say which profile should name which."),
+    ] = None,
     disrupt: DisruptKind = None,
     recovery_s: RecoveryS = 1800.0,
     is_insecure: Annotated[bool, typer.Option("--insecure", help="Do not verify the API's certificate.")] = False,
@@ -257,6 +265,11 @@ def run_accept(
 
     if disrupt and namespace is None:
         raise Refusal("--disrupt deletes pods: name their --namespace.")
+    if compare_speed and speed_out is None:
+        raise Refusal("--compare-speed compares with what is measured now: name a file for that with --speed-out.")
+    if moe_backend not in (None, *get_args(MoeBackend)):
+        raise Refusal(f"--moe-backend takes {', '.join(get_args(MoeBackend))}, not '{moe_backend}'.")
+    others = tuple(speed_file.read(it) for it in compare_speed or ())
     bounds = Bounds(_numbers(concurrency), seconds_per_step, prompt_words, output_tokens, recovery_s)
     subjects = tuple(_subject(it, gpu) for it in model)
     key = _key(key_file)
@@ -271,6 +284,8 @@ def run_accept(
         engine_metrics,
         speed_out,
         vllm_version,
+        moe_backend,
+        others,
         verify_tls=not is_insecure,
     )
     _accept(choices, key, cluster, out)

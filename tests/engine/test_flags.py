@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from serving import catalog
-from serving.budget import kv
-from serving.catalog import Architecture, LoraLimits, Model, Profile
+from serving.budget import KERNELS, LORA_KERNELS, kv, placed
+from serving.catalog import Architecture, Format, LoraLimits, Model, MoeBackend, Profile
 from serving.config import EngineSettings, ModelSettings, Settings
 from serving.engine import command, specs
 from serving.engine.flags import tuning_flags
@@ -154,13 +154,54 @@ def test_what_we_do_not_refuse_vllm_accepts(model: Model, profile: Profile, tmp_
 
 
 def test_what_we_refuse_of_its_source_is_still_there() -> None:
-    """gpt-oss's model class divides KV heads without copying, and only some MXFP4 kernels take adapters."""
-    from vllm.model_executor.layers.fused_moe.experts import gpt_oss_triton_kernels_moe, marlin_moe
+    """gpt-oss's model class divides KV heads without copying them."""
     from vllm.model_executor.models import gpt_oss
 
     assert "config.num_key_value_heads // tp_size" in Path(gpt_oss.__file__).read_text()
-    assert marlin_moe.MarlinExperts.supports_lora()
-    assert not gpt_oss_triton_kernels_moe.OAITritonExperts.supports_lora()
+
+
+def test_every_kernel_is_one_that_vllm_has_for_such_experts() -> None:
+    """Of each format: what may be asked for is what vLLM maps to a kernel, with adapters where it takes them; it refuses the rest."""
+    from vllm.model_executor.layers.fused_moe.oracle import fp8, mxfp4, unquantized
+
+    oracles: dict[Format, tuple[Any, Any]] = {
+        "mxfp4": (mxfp4.map_mxfp4_backend, mxfp4.backend_to_kernel_cls),
+        "fp8": (fp8.map_fp8_backend, fp8.backend_to_kernel_cls),
+        "bf16": (unquantized.map_unquantized_backend, unquantized.backend_to_kernel_cls),
+    }
+    for experts, (mapped, classes) in oracles.items():
+        for kernel in set(get_args(MoeBackend)) - {"auto"}:
+            if kernel not in KERNELS[experts]:
+                with pytest.raises(ValueError, match="is not supported for"):
+                    mapped(kernel)
+                continue
+            backends = mapped(kernel)
+            takes = [it.supports_lora() for one in _listed(backends) for it in _listed(classes(one))]
+            if kernel in LORA_KERNELS[experts]:
+                assert all(takes), (experts, kernel)
+            elif kernel != "triton_unfused":  # it takes them, and gave garbage
+                assert not any(takes), (experts, kernel)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+@pytest.mark.parametrize("kernel", sorted(KERNELS["mxfp4"]))
+def test_a_kernel_of_the_settings_reaches_vllms_configuration(kernel: MoeBackend, tmp_path: Path) -> None:
+    """`moe_backend` of a model is said to vLLM in its profile's place, which accepts it; with adapters all but Marlin are refused."""
+    wanted = ModelSettings(name=BIG.name, profile="balanced", gpu="h100", moe_backend=kernel)
+    placed_as = placed(BIG, wanted)
+    assert placed_as is not None
+    config = engine_config(BIG, placed_as, tmp_path)
+    assert config.kernel_config.moe_backend == kernel
+
+    with_room = wanted.model_copy(update={"lora": LoraLimits(max_adapters=1)})
+    if kernel == "marlin":
+        placed(BIG, with_room)
+    else:
+        with pytest.raises(Refusal, match="need the kernel marlin"):
+            placed(BIG, with_room)
 
 
 def test_experts_of_a_dense_model_are_vllms_refusal_too(tmp_path: Path) -> None:

@@ -38,9 +38,18 @@ KNOBS: list[Object] = [
     {"lora": {"max_adapters": 1}},
     {"lora": {"max_rank": 512}},
     {"adapters": [{"name": "law", "path": "/adapters/law"}]},
+    *({"moe_backend": it} for it in ("marlin", "flashinfer_cutlass")),
+    {"moe_backend": "triton", "lora": {"max_adapters": 1}},
 ]
 #: Of these, what is asked of every model on the CPU.
-ON_CPU: list[Object] = [{}, {"tensor": 2}, {"tensor": 3}, {"expert": True}, {"lora": {"max_adapters": 1}}]
+ON_CPU: list[Object] = [
+    {},
+    {"tensor": 2},
+    {"tensor": 3},
+    {"expert": True},
+    {"lora": {"max_adapters": 1}},
+    {"moe_backend": "marlin"},
+]
 #: GPUs of a node, HTTP front ends of an engine, and what is asked of every profile there.
 GRIDS: dict[str, tuple[int, int, list[Object]]] = {
     "nodes of eight": (8, 1, KNOBS),

@@ -19,7 +19,6 @@ from typer.testing import CliRunner, Result
 
 from serving import catalog
 from serving.budget import budget
-from serving.budget.speed import MEASURED
 from serving.cli import app
 from serving.errors import Refusal
 from serving.operate import accept, findings, measure, permissions, report
@@ -475,19 +474,6 @@ def test_bounds_are_finite() -> None:
     bounds = Bounds()
     assert len(bounds.concurrencies) * bounds.seconds_per_step < 600
     assert bounds.recovery_s <= 1800
-
-
-async def test_the_planner_is_refitted_to_six_short_runs(tmp_path: Path) -> None:
-    """The file that `serving plan --speed` takes holds three numbers of this engine, whose calls take next to no time."""
-    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
-        model = catalog.MODELS["gpt-oss-120b"]
-        subject = Subject(MODEL, model, model.profile("balanced", "h100"))
-        headers = {"Authorization": f"Bearer {world.key}"}
-        async with aiohttp.ClientSession(headers=headers) as session:
-            target = Target(world.url, session, asyncio.get_running_loop().time)
-            found = await accept.speed(target, subject, seconds=0.05, vllm_version="0.32")
-    assert (found.vllm_version, found.source) == ("0.32", "measured by serving accept on h100")
-    assert found.layer_us < MEASURED.layer_us and found.expert_tb_per_s == MEASURED.expert_tb_per_s
 
 
 async def test_an_engine_nobody_described_is_not_refitted() -> None:

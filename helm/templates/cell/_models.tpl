@@ -19,6 +19,7 @@ From a model's entry in the values to the shape of its engine: what serving/cata
 {{- with .cpu_knee -}}{{- $_ := set $facts "cpu_scales" true -}}{{- end -}}
 {{- with .architecture -}}
 {{- $_ := set $facts "experts" (not (empty .experts)) -}}
+{{- with .experts -}}{{- $_ := set $facts "expert_format" .format -}}{{- end -}}
 {{- with .attention -}}
 {{- $_ := set $facts "heads" .heads -}}
 {{- $copies := true -}}
@@ -28,7 +29,7 @@ From a model's entry in the values to the shape of its engine: what serving/cata
 {{- end -}}
 {{- $profiles := list -}}
 {{- range .profiles -}}
-{{- $profiles = append $profiles (mergeOverwrite (dict "tensor" 1 "pipeline" 1 "data" 1 "expert" false "lora" false) (deepCopy .)) -}}
+{{- $profiles = append $profiles (mergeOverwrite (dict "tensor" 1 "pipeline" 1 "data" 1 "expert" false "lora" false "moe_backend" "auto") (deepCopy .)) -}}
 {{- end -}}
 {{- set $facts "profiles" $profiles | toJson -}}
 {{- end -}}
@@ -57,7 +58,7 @@ One model as its cell serves it, as JSON. Takes root, entry.
 {{- $onCpu := eq $profileName "cpu" -}}
 {{- $gpuWithoutProfile := and $onCpu (not (empty $entry.gpu)) -}}
 {{- $gpu := $entry.gpu | default .root.Values.gpu -}}
-{{- $profile := dict "tensor" 1 "pipeline" 1 "data" 1 "expert" false "lora" false -}}
+{{- $profile := dict "tensor" 1 "pipeline" 1 "data" 1 "expert" false "lora" false "moe_backend" "auto" -}}
 {{- $problem := "" -}}
 {{- if empty $facts -}}
 {{- $catalog := include "gpt-oss-serving.catalog" .root | fromJson -}}
@@ -67,7 +68,7 @@ One model as its cell serves it, as JSON. Takes root, entry.
 {{- $profile = include "gpt-oss-serving.findProfile" (dict "facts" $facts "profile" $profileName "gpu" $gpu) | fromJson -}}
 {{- if empty $profile -}}
 {{- $problem = include "gpt-oss-serving.noProfile" (dict "name" $name "facts" $facts "profile" $profileName "gpu" $gpu) -}}
-{{- $profile = dict "tensor" 1 "pipeline" 1 "data" 1 "expert" false "lora" false -}}
+{{- $profile = dict "tensor" 1 "pipeline" 1 "data" 1 "expert" false "lora" false "moe_backend" "auto" -}}
 {{- end -}}
 {{- end -}}
 {{- $tensor := int ($entry.tensor | default $profile.tensor) -}}
@@ -95,8 +96,13 @@ One model as its cell serves it, as JSON. Takes root, entry.
   "isProfilesOwn" (and (eq $pipeline (int $profile.pipeline)) (eq $data (int $profile.data)) (eq $expert $profile.expert))
   "smallestTensor" (int ($profile.smallest_tensor | default 1)) "profileName" $profileName "gpu" $gpu
   "gpus" $gpus "podGpus" $podGpus "nodes" $nodes "perNode" $perNode "group" $group
-  "gpuWithoutProfile" $gpuWithoutProfile
+  "gpuWithoutProfile" $gpuWithoutProfile "moeBackend" ($entry.moe_backend | default $profile.moe_backend)
   "apiServers" (int ($profile.api_servers | default $settings.api_servers)) -}}
+{{- with $facts.expert_format -}}
+{{- $catalog := include "gpt-oss-serving.catalog" $.root | fromJson -}}
+{{- $_ := set $model "kernels" (index $catalog.kernels .) -}}
+{{- $_ := set $model "loraKernels" (index $catalog.lora_kernels .) -}}
+{{- end -}}
 {{- $_ := set $model "requests8k" (int ($profile.requests_8k | default 0)) -}}
 {{- $_ := set $model "batchLimit" (int ($profile.batch_limit | default 0)) -}}
 {{- $_ := set $model "diskMib" (int ($facts.disk_mib | default 0)) -}}

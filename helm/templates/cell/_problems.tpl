@@ -21,6 +21,14 @@ here, with the words of serving/budget/refusals.py; the rest (adapters' files, a
 {{- printf "%s has %d KV heads, which %d tensor ranks cannot share evenly, and its model class does not copy them." .name (int .facts.kv_heads) (int .tensor) -}}
 {{- else if and .expert (hasKey .facts "experts") (not .facts.experts) -}}
 {{- printf "%s has no experts to spread: leave `expert` off." .name -}}
+{{- else if and .onCpu (ne .moeBackend "auto") -}}
+{{- printf "%s runs on a CPU, where vLLM has one kernel for experts: leave `moe_backend` unset." .name -}}
+{{- else if and (hasKey .facts "experts") (not .facts.experts) (ne .moeBackend "auto") -}}
+{{- printf "%s has no experts and a kernel is named for them: leave `moe_backend` unset." .name -}}
+{{- else if and .kernels (ne .moeBackend "auto") (not (has .moeBackend .kernels)) -}}
+{{- printf "vLLM has no kernel %s for the experts of %s; it has %s." .moeBackend .name (join ", " .kernels) -}}
+{{- else if and .lora .kernels (ne .moeBackend "auto") (not (has .moeBackend .loraKernels)) -}}
+{{- printf "Adapters on %s need one of the kernels %s, and %s is asked for." .name (join ", " .loraKernels) .moeBackend -}}
 {{- else if and .lora (hasKey .facts "disk_mib") (empty .facts.lora) -}}
 {{- printf "The catalogue gives %s no adapter limits, so it can load none: leave `lora` unset." .name -}}
 {{- else if and (not (empty .entry.adapters)) (not .lora) -}}
