@@ -5,7 +5,7 @@
     {"kind": "foot", "rows": {"tenants": 2, …}, "sha256": "<of every byte before this line>"}
 
 It holds digests instead of keys, so it opens nothing by itself; keep it as secret as the pepper all the same. What is stored of
-prompts and answers is in it as it is in the store, sealed: the vault's keys are not in it.
+prompts and answers is in it as it is in the store, sealed: the vault's keys are not in it. Of files it has the rows, and not the bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from itertools import groupby, islice
 from pathlib import Path
 
 import msgspec
-from sqlalchemy import Connection, LargeBinary, RowMapping, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, LargeBinary, RowMapping, delete, func, insert, select, true, update
 from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, StatementError
 
 from serving.errors import Refusal
@@ -33,9 +33,11 @@ from serving.gateway.store import schema
 from serving.gateway.store.store import Store, write_private
 from serving.gateway.store.tables import (
     audit,
+    batches,
     conversation_items,
     conversations,
     end_users,
+    files,
     keys,
     ledger,
     meta,
@@ -44,11 +46,11 @@ from serving.gateway.store.tables import (
     responses,
     tenants,
 )
+from serving.gateway.stored.keeping import RESPONSE_BYTES_MAX
 
 FORMAT = 1
 #: In this order, so that a key finds its tenant. Left out is what belongs to gateways that run now (`gateways`, `counters`, `leases`,
-#: `changes`) or is for a day (`idempotency`): after a restore others run, and count from the ledger. Files and batches are left out too:
-#: their bytes are in a folder or an object store.
+#: `changes`) or is for a day (`idempotency`): after a restore others run, and count from the ledger.
 TABLES = {
     str(table.name): table
     for table in (
@@ -62,15 +64,23 @@ TABLES = {
         response_events,
         conversations,
         conversation_items,
+        files,
+        batches,
     )
+}
+#: Rows that are left out: uploads that go on, and batches that do. Restored beside the gateways that run it, a batch would be run twice, and
+#: two would write the same files (MEM-17).
+_WANTED: dict[str, ColumnElement[bool]] = {
+    "files": files.c.is_whole.is_(True),
+    "batches": batches.c.ended_at.is_not(None),
 }
 #: Rows in memory at a time. Seen: 300,000 calls pass, out of PostgreSQL and into it, in 71 MiB, as `serving keys list` does.
 BATCH_ROWS = 400
 #: Of rows that may hold megabytes each.
 LARGE_ROWS = 8
 _LARGE = frozenset({"responses", "response_events", "conversation_items"})
-#: Bytes of one line: the longest row is a stored response, of 8 MiB as its input, in base64.
-LINE_BYTES_MAX = 32 * 1024 * 1024
+#: Bytes of one line beside what is sealed in it.
+ROW_BYTES = 1024 * 1024
 
 Counts = dict[str, int]
 
@@ -111,7 +121,8 @@ def write(store: Store, keyring: Keyring, path: Path, clock: Callable[[], float]
 
         put(_Head(FORMAT, schema.REVISION, clock(), keyring.pepper))
         for name, table in TABLES.items():
-            with connection.execute(select(table), execution_options={"yield_per": _rows_at_once(name)}) as found:
+            query = select(table).where(_WANTED.get(name, true()))
+            with connection.execute(query, execution_options={"yield_per": _rows_at_once(name)}) as found:
                 for row in found.mappings():
                     put(_Row(name, _as_text(row)))
                     counts[name] += 1
@@ -119,9 +130,15 @@ def write(store: Store, keyring: Keyring, path: Path, clock: Callable[[], float]
     return counts
 
 
+def line_bytes_max(max_body_bytes: int) -> int:
+    """Bytes of one line: the longest row is a stored response, as large as it may be, with its input, in base64."""
+    return (max_body_bytes + RESPONSE_BYTES_MAX) * 4 // 3 + ROW_BYTES
+
+
 def restore(
     store: Store,
     path: Path,
+    line_bytes: int,
     *,
     pepper_file: Path | None = None,
     pepper_out: Path | None = None,
@@ -130,19 +147,19 @@ def restore(
     """Fill a new store from a backup, wholly or not at all; returns the rows of each table.
 
     The pepper goes to `pepper_out`, else to `store.home`; with a `pepper_file`, which is its owner's to write, it must be
-    there already. Raises Refusal when it is not, when the backup is damaged or from a newer version, or when the store
-    is in use: more is in it than a first start makes.
+    there already. Raises Refusal when it is not, when the backup is damaged or from a newer version, has a line of more than
+    `line_bytes`, or when the store is in use: more is in it than a first start makes.
     """
     if path.exists() and not path.is_file():
         raise Refusal(f"{path} is no plain file: a backup is read twice, so write it to one first.")
-    head = _checked(path)
+    head = _checked(path, line_bytes)
     place = _place_of_pepper(head.pepper, path, store.home, pepper_file, pepper_out)
     try:
         with store.alone() as connection:
             if store.is_shared:
                 connection.exec_driver_sql(f"LOCK TABLE {', '.join(TABLES)} IN EXCLUSIVE MODE")
             _make_room(connection, store.name)
-            counts = _fill(connection, path)
+            counts = _fill(connection, path, line_bytes)
             # A revision without a change: gateways that follow this store forget all they remember of it.
             check = Keyring(head.pepper).check
             connection.execute(update(meta).values(pepper_check=check, revision=meta.c.revision + 1))
@@ -171,9 +188,9 @@ def _from_text(row: _Row) -> dict[str, object]:
     }
 
 
-def _fill(connection: Connection, path: Path) -> Counts:
+def _fill(connection: Connection, path: Path, line_bytes: int) -> Counts:
     counts = dict.fromkeys(TABLES, 0)
-    with closing(_read(path)) as entries:
+    with closing(_read(path, line_bytes)) as entries:
         rows = (entry for entry in entries if isinstance(entry, _Row))
         for name, of_table in groupby(rows, key=lambda row: row.table):
             while batch := [_from_text(row) for row in islice(of_table, _rows_at_once(name))]:
@@ -237,9 +254,9 @@ def _content(path: Path) -> bytes | None:
         raise Refusal(f"The file {path} cannot be read: {_reason(error)}.") from None
 
 
-def _checked(path: Path) -> _Head:
+def _checked(path: Path, line_bytes: int) -> _Head:
     """The head of a backup that is whole and that this version understands; reads it to its end."""
-    with closing(_read(path)) as entries:
+    with closing(_read(path, line_bytes)) as entries:
         head = next(entries, None)
         if not isinstance(head, _Head):
             raise _damaged(path)
@@ -257,12 +274,14 @@ def _checked(path: Path) -> _Head:
     return head
 
 
-def _read(path: Path) -> Generator[_Head | _Row]:
+def _read(path: Path, line_bytes: int) -> Generator[_Head | _Row]:
     """Head and rows. Raises Refusal, at the end at the latest, when anything is missing or was changed."""
     counts, digest, foot = dict.fromkeys(TABLES, 0), hashlib.sha256(), None
     try:
         with gzip.open(path) as file:
-            while line := file.readline(LINE_BYTES_MAX):
+            while line := file.readline(line_bytes):
+                if len(line) == line_bytes:
+                    raise _too_long(path)
                 entry = _DECODER.decode(line)
                 if foot is not None:
                     raise _damaged(path)
@@ -311,6 +330,13 @@ def _removed_at_the_end(draft: Path) -> Iterator[None]:
 
 def _damaged(path: Path) -> Refusal:
     return Refusal(f"The file {path} is not a whole backup: it is cut short, was changed, or is something else.")
+
+
+def _too_long(path: Path) -> Refusal:
+    return Refusal(
+        f"A line of {path} is longer than anything that is stored with this gateway.max_body_bytes: restore with the one "
+        "it was made with, or the file is no backup."
+    )
 
 
 def _in_use(name: str) -> Refusal:

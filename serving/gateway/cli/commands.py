@@ -181,7 +181,10 @@ def migrate_store(context: typer.Context) -> None:
 def backup(
     context: typer.Context, file: Annotated[Path, typer.Argument(help="Where to write; an older backup is replaced.")]
 ) -> None:
-    """Write tenants, keys, prices, pepper, end users, ledger and audit to one file, even while gateways run. Keep it as secret as the pepper."""
+    """Write all that the database keeps to one file, even while gateways run. Keep it as secret as the pepper.
+
+    Of files the bytes are left out: copy their folder, or object store, afterwards. Uploads and batches that go on are left out.
+    """
     from serving.gateway.cli import backup as backups
     from serving.gateway.cli import opening
     from serving.gateway.identity.acts import Act, ActKind
@@ -213,11 +216,16 @@ def restore(
         counts = backups.restore(
             database,
             file,
+            backups.line_bytes_max(settings.gateway.max_body_bytes),
             pepper_file=settings.store.pepper_file,
             pepper_out=pepper_out,
             witness=journal.witness(actors.at_command_line()),
         )
     typer.echo(f"Restored {_counted(counts)}.")
+    if counts["files"]:
+        typer.echo(
+            f"The bytes of {counts['files']} files are in no backup: `serving stored check` says whether they are there."
+        )
     if pepper_out is not None:
         typer.echo(f"The pepper is in {pepper_out}: no gateway starts before it is where its settings look for it.")
     elif settings.store.first_key_file is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ from serving.gateway.cli.printing import print_table, settings_of
 if TYPE_CHECKING:
     from serving.gateway.store.store import Store
     from serving.gateway.stored.estate import Whose
+    from serving.gateway.stored.files.presence import Lack, Presence
 
 stored = typer.Typer(help="Stored responses and conversations; files and batches.", no_args_is_help=True)
 vault = typer.Typer(help="The keys that seal what is stored.", no_args_is_help=True)
@@ -90,6 +92,37 @@ def expire_stored(context: typer.Context) -> None:
         while sweeping.expire(store, time.time()) == sweeping.BATCH_ROWS:
             pass
     typer.echo("Nothing is stored past its time.")
+
+
+@stored.command("check")
+def check_stored(context: typer.Context) -> None:
+    """Read all files, and list those whose bytes are missing or do not open. Exits with 1 where there are any.
+
+    After a restore, and after a loss of the folder or object store that keeps them: backups have no bytes.
+    """
+    from serving.gateway.cli import opening
+    from serving.gateway.stored.files.pieces import Pieces
+    from serving.gateway.stored.files.presence import Presence
+
+    settings = settings_of(context)
+    with opening.opened_store(settings) as store:
+        shelf = Pieces.open(settings.gateway.files, store.home)
+        presence = Presence(store, opening.vault(settings, store), shelf)
+        lacking, astray = asyncio.run(_looked(presence))
+    if lacking:
+        rows = [(it.file_id, it.tenant_id, it.purpose, it.why) for it in lacking]
+        print_table(("FILE", "TENANT", "PURPOSE", "WHAT"), rows)
+    typer.echo(f"{presence.count - len(lacking)} of {presence.count} files are whole.")
+    if astray:
+        typer.echo(
+            f"Bytes of {len(astray)} more belong to no file in this database, as those of {astray[0]}: nothing removes them."
+        )
+    if lacking:
+        raise typer.Exit(1)
+
+
+async def _looked(presence: Presence) -> tuple[list[Lack], list[str]]:
+    return [it async for it in presence.lacking()], await presence.astray()
 
 
 @vault.command("key")

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 import typer
-from sqlalchemy import insert
+from sqlalchemy import BigInteger, Boolean, Integer, LargeBinary, String, Table, insert
 from typer.testing import CliRunner
 
-from serving.config import Settings
+from serving.config import GatewaySettings, Settings
 from serving.errors import Refusal, StoreUnavailable
 from serving.gateway.cli import backup as backups
 from serving.gateway.cli import commands
@@ -34,10 +34,13 @@ from serving.gateway.nouns import Caller
 from serving.gateway.store import schema
 from serving.gateway.store.store import Store
 from serving.gateway.store.tables import (
+    Moment,
     audit,
+    batches,
     conversation_items,
     conversations,
     end_users,
+    files,
     ledger,
     prices,
     response_events,
@@ -48,20 +51,19 @@ from tests.gateway.postgres import MIGRATED, Server
 
 TABLES = (
     *("tenants", "keys", "prices", "end_users", "ledger", "audit"),
-    *("responses", "response_events", "conversations", "conversation_items"),
+    *("responses", "response_events", "conversations", "conversation_items", "files", "batches"),
 )
 
 
 PRICES = ("prompt_micros", "cached_prompt_micros", "completion_micros")
-#: One row of each table of what is stored.
-STORED: dict[str, object] = {
-    **dict.fromkeys(
-        ("id", "response_id", "conversation_id", "tenant_id", "user_ref", "previous_id", "gateway_id"), "s1"
-    ),
-    **dict.fromkeys(("created_at", "expires_at"), 1.5),
-    **dict.fromkeys(("sealed", "sealed_input", "sealed_response", "sealed_metadata"), b"\x00\xff"),
-    **dict.fromkeys(("number", "first_number", "last_number", "size_bytes"), 7),
-    **{"status": "completed", "is_streamed": True},
+#: What a row of what is stored has in a column, by its type.
+STORED: dict[type, object] = {
+    Boolean: True,
+    BigInteger: 7,
+    Integer: 7,
+    LargeBinary: b"\x00\xff",
+    Moment: 1.5,
+    String: "s1",
 }
 LINK = {"writer": "h:1:1", "written_at": 1.5, "kind": "k", "body": "{}"}
 #: What version 0.1 knew of, in the first three tables.
@@ -112,12 +114,17 @@ def fill(place: Place, rows: int = 3) -> str:
             connection.execute(
                 insert(end_users), [{"ref": "u1", "tenant_id": "t1", "subject": "ann", "created_at": 1.5}]
             )
-            for table in (responses, response_events, conversations, conversation_items):
-                connection.execute(insert(table), [{column.name: STORED[column.name] for column in table.c}])
+            for table in (responses, response_events, conversations, conversation_items, files, batches):
+                connection.execute(insert(table), [stored(table)])
             connection.execute(
                 insert(audit), [{**LINK, "number": number, "digest": bytes([number])} for number in (0, 1)]
             )
         return registry.create_key("acme", name="ci", lifetime_s=1e6)
+
+
+def stored(table: Table) -> dict[str, object]:
+    """A row."""
+    return {column.name: STORED[type(column.type)] for column in table.c}
 
 
 def contents(place: Place) -> dict[str, list[dict[str, object]]]:
@@ -131,12 +138,13 @@ def contents(place: Place) -> dict[str, list[dict[str, object]]]:
     return found
 
 
-def run(place: Place, *arguments: str, **store: Path) -> str:
+def run(place: Place, *arguments: str, max_body_bytes: int = 8 * 1024 * 1024, **store: Path) -> str:
     """One of the two commands, with the settings of a place."""
     cli = typer.Typer()
     cli.command("backup")(commands.backup)
     cli.command("restore")(commands.restore)
-    settings = Settings(home=place.home, store=place.settings.model_copy(update=store))
+    gateway = GatewaySettings(max_body_bytes=max_body_bytes)
+    settings = Settings(home=place.home, store=place.settings.model_copy(update=store), gateway=gateway)
     return CliRunner().invoke(cli, arguments, obj=settings, catch_exceptions=False).stdout
 
 
@@ -153,11 +161,38 @@ def test_everything_comes_back_in_either_database(place: Place, target: Place, t
     restored = run(target, "restore", str(tmp_path / "b"))
 
     assert told.endswith("holds 2 tenants, 2 keys and 2501 calls.\n")
-    assert restored == "Restored 2 tenants, 2 keys and 2501 calls.\n"
+    assert restored.startswith("Restored 2 tenants, 2 keys and 2501 calls.\n")
     assert contents(target) == contents(place)
     assert identify(target, key) == "acme"
     assert stat.S_IMODE((tmp_path / "b").stat().st_mode) == 0o600
     assert stat.S_IMODE((target.home / "pepper").stat().st_mode) == 0o600
+
+
+def test_what_goes_on_stays_with_the_gateways_that_run_it(place: Place, target: Place, tmp_path: Path) -> None:
+    """An upload that has not ended, and a batch: two installations would write the same files. What has ended comes back, and where to
+    look for the bytes is said.
+    """
+    fill(place)
+    before = contents(place)
+    with place.open() as store, store.begin() as connection:
+        connection.execute(insert(files), [stored(files) | {"id": "s2", "is_whole": False}])
+        connection.execute(insert(batches), [stored(batches) | {"id": "s2", "ended_at": None}])
+    run(place, "backup", str(tmp_path / "b"))
+    assert "The bytes of 1 files are in no backup" in run(target, "restore", str(tmp_path / "b"))
+    found = contents(target)
+    assert (found["files"], found["batches"]) == (before["files"], before["batches"])
+
+
+def test_a_line_is_as_long_as_what_may_be_stored(tmp_path: Path) -> None:
+    """A stored response fits, as large as the settings let it be; where they let it be smaller it is refused, not as damage."""
+    source, target = SqlitePlace(tmp_path / "source"), SqlitePlace(tmp_path / "target")
+    with opened(settings_of(source)) as (store, _), store.begin() as connection:
+        connection.execute(insert(responses), [stored(responses) | {"sealed_input": bytes(10_000_000)}])
+    run(source, "backup", str(tmp_path / "b"))
+    with pytest.raises(Refusal, match="longer than anything that is stored with this gateway"):
+        run(target, "restore", str(tmp_path / "b"), max_body_bytes=1024)
+    run(target, "restore", str(tmp_path / "b"))
+    assert contents(target)["responses"] == contents(source)["responses"]
 
 
 def _of_the_version_before(data: bytes) -> bytes:
@@ -390,11 +425,11 @@ def test_what_a_first_start_made_gives_way(place: Place, target: Place, tmp_path
     fill(place)
     run(place, "backup", str(tmp_path / "b"))
     first = mint()
-    files = {"first_key_file": target.home / "first"}
-    files["first_key_file"].write_text(first)
-    migrate(Settings(home=target.home, store=target.settings.model_copy(update=files)))
+    file = target.home / "first"
+    file.write_text(first)
+    migrate(Settings(home=target.home, store=target.settings.model_copy(update={"first_key_file": file})))
 
-    run(target, "restore", str(tmp_path / "b"), **files)
+    run(target, "restore", str(tmp_path / "b"), first_key_file=file)
     assert identify(target, first) == "default"
     assert {tenant["name"] for tenant in contents(target)["tenants"]} == {"acme", "gone", "default"}
 

@@ -35,6 +35,9 @@ SWEPT_MAX = 20
 NAME_CHARS_MAX = 255
 
 
+Row = RowMapping | dict[str, Any]
+
+
 class Purpose(StrEnum):
     """What a file is for, in OpenAI's words; the others of its API are of services that are not here."""
 
@@ -272,20 +275,25 @@ class TenantFiles:
         longest_s = self.settings.expires_after_s
         return longest_s if wanted_s is None else min(wanted_s, longest_s)
 
-    def _file(self, row: RowMapping | dict[str, Any]) -> File:
-        tenant_id, file_id = row["tenant_id"], row["id"]
-        inside = msgspec.json.decode(self._vault.open(row["sealed"], bound_to(tenant_id, file_id)), type=_Inside)
-        return File(
-            id=file_id,
-            tenant_id=tenant_id,
-            purpose=row["purpose"],
-            bytes=row["bytes"],
-            pieces=row["pieces"],
-            name=inside.name,
-            created_at=row["created_at"],
-            expires_at=row["expires_at"],
-            cipher=Cipher(tenant_id, file_id, inside.key),
-        )
+    def _file(self, row: Row) -> File:
+        return file_of(row, self._vault)
+
+
+def file_of(row: Row, vault: Vault) -> File:
+    """A file as its row has it. Raises VaultFailed."""
+    tenant_id, file_id = row["tenant_id"], row["id"]
+    inside = msgspec.json.decode(vault.open(row["sealed"], bound_to(tenant_id, file_id)), type=_Inside)
+    return File(
+        id=file_id,
+        tenant_id=tenant_id,
+        purpose=row["purpose"],
+        bytes=row["bytes"],
+        pieces=row["pieces"],
+        name=inside.name,
+        created_at=row["created_at"],
+        expires_at=row["expires_at"],
+        cipher=Cipher(tenant_id, file_id, inside.key),
+    )
 
 
 _is_read = batches.c.ended_at.is_(None)

@@ -91,6 +91,19 @@ class Pieces:
         for number in range(count):
             yield await self.get(cipher, number)
 
+    async def numbers(self, file_id: str) -> list[int]:
+        """The pieces that there are of a file."""
+        found = []
+        with _working():
+            async for listed in obstore.list(self._store, prefix=file_id):
+                found += [int(name) for it in listed if (name := it["path"].rpartition("/")[2]).isdecimal()]
+        return found
+
+    async def file_ids(self) -> list[str]:
+        """The files of which there are any."""
+        with _working():
+            return list((await obstore.list_with_delimiter_async(self._store))["common_prefixes"])
+
     async def remove(self, file_id: str) -> None:
         """Remove whatever there is of a file."""
         with _working():
