@@ -61,7 +61,10 @@ class Unattended:
         self._clock = clock
 
     async def answered(self, asked: Asked, keep: Callable[[Answered], Beside | None]) -> Answered:
-        """The answer, or the error. What `keep` returns is written with what the call cost when this returns."""
+        """The answer, or the error. What `keep` returns is written with what the call cost when this returns.
+
+        A call of which nothing is kept is made again, or by another gateway: this one is not billed (BAT-7).
+        """
         gathered = _Gathered()
         request = Request(_scope(asked), _Body(asked.body).receive)
         responder = Responder(gathered.send, asked.request_id)
@@ -78,10 +81,13 @@ class Unattended:
         try:
             error = await self._ended(asked, visit)
         except asyncio.CancelledError as stopped:
+            record.usage = Usage()
             self._recorder.settle(record, responder, trace, stopped)
             raise
         answered = _answered(asked, record, gathered, error)
         beside = keep(answered)
+        if beside is None:
+            record.usage = Usage()
         kept = self._ledger.accompany(record, beside) if beside is not None and record.entry_id else None
         self._recorder.settle(record, responder, trace, error)
         if kept is not None:

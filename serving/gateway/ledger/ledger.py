@@ -27,13 +27,23 @@ from serving.gateway.ledger import spill
 from serving.gateway.ledger.endings import Endings
 from serving.gateway.ledger.openings import Openings
 from serving.gateway.ledger.retention import Retention
-from serving.gateway.ledger.rows import OPEN, LedgerRow, closing_row, foreseen_row, opening_row, upsert, write
+from serving.gateway.ledger.rows import (
+    OPEN,
+    LedgerRow,
+    closing_row,
+    ended,
+    foreseen_row,
+    opening_row,
+    unbilled,
+    upsert,
+    write,
+)
 from serving.gateway.ledger.watch import BEAT_S, Watch, own_gateway_id
 from serving.gateway.nouns import CallRecord, Usage
 from serving.gateway.store.store import Store
 
-#: Writes something else in the transaction that writes a call's end.
-Beside = Callable[[Connection], None]
+#: Writes something else in the transaction that writes a call's end; False where no one wants it any more.
+Beside = Callable[[Connection], bool]
 
 #: Seconds in which ends of calls gather before they are written together; an opening is waited for.
 GROUP_S = 0.05
@@ -183,9 +193,10 @@ class Ledger:
             self._endings.note(foreseen_row(record, usage, price_micros, self._gateway_id, self._clock()))
 
     def accompany(self, record: CallRecord, write: Beside) -> asyncio.Future[None]:
-        """Have `write` called in the transaction that has this call's end, which `close` brings: both are kept, or neither.
+        """Have `write` called in the transaction that has this call's end, which `close` brings. The call is billed where that is
+        kept, and nowhere else (BAT-7).
 
-        Done once they are. While the database is away they wait in memory.
+        Done once they are. While the database is away they wait in memory; a gateway that stops meanwhile loses what was to be kept.
         """
         kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._beside[record.entry_id] = write, kept
@@ -242,7 +253,7 @@ class Ledger:
             return True
         with self._writing:
             if not self._spill_rows(everything=True):
-                _print_rows(self._pending.values())
+                _print_rows(self._spilled(row) for row in list(self._pending.values()))
         return False
 
     def _put(self, row: LedgerRow) -> None:
@@ -320,12 +331,26 @@ class Ledger:
         for put in (first, *[upsert] * COLLISIONS_MAX):
             # Another gateway may take one of these ids between our query and our write; the next attempt sees it.
             with contextlib.suppress(IntegrityError), self._store.following() as connection:
-                put(connection, rows)
-                for row in rows:
-                    if row.outcome != OPEN and row.entry_id in self._beside:
-                        self._beside[row.entry_id][0](connection)
+                put(connection, self._accompanied(connection, rows))
                 return
         raise StoreUnavailable("request ids were taken at the same moment")
+
+    def _accompanied(self, connection: Connection, rows: Sequence[LedgerRow]) -> Sequence[LedgerRow]:
+        """The rows to write, once what goes with them is written."""
+        with_more = [row for row in rows if self._has_beside(row)]
+        if not with_more:
+            return rows
+        # Of a transaction whose commit was not confirmed and that is repeated, all is there.
+        known = ended(connection, with_more)
+        lost = {
+            row.entry_id
+            for row in with_more
+            if row.entry_id not in known and not self._beside[row.entry_id][0](connection)
+        }
+        return [unbilled(row) if row.entry_id in lost else row for row in rows]
+
+    def _has_beside(self, row: LedgerRow) -> bool:
+        return row.outcome != OPEN and row.entry_id in self._beside
 
     def _recover(self) -> None:
         """After a start or an outage: write the spilled rows."""
@@ -360,14 +385,18 @@ class Ledger:
         """Move rows to the file. Open ones stay in memory: their end is still to come."""
         with self._lock:
             rows = [row for row in self._pending.values() if everything or self._may_spill(row)]
-        is_spilled = self._append(rows)
+        is_spilled = self._append([self._spilled(row) for row in rows])
         if is_spilled:
             self._forget(rows)
         return is_spilled
 
     def _may_spill(self, row: LedgerRow) -> bool:
         """Neither what is open, nor what has something beside it that only the database takes."""
-        return row.outcome != OPEN and row.entry_id not in self._beside
+        return row.outcome != OPEN and not self._has_beside(row)
+
+    def _spilled(self, row: LedgerRow) -> LedgerRow:
+        """As the file gets it: what goes with a row is lost there."""
+        return unbilled(row) if self._has_beside(row) else row
 
     def _append(self, rows: Sequence[LedgerRow]) -> bool:
         try:
@@ -390,5 +419,5 @@ def _done(kept: asyncio.Future[None]) -> None:
 def _print_rows(rows: Iterable[LedgerRow]) -> None:
     """The last place for rows that no other took; without standard error there is none."""
     if sys.stderr:
-        for row in list(rows):
+        for row in rows:
             sys.stderr.write(msgspec.json.encode(row).decode() + "\n")

@@ -101,6 +101,21 @@ def foreseen_row(
     )
 
 
+def unbilled(row: LedgerRow) -> LedgerRow:
+    """The closing row of a call whose answer is lost, as a gateway leaves it that was killed: what is made again is billed then."""
+    return msgspec.structs.replace(
+        row,
+        outcome=CRASHED,
+        status=0,
+        prompt_tokens=0,
+        completion_tokens=0,
+        cached_prompt_tokens=0,
+        reasoning_tokens=0,
+        estimated_by=CRASHED,
+        price_micros=None,
+    )
+
+
 def _row(record: CallRecord, gateway_id: str, *, outcome: str, status: int) -> LedgerRow:
     usage, caller = record.usage, record.caller
     return LedgerRow(
@@ -263,6 +278,12 @@ def close_rows_of(connection: Connection, gateway_id: str) -> int:
     """Close the open rows of a gateway that died; their tokens are not known. Returns how many there were."""
     left = update(ledger).where(ledger.c.outcome == OPEN, ledger.c.gateway_id == gateway_id)
     return connection.execute(left.values(outcome=CRASHED, estimated_by=CRASHED)).rowcount
+
+
+def ended(connection: Connection, rows: Sequence[LedgerRow]) -> set[str]:
+    """The entries among these whose end is in the database already."""
+    owners = _owners(connection, rows)
+    return {entry_id for entry_id, outcome in owners.values() if outcome not in (OPEN, CRASHED)}
 
 
 def _owners(connection: Connection, rows: Sequence[LedgerRow]) -> dict[str, tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -10,7 +11,7 @@ from sqlalchemy import Connection, text
 from serving.gateway.api.unattended import Answered, Asked
 from serving.gateway.dialects import DIALECTS
 from serving.gateway.ledger.ledger import Beside
-from tests.gateway.world import CHAT, World
+from tests.gateway.world import CHAT, World, until
 from tests.scripted_engine import Script, ScriptedEngine
 
 
@@ -26,8 +27,8 @@ async def test_what_is_kept_is_written_with_the_cost_or_not_at_all(world: World)
     def keep(answered: Answered) -> Beside:
         seen.append(answered)
 
-        def write(connection: Connection) -> None:
-            connection.execute(text("update tenants set name = 'kept'"))
+        def write(connection: Connection) -> bool:
+            return connection.execute(text("update tenants set name = 'kept'")).rowcount > 0
 
         return write
 
@@ -37,6 +38,19 @@ async def test_what_is_kept_is_written_with_the_cost_or_not_at_all(world: World)
     assert (row["outcome"], row["completion_tokens"]) == ("ok", answered.usage.completion_tokens)
     assert [it.name for it in world.registry.tenants()] == ["kept"]
     assert [it["batch_id"] for it in world.lines if it["request_id"] == "batch_req_1"] == ["batch_1"]
+
+
+async def test_a_call_of_which_nothing_is_kept_is_not_billed(world: World, engine: ScriptedEngine) -> None:
+    """It is made again, and billed then: one whose batch another gateway has, and one that is cut off."""
+    await world.unattended.answered(await asked(world), lambda _: lambda connection: False)
+    engine.improvise = lambda path, body: Script([b"{}"], content_type="application/json", gate=asyncio.Event())
+    cut = asyncio.create_task(world.unattended.answered(await asked(world), lambda _: lambda connection: True))
+    await until(lambda: engine.running > 0)
+    cut.cancel()
+    await asyncio.wait([cut])
+
+    said = [(row["outcome"], row["prompt_tokens"], row["completion_tokens"]) for row in world.rows()]
+    assert said == [("gateway_crashed", 0, 0), ("cancelled", 0, 0)]
 
 
 @pytest.mark.parametrize(("fields", "status"), [({"temperature": -1}, 400), ({"model": "unknown"}, 404), ({}, 502)])

@@ -232,6 +232,34 @@ def test_a_close_without_database_spills_and_the_next_start_replays_once(place: 
         (store.home / "ledger-spill.jsonl").write_bytes(spilled)
 
 
+async def test_what_goes_with_a_row_is_lost_where_it_is_spilled_and_is_not_billed(place: Place, store: Store) -> None:
+    """It will be made again by another gateway, and billed there."""
+    ledger = Ledger(store, clock=time.time)
+    place.take_away()
+    with ledger, open_call(ledger, "line", caller=CALLER) as call:
+        call.usage, call.outcome, call.status, call.price_micros = Usage(5, 2), Outcome.OK, 200, 7
+        ledger.accompany(call, lambda connection: True)
+    place.bring_back()
+
+    with Ledger(store, clock=time.time):
+        found = rows(place, "outcome, prompt_tokens, completion_tokens, price_micros")
+    assert found == [("gateway_crashed", 0, 0, None)]
+
+
+async def test_what_was_written_with_a_row_is_not_asked_for_again(place: Place, store: Store) -> None:
+    """A transaction that is repeated, because its commit was not confirmed, leaves the row as it is."""
+    said = [True, False]
+    with Ledger(store, clock=time.time) as ledger:
+        with open_call(ledger, "line", caller=CALLER) as call:
+            call.usage, call.outcome = Usage(5, 2), Outcome.OK
+            ledger.accompany(call, lambda connection: said.pop(0))
+        assert ledger.flush()
+        ledger.accompany(call, lambda connection: said.pop(0))
+        ledger.close(call)
+        assert ledger.flush()
+        assert (rows(place, "outcome, prompt_tokens"), said) == ([("ok", 5)], [False])
+
+
 def test_a_long_outage_spills_what_ended_and_replays_it_afterwards(place: Place, store: Store) -> None:
     """Memory is bounded: past `spill_rows` ended calls go to the file, open ones stay, and all arrive in the end."""
     with Ledger(store, clock=time.time, spill_rows=10) as ledger:

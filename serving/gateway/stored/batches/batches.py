@@ -6,9 +6,11 @@ of the taking (`lease`): what a gateway writes that has lost its batch is writte
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -27,7 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import RowMapping
 
 from serving.config import FileSettings
-from serving.errors import ConcurrencyExceeded, InvalidRequest, ResourceConflict, ResourceNotFound
+from serving.errors import ConcurrencyExceeded, InvalidRequest, ResourceConflict, ResourceNotFound, VaultFailed
 from serving.gateway.identity import changes
 from serving.gateway.identity.changes import Change, Kind
 from serving.gateway.ledger.ledger import Beside
@@ -45,6 +47,8 @@ from serving.gateway.stored.wishes import possible
 WINDOW_S = 86_400.0
 #: Lines of ended batches that one transaction removes.
 REMOVED_AT_ONCE = 2000
+
+log = logging.getLogger(__name__)
 
 
 class Status(StrEnum):
@@ -263,6 +267,12 @@ class Batches:
         with self._store.begin() as connection:
             connection.execute(update(batches).where(*_is(batch_id, lease)).values(owner=None))
 
+    def give_up(self, sign: Sign) -> None:
+        """What was said of it does not open: it has failed, unless another gateway has it."""
+        failed = update(batches).where(*_is(sign.id, sign.lease))
+        with self._store.begin() as connection:
+            connection.execute(failed.values(status=Status.FAILED, ended_at=self._clock(), owner=None))
+
     def begin(self, batch: Batch, total: int, model: str) -> None:
         """Its file is in order. Raises LeaseLost; one that is to be cancelled stays so."""
         now = self._clock()
@@ -282,7 +292,8 @@ class Batches:
         """No more of its lines is begun. Raises LeaseLost. A cancelled one says so until its files are written."""
         status = Status.CANCELLING if ending is Status.CANCELLED else Status.FINALIZING
         with self._store.begin() as connection:
-            changed = {"status": status, "ending": ending, "finalizing_at": self._clock()}
+            sealed = self._sealed(batch.tenant_id, batch.id, batch.said)
+            changed = {"status": status, "ending": ending, "finalizing_at": self._clock(), "sealed": sealed}
             mine = update(batches).where(*_is(batch.id, batch.lease), batches.c.ending.is_(None))
             connection.execute(mine.values(**changed))
 
@@ -330,19 +341,34 @@ class Batches:
         """Lines that are done and in none of its files, from one on as far as they follow one another: one at least, and else no
         more than so many bytes.
         """
-        sizes = select(batch_lines.c.number, func.length(batch_lines.c.sealed)).where(
-            batch_lines.c.batch_id == batch.id
-        )
-        end, size = first, 0
         with self._store.begin() as connection:
-            for number, length in connection.execute(
-                sizes.where(batch_lines.c.number >= first).order_by(batch_lines.c.number).limit(count_max)
-            ):
-                size += length
-                if number != end or (size > bytes_max and number != first):
-                    break
-                end += 1
-        return list(self.done_among(batch, first, end - first).values())
+            numbers = self._fitting(connection, batch, first, count_max, bytes_max)
+        follow = sum(number == first + index for index, number in enumerate(numbers))
+        return list(self.done_among(batch, first, follow).values())
+
+    def done_behind(self, batch: Batch, first: int, count_max: int, bytes_max: int) -> list[Done]:
+        """The same whatever is not done between them; without those that do not open."""
+        found: list[Done] = []
+        with self._store.begin() as connection:
+            while not found and (numbers := self._fitting(connection, batch, first, count_max, bytes_max)):
+                query = select(batch_lines).where(batch_lines.c.batch_id == batch.id, batch_lines.c.number.in_(numbers))
+                for row in connection.execute(query.order_by(batch_lines.c.number)).mappings():
+                    try:
+                        found.append(self._done(batch, row))
+                    except VaultFailed as error:
+                        log.error("batch %s: the answer to call %d is lost: %s", batch.id, row["number"], error.reason)
+                first = numbers[-1] + 1
+        return found
+
+    @staticmethod
+    def _fitting(connection: Connection, batch: Batch, first: int, count_max: int, bytes_max: int) -> list[int]:
+        """Numbers of lines that are done, from one on: one at least, and else no more than so many bytes."""
+        sizes = select(batch_lines.c.number, func.length(batch_lines.c.sealed)).where(
+            batch_lines.c.batch_id == batch.id, batch_lines.c.number >= first
+        )
+        rows = connection.execute(sizes.order_by(batch_lines.c.number).limit(count_max)).all()
+        fit = sum(size <= bytes_max for size in accumulate(row[1] for row in rows))
+        return [row[0] for row in rows[: max(fit, 1)]]
 
     def done_among(self, batch: Batch, first: int, count: int) -> dict[int, Done]:
         """Those of so many lines, from one on, that are done."""
@@ -353,7 +379,9 @@ class Batches:
             return {row["number"]: self._done(batch, row) for row in rows}
 
     def keeping(self, batch: Batch, done: Done) -> Beside:
-        """Writes a line that is done, in the transaction of what it cost: once, and for the gateway that has the batch alone."""
+        """Writes a line that is done, in the transaction of what it cost: once, and for the gateway that has the batch alone; False for
+        any other.
+        """
         line, usage = done.line, done.usage
         values: dict[str, Any] = {
             "batch_id": batch.id,
@@ -376,8 +404,8 @@ class Batches:
         )
         written = insert(batch_lines).from_select(list(values), fenced.select_from(batches).with_for_update(read=True))
 
-        def write(connection: Connection) -> None:
-            connection.execute(written)
+        def write(connection: Connection) -> bool:
+            return connection.execute(written, execution_options={"preserve_rowcount": True}).rowcount > 0
 
         return write
 

@@ -77,7 +77,7 @@ def test_a_batch_is_taken_once(batches: Batches) -> None:
     assert batches.open_ones()[0].owner is None
 
 
-def test_what_a_gateway_writes_that_has_lost_its_batch_is_written_nowhere(batches: Batches) -> None:
+def test_what_a_gateway_writes_that_has_lost_its_batch_is_written_nowhere(batches: Batches, store: Store) -> None:
     """Neither lines nor how far it got nor its end."""
     made(batches)
     old = taken(batches)
@@ -85,6 +85,8 @@ def test_what_a_gateway_writes_that_has_lost_its_batch_is_written_nowhere(batche
     batches.keep(old, done(0))
     new = taken(batches, "two")
     batches.keep(old, done(1))
+    with store.begin() as connection:
+        assert not batches.keeping(old, done(1))(connection) and batches.keeping(new, done(2))(connection)
     written = Written(Place(1, 1, 10), 1, 0, USAGE, Output(old.output.file_id, 7, 1), old.errors)
     for late in (
         partial(batches.append, old, written),
@@ -95,7 +97,7 @@ def test_what_a_gateway_writes_that_has_lost_its_batch_is_written_nowhere(batche
         with pytest.raises(LeaseLost):
             late()
     batches.release(old.id, old.lease)
-    assert batches.done_numbers(new) == {0} and batches.open_ones()[0].owner == "two"
+    assert batches.done_numbers(new) == {0, 2} and batches.open_ones()[0].owner == "two"
 
 
 def test_lines_are_kept_once_and_counted_until_they_are_written(batches: Batches, clock: Clock) -> None:
