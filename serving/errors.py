@@ -50,6 +50,7 @@
         ├── EngineFailed           502 server_error           engine_failed
         ├── EngineTimedOut         504 server_error           engine_timeout
         ├── VaultFailed            500 server_error           vault_failed
+        ├── ContentLost            500 server_error           content_lost
         └── InternalError          500 server_error           internal_error
 
 Status, type and code follow OpenAI's error objects (https://platform.openai.com/docs/guides/error-codes).
@@ -381,6 +382,15 @@ class VaultFailed(ApiError):
     def __init__(self, reason: str) -> None:
         super().__init__("The service cannot keep or read stored content; its operator must see to its keys.")
         self.reason = reason
+
+
+class ContentLost(ApiError):
+    """Bytes of a file are gone from where files are kept, which works otherwise."""
+
+    code = "content_lost"
+
+    def __init__(self) -> None:
+        super().__init__("The content of this file is lost; please upload it again.")
 
 
 class InternalError(ApiError):

@@ -231,7 +231,7 @@ def _output_expires_after_s(body: dict[str, Any]) -> float | None:
 
 def _card(batch: Batch) -> BatchCard:
     usage = batch.usage
-    has_files = batch.status in (Status.COMPLETED, Status.EXPIRED, Status.CANCELLED)
+    has_ended = batch.ended_at is not None
     ended = {batch.status: _whole(batch.ended_at)}
     return BatchCard(
         id=batch.id,
@@ -240,8 +240,8 @@ def _card(batch: Batch) -> BatchCard:
         errors=Faults(list(batch.said.faults)) if batch.said.faults else None,
         input_file_id=batch.input_file_id,
         status=batch.status,
-        output_file_id=batch.output.file_id if has_files and batch.output.bytes else None,
-        error_file_id=batch.errors.file_id if has_files and batch.errors.bytes else None,
+        output_file_id=batch.output.file_id if has_ended and batch.output.bytes else None,
+        error_file_id=batch.errors.file_id if has_ended and batch.errors.bytes else None,
         created_at=int(batch.created_at),
         in_progress_at=_whole(batch.in_progress_at),
         expires_at=int(batch.expires_at),

@@ -292,7 +292,7 @@ class Batches:
         """No more of its lines is begun. Raises LeaseLost. A cancelled one says so until its files are written."""
         status = Status.CANCELLING if ending is Status.CANCELLED else Status.FINALIZING
         with self._store.begin() as connection:
-            sealed = self._sealed(batch.tenant_id, batch.id, batch.said)
+            sealed = self._sealed(batch.tenant_id, batch.id, _Inside(batch.said, batch.key))
             changed = {"status": status, "ending": ending, "finalizing_at": self._clock(), "sealed": sealed}
             mine = update(batches).where(*_is(batch.id, batch.lease), batches.c.ending.is_(None))
             connection.execute(mine.values(**changed))

@@ -43,6 +43,11 @@ class Splitter:
         #: Bytes of the line that comes; more than are kept where it is too long.
         self._length = 0
 
+    @property
+    def lines(self) -> int:
+        """How many have ended, blank ones included."""
+        return self._line
+
     def feed(self, piece: bytes) -> Iterator[Line]:
         """The lines that end in the next piece."""
         first = 0

@@ -12,10 +12,10 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from serving.errors import StoreUnavailable
+from serving.errors import StoreUnavailable, VaultFailed
 from serving.gateway.identity.changes import Kind, News
 from serving.gateway.stored.batches.batches import Batch, LeaseLost, Sign, Status
-from serving.gateway.stored.batches.shift import Shift, Tools
+from serving.gateway.stored.batches.shift import LOSSES_MAX, Shift, Tools
 
 #: Seconds between two looks while batches are open, each with a sign of life for those that run here.
 LOOK_S = 5.0
@@ -62,6 +62,8 @@ class Runner:
         self._seen: dict[str, tuple[tuple[int, int], int]] = {}
         #: Batch → when it may be taken here again, on the monotonic clock.
         self._failed: dict[str, float] = {}
+        #: Batch → attempts at opening what was said of it.
+        self._unopened: Counter[str] = Counter()
         self._is_any_open = True
         #: Another gateway runs batches, and may take more.
         self._is_anothers = False
@@ -115,9 +117,22 @@ class Runner:
         while free and len(self._shifts) < SHIFTS_MAX:
             sign = self._next(free)
             free.remove(sign)
-            batch = await tools.desk.done(tools.batches.take, sign, self._owner)
+            try:
+                batch = await tools.desk.done(tools.batches.take, sign, self._owner)
+            except VaultFailed as error:
+                await self._not_opened(sign, error)
+                continue
             if batch is not None:
                 self._begin(batch)
+
+    async def _not_opened(self, sign: Sign, error: VaultFailed) -> None:
+        """What was said of a batch does not open: it is tried as often as any loss, and ends."""
+        log.error("batch %s cannot be taken: %s", sign.id, error.reason)
+        self._failed[sign.id] = self._tools.clock() + FAILED_S
+        self._unopened[sign.id] += 1
+        if self._unopened[sign.id] >= LOSSES_MAX:
+            del self._unopened[sign.id]
+            await self._tools.desk.done(self._tools.batches.give_up, sign)
 
     def _mind(self, signs: list[Sign]) -> None:
         """Shifts whose batch another gateway has, or that are to end."""

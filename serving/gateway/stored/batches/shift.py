@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from serving.errors import ApiError, ResourceNotFound, StoreUnavailable, VaultFailed
+from serving.errors import ApiError, ContentLost, ResourceNotFound, StoreUnavailable, VaultFailed
 from serving.gateway.http.bodies import OpenAIError
 from serving.gateway.ledger.ledger import Beside
 from serving.gateway.nouns import Usage
@@ -50,10 +50,19 @@ BYTES_PER_TOKEN = 4
 ATTEMPTS_MAX = 3
 #: Seconds between two attempts at what the database or the folder of files does not take.
 RETRY_S = 2.0
+#: Attempts at what is lost, as it seems, with pauses that grow to so many times the above: some five minutes (BAT-6).
+LOSSES_MAX, PAUSES_MAX = 10, 30
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+class _Unreadable(Exception):
+    """Content that a batch needs is lost."""
+
+    def __init__(self, fault: Fault) -> None:
+        self.fault = fault
 
 
 class Answer(Protocol):
@@ -139,6 +148,8 @@ class Shift:
         self._done: set[int] = set()
         self._place = batch.place
         self._next = batch.place.number
+        #: Lines of its file that have been read, blank ones included.
+        self._read = batch.place.lines
 
     def stop(self, ending: Status, why: Fault | None = None) -> None:
         """Begin no more of its lines; those at engines are waited for."""
@@ -162,12 +173,19 @@ class Shift:
         try:
             if self.batch.in_progress_at is None and not await self._checked():
                 return
+            await self._performed()
+        finally:
+            await self._give_up()
+
+    async def _performed(self) -> None:
+        try:
             if self._ending is None:
                 await self._work()
             if not self._is_leaving:
                 await self._finish(self._ending or Status.COMPLETED)
-        finally:
-            await self._give_up()
+        except _Unreadable as lost:
+            if not self._is_leaving:
+                await self._salvage(lost.fault)
 
     async def _give_up(self) -> None:
         for task in self._tasks:
@@ -197,10 +215,11 @@ class Shift:
         try:
             async for piece in self._input(START):
                 await asyncio.to_thread(checker.look, list(splitter.feed(piece)))
+                self._read = splitter.lines
                 if checker.is_hopeless:
                     return
-        except ResourceNotFound:
-            checker.faults.append(Fault("invalid_input_file", "The input file is not there any more.", "input_file_id"))
+        except _Unreadable as lost:
+            checker.faults.append(lost.fault)
             return
         await asyncio.to_thread(checker.look, list(splitter.rest()))
         checker.end()
@@ -215,12 +234,18 @@ class Shift:
     async def _input(self, place: Place) -> AsyncIterator[bytes]:
         """The input file's pieces, from the one on in which a place is."""
         tools, first = self._tools, place.bytes // PIECE_BYTES
-        file = await self._lasting(lambda: tools.files.input_of(self.batch.tenant_id, self.batch.input_file_id))
-        for number in range(first, file.pieces):
-            yield await self._lasting(lambda: tools.files.shelf.get(file.cipher, number))  # noqa: B023 At once.
+        try:
+            file = await self._lasting(lambda: tools.files.input_of(self.batch.tenant_id, self.batch.input_file_id))
+            for number in range(first, file.pieces):
+                yield await self._lasting(lambda: tools.files.shelf.get(file.cipher, number))  # noqa: B023 At once.
+        except (ResourceNotFound, _Unreadable):
+            raise _Unreadable(_lost_from(self._read + 1)) from None
 
-    def _lines(self, place: Place) -> AsyncIterator[Line]:
-        return lines(self._input(place), place, self._tools.line_bytes_max, place.bytes % PIECE_BYTES)
+    async def _lines(self, place: Place) -> AsyncIterator[Line]:
+        self._read = place.lines
+        async for line in lines(self._input(place), place, self._tools.line_bytes_max, place.bytes % PIECE_BYTES):
+            self._read = line.line
+            yield line
 
     async def _work(self) -> None:
         """Call its lines until there are no more, or it is stopped."""
@@ -233,13 +258,17 @@ class Shift:
             await asyncio.wait([self._feeding, writing], return_when=asyncio.FIRST_COMPLETED)
             if writing.done():
                 writing.result()
-            if not self._feeding.cancelled():
-                self._feeding.result()
+            error = None if self._feeding.cancelled() else self._feeding.exception()
+            if error is not None and not isinstance(error, _Unreadable):
+                raise error
+            # Of a file that is lost in part, the lines before are answered still.
             while self._tasks:
                 await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
             if self._bug is not None:
                 # Its other lines are not to be told that they were cancelled: they are called by whoever takes it up again.
                 raise self._bug
+            if error is not None and self._next < self.batch.total:
+                raise error
         finally:
             self._feeding.cancel()
             writing.cancel()
@@ -370,20 +399,21 @@ class Shift:
                 )
                 if not found:
                     raise LeaseLost
-                await self._append(found)
+                await self._append(found, behind=found[-1].line.number + 1)
                 self._room.set()
 
-    async def _append(self, found: Sequence[Done]) -> None:
-        """Put lines that follow one another into the files."""
+    async def _append(self, found: Sequence[Done], behind: int) -> None:
+        """Put lines into the files. Those before `behind` that are not among them have failed."""
         batch, tools = self.batch, self._tools
         output = await self._put(batch.output, [done.text for done in found if not done.is_failed])
         errors = await self._put(batch.errors, [done.text for done in found if done.is_failed])
         usage = batch.usage
         for done in found:
             usage = summed(usage, done.usage)
-        last = found[-1].line
-        place = Place(last.number + 1, last.line, last.ends_at)
-        failed = batch.failed + sum(done.is_failed for done in found)
+        place = msgspec.structs.replace(self._place, number=behind)
+        if found:
+            place = Place(behind, found[-1].line.line, found[-1].line.ends_at)
+        failed = batch.failed + behind - self._place.number - sum(not done.is_failed for done in found)
         written = Written(place, place.number, failed, usage, output, errors)
         await self._lasting(lambda: tools.desk.done(tools.batches.append, batch, written))
         self._place = place
@@ -402,9 +432,10 @@ class Shift:
         """Write the rest, lines included that were not got to, and end the batch."""
         tools = self._tools
         if self._why is not None:
-            said = msgspec.structs.replace(self.batch.said, faults=(self._why,))
-            self.batch = msgspec.structs.replace(self.batch, said=said)
+            self._say(self._why)
         await self._lasting(lambda: tools.desk.done(tools.batches.finalize, self.batch, ending))
+        if ending is Status.FAILED:
+            raise _Unreadable(_LOST)
         block: list[Line] = []
         held = 0
         async for line in self._lines(self._place):
@@ -414,8 +445,16 @@ class Shift:
                 await self._finish_lines(block, ending)
                 block, held = [], 0
         await self._finish_lines(block, ending)
-        written = _written(self.batch)
-        await self._lasting(lambda: tools.desk.done(tools.batches.end, self.batch, written, ending))
+        await self._end(ending)
+
+    async def _end(self, ending: Status) -> None:
+        batch, tools, written = self.batch, self._tools, _written(self.batch)
+        await self._lasting(lambda: tools.desk.done(tools.batches.end, batch, written, ending))
+
+    def _say(self, why: Fault) -> None:
+        """Why it ends, unless that is said."""
+        said = msgspec.structs.replace(self.batch.said, faults=self.batch.said.faults or (why,))
+        self.batch = msgspec.structs.replace(self.batch, said=said)
 
     async def _finish_lines(self, block: list[Line], ending: Status) -> None:
         if not block:
@@ -423,16 +462,56 @@ class Shift:
         tools, first = self._tools, block[0].number
         done = await self._lasting(lambda: tools.desk.done(tools.batches.done_among, self.batch, first, len(block)))
         problem = results.EXPIRED if ending is Status.EXPIRED else results.CANCELLED
-        await self._append([done.get(line.number) or _left(line, problem) for line in block])
+        found = [done.get(line.number) or _left(line, problem) for line in block]
+        await self._append(found, behind=block[-1].number + 1)
+
+    async def _salvage(self, why: Fault) -> None:
+        """Write what is done, without what is lost, and end the batch: its other lines have failed, and cannot be named."""
+        tools, ending = self._tools, self._ending or Status.FAILED
+        if self._ending is None:
+            self._say(why)
+            await self._lasting(lambda: tools.desk.done(tools.batches.finalize, self.batch, ending))
+        lost = self.batch.total - self._place.number
+        while found := await self._lasting(
+            lambda: tools.desk.done(
+                tools.batches.done_behind, self.batch, self._place.number, TOGETHER_LINES, PIECE_BYTES
+            )
+        ):
+            lost -= len(found)
+            await self._append(found, behind=found[-1].line.number + 1)
+        if lost:
+            ending = Status.FAILED if ending is Status.COMPLETED else ending
+            self._say(why)
+            await self._append([], behind=self.batch.total)
+        await self._end(ending)
 
     async def _lasting(self, work: Callable[[], Awaitable[T]]) -> T:
-        """What `work` returns, once the database and the folder of files, or the object store, take it."""
+        """What `work` returns, once the database and the folder of files, or the object store, take it.
+
+        Those that are away are waited for; raises _Unreadable when they are there and what they are asked for is lost.
+        """
+        losses = 0
         while True:
             try:
                 return await work()
-            except (StoreUnavailable, VaultFailed) as error:
-                log.warning("batch %s waits: %s", self.batch.id, error.reason)
-                await asyncio.sleep(self._tools.retry_s)
+            except StoreUnavailable as error:
+                reason = error.reason
+            except (ContentLost, VaultFailed) as error:
+                losses += 1
+                reason = error.reason if isinstance(error, VaultFailed) else "bytes of its file are gone"
+                if losses >= LOSSES_MAX:
+                    log.error("batch %s: %s", self.batch.id, reason)
+                    raise _Unreadable(_LOST) from None
+            log.warning("batch %s waits: %s", self.batch.id, reason)
+            await asyncio.sleep(self._tools.retry_s * min(2 ** max(losses - 1, 0), PAUSES_MAX))
+
+
+_LOST = Fault("content_lost", "Answers of this batch cannot be read any more.")
+
+
+def _lost_from(line: int) -> Fault:
+    said = f"The input file cannot be read from line {line} on: its content is lost."
+    return Fault("invalid_input_file", said, "input_file_id", line)
 
 
 def _left(line: Line, problem: Problem) -> Done:

@@ -19,7 +19,7 @@ from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import LocalStore, from_url
 
 from serving.config import FileSettings
-from serving.errors import Refusal, StoreUnavailable
+from serving.errors import ContentLost, Refusal, StoreUnavailable
 from serving.gateway.stored.vault import bound_to, opened_with, sealed_with
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 #: Bytes of a piece before it is sealed, at most: what one upload or one batch has in memory of its file.
 PIECE_BYTES = 1024 * 1024
 FOLDER = "files"
+#: An object without bytes beside the files: where it is not, this is another folder or bucket than files were put into (BAT-6).
+MARKER = "here"
 #: Pieces that are removed at a time: what one request to S3 may name.
 DELETED_AT_ONCE = 1000
 
@@ -57,6 +59,7 @@ class Pieces:
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
+        self._is_marked = False
 
     @classmethod
     def open(cls, settings: FileSettings, home: Path) -> Self:
@@ -77,13 +80,20 @@ class Pieces:
         """Keep a piece, in place of one that is there already."""
         sealed = cipher.sealed(number, piece)
         with _working():
+            if not self._is_marked:
+                await obstore.put_async(self._store, MARKER, b"", use_multipart=False)
+                self._is_marked = True
             await obstore.put_async(self._store, _name(cipher.file_id, number), sealed, use_multipart=False)
 
     async def get(self, cipher: Cipher, number: int) -> bytes:
-        """A piece as it was put. Raises VaultFailed for one that was not."""
+        """A piece as it was put. Raises ContentLost where it is gone, and VaultFailed for one that was not put there."""
         with _working():
-            found = await obstore.get_async(self._store, _name(cipher.file_id, number))
-            sealed = bytes(await found.bytes_async())
+            try:
+                found = await obstore.get_async(self._store, _name(cipher.file_id, number))
+                sealed = bytes(await found.bytes_async())
+            except _MISSING:
+                await obstore.head_async(self._store, MARKER)
+                raise ContentLost from None
         return cipher.opened(number, sealed)
 
     async def pieces(self, cipher: Cipher, count: int) -> AsyncIterator[bytes]:
@@ -108,8 +118,11 @@ class Pieces:
         """Remove whatever there is of a file."""
         with _working():
             async for listed in obstore.list(self._store, prefix=file_id, chunk_size=DELETED_AT_ONCE):
-                with suppress(NotFoundError, FileNotFoundError):
+                with suppress(*_MISSING):
                     await obstore.delete_async(self._store, [it["path"] for it in listed])
+
+
+_MISSING = (NotFoundError, FileNotFoundError)
 
 
 def _name(file_id: str, number: int) -> str:

@@ -16,8 +16,17 @@ from serving.config import FileSettings
 from serving.errors import ApiError, EngineFailed
 from serving.gateway.nouns import Usage
 from serving.gateway.store.store import Store
-from serving.gateway.stored.batches.batches import WINDOW_S, Batch, Batches, Said, Status
-from serving.gateway.stored.batches.shift import AHEAD_LINES, TOGETHER_LINES, WINDOW_LINES, Keep, Shift, Tools
+from serving.gateway.stored.batches.batches import WINDOW_S, Batch, Batches, Done, Said, Status
+from serving.gateway.stored.batches.jsonl import Line
+from serving.gateway.stored.batches.shift import (
+    AHEAD_LINES,
+    LOSSES_MAX,
+    TOGETHER_LINES,
+    WINDOW_LINES,
+    Keep,
+    Shift,
+    Tools,
+)
 from serving.gateway.stored.batches.spare import Spare
 from serving.gateway.stored.desk import Desk
 from serving.gateway.stored.files.files import brought_by
@@ -121,6 +130,56 @@ async def test_a_fault_of_ours_cancels_no_line(tmp_path: Path) -> None:
     assert (ended.status, ended.done, ended.failed) == (Status.COMPLETED, LINES, 1)
 
 
+async def test_a_file_that_is_lost_in_part_ends_its_batch(tmp_path: Path) -> None:
+    """What was answered is in its files, whichever side of the loss it stands; the error names the first line that cannot be read."""
+    with SqlitePlace(tmp_path).open() as store:
+        answering = Answering()
+        batch, tools = await begun(store, tmp_path, answering)
+        tools.batches.begin(batch, LINES, "m")
+        batch = msgspec.structs.replace(batch, in_progress_at=0.0, total=LINES, model="m")
+        last = Line(LINES - 1, LINES, 0, b"")
+        tools.batches.keep(batch, Done(last, b'{"custom_id": "the last"}\n', is_failed=False))
+        (tmp_path / "files" / batch.input_file_id / "00000001").unlink()
+        await Shift(batch, tools).run()
+        ended = tools.batches.find(CALLER.tenant_id, batch.id)
+        outputs = await written(tools, ended.output.file_id)
+
+    (fault,) = ended.said.faults
+    read = len(answering.asked)
+    assert (ended.status, fault.code, fault.line) == (Status.FAILED, "invalid_input_file", read + 1) and read > 100
+    answered = [str(number) for number in range(read) if number != 107]
+    assert [it["custom_id"] for it in outputs] == [*answered, "the last"]
+    assert (ended.done, ended.failed, ended.total) == (LINES, LINES - len(outputs), LINES)
+
+
+async def test_a_loss_while_a_file_is_checked_is_a_fault_of_the_file(tmp_path: Path) -> None:
+    """So is a piece that was changed. Nothing was called."""
+    with SqlitePlace(tmp_path).open() as store:
+        answering = Answering()
+        batch, tools = await begun(store, tmp_path, answering)
+        (tmp_path / "files" / batch.input_file_id / "00000001").write_bytes(b"\x01" * 200)
+        await Shift(batch, tools).run()
+        ended = tools.batches.find(CALLER.tenant_id, batch.id)
+
+    assert (ended.status, [it.code for it in ended.said.faults]) == (Status.FAILED, ["invalid_input_file"])
+    assert not answering.asked
+
+
+async def test_a_folder_that_is_away_is_no_loss(tmp_path: Path) -> None:
+    """However long: the batch goes on when it is back."""
+    with SqlitePlace(tmp_path).open() as store:
+        batch, tools = await begun(store, tmp_path, Answering())
+        (tmp_path / "files").rename(tmp_path / "away")
+        (tmp_path / "files").mkdir()
+        running = asyncio.create_task(Shift(batch, tools).run())
+        await asyncio.sleep(4 * LOSSES_MAX * tools.retry_s)
+        assert not running.done()
+        (tmp_path / "files").rmdir()
+        (tmp_path / "away").rename(tmp_path / "files")
+        await running
+        assert tools.batches.find(CALLER.tenant_id, batch.id).status is Status.COMPLETED
+
+
 async def begun(store: Store, home: Path, answering: Answering, clock: Clock | None = None) -> tuple[Batch, Tools]:
     """A batch of `LINES` lines in two pieces, which this gateway has."""
     clock = clock or Clock(1_795_000_000.0)
@@ -150,7 +209,7 @@ async def begun(store: Store, home: Path, answering: Answering, clock: Clock | N
     batch = batches.take(sign, "one")
     assert batch is not None
     spare = Spare(lambda model: ([EngineLoad()] * 8, 0), 1e12, time.monotonic)
-    tools = Tools(batches, files, Desk(), spare, answering, 10_000, 100_000, time.monotonic)
+    tools = Tools(batches, files, Desk(), spare, answering, 10_000, 100_000, time.monotonic, retry_s=0.002)
     return batch, tools
 
 

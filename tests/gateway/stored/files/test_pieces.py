@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from serving.config import FileSettings
-from serving.errors import Refusal, StoreUnavailable, VaultFailed
+from serving.errors import ContentLost, Refusal, StoreUnavailable, VaultFailed
 from serving.gateway.stored.files.pieces import PIECE_BYTES, Cipher, Pieces
 from serving.gateway.stored.vault import own_key
 from tests.clients import environments
@@ -68,7 +68,7 @@ async def kept_and_removed(shelf: Pieces) -> None:
     assert await shelf.get(ONE, 1) == b"again"
     await shelf.remove("file-1")
     await shelf.remove("file-1")
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(ContentLost):
         await shelf.get(ONE, 0)
     assert await shelf.get(OTHER, 0) == b"another"
 
@@ -84,6 +84,10 @@ async def test_s3_keeps_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """A bucket and a prefix in it, with the environment's credentials."""
     with s3(monkeypatch):
         await kept_and_removed(shelf_at(tmp_path, url=BUCKET))
+        # A bucket in which there is nothing at all, or that is none, is a wrong one: no file is lost for that.
+        for wrong in ("s3://night/elsewhere", "s3://no-such-bucket"):
+            with pytest.raises(StoreUnavailable):
+                await shelf_at(tmp_path, url=wrong).get(ONE, 0)
     with pytest.raises(StoreUnavailable):
         await shelf_at(tmp_path, url=BUCKET).put(ONE, 0, b"to a server that has gone")
 
