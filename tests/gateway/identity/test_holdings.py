@@ -18,6 +18,7 @@ from serving.gateway.stored.batches.batches import Batches, Done, Said
 from serving.gateway.stored.batches.jsonl import Line
 from serving.gateway.stored.estate import Whose
 from serving.gateway.stored.files.files import File, TenantFiles, brought_by
+from serving.gateway.stored.files.pieces import MARKER
 from serving.gateway.stored.vault import Vault, fresh_key
 from tests.clock import Clock
 from tests.gateway.places import Place
@@ -33,7 +34,7 @@ async def put(files: TenantFiles, caller: Caller) -> File:
 
 def kept(home: Path) -> set[str]:
     """The files that have bytes."""
-    return {path.name for path in (home / "files").iterdir()}
+    return {path.name for path in (home / "files").iterdir()} - {MARKER}
 
 
 async def test_a_persons_files_and_batches_go_and_others_stay(store: Store, place: Place, tmp_path: Path) -> None:
