@@ -8,7 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +167,11 @@ def test_ranks_share_weights_and_arithmetic_but_not_layers() -> None:
     """Eight ranks are faster than two, and by far not four times."""
     two, eight = (closed_loop(engine_speed(BIG, ranks("h100", it)), 16, 922, 922) for it in (2, 8))
     assert 1.3 < two.tpot_s / eight.tpot_s < 2.5 and two.ttft_s > eight.ttft_s
+    for tensor, clients in product((2, 4), (1, 4, 16, 64)):
+        fewer, more = (
+            closed_loop(engine_speed(BIG, ranks("h100", it)), clients, 922, 922) for it in (tensor, 2 * tensor)
+        )
+        assert 0.65 < more.tpot_s / fewer.tpot_s < 0.95, "what the catalogue says of twice the GPUs"
 
 
 def test_more_clients_are_never_faster() -> None:

@@ -13,8 +13,7 @@ GPUS: dict[str, Gpu] = {
             ray_label="H100",
             memory_gib=79.22,
             bandwidth_tb_per_s=3.35,
-            bf16_tflops=989.4,
-            source="memory measured: vLLM's log on an H100-80GB, github.com/vllm-project/vllm/pull/10511; rates: NVIDIA's data sheet of the H100 SXM",
+            source="memory measured: vLLM's log on an H100-80GB, github.com/vllm-project/vllm/pull/10511; bandwidth: NVIDIA's data sheet of the H100 SXM",
         ),
         Gpu(
             name="h200",
@@ -22,8 +21,7 @@ GPUS: dict[str, Gpu] = {
             ray_label="H200",
             memory_gib=139.8,
             bandwidth_tb_per_s=4.8,
-            bf16_tflops=989.4,
-            source="memory unverified: 141 GB by NVIDIA's data sheet, less what the driver keeps on an H100; rates: NVIDIA's data sheet of the H200 SXM",
+            source="memory unverified: 141 GB by NVIDIA's data sheet, less what the driver keeps on an H100; bandwidth: NVIDIA's data sheet of the H200 SXM",
         ),
     )
 }

@@ -15,7 +15,10 @@ GPUSTACK = (
 )
 TIGHT = "vllm issues 23278 (−2.14 GiB of KV), 27508 (+1.71 GiB at 0.95), 33155, with vLLM's default of 1,024 sequences"
 EXPERTS = "vllm PR 25488: DP=2 with EP improved TTFT and hurt TPOT; 34259: Triton kernels with EP crashed on SM90"
-SHARDS = "computed: each rank reads 1/TP of the weights a token needs; 8 KV heads are the limit"
+SHARDS = (
+    "computed (SCL-7): twice the GPUs take 0.7 to 0.9 of the time per token, because launches and communication of each"
+    " layer stay as they are; 8 KV heads are the limit"
+)
 
 GPT_OSS_120B = (
     Profile(
@@ -29,7 +32,7 @@ GPT_OSS_120B = (
     Profile(
         name="latency",
         gpu="h100",
-        reason="Fewer milliseconds per token for few users: four GPUs share each token's work.",
+        reason="Fewer milliseconds per token for few users: four GPUs share each token's weights and arithmetic.",
         source=SHARDS,
         tensor=4,
         max_num_seqs=128,
@@ -109,7 +112,7 @@ GPT_OSS_120B = (
     Profile(
         name="latency",
         gpu="h200",
-        reason="Fewer milliseconds per token for few users: four GPUs share each token's work.",
+        reason="Fewer milliseconds per token for few users: four GPUs share each token's weights and arithmetic.",
         source=SHARDS,
         tensor=4,
         max_num_seqs=128,

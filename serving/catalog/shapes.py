@@ -175,10 +175,7 @@ class Gpu(_Shape):
     memory_gib: Annotated[float, Field(gt=0)]
     """GiB that CUDA reports as its total: what vLLM takes its share of."""
     bandwidth_tb_per_s: Annotated[float, Field(gt=0)]
-    """Peak of its memory, in 10^12 bytes a second: what decoding is limited by."""
-    bf16_tflops: Annotated[float, Field(gt=0)]
-    """Peak of its tensor cores without sparsity, in 10^12 FLOP a second: what prefill is limited by. Quantised weights are
-    unpacked to bf16 by the kernels in use here."""
+    """Peak of its memory, in 10^12 bytes a second: KV and all weights but routed experts are read at it."""
     source: str
     """Where these figures come from."""
 
