@@ -126,12 +126,13 @@ class ThreadUnsupported(UnsupportedParameter):
 
 
 class PreviousResponseNotFound(InvalidRequest):
-    """A response to go on from was never here, is another tenant's, was deleted or has expired: which, is not said."""
+    """A response to go on from was never here or is another tenant's, which is one answer; or it is `gone`, and how is said."""
 
     code = "previous_response_not_found"
 
-    def __init__(self, response_id: str) -> None:
-        super().__init__(f"Previous response with id '{response_id}' not found.", param="previous_response_id")
+    def __init__(self, response_id: str, gone: str = "") -> None:
+        said = f"Previous response with id '{response_id}' not found.{' ' if gone else ''}{gone}"
+        super().__init__(said, param="previous_response_id")
 
 
 class StorageExceeded(InvalidRequest):
@@ -234,8 +235,10 @@ class ResourceNotFound(ApiError):
     type = "invalid_request_error"
     code = "not_found"
 
-    def __init__(self, message: str = "There is nothing here with that name or id.") -> None:
-        super().__init__(message)
+    def __init__(
+        self, message: str = "There is nothing here with that name or id.", *, param: str | None = None
+    ) -> None:
+        super().__init__(message, param=param)
 
 
 class MethodNotAllowed(ApiError):

@@ -183,6 +183,8 @@ class Background:
     async def _performed(self, run: _Run, perform: Perform) -> None:
         async def accepted() -> None:
             await self._memory.done(self._memory.shelf.put, run.new, running.encoded(run.shell), "queued")
+            if run.output.is_streamed:
+                run.output.open(run.shell)
             run.visit.is_handed_over = True
             run.accepted.set()
 

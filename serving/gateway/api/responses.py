@@ -26,6 +26,7 @@ from serving.gateway.stored.memory import Memory
 PATH = "/v1/responses/{id}"
 CANCEL_PATH = f"{PATH}/cancel"
 INPUT_PATH = f"{PATH}/input_items"
+COMPACT_PATH = "/v1/responses/compact"
 #: Where the API's document has what is stored, and what a page of items is asked by.
 TAG = "stored"
 PAGED = {"after": "The item behind which the page begins.", "limit": "1 to 100.", "order": "`asc` or `desc`."}
@@ -62,6 +63,7 @@ class Responses:
         yield Entry("POST", CANCEL_PATH, self.cancel, about=about(summary="End one that runs in the background."))
         listed = about(summary="What it was made of.", answer=items.Page, query=PAGED)
         yield Entry("GET", INPUT_PATH, self.list_input, about=listed)
+        yield Entry("POST", COMPACT_PATH, self.compact, about=about(summary="Refused: nothing is compacted here."))
 
     async def show(self, visit: Visit) -> None:
         """`GET /v1/responses/{id}`: the response, or with `stream=true` its events."""
@@ -97,6 +99,13 @@ class Responses:
         with self._admission.entered(visit.record) as share:
             page = await self._memory.done(self._page, caller.tenant_id, response_id, asked)
             await hand_over(visit, share, page, self._read_s)
+
+    async def compact(self, visit: Visit) -> None:
+        """`POST /v1/responses/compact`, which there is not (MEM-13)."""
+        visit.record.caller = await self._identity.identify(visit.request)
+        raise RouteNotFound(
+            f"Invalid URL (POST {COMPACT_PATH}): responses are not compacted here. Ask for a summary in a message, and begin anew with it."
+        )
 
     def _page(self, tenant_id: str, response_id: str, asked: items.Asked) -> bytes:
         said = self._memory.shelf.input_of(tenant_id, response_id)

@@ -43,6 +43,7 @@ from serving.gateway.store.tables import (
     meta,
     prices,
     response_events,
+    response_items,
     responses,
     tenants,
 )
@@ -50,7 +51,7 @@ from serving.gateway.stored.keeping import RESPONSE_BYTES_MAX
 
 FORMAT = 1
 #: In this order, so that a key finds its tenant. Left out is what belongs to gateways that run now (`gateways`, `counters`, `leases`,
-#: `changes`) or is for a day (`idempotency`): after a restore others run, and count from the ledger.
+#: `changes`) or is for days (`idempotency`, `gone_responses`): after a restore others run, and count from the ledger.
 TABLES = {
     str(table.name): table
     for table in (
@@ -62,6 +63,7 @@ TABLES = {
         audit,
         responses,
         response_events,
+        response_items,
         conversations,
         conversation_items,
         files,

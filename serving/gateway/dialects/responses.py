@@ -185,7 +185,8 @@ FIELDS: Table = {
     "input": honoured(
         "text or items: messages, reasoning, function calls, their outputs; older items of hosted tools become text or"
         " are left out, and media in a tool's output a sentence; reasoning may come back as text, sealed, by reference, or not at all"
-        " before a call ([RLY-10](decisions/relay.md))",
+        " before a call ([RLY-10](decisions/relay.md)); where the tenant's policy says `store_responses` any item of an answer by reference"
+        " ([MEM-11](decisions/stored.md))",
         OfKind(ITEMS_KIND, responses_input),
         is_required=True,
     ),

@@ -23,6 +23,7 @@ from serving.gateway.store.tables import (
     conversations,
     end_users,
     response_events,
+    response_items,
     responses,
     sessions,
     tenants,
@@ -104,6 +105,7 @@ def _erase_stored(connection: Connection, refs: list[str]) -> None:
     changes.note(connection, *(Change(Kind.RESPONSE, it) for it in connection.scalars(running)))
     theirs = select(responses.c.id).where(responses.c.user_ref.in_(refs))
     connection.execute(delete(response_events).where(response_events.c.response_id.in_(theirs)))
+    connection.execute(delete(response_items).where(response_items.c.response_id.in_(theirs)))
     connection.execute(delete(responses).where(responses.c.user_ref.in_(refs)))
     talks = select(conversations.c.id).where(conversations.c.user_ref.in_(refs))
     said = conversation_items.c

@@ -303,6 +303,26 @@ response_events = Table(
     Column("sealed", LargeBinary, nullable=False),
 )
 
+# Where the items of an answer are found by their ids, for clients that refer to them.
+response_items = Table(
+    "response_items",
+    metadata,
+    Column("id", String(128), primary_key=True),
+    Column("response_id", String(64), primary_key=True),
+)
+Index("response_items_by_response", response_items.c.response_id)
+
+# Responses that a client deleted or whose time was over, by their ids alone, so that whoever goes on from one is told which of the two.
+gone_responses = Table(
+    "gone_responses",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant_id", String(32), nullable=False),
+    Column("was_deleted", Boolean, nullable=False),
+    Column("told_until", Moment, nullable=False),
+)
+Index("gone_responses_by_end", gone_responses.c.told_until)
+
 conversations = Table(
     "conversations",
     metadata,

@@ -26,7 +26,7 @@ HISTORY_BYTES_MAX = 8 * 1024 * 1024
 ITEMS_MAX = 10_000
 SECONDS_PER_DAY = 86_400.0
 #: Ids that are looked for at once.
-_IDS_AT_ONCE = 500
+IDS_AT_ONCE = 500
 
 
 class Past(msgspec.Struct, frozen=True):
@@ -180,8 +180,8 @@ class Conversations:
     def _taken(self, connection: Connection, conversation_id: str, ids: list[str]) -> set[str]:
         table = conversation_items.c
         found: set[str] = set()
-        for start in range(0, len(ids), _IDS_AT_ONCE):
-            some = ids[start : start + _IDS_AT_ONCE]
+        for start in range(0, len(ids), IDS_AT_ONCE):
+            some = ids[start : start + IDS_AT_ONCE]
             query = select(table.id).where(table.conversation_id == conversation_id, table.id.in_(some))
             found |= set(connection.scalars(query))
         return found

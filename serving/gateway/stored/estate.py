@@ -39,6 +39,7 @@ from serving.gateway.store.tables import (
     conversation_items,
     conversations,
     files,
+    gone_responses,
     response_events,
     responses,
 )
@@ -159,6 +160,8 @@ def erase(store: Store, whose: Whose, witness: Witness = unwitnessed, clock: Cal
         # What others said in conversations that stay.
         if whose.user_ref is not None:
             connection.execute(delete(conversation_items).where(_said_by(whose)))
+        else:
+            connection.execute(delete(gone_responses).where(whose.of(gone_responses)))
         details = {"user": whose.user_ref, "count": count}
         witness(connection, Act(ActKind.STORED_ERASE, "stored", whose.tenant_id or "", details))
     return count

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -70,10 +70,40 @@ def _kind(item: Item) -> str:
     return item.get("type") or ("item_reference" if item.keys() == {"id"} else "message")
 
 
+def is_id(value: str) -> bool:
+    """Can this be an item's id?"""
+    return _IDS.fullmatch(value) is not None
+
+
+def references(value: Any) -> list[str]:
+    """The ids of stored items that a request's `input` refers to, in its order."""
+    listed = value if isinstance(value, list) else []
+    ids = [item.get("id") for item in listed if isinstance(item, dict) and _kind(item) == "item_reference"]
+    return [it for it in ids if isinstance(it, str) and is_id(it)]
+
+
+def resolved(value: list[Any], found: Mapping[str, Item], before: Collection[str]) -> list[Any]:
+    """A request's `input` with the items that it refers to; references to what stands `before` it add nothing.
+
+    Reasoning that is not found is still referred to: gateways may remember it, and models can do without. Raises ResourceNotFound
+    for any other.
+    """
+    read = []
+    for item in value:
+        item_id = str(item.get("id")) if isinstance(item, dict) and _kind(item) == "item_reference" else None
+        if item_id is None or (item_id not in found and item_id not in before and item_id.startswith("rs_")):
+            read.append(item)
+        elif item_id not in before:
+            if item_id not in found:
+                raise ResourceNotFound(f"Item with id '{item_id[:_ID_CHARS_MAX]}' not found.", param="input")
+            read.append(found[item_id])
+    return read
+
+
 def _listed(item: Item) -> Item:
     kind = _kind(item)
     item_id = item.get("id")
-    if not isinstance(item_id, str) or not _IDS.fullmatch(item_id):
+    if not isinstance(item_id, str) or not is_id(item_id):
         item_id = fresh_id(_PREFIXES.get(kind, "item"))
     kept = {"id": item_id, "type": kind, **{name: it for name, it in item.items() if name not in ("id", "type")}}
     if kind == "message" and isinstance(kept.get("content"), str):

@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import msgspec
 
 from serving.gateway import policies
 from serving.gateway.dialects.dialect import Body
@@ -50,14 +52,21 @@ class Memory:
     async def recalled(self, caller: Caller, body: Body) -> Turn:
         """The turn that a body wants, whose `input` then goes on from what was said before.
 
-        Raises InvalidRequest and its kinds, and ResourceNotFound for a conversation that there is not.
+        Raises InvalidRequest and its kinds, and ResourceNotFound for a conversation, or an item that it refers to, that there is not.
         """
-        wish, given = wishes.taken(body), body.get("input")
+        wish = wishes.taken(body)
+        given: Any = body.get("input")
         past = Past()
         if wish.previous_id is not None:
             past = await self.done(self.shelf.past, caller.tenant_id, wish.previous_id)
         elif wish.conversation_id is not None:
             past = await self.done(self.conversations.history, caller.tenant_id, wish.conversation_id)
+        if names := items.references(given):
+            before = {str(item.get("id")) for item in past.items}
+            found = await self.done(self.shelf.referred, caller.tenant_id, names)
+            given = items.resolved(given, {item["id"]: item for item in found.items}, before) or None
+            body["input"] = given
+            past = msgspec.structs.replace(past, size_bytes=past.size_bytes + found.size_bytes)
         if past.items:
             body["input"] = Continued(items.carried(past.items), given)
         return Turn(caller, wish, past, items.fresh_id("resp"), self._clock(), given)

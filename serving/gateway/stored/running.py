@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from itertools import accumulate, islice, takewhile
 
 import msgspec
@@ -24,6 +25,7 @@ EVENT_BYTES_MAX = 8 * 1024 * 1024
 TAIL_BYTES = 64 * 1024
 
 _NUMBER = re.compile(rb'"sequence_number":(\d{1,15})')
+_CREATED = b"event: response.created\n"
 #: Called with the finished response in JSON.
 End = Callable[[bytes], Awaitable[object]]
 
@@ -40,6 +42,8 @@ class Running:
         self.events: list[tuple[int, bytes]] = []
         self.dropped = 0
         self.last_number = -1
+        #: Events that stand before the engine's.
+        self._own = 0
         self._event_bytes = 0
         #: Events that are in the database.
         self.kept = 0
@@ -68,7 +72,7 @@ class Running:
             self._body += body
         elif self.is_whole and not self.is_over and (response := response_in(body)) is not None:
             require_room(len(response))
-            *before, last = framing.split(body)
+            *before, last = self._numbered(body)
             self._take(b"".join(before))
             # Once its end is kept nothing may fail any more.
             self.take_memory(len(last))
@@ -78,15 +82,22 @@ class Running:
             self.kept = self.count
             self.close()
         else:
-            self._take(body)
+            self.write_now(body)
 
     def write_now(self, body: bytes) -> None:
-        self._take(body)
+        self._take(b"".join(self._numbered(body)))
 
     async def finish(self, body: bytes = b"") -> None:
         if not self.is_streamed:
             await self._end(bytes(self._body))
         self.close()
+
+    def open(self, document: dict[str, object]) -> None:
+        """The first events of a stream: the response is there, and waits. The engine's own beginning is left out."""
+        for kind in ("response.created", "response.queued"):
+            number = self.last_number + 1
+            self._take(framing.named({"type": kind, "sequence_number": number, "response": document}))
+        self._own = self.last_number + 1
 
     def cut(self) -> None:
         return None
@@ -137,6 +148,15 @@ class Running:
         except TimeoutError:
             return
 
+    def _numbered(self, block: bytes) -> list[bytes]:
+        """The engine's events behind those that stand before them."""
+        events = framing.split(block)
+        if not self._own:
+            return events
+        # Its `response.created` is among them: what follows moves on by one less.
+        shift = self._own - 1
+        return [_NUMBER.sub(partial(_moved, shift), event, 1) for event in events if not event.startswith(_CREATED)]
+
     def _take(self, block: bytes) -> None:
         if self._event_bytes + len(block) > EVENT_BYTES_MAX:
             return
@@ -154,6 +174,10 @@ class Running:
     def _tell(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _moved(shift: int, number: re.Match[bytes]) -> bytes:
+    return b'"sequence_number":%d' % (int(number[1]) + shift)
 
 
 def last_event(document: dict[str, object], number: int) -> bytes:

@@ -1,11 +1,12 @@
 """Shelf: stored responses in the database: sealed, by tenant, each until its time. Everything here blocks.
 
-A row that has expired, or is another tenant's, is not there: no answer tells it from one that never was.
+A row that has expired, or is another tenant's, is not there. Whoever goes on from a response of their own tenant's is told for a while
+that it was deleted or has expired; another tenant's is never told from one that never was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -17,10 +18,11 @@ from serving.gateway.identity import changes
 from serving.gateway.identity.changes import Change, Kind
 from serving.gateway.nouns import Caller
 from serving.gateway.store.store import Store
-from serving.gateway.store.tables import RUNNING, response_events, responses
+from serving.gateway.store.tables import RUNNING, gone_responses, response_events, response_items, responses
 from serving.gateway.stored import items as listing
-from serving.gateway.stored.conversations import Conversations, Past, require_modest
+from serving.gateway.stored.conversations import IDS_AT_ONCE, Conversations, Past, require_modest
 from serving.gateway.stored.items import Item
+from serving.gateway.stored.sweeping import forget_responses, note_gone
 from serving.gateway.stored.vault import Vault, bound_to
 from serving.gateway.stored.wishes import IDS, possible
 
@@ -34,6 +36,8 @@ PUT_OFF_S = 86_400.0
 EVENT_PIECES = 8
 #: The error of a response whose gateway died.
 LOST = {"code": "server_error", "message": "The gateway that ran this response is gone; it was not run again."}
+#: How a response has gone, as it is told.
+WAS_DELETED, HAS_EXPIRED = "It was deleted.", "It has expired."
 #: States of one in the background that may stand in its row alone: it has begun, or its gateway died.
 _SAID_IN_ROW = ("in_progress", "failed")
 
@@ -97,6 +101,8 @@ class Shelf:
         with self._store.begin() as connection:
             if new.stores:
                 connection.execute(insert(responses).values(self._row(new, response, status)))
+                if status not in RUNNING:
+                    _index(connection, new.id, answered)
                 self._put_off(connection, new.ancestors)
             if new.conversation_id is not None and status not in RUNNING:
                 self._conversations.append(
@@ -113,6 +119,7 @@ class Shelf:
             values = {"status": status, "size_bytes": size, "sealed_response": sealed}
             if connection.execute(ended.values(values)).rowcount == 0:
                 return False
+            _index(connection, new.id, answered)
             if new.conversation_id is not None and status in ("completed", "incomplete"):
                 self._conversations.append(
                     connection, new.caller, new.conversation_id, [*new.said, *listing.said(answered)]
@@ -233,6 +240,29 @@ class Shelf:
             items += [*kept.said, *(msgspec.json.decode(kept.response).get("output") or [])]
         return Past(items, ids, sum(row.size_bytes for row in found.values()))
 
+    def referred(self, tenant_id: str, item_ids: Collection[str]) -> Past:
+        """Items of answers by their ids, as far as there are any, with the bytes of the responses that were read for them.
+
+        Raises ContextExceeded where those are too much.
+        """
+        wanted = set(item_ids)
+        sizes: dict[str, int] = {}
+        with self._store.begin() as connection:
+            for some in _by_portions(sorted(wanted)):
+                holding = select(response_items.c.response_id).where(response_items.c.id.in_(some))
+                there = (responses.c.tenant_id == tenant_id, responses.c.expires_at > self._clock())
+                found = select(responses.c.id, responses.c.size_bytes).where(responses.c.id.in_(holding), *there)
+                sizes |= {row.id: row.size_bytes for row in connection.execute(found)}
+            require_modest(sum(sizes.values()), "input")
+            rows = [
+                row
+                for some in _by_portions(sorted(sizes))
+                for row in connection.execute(select(responses).where(responses.c.id.in_(some)))
+            ]
+        outputs = (msgspec.json.decode(self._opened(row).response).get("output") or [] for row in rows)
+        items = {item["id"]: item for output in outputs for item in output if item.get("id") in wanted}
+        return Past(list(items.values()), (), sum(sizes.values()))
+
     def _chain(self, connection: Connection, tenant_id: str, response_id: str) -> list[str]:
         """The ids of a response and those it goes on from, oldest first."""
         if not IDS.fullmatch(response_id):
@@ -249,7 +279,7 @@ class Shelf:
         chain = chain.union_all(before)
         rows = connection.execute(select(chain).order_by(chain.c.depth.desc())).all()
         if not rows:
-            raise PreviousResponseNotFound(response_id)
+            raise self._missing(connection, tenant_id, response_id)
         if len(rows) > self._chain_max:
             raise ContextExceeded(
                 f"The response goes on from more than {self._chain_max} others: begin anew.",
@@ -257,8 +287,19 @@ class Shelf:
             )
         require_modest(sum(row.size_bytes for row in rows), "previous_response_id")
         if rows[0].previous_id is not None:
-            raise PreviousResponseNotFound(rows[0].previous_id)
+            raise self._missing(connection, tenant_id, rows[0].previous_id)
         return [row.id for row in rows]
+
+    def _missing(self, connection: Connection, tenant_id: str, response_id: str) -> PreviousResponseNotFound:
+        """What is told of a response that is not there: how it has gone, where it was this tenant's."""
+        mine = (gone_responses.c.id == response_id, gone_responses.c.tenant_id == tenant_id)
+        was_deleted = connection.scalar(select(gone_responses.c.was_deleted).where(*mine))
+        if was_deleted is not None:
+            return PreviousResponseNotFound(response_id, WAS_DELETED if was_deleted else HAS_EXPIRED)
+        # Past its time, and not yet swept.
+        waits = select(responses.c.id).where(responses.c.id == response_id, responses.c.tenant_id == tenant_id)
+        is_over = connection.scalar(waits.where(responses.c.expires_at <= self._clock())) is not None
+        return PreviousResponseNotFound(response_id, HAS_EXPIRED if is_over else "")
 
     def delete(self, tenant_id: str, response_id: str) -> None:
         """Delete a response; those that went on from it stay, and can no longer be gone on from. Raises ResourceNotFound."""
@@ -269,8 +310,8 @@ class Shelf:
                 raise _no_response(response_id)
             if status in RUNNING:
                 changes.note(connection, Change(Kind.RESPONSE, response_id))
-            connection.execute(delete(responses).where(responses.c.id == response_id))
-            connection.execute(delete(response_events).where(response_events.c.response_id == response_id))
+            gone = forget_responses(connection, [response_id])
+            note_gone(connection, gone, self._clock(), was_deleted=True)
 
     def _row(self, new: New, response: bytes, status: str) -> dict[str, Any]:
         said, tenant_id = msgspec.json.encode(new.said), new.caller.tenant_id
@@ -312,6 +353,18 @@ class Shelf:
             responses.c.tenant_id == tenant_id,
             responses.c.expires_at > self._clock(),
         )
+
+
+def _index(connection: Connection, response_id: str, answered: list[Item]) -> None:
+    """Have the items of an answer found by their ids."""
+    ids = {item["id"] for item in answered if isinstance(item.get("id"), str) and listing.is_id(item["id"])}
+    if ids:
+        connection.execute(insert(response_items), [{"id": it, "response_id": response_id} for it in ids])
+
+
+def _by_portions(ids: list[str]) -> Iterator[list[str]]:
+    """So many that a statement takes them."""
+    return (ids[start : start + IDS_AT_ONCE] for start in range(0, len(ids), IDS_AT_ONCE))
 
 
 def _as_in_row(status: str, document: dict[str, Any]) -> bytes:

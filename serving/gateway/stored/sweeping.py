@@ -6,10 +6,10 @@ The ledger's writer does it between its own transactions, in every gateway; what
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from math import inf
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
 from serving.gateway.store.store import Store
 from serving.gateway.store.tables import (
@@ -17,7 +17,9 @@ from serving.gateway.store.tables import (
     conversation_items,
     conversations,
     gateways,
+    gone_responses,
     response_events,
+    response_items,
     responses,
 )
 
@@ -28,6 +30,8 @@ LOOK_S = 10.0
 BUSY_S = 1.0
 #: Seconds until the next look for what is past its time, when nothing is left of that.
 REST_S = 600.0
+#: Seconds for which it is told that a response was deleted or has expired; its id and tenant are kept as long.
+TOLD_S = 7 * 86_400.0
 #: Seconds a response of this gateway's own is given before it counts as one of which the gateway knows nothing.
 OWN_S = 60.0
 
@@ -78,23 +82,40 @@ class Sweeper:
 
 
 def expire(store: Store, now: float, limit: int = BATCH_ROWS) -> int:
-    """Delete a batch of what is past its time; returns how many responses or conversations, whichever are more."""
+    """Delete a batch of what is past its time; returns how many of the kind that most are of."""
     with store.following() as connection:
         old = select(responses.c.id).where(responses.c.expires_at <= now).order_by(responses.c.expires_at).limit(limit)
-        ids = list(connection.scalars(old))
-        forget_responses(connection, ids)
+        gone = forget_responses(connection, list(connection.scalars(old)))
+        note_gone(connection, gone, now, was_deleted=False)
+        told = select(gone_responses.c.id).where(gone_responses.c.told_until <= now)
+        some = list(connection.scalars(told.order_by(gone_responses.c.told_until).limit(limit)))
+        connection.execute(delete(gone_responses).where(gone_responses.c.id.in_(some)))
         old = select(conversations.c.id).where(conversations.c.expires_at <= now).order_by(conversations.c.expires_at)
         others = list(connection.scalars(old.limit(limit)))
         forget_conversations(connection, others)
-    return max(len(ids), len(others))
+    return max(len(gone), len(some), len(others))
 
 
-def forget_responses(connection: Connection, ids: Collection[str]) -> None:
-    """Delete these, with their streams."""
-    if ids:
-        # In this order: who keeps a piece of a stream holds its response.
-        connection.execute(delete(responses).where(responses.c.id.in_(ids)))
-        connection.execute(delete(response_events).where(response_events.c.response_id.in_(ids)))
+def forget_responses(connection: Connection, ids: Collection[str]) -> dict[str, str]:
+    """Delete these, with their streams; returns those that were there, each with its tenant."""
+    if not ids:
+        return {}
+    # In this order: who keeps a piece of a stream holds its response.
+    gone = delete(responses).where(responses.c.id.in_(ids)).returning(responses.c.id, responses.c.tenant_id)
+    found = {row.id: row.tenant_id for row in connection.execute(gone)}
+    connection.execute(delete(response_events).where(response_events.c.response_id.in_(ids)))
+    connection.execute(delete(response_items).where(response_items.c.response_id.in_(ids)))
+    return found
+
+
+def note_gone(connection: Connection, tenant_ids: Mapping[str, str], now: float, *, was_deleted: bool) -> None:
+    """Remember for a while how these responses went, each with its tenant. What an operator erases leaves nothing."""
+    rows = [
+        {"id": it, "tenant_id": tenant_id, "was_deleted": was_deleted, "told_until": now + TOLD_S}
+        for it, tenant_id in tenant_ids.items()
+    ]
+    if rows:
+        connection.execute(insert(gone_responses), rows)
 
 
 def forget_conversations(connection: Connection, ids: Collection[str]) -> None:

@@ -98,6 +98,7 @@ async def test_a_stream_is_taken_up_again(place: Place, engine: ScriptedEngine) 
 
     numbers = [it.sequence_number for it in whole]
     assert numbers == list(range(len(numbers))) and whole[-1].type == "response.completed"
+    assert [it.type for it in whole[:3]] == ["response.created", "response.queued", "response.in_progress"]
     for rest in rests:
         assert [it.sequence_number for it in [*first, *rest]] == numbers
         assert [it.type for it in [*first, *rest]] == [it.type for it in whole]
@@ -142,8 +143,8 @@ async def test_a_failure_is_told(tmp_path: Path, engine: ScriptedEngine, streams
         if streams:
             made = await client.responses.create(model=MODEL, input="x", background=True, stream=True)
             events = [it async for it in made]
-            assert [it.type for it in events] == ["response.failed"]
-            failed = events[0].response
+            assert [it.type for it in events] == ["response.created", "response.queued", "response.failed"]
+            failed = events[-1].response
         else:
             failed = await ended(client, (await client.responses.create(model=MODEL, input="x", background=True)).id)
         kept = await client.responses.retrieve(failed.id)

@@ -111,7 +111,8 @@ async def test_what_was_deleted_is_not_gone_on_from(tmp_path: Path, engine: Scri
             with pytest.raises(openai.BadRequestError) as refused:
                 await client.responses.create(model=MODEL, input="more", previous_response_id=parent.id)
             assert refused.value.code == "previous_response_not_found"
-            assert refused.value.param == "previous_response_id" and root.id in refused.value.message
+            assert refused.value.param == "previous_response_id"
+            assert f"'{root.id}' not found. It was deleted." in refused.value.message
         assert (await client.responses.retrieve(child.id)).output_text == "Blue."
 
 
@@ -139,6 +140,26 @@ async def test_nothing_is_another_tenants(tmp_path: Path, engine: ScriptedEngine
     assert {(it.status, it.error["code"]) for it in off} == {(404, "unknown_url")}
     said = {(it.status, it.error["code"], it.error["message"]) for it in on}
     assert said == {(404, "not_found", f"Response with id '{mine.id}' not found.")}
+
+
+async def test_stored_items_are_referred_to(tmp_path: Path, engine: ScriptedEngine) -> None:
+    """As the AI SDK does instead of naming a response: the engine is told what they say, and what goes on from that has it too."""
+    mine, yours = message("Blue.") | {"id": "msg_1"}, message("Sky.") | {"id": "msg_2"}
+    engine.improvise = speaking([thought("hm"), mine], [yours])
+    async with storing(tmp_path, engine) as world, client_of(world) as client:
+        first = await client.responses.create(model=MODEL, input="Which colour?")
+        refs = [{"type": "item_reference", "id": it.id} for it in first.output]
+        second = await client.responses.create(model=MODEL, input=[*refs, {"role": "user", "content": "Of what?"}])
+        again = [{"type": "item_reference", "id": "msg_2"}, {"role": "user", "content": "Sure?"}]
+        await client.responses.create(model=MODEL, input=again, previous_response_id=second.id)
+        with pytest.raises(openai.NotFoundError, match="Item with id 'msg_3' not found") as missed:
+            await client.responses.create(model=MODEL, input=[{"type": "item_reference", "id": "msg_3"}])
+        compact = await world.post("/v1/responses/compact", {"model": MODEL})
+
+    assert told(engine.received[1].body) == ["reasoning: hm", "assistant: Blue.", "user: Of what?"]
+    assert told(engine.received[2].body) == ["assistant: Blue.", "user: Of what?", "assistant: Sky.", "user: Sure?"]
+    assert missed.value.param == "input"
+    assert (compact.status, "not compacted here" in str(compact.error["message"])) == (404, True)
 
 
 async def test_what_is_not_to_be_stored_is_not(tmp_path: Path, engine: ScriptedEngine) -> None:

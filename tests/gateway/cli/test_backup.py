@@ -44,6 +44,7 @@ from serving.gateway.store.tables import (
     ledger,
     prices,
     response_events,
+    response_items,
     responses,
 )
 from tests.gateway.places import Place, PostgresPlace, SqlitePlace, settings_of
@@ -51,7 +52,7 @@ from tests.gateway.postgres import MIGRATED, Server
 
 TABLES = (
     *("tenants", "keys", "prices", "end_users", "ledger", "audit"),
-    *("responses", "response_events", "conversations", "conversation_items", "files", "batches"),
+    *("responses", "response_events", "response_items", "conversations", "conversation_items", "files", "batches"),
 )
 
 
@@ -114,7 +115,15 @@ def fill(place: Place, rows: int = 3) -> str:
             connection.execute(
                 insert(end_users), [{"ref": "u1", "tenant_id": "t1", "subject": "ann", "created_at": 1.5}]
             )
-            for table in (responses, response_events, conversations, conversation_items, files, batches):
+            for table in (
+                responses,
+                response_events,
+                response_items,
+                conversations,
+                conversation_items,
+                files,
+                batches,
+            ):
                 connection.execute(insert(table), [stored(table)])
             connection.execute(
                 insert(audit), [{**LINK, "number": number, "digest": bytes([number])} for number in (0, 1)]

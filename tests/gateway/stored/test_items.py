@@ -19,6 +19,17 @@ CALL = {"type": "function_call"}
 OUTPUT = {"type": "function_call_output"}
 
 
+def test_what_is_referred_to_stands_in_its_place() -> None:
+    """What was said before already adds nothing; reasoning that is not there is left to the gateway's memory, all else is missed."""
+    found: dict[str, dict[str, Any]] = {"msg_1": {"id": "msg_1", **ANSWER}, "rs_1": {"id": "rs_1", **THOUGHT}}
+    said = [{"type": "item_reference", "id": "rs_1"}, {"id": "msg_1"}, {"id": "rs_9"}, {"id": "msg_0"}, QUESTION]
+    assert items.references(said) == ["rs_1", "msg_1", "rs_9", "msg_0"]
+    assert items.resolved(said, found, {"msg_0"}) == [found["rs_1"], found["msg_1"], {"id": "rs_9"}, QUESTION]
+    with pytest.raises(ResourceNotFound, match="Item with id 'msg_0' not found"):
+        items.resolved(said, found, ())
+    assert [items.references(it) for it in ("text", None, [3, {"id": 4}, {"type": []}, {"id": "\0"}])] == [[]] * 3
+
+
 def test_what_was_said_is_listed_in_the_long_form() -> None:
     """As OpenAI lists it: with an id, a type, parts and a state; references are not kept."""
     (text,) = items.said("Hello")

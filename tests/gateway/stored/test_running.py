@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from serving.errors import EngineFailed, GatewayFull, InvalidRequest, RateLimitExceeded
+from serving.gateway.answers import framing
 from serving.gateway.stored import keeping, running
 from serving.gateway.stored.running import Running
 from tests.gateway.stored.speaking import message, stream
@@ -46,6 +47,24 @@ async def test_followers_have_events_as_they_come_and_the_last_once_it_is_kept()
     assert [number for number, _ in sink.behind(0, keeping.RESPONSE_BYTES_MAX)] == list(range(len(events) + 2))
     assert ended.events == len(events) + 1 and sink.is_over and sink.last_number == len(events) + 1
     assert running.numbered(b"".join(event for _, event in sink.events)) == sink.events
+
+
+async def test_a_stream_begins_before_any_engine_has_it() -> None:
+    """It is told to be made, and to wait; the engine's events are numbered behind that, its own beginning left out."""
+    sink, ended = output(is_streamed=True)
+    *events, before, last = stream([message('"sequence_number":7')])
+    sink.open({"status": "queued"})
+    for event in events:
+        await sink.write(event)
+    sink.is_whole = True
+    await sink.write(before + last)
+
+    told = [framing.read(event) or {} for _, event in sink.events]
+    kinds = [(framing.read(event) or {})["type"] for event in (*events, before, last)]
+    assert [it["type"] for it in told] == ["response.created", "response.queued", *kinds[1:]]
+    assert [it["sequence_number"] for it in told] == [number for number, _ in sink.events] == list(range(len(told)))
+    assert told[1]["response"] == {"status": "queued"} and ended.response is not None
+    assert '"sequence_number":7' in str(told[5])
 
 
 async def test_a_whole_answer_is_kept_when_it_is_finished() -> None:

@@ -7,7 +7,8 @@ import pytest
 
 from serving.errors import ContextExceeded, InvalidRequest, PreviousResponseNotFound, ResourceNotFound
 from serving.gateway.store.store import Store
-from serving.gateway.stored import conversations, shelf
+from serving.gateway.stored import conversations, estate, shelf, sweeping
+from serving.gateway.stored.estate import Whose
 from tests.gateway.places import Place
 from tests.gateway.stored.shelves import ADA, BOB, KEPT_S, RIVAL, Shelves, answer, texts
 
@@ -54,22 +55,69 @@ def test_what_is_gone_on_from_lives_as_long_as_what_goes_on(kept: Shelves) -> No
     for response_id in ("r1", "r2"):
         with pytest.raises(ResourceNotFound, match=f"Response with id '{response_id}' not found"):
             kept.shelf.get("t1", response_id)
-        with pytest.raises(PreviousResponseNotFound):
+        with pytest.raises(PreviousResponseNotFound, match=r"not found\. It has expired\.$"):
             kept.shelf.past("t1", response_id)
 
 
+def test_how_a_response_has_gone_is_told_for_a_week(kept: Shelves) -> None:
+    """Also once it was swept; to its own tenant, and not of what an operator erased."""
+    for response_id, caller in (("r1", ADA), ("r2", ADA), ("other", RIVAL)):
+        kept.put(response_id, caller=caller)
+    kept.shelf.delete("t1", "r1")
+    kept.clock.advance(KEPT_S)
+    sweeping.expire(kept.store, kept.clock())
+    sweeping.expire(kept.store, kept.clock())
+
+    def told(response_id: str) -> str:
+        with pytest.raises(PreviousResponseNotFound) as found:
+            kept.shelf.past("t1", response_id)
+        return found.value.message.partition("not found.")[2].strip()
+
+    # What was deleted a month ago is told no more.
+    assert [told(it) for it in ("r1", "r2", "other")] == ["", "It has expired.", ""]
+    kept.put("r3")
+    kept.shelf.delete("t1", "r3")
+    assert (told("r3"), kept.count("gone_responses")) == ("It was deleted.", 3)
+    estate.erase(kept.store, Whose("t1"), clock=kept.clock)
+    assert (told("r3"), kept.count("gone_responses")) == ("", 1)
+    kept.clock.advance(sweeping.TOLD_S)
+    sweeping.expire(kept.store, kept.clock())
+    assert kept.count("gone_responses") == 0
+
+
+def test_items_of_answers_are_found_by_their_ids(kept: Shelves) -> None:
+    """Of one's own tenant's responses while they are there, those that ran in the background included; within the bound of a chain."""
+    kept.put("r1", "one")
+    kept.put("r2", status="queued", gateway_id="g")
+    kept.put("other", caller=RIVAL)
+    new = shelf.New(caller=ADA, id="r2", created_at=0.0, said=[])
+    kept.shelf.end(new, answer("r2", "two"), "completed")
+    wanted = ["msg_r2", "msg_r1", "msg_other", "msg_none"]
+    found = kept.shelf.referred("t1", wanted)
+    assert (sorted(texts(found.items)), found.size_bytes > 0) == (["answer to one", "answer to two"], True)
+    kept.shelf.delete("t1", "r1")
+    assert texts(kept.shelf.referred("t1", wanted).items) == ["answer to two"]
+    assert kept.count("response_items") == 2
+    kept.put("r3", "x" * conversations.HISTORY_BYTES_MAX)
+    with pytest.raises(ContextExceeded, match="bytes"):
+        kept.shelf.referred("t1", ["msg_r3"])
+
+
 def test_a_chain_without_its_beginning_is_none(kept: Shelves) -> None:
-    """Deleted, or another tenant's: the id that is missing is named, and no other answer tells the two apart."""
+    """The id that is missing is named, with how it has gone; another tenant's is told as one that never was."""
     kept.put("r1")
     kept.put("r2", previous_id="r1")
     kept.put("other", caller=RIVAL)
     kept.put("r3", previous_id="other")
     kept.shelf.delete("t1", "r1")
 
-    for response_id, missing in (("r2", "r1"), ("r3", "other"), ("other", "other"), ("none", "none"), ("\0'", "\0'")):
+    kept.shelf.delete("t2", "other")
+    told = [("r1", "r1", " It was deleted."), ("r2", "r1", " It was deleted.")]
+    told += [("r3", "other", ""), ("other", "other", ""), ("none", "none", ""), ("\0'", "\0'", "")]
+    for response_id, missing, gone in told:
         with pytest.raises(PreviousResponseNotFound) as found:
             kept.shelf.past("t1", response_id)
-        assert found.value.message == f"Previous response with id '{missing}' not found."
+        assert found.value.message == f"Previous response with id '{missing}' not found.{gone}"
     for response_id in ("other", "none", "\0", "x" * 99):
         with pytest.raises(ResourceNotFound):
             kept.shelf.get("t1", response_id)

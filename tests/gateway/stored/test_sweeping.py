@@ -10,7 +10,7 @@ from serving.gateway.stored.sweeping import Sweeper
 from tests.gateway.places import Place
 from tests.gateway.stored.shelves import ADA, KEPT_S, Shelves
 
-TABLES = ("responses", "response_events", "conversations", "conversation_items")
+TABLES = ("responses", "response_events", "response_items", "conversations", "conversation_items")
 
 
 def test_what_is_past_its_time_goes(place: Place, store: Store) -> None:
@@ -24,7 +24,7 @@ def test_what_is_past_its_time_goes(place: Place, store: Store) -> None:
     kept.put("young")
     sweeper.sweep_if_due()
 
-    assert [kept.count(table) for table in TABLES] == [1, 0, 0, 0]
+    assert [kept.count(table) for table in TABLES] == [1, 0, 1, 0, 0]
     kept.clock.advance(KEPT_S)
     sweeper.sweep_if_due()
     assert kept.count("responses") == 0

@@ -40,6 +40,20 @@ def upgrade() -> None:
         sa.Column("sealed", sa.LargeBinary, nullable=False),
     )
     op.create_table(
+        "response_items",
+        sa.Column("id", sa.String(128), primary_key=True),
+        sa.Column("response_id", sa.String(64), primary_key=True),
+    )
+    op.create_index("response_items_by_response", "response_items", ["response_id"])
+    op.create_table(
+        "gone_responses",
+        sa.Column("id", sa.String(64), primary_key=True),
+        sa.Column("tenant_id", sa.String(32), nullable=False),
+        sa.Column("was_deleted", sa.Boolean, nullable=False),
+        sa.Column("told_until", Moment, nullable=False),
+    )
+    op.create_index("gone_responses_by_end", "gone_responses", ["told_until"])
+    op.create_table(
         "conversations",
         sa.Column("id", sa.String(64), primary_key=True),
         sa.Column("tenant_id", sa.String(32), nullable=False),
