@@ -85,7 +85,7 @@ class PlaneTls(Certificate):
 
 
 class Slo(_Group):
-    """What a model's users are promised; `serving_gateway_slo_requests_total` counts how often it was kept."""
+    """What a model's users are promised; `serving_gateway_slo_requests_total` counts how often it was kept. Where it is set, autoscaling's estimated knee keeps it too."""
 
     ttft_s: Annotated[float, Field(gt=0)] = 5.0
     """Seconds from a complete request to the first byte of its stream: a reader takes anything longer for a hang."""
@@ -359,6 +359,10 @@ class GatewaySettings(_Group):
         """The SLO of a served model."""
         return self.model_slos.get(model, self.slo)
 
+    def promised(self, model: str) -> Slo | None:
+        """The SLO that is set for a served model; None where only the default speaks."""
+        return self.model_slos.get(model, self.slo if "slo" in self.model_fields_set else None)
+
 
 class StoreSettings(_Group):
     url_file: Path | None = None
@@ -444,7 +448,7 @@ class ModelSettings(_Group):
     sleep_after_s: Annotated[float, Field(gt=0)] = 900.0
     """Seconds without a request after which the last engine stops, if `min_replicas` is 0: a cold start takes minutes."""
     knee: Knee | None = None
-    """What one engine does at the highest load that keeps its SLO, as measured by you; unset, the catalogue's value, or an estimate."""
+    """What one engine does at the highest load that keeps its SLO, as measured by you; unset, the catalogue's value, or an estimate for the SLO in `gateway`, which without one is 50 ms between tokens."""
     speed: Speed | None = None
     """What `serving accept --speed-out` measured of one engine, for its estimated knee; unset, what published runs say."""
     lora: LoraLimits | None = None

@@ -135,7 +135,7 @@ def deploy(cell: str, directory: str, settings: Settings, models: Sequence[Deplo
     Returns when the directory answers at the base URL `directory`; replicas report their own progress there.
     """
     fleet = tuple(it.wanted for it in models)
-    run_directory(cell, settings, CellSettings(engine=settings.engine, models=fleet, own_models=settings.own_models))
+    run_directory(cell, settings, CellSettings.of(settings, fleet))
     for it in models:
         run_model(it, directory)
     kept = {DIRECTORY_APP, *(_app_name(it.spec.model) for it in models)}

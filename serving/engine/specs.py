@@ -6,7 +6,7 @@ Starts and downloads nothing, so a refusal costs no time.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict
 
 from serving import catalog
 from serving.budget import FEATURES, estimate, gpu_of, placed, with_room
+from serving.budget.knee import ITL_SLO_S
 from serving.catalog import Model, Profile
-from serving.config import AdapterSettings, EngineSettings, ModelSettings, Settings
+from serving.config import AdapterSettings, EngineSettings, GatewaySettings, ModelSettings, Settings, Slo
 from serving.engine import scaling
 from serving.engine.command import EngineSpec, Parallel
 from serving.engine.flags import room_flags, tuning_flags
@@ -74,6 +75,15 @@ class CellSettings(BaseModel):
     engine: EngineSettings = EngineSettings()
     models: tuple[ModelSettings, ...] = ()
     own_models: tuple[Model, ...] = ()
+    slos: dict[str, Slo] = {}
+    """Served model → the SLO that is set for it; its estimated knee keeps it."""
+
+    @classmethod
+    def of(cls, settings: Settings, models: Sequence[ModelSettings]) -> Self:
+        """What a cell that serves `models` uses of the settings."""
+        found = {it.name: settings.gateway.promised(it.name) for it in models}
+        slos = {name: slo for name, slo in found.items() if slo}
+        return cls(engine=settings.engine, models=tuple(models), own_models=settings.own_models, slos=slos)
 
     def live(self, model: str) -> LiveSettings | None:
         """What replicas of one model start with besides their engine's spec; None for a model that is not served."""
@@ -82,7 +92,12 @@ class CellSettings(BaseModel):
 
     def plans(self) -> Plans:
         """Each model's plan; a model that cannot work gets none, and its own application says why."""
-        settings = Settings(engine=self.engine, models=self.models, own_models=self.own_models)
+        settings = Settings(
+            engine=self.engine,
+            models=self.models,
+            own_models=self.own_models,
+            gateway=GatewaySettings(model_slos=self.slos),
+        )
         return Plans(tuple(_plans(settings)), self.engine.nodes_may_grow)
 
 
@@ -98,16 +113,22 @@ def _plans(settings: Settings) -> Iterator[ModelPlan]:
 def deployment_of(model: Model, wanted: ModelSettings, settings: Settings, checkpoint: Path) -> Deployment:
     """What `settings` make of `model`; starts and downloads nothing. Raises Refusal when it cannot work."""
     spec = engine_spec(model, wanted, checkpoint, settings, settings.secret_file)
-    return Deployment(wanted, spec, model_plan(model, wanted, spec), LiveSettings.of(wanted, settings.engine))
+    planned = model_plan(model, wanted, spec, settings.gateway.promised(model.name))
+    return Deployment(wanted, spec, planned, LiveSettings.of(wanted, settings.engine))
 
 
-def model_plan(model: Model, wanted: ModelSettings, spec: EngineSpec) -> ModelPlan:
+def model_plan(model: Model, wanted: ModelSettings, spec: EngineSpec, promised: Slo | None = None) -> ModelPlan:
     """What the directory needs to scale `model`; raises Refusal where the capacity of one engine is unknown."""
     chosen = _placed(model, wanted, spec.settings)
     if chosen is None:
         knee = model.cpu_knee
+    elif model.architecture:
+        gap_s = promised.time_per_output_token_s if promised else ITL_SLO_S
+        knee = estimate(with_room(model, wanted), chosen, wanted.speed, gap_s)
     else:
-        knee = estimate(with_room(model, wanted), chosen, wanted.speed) if model.architecture else None
+        knee = None
+    if knee and promised:
+        knee = knee.model_copy(update={"ttft_slo_s": promised.ttft_s})
     return scaling.plan(model, wanted, spec, knee)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from serving import catalog
-from serving.catalog import Model, MountedSource, Profile
-from serving.config import EngineSettings, ModelSettings, Settings
+from serving.catalog import Knee, Model, MountedSource, Profile
+from serving.config import EngineSettings, GatewaySettings, ModelSettings, Settings, Slo
 from serving.engine import command
 from serving.engine.command import EngineSpec, Parallel
 from serving.engine.specs import (
@@ -106,6 +107,26 @@ def test_a_cells_settings_survive_the_way_through_serve() -> None:
     plans = back.plans()
     assert back == cell and plans.nodes_may_grow
     assert [(it.name, it.bounds.max_replicas, it.gpus_per_node) for it in plans.models] == [("gpt-oss-120b", 3, 2)]
+
+
+def test_the_estimated_knee_keeps_the_slo_that_is_set() -> None:
+    """The model's own, else everybody's; where none is set, the planner's 50 ms. A measured knee is the operator's word."""
+    name = "gpt-oss-120b"
+    tight, loose = Slo(ttft_s=3, time_per_output_token_s=0.02), Slo(ttft_s=4, time_per_output_token_s=0.05)
+    measured = Knee(running_requests=7, prefill_tokens_per_s=1, decode_tokens_per_s=1, startup_s=1)
+
+    def knee(own: Knee | None = None, **gateway: Any) -> Knee:
+        wanted = ModelSettings(name=name, profile="balanced", max_replicas=3, knee=own)
+        cell = CellSettings.of(Settings(gateway=GatewaySettings(**gateway)), (wanted,))
+        (planned,) = CellSettings.model_validate(cell.model_dump(mode="json")).plans().models
+        assert planned.knee is not None
+        return planned.knee
+
+    by_default = knee()
+    assert knee(slo=loose, model_slos={"another": tight}) == by_default.model_copy(update={"ttft_slo_s": 4})
+    assert knee(slo=loose, model_slos={name: tight}).ttft_slo_s == 3
+    assert knee(model_slos={name: tight}).running_requests < by_default.running_requests
+    assert knee(measured, slo=tight) == measured
 
 
 def test_a_model_that_cannot_work_leaves_the_others_their_plans() -> None:

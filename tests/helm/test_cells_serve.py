@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from ray.serve.schema import ServeDeploySchema
 
+from serving.config import GatewaySettings
 from serving.engine import cluster, specs
 from serving.engine.app import SERVE_ENVIRONMENT
 from serving.engine.cluster import DirectoryArguments, ModelArguments
@@ -63,6 +64,15 @@ def test_directory_and_replicas_are_told_the_same(one: Cell) -> None:
             update={it: getattr(arguments.engine, it) for it in specs.CELLS_OF_ENGINE}
         )
         assert live.adapters == entry.adapters
+
+
+def test_the_directory_is_told_the_slos_that_gateways_count_by(one: Cell) -> None:
+    """A model's own, else everybody's; with none in the values, none."""
+    wanted = CellSettings.model_validate(one.applications["directory"]["deployments"][0]["user_config"])
+    gateway = GatewaySettings.model_validate(
+        {name: it for name, it in one.values["gateway"]["settings"].items() if name in ("slo", "model_slos")}
+    )
+    assert wanted.slos == {it.name: slo for it in wanted.models if (slo := gateway.promised(it.name))}
 
 
 def test_arguments_hold_what_an_engine_is_started_with_and_no_more(one: Cell) -> None:

@@ -37,6 +37,11 @@ applications:
 {{- if not .problem -}}{{- $models = append $models .entry -}}{{- end -}}
 {{- end -}}
 {{- end -}}
+{{- $slos := dict -}}
+{{- $set := .root.Values.gateway.settings -}}
+{{- range $model := $models -}}
+{{- with get ($set.model_slos | default dict) $model.name | default $set.slo -}}{{- $_ := set $slos $model.name . -}}{{- end -}}
+{{- end -}}
 - name: directory
   route_prefix: /directory
   import_path: serving.engine.cluster:directory
@@ -52,6 +57,10 @@ applications:
           {{- toYaml $models | nindent 10 }}
         own_models:
           {{- toYaml .root.Values.ownModels | nindent 10 }}
+        {{- with $slos }}
+        slos:
+          {{- toYaml . | nindent 10 }}
+        {{- end }}
         engine:
           {{- include "gpt-oss-serving.wholeEngine" .root | nindent 10 }}
 {{- end -}}
