@@ -163,6 +163,9 @@ class Traffic(msgspec.Struct, frozen=True):
     arrived_prompt_tokens: float = 0.0
     #: Those calls times the mean output that it has learned.
     expected_output_tokens: float = 0.0
+    #: Lines of batches at its engines. They use what other calls leave, and are in none of the above but while they wait for a model
+    #: without a ready replica.
+    line_requests: int = 0
 
 
 class GatewayReport(msgspec.Struct, frozen=True):

@@ -56,10 +56,12 @@ class Demand(msgspec.Struct, frozen=True):
     arrived_prompt_tokens_per_s: float = 0.0
     #: The same calls times the mean output the gateway has learned.
     expected_output_tokens_per_s: float = 0.0
+    #: Lines of batches at engines: they keep one, and are no reason for more (BAT-8).
+    line_requests: int = 0
 
     @property
     def is_any(self) -> bool:
-        return self.waiting_requests > 0 or self.arrived_prompt_tokens_per_s > 0
+        return self.waiting_requests > 0 or self.arrived_prompt_tokens_per_s > 0 or self.line_requests > 0
 
 
 class Bounds(msgspec.Struct, frozen=True):

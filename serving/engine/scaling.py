@@ -152,6 +152,8 @@ class Scaler:
             return Decision(model.bounds.max_replicas, Memory(), "fixed")
         signals = [_signal(it, now - reported_at) for reported_at, it in own]
         seen = None if demand is None else demand.get(model.name, Demand())
+        if seen is not None and seen.line_requests:
+            signals = _without_lines(signals, seen.line_requests)
         return wanted(signals, seen, model.bounds, model.knee, self._memories.get(model.name, Memory()), now)
 
     def _granted(self, decisions: Mapping[str, Decision], nodes: Sequence[Node]) -> dict[str, Grant]:
@@ -234,6 +236,21 @@ def _signal(report: ReplicaReport, age_s: float) -> ReplicaSignal:
     )
 
 
+def _without_lines(signals: Sequence[ReplicaSignal], lines: int) -> list[ReplicaSignal]:
+    """The signals as if batches' lines were not there: each replica is taken to have its share of them."""
+    share = max(0.0, 1.0 - lines / max(1, sum(it.running_requests + it.waiting_requests for it in signals)))
+    return [
+        msgspec.structs.replace(
+            it,
+            running_requests=round(share * it.running_requests),
+            waiting_requests=round(share * it.waiting_requests),
+            queued_prefill_tokens=round(share * it.queued_prefill_tokens),
+            kv_cache_used_ratio=share * it.kv_cache_used_ratio,
+        )
+        for it in signals
+    ]
+
+
 class Arrivals:
     """What gateways have reported: arrived tokens add up between two decisions; waiting calls are those of the last reports."""
 
@@ -267,4 +284,5 @@ class Arrivals:
             waiting_prompt_tokens=sum(it.waiting_prompt_tokens for it in traffic),
             arrived_prompt_tokens_per_s=prompt / elapsed_s,
             expected_output_tokens_per_s=output / elapsed_s,
+            line_requests=sum(it.line_requests for it in traffic),
         )

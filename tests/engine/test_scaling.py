@@ -85,6 +85,29 @@ def test_a_model_that_woke_is_not_wanted_twice() -> None:
     assert seen == [{"m": 1}] * 4
 
 
+def test_lines_of_batches_keep_one_engine_and_are_no_reason_for_more() -> None:
+    """A fleet that they fill shrinks as it would without them, and does not sleep while they run; what other calls need is not less for them."""
+    clock = Clock()
+    it = listing(clock, plan(0, 3, sleep_after_s=30))
+    lines = GatewayReport("g", traffic={"m": Traffic(line_requests=8)})
+    wanted = []
+    for running in (4, 4, 4, 8):
+        for _ in range(40):
+            for name in ("a", "b"):
+                it.record(report(name, running))
+            it.record_gateway(lines if running == 4 else GatewayReport("g", traffic={"m": Traffic(line_requests=12)}))
+            wanted.append((it.wanted() or {})["m"])
+            clock.advance(1)
+    # Two were found running; four calls of other clients, two at each, are one engine's.
+    assert wanted[0] == 2 and set(wanted[40:]) == {1}
+    for _ in range(40):
+        it.record(report("a"))
+        it.record_gateway(GatewayReport("g"))
+        it.wanted()
+        clock.advance(1)
+    assert it.wanted() == {"m": 0}
+
+
 def test_a_directory_that_restarts_before_any_gateway_has_spoken_keeps_the_fleet() -> None:
     """Five idle engines that it finds are not taken away because nobody has told it why they run."""
     clock = Clock()

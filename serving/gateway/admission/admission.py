@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Set
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Self
 
 import msgspec
@@ -89,17 +89,19 @@ class Admission:
         model = call.model
         rates = self._estimates.rates(model, call.dialect.path)
         need = rates.need(call)
-        if self._fleet.lists(model):  # other names are a client's, and without number
-            self._demands.arrive(self._fleet.base_of(model), need.prompt_tokens, need.output_tokens)
+        base, is_line = self._fleet.base_of(model), record.batch_id is not None
+        if self._fleet.lists(model) and not is_line:  # other names are a client's, and without number
+            self._demands.arrive(base, need.prompt_tokens, need.output_tokens)
         is_woken = self._fleet.may_sleep(model) and not self._fleet.is_ready(model)
         wait_s = self._timeouts.wake_wait_s if is_woken else self._timeouts.replica_wait_s
         claim = _Claim(model, self._clock() + wait_s, need, self._timeouts.replica_wait_s)
-        ticket = Ticket(self._fleet, self._room, claim, record, self._clock)
+        counted = self._demands.line(base) if is_line else nullcontext()
+        ticket = Ticket(self._fleet, self._room, claim, record, self._clock, counted)
         await ticket.wait_for_first()
         if call.dialect.is_billed:
-            asked = claim_of(
-                record.caller, self._fleet.base_of(model), need, is_streamed=call.is_streamed or call.is_assembled
-            )
+            is_streamed = call.is_streamed or call.is_assembled
+            base = self._fleet.base_of(model)
+            asked = claim_of(record.caller, base, need, is_streamed=is_streamed, is_line=is_line)
             record.priority = asked.priority
             await ticket.wait_in(self._line, asked, keep_alive)
         return ticket
@@ -148,7 +150,9 @@ class Ticket:
         claim: _Claim,
         record: CallRecord,
         clock: Callable[[], float],
+        counted: AbstractContextManager[None],
     ) -> None:
+        self._counted = counted
         self._fleet = fleet
         self._room = room
         self._claim = claim
@@ -158,10 +162,12 @@ class Ticket:
         self._place: Place | None = None
 
     def __enter__(self) -> Self:
+        self._counted.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         """The call is over: its place is another's, and what it has cost is known."""
+        self._counted.__exit__(None, None, None)
         if self._place is not None:
             usage = self._record.usage
             self._place.leave(usage.prompt_tokens, usage.completion_tokens)

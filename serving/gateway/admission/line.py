@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 
 import msgspec
@@ -37,6 +38,8 @@ class Claim(msgspec.Struct, frozen=True):
     need: Need
     #: Its engine says when it begins.
     is_streamed: bool
+    #: It is a line of a batch: it waits for room, and is no reason to make some.
+    is_line: bool = False
 
     @property
     def tokens(self) -> float:
@@ -44,12 +47,13 @@ class Claim(msgspec.Struct, frozen=True):
         return cost(self.need.prompt_tokens, self.need.output_tokens)
 
 
-def claim_of(caller: Caller | None, model: str, need: Need, *, is_streamed: bool) -> Claim:
+def claim_of(caller: Caller | None, model: str, need: Need, *, is_streamed: bool, is_line: bool = False) -> Claim:
     """The class is the key's, within its tenant's; the weight is the tenant's."""
     if caller is None:
         return Claim(model, PriorityClass.STANDARD, NO_TENANT, 1.0, need, is_streamed)
     priority = priority_of(caller.tenant_policy, caller.key_policy)
-    return Claim(model, priority, caller.tenant_id, caller.tenant_policy.weight or 1.0, need, is_streamed)
+    weight = caller.tenant_policy.weight or 1.0
+    return Claim(model, priority, caller.tenant_id, weight, need, is_streamed, is_line)
 
 
 class Depth(msgspec.Struct, frozen=True):
@@ -158,7 +162,8 @@ class Line:
         waiting = model.queue.push(waiter, claim.priority, claim.tenant, claim.weight, claim.tokens, now)
         has_place = False
         try:
-            with self._demands.held(claim.model, claim.need.prompt_tokens):
+            held = nullcontext() if claim.is_line else self._demands.held(claim.model, claim.need.prompt_tokens)
+            with held:
                 self.wake(model)
                 await self._turn(waiter, model, now + self._wait_s[claim.priority], keep_alive)
             has_place = True

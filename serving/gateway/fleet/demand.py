@@ -5,6 +5,8 @@ Arrivals are summed for ever and reported as differences, so that a directory th
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -42,6 +44,7 @@ class Demands:
         self._clock = clock
         self._arrivals: dict[str, Arrivals] = {}
         self._held: dict[int, _Held] = {}
+        self._lines: Counter[str] = Counter()
 
     def arrive(self, model: str, prompt_tokens: int, output_tokens: float) -> None:
         """One call came in, of about so many tokens."""
@@ -58,6 +61,17 @@ class Demands:
         finally:
             del self._held[id(call)]
 
+    @contextmanager
+    def line(self, model: str) -> Iterator[None]:
+        """One line of a batch is at an engine while inside: it keeps one there, and is no reason for more."""
+        self._lines[model] += 1
+        try:
+            yield
+        finally:
+            self._lines[model] -= 1
+            if not self._lines[model]:
+                del self._lines[model]
+
     def held_requests(self, model: str) -> int:
         """Calls of this model that wait now."""
         return sum(call.model == model for call in self._held.values())
@@ -72,7 +86,7 @@ class Demands:
 
     def since(self, before: Reading, now: Reading) -> dict[str, Traffic]:
         """What came in between two readings, and the calls that wait at the second."""
-        models = now.arrivals.keys() | {call.model for call in self._held.values()}
+        models = now.arrivals.keys() | {call.model for call in self._held.values()} | self._lines.keys()
         return {model: self._one(model, before, now) for model in models}
 
     def _one(self, model: str, before: Reading, now: Reading) -> Traffic:
@@ -84,6 +98,7 @@ class Demands:
             waiting_prompt_tokens=sum(call.prompt_tokens for call in held),
             arrived_prompt_tokens=last.prompt_tokens - first.prompt_tokens,
             expected_output_tokens=last.output_tokens - first.output_tokens,
+            line_requests=self._lines[model],
         )
 
 
@@ -96,4 +111,5 @@ def shared(traffic: Traffic, cells: int) -> Traffic:
         waiting_prompt_tokens=traffic.waiting_prompt_tokens // cells,
         arrived_prompt_tokens=traffic.arrived_prompt_tokens / cells,
         expected_output_tokens=traffic.expected_output_tokens / cells,
+        line_requests=math.ceil(traffic.line_requests / cells),
     )

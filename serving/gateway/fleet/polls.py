@@ -119,4 +119,4 @@ class Polls:
 
 
 def _is_any(traffic: Traffic) -> bool:
-    return traffic.waiting_requests > 0 or traffic.arrived_prompt_tokens > 0
+    return traffic.waiting_requests > 0 or traffic.arrived_prompt_tokens > 0 or traffic.line_requests > 0

@@ -40,6 +40,15 @@ def test_waiting_calls_are_reported_while_they_wait() -> None:
     assert demands.since(before, demands.read()) == {}
 
 
+def test_lines_are_reported_while_they_are_at_engines() -> None:
+    """As a number of their own, and as nothing else."""
+    demands = Demands(Clock())
+    before = demands.read()
+    with demands.line("m"), demands.line("m"):
+        assert demands.since(before, demands.read()) == {"m": Traffic(line_requests=2)}
+    assert demands.since(before, demands.read()) == {} and demands.held_requests("m") == 0
+
+
 def test_a_call_that_leaves_by_an_error_no_longer_waits() -> None:
     """However a wait ends, it is over."""
     demands = Demands(Clock())
@@ -50,6 +59,6 @@ def test_a_call_that_leaves_by_an_error_no_longer_waits() -> None:
 
 def test_cells_share_what_arrives_and_each_sees_all_that_wait() -> None:
     """Two cells get half of the work each, but either may wake the model."""
-    whole = Traffic(1, 5.0, 101, 50.0, 20.0)
+    whole = Traffic(1, 5.0, 101, 50.0, 20.0, line_requests=3)
     assert shared(whole, 1) == whole
-    assert shared(whole, 2) == Traffic(1, 5.0, 50, 25.0, 10.0)
+    assert shared(whole, 2) == Traffic(1, 5.0, 50, 25.0, 10.0, line_requests=2)
