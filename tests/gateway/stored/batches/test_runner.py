@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -14,8 +18,9 @@ from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.registry import Registry
 from serving.gateway.policies import Policy
 from serving.gateway.stored.batches.runner import SWEEP_S, rest_of
+from serving.gateway.stored.batches.spare import CAREFUL_LINES
 from serving.gateway.stored.vault import FILE_NAME, fresh_key
-from tests.gateway.api.test_batches import ANSWER, content, counts, ended, line, made
+from tests.gateway.api.test_batches import ANSWER, CHAT, content, counts, ended, line
 from tests.gateway.places import Place, SqlitePlace
 from tests.gateway.test_server import free_port, served
 from tests.gateway.world import until
@@ -43,59 +48,158 @@ def name_of(body: dict[str, object]) -> str:
     return str(body["seed"])
 
 
-async def killed_in_the_middle(place: Place, timeout_s: float) -> None:
-    """A gateway is killed while lines of its batch are done, at the engine, and to come; another ends the batch."""
-    key, gate = key_of(place), asyncio.Event()
-    async with ScriptedEngine() as engine:
+class Night:
+    """A batch of `LINES` lines at a gateway that will be killed; its first lines are answered at once, the others once `gate` is open."""
 
-        def answered(path: str, body: dict[str, object]) -> Script:
-            held = None if int(name_of(body)) < FIRST else gate
-            return Script([ANSWER], content_type="application/json", gate=held)
+    def __init__(self, place: Place, engine: ScriptedEngine, port: int, key: str) -> None:
+        self.place = place
+        self.engine = engine
+        self.gate = asyncio.Event()
+        self.client = AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=key)
+        self.folder = place.home / "files"
+        self.batch_id = ""
+        engine.improvise = self._answered
 
-        engine.improvise = answered
-        ports = free_port(), free_port()
-        environment = place.environment()
-        async with served(place.home, ports[0], engine.url, **environment) as first:
-            calls = b"".join(line(str(number), seed=number) for number in range(LINES))
-            async with AsyncOpenAI(base_url=f"http://127.0.0.1:{ports[0]}/v1", api_key=key) as client:
-                batch_id = await made(client, calls)
-            await until(lambda: place.execute("select count(*) from batch_lines") == [(FIRST,)], timeout_s=60)
-            await until(lambda: engine.running > 0, timeout_s=60)
-            async with served(place.home, ports[1], engine.url, **environment):
-                first.kill()
-                await first.wait()
-                held_up = {name_of(call.body) for call in engine.received[FIRST:]}
-                gate.set()
-                async with AsyncOpenAI(base_url=f"http://127.0.0.1:{ports[1]}/v1", api_key=key) as client:
-                    # Not oftener: what a gateway logs is not read.
-                    batch = await ended(client, batch_id, timeout_s, interval_s=1.0)
-                    outputs = await content(client, batch.output_file_id)
+    def _answered(self, path: str, body: dict[str, object]) -> Script:
+        held = None if int(name_of(body)) < FIRST else self.gate
+        return Script([ANSWER], content_type="application/json", gate=held)
 
-                assert (batch.status, counts(batch)) == ("completed", (LINES, LINES, 0))
-                assert [it["custom_id"] for it in outputs] == [str(number) for number in range(LINES)]
-                asked = Counter(name_of(call.body) for call in engine.received)
-                assert {name for name, count in asked.items() if count > 1} == held_up
-                assert set(asked.values()) == {1, 2} and len(asked) == LINES
-                # Each line is billed once, as its answer says; those that were cut are known as such.
-                await until(lambda: place.execute("select count(*) from ledger where outcome = 'open'") == [(0,)], 90)
-                said = "select outcome, count(*), sum(completion_tokens) from ledger group by outcome order by outcome"
-                rows = {str(row[0]): (row[1], row[2]) for row in place.execute(said)}
-                assert rows["ok"] == (LINES, LINES)
-                assert rows["gateway_crashed"] == (len(held_up), 0)
-                assert set(place.execute("select request_id from ledger where outcome = 'ok'")) == {
-                    (it["id"],) for it in outputs
-                }
+    async def upload(self, *, is_one_bad: bool = False) -> str:
+        warmth = {LINES - 1: -1} if is_one_bad else {}
+        calls = b"".join(line(str(it), seed=it, temperature=warmth.get(it, 1)) for it in range(LINES))
+        file = await self.client.files.create(file=("in.jsonl", calls), purpose="batch")
+        return str(file.id)
+
+    async def begin(self, file_id: str) -> None:
+        batch = await self.client.batches.create(input_file_id=file_id, endpoint=CHAT, completion_window="24h")
+        self.batch_id = batch.id
+
+    def said(self, what: str) -> tuple[object, ...]:
+        """Columns of the batch, past the gateways."""
+        (row,) = self.place.execute(f"select {what} from batches")  # noqa: S608 Our own words.
+        return row
+
+    async def until_held_up(self) -> None:
+        """The first lines are done, and as many others as may are at the engine."""
+        await until(lambda: self.place.execute("select count(*) from batch_lines") == [(FIRST,)], timeout_s=60)
+        await until(lambda: self.engine.running == CAREFUL_LINES, timeout_s=60)
+
+
+#: Brings a batch to a moment at which its gateway is killed; returns what lets it go on.
+Moment = Callable[[Night], Awaitable[Callable[[], object]]]
+
+
+async def checking(night: Night) -> Callable[[], object]:
+    """Its file has been begun to be read: a piece of it is not there."""
+    file_id = await night.upload()
+    piece, away = night.folder / file_id / "00000000", night.folder / "away"
+    piece.rename(away)
+    await night.begin(file_id)
+    await until(lambda: night.said("status, owner is null") in (("validating", 0), ("validating", False)), timeout_s=60)
+    return lambda: away.rename(piece)
+
+
+async def running(night: Night) -> Callable[[], object]:
+    """Lines are done, at the engine, and to come."""
+    await night.begin(await night.upload())
+    await night.until_held_up()
+    return night.gate.set
+
+
+async def finalizing(night: Night) -> Callable[[], object]:
+    """The output file is written, and the error file is not, because there is something else where it belongs."""
+    await night.begin(await night.upload(is_one_bad=True))
+    await until(lambda: night.engine.running > 0, timeout_s=60)
+    output, errors = (night.folder / str(it) for it in night.said("output_file_id, error_file_id"))
+    errors.write_bytes(b"")
+    night.gate.set()
+    await until(lambda: night.said("status") == ("finalizing",) and (output / "00000000").exists(), timeout_s=60)
+    return errors.unlink
+
+
+async def cancelling(night: Night) -> Callable[[], object]:
+    """It is cancelled, and lines are still at the engine."""
+    await night.begin(await night.upload())
+    await night.until_held_up()
+    assert (await night.client.batches.cancel(night.batch_id)).status == "cancelling"
+    return night.gate.set
+
+
+async def killed(
+    place: Place, moment: Moment, *, workers: int = 1, counted: tuple[str, int, int] = ("completed", LINES, 0)
+) -> None:
+    """A gateway is killed at a moment of its batch, or the worker that has it; another ends the batch."""
+    key, ports = key_of(place), (free_port(), free_port())
+    environment = place.environment() | {"SERVING_GATEWAY__WORKERS": str(workers)}
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(ScriptedEngine())
+        first = await stack.enter_async_context(served(place.home, ports[0], engine.url, **environment))
+        night = Night(place, engine, ports[0], key)
+        go_on = await moment(night)
+        held_up = {name_of(call.body) for call in engine.received if int(name_of(call.body)) >= FIRST}
+        if workers == 1:
+            await stack.enter_async_context(served(place.home, ports[1], engine.url, **environment))
+            first.kill()
+            await first.wait()
+        else:
+            os.kill(int(str(night.said("owner")[0]).split(":")[1]), signal.SIGKILL)
+        await night.client.close()
+        go_on()
+        night = Night(place, engine, ports[1 if workers == 1 else 0], key)
+        night.gate.set()
+        async with night.client as client:
+            (batch_id,) = night.said("id")
+            # Not oftener: what a gateway logs is not read.
+            batch = await ended(client, str(batch_id), 90.0, interval_s=1.0)
+            outputs = await content(client, batch.output_file_id)
+            errors = await content(client, batch.error_file_id) if batch.error_file_id else []
+
+        assert (batch.status, *counts(batch)[1:]) == counted
+        assert [it["custom_id"] for it in outputs] == [str(number) for number in range(len(outputs))]
+        assert [it["custom_id"] for it in errors] == [str(number) for number in range(len(outputs), LINES)]
+        # What was cut is called again, unless the batch is cancelled; what was answered is not.
+        asked = Counter(name_of(call.body) for call in engine.received)
+        assert {name for name, count in asked.items() if count > 1} == (held_up if moment is running else set())
+        assert set(asked.values()) <= {1, 2}
+        # Each line is billed once, as its answer says; those that were cut are known as such.
+        await until(lambda: place.execute("select count(*) from ledger where outcome = 'open'") == [(0,)], 90)
+        assert set(place.execute("select request_id from ledger where outcome = 'ok'")) == {
+            (it["id"],) for it in outputs
+        }
+        assert batch.usage is not None
+        assert place.execute("select sum(completion_tokens) from ledger") == [(batch.usage.output_tokens,)]
+        assert batch.usage.output_tokens == len(outputs)
+        cut = place.execute("select count(*) from ledger where outcome = 'gateway_crashed'")
+        assert cut == [(len(held_up) if moment in (running, cancelling) else 0,)]
 
 
 async def test_another_gateway_ends_what_a_killed_one_has_begun(tmp_path: Path) -> None:
     """No line that is done is called again, none is lost, and each is billed once. On one machine the other knows at once."""
-    await killed_in_the_middle(SqlitePlace(tmp_path), 60.0)
+    await killed(SqlitePlace(tmp_path), running)
 
 
 @pytest.mark.long
-async def test_gateways_of_other_machines_notice_within_a_minute(shared: Place) -> None:
-    """By the signs of life in the database alone."""
-    await killed_in_the_middle(shared, 60.0)
+@pytest.mark.parametrize(
+    ("moment", "counted"),
+    [
+        (checking, ("completed", LINES, 0)),
+        (running, ("completed", LINES, 0)),
+        (finalizing, ("completed", LINES - 1, 1)),
+        (cancelling, ("cancelled", FIRST, LINES - FIRST)),
+    ],
+    ids=["checking", "running", "finalizing", "cancelling"],
+)
+async def test_a_gateway_may_be_killed_at_any_moment_of_a_batch(
+    place: Place, moment: Moment, counted: tuple[str, int, int]
+) -> None:
+    """In either database; in PostgreSQL the other notices by the signs of life alone, within a minute."""
+    await killed(place, moment, counted=counted)
+
+
+@pytest.mark.long
+async def test_a_worker_may_be_killed_that_runs_a_batch(place: Place) -> None:
+    """The others of its gateway, or the one that takes its place, go on."""
+    await killed(place, running, workers=2)
 
 
 def test_a_gateway_that_is_woken_sweeps_no_later() -> None:
