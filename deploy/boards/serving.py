@@ -141,6 +141,54 @@ BOARD = Board(
             ),
         ),
         Row(
+            "Without a client that waits",
+            (
+                Panel(
+                    "Batches",
+                    "short",
+                    "By status, of all gateways. `validating` or `finalizing` for minutes: the object store or the database is slow or away.",
+                    {"{{status}}": total("serving_gateway_batches", "status", HERE)},
+                    is_stacked=True,
+                ),
+                Panel(
+                    "Lines of batches",
+                    "short",
+                    "Done a second, and left. They use what other calls leave: few while those are many.",
+                    {
+                        "{{result}} a second": rate("serving_gateway_batch_lines_total", "result", HERE),
+                        "left": total("serving_gateway_batch_lines_waiting", where=HERE),
+                    },
+                ),
+                Panel(
+                    "Oldest batch, and the longest standstill",
+                    "s",
+                    "At 24 hours a batch expires with what is done. A standstill is none while other calls or its tenant's limits hold a batch back.",
+                    {
+                        "oldest": f"max (serving_gateway_batch_oldest_seconds{{{HERE}}})",
+                        "standstill": f"max (serving_gateway_batch_stalled_seconds{{{HERE}}})",
+                    },
+                ),
+                Panel(
+                    "Batches taken over",
+                    "short",
+                    "In ten minutes, from gateways that died or could not reach the database.",
+                    {"taken over": f"sum (increase(serving_gateway_batch_takeovers_total{{{HERE}}}[10m]))"},
+                ),
+                Panel(
+                    "Responses in the background",
+                    "short",
+                    "At stored.background_calls_max of a gateway its next is refused.",
+                    {"running": total("serving_gateway_background_responses", where=HERE)},
+                ),
+                Panel(
+                    "Bytes of files",
+                    "bytes",
+                    "Of all tenants, as added up every ten minutes.",
+                    {"bytes": f"max (serving_gateway_files_bytes{{{HERE}}})"},
+                ),
+            ),
+        ),
+        Row(
             "Gateways and their store",
             (
                 Panel(

@@ -69,6 +69,7 @@ from serving.gateway.ledger.watch import has_died, own_gateway_id
 from serving.gateway.nouns import CallRecord
 from serving.gateway.observe import access
 from serving.gateway.observe.activity import Activity
+from serving.gateway.observe.backlog import Backlog
 from serving.gateway.observe.metrics import Metrics, Snapshot
 from serving.gateway.observe.recorder import Recorder
 from serving.gateway.observe.tracing import Tracing
@@ -201,6 +202,7 @@ def assemble(
     unattended = Unattended(inference, recorder, ledger, edges.tracing, clock)
     lines = Lines(unattended, tenants, names, fleet)
     kept = _kept(settings, store, unattended, lines, fleet, admission, edges) if settings.files.enabled else None
+    metrics.backlog = partial(_backlog, kept, background)
     entries: list[Entry[Handler]] = [
         Entry(ANY, front.PATH, administration.serve),
         *inference.entries(),
@@ -257,6 +259,11 @@ def _kept(
     # Of one machine a gateway knows which processes there are.
     has_ended = partial(_has_ended, store)
     return Kept(desk, files, batches, unattended, Runner(tools, own_gateway_id(), has_ended, edges.wall_clock))
+
+
+def _backlog(kept: Kept | None, background: Background) -> Backlog:
+    seen = kept.runner.backlog() if kept else Backlog()
+    return msgspec.structs.replace(seen, background=len(background.running()))
 
 
 def _kept_entries(

@@ -23,6 +23,8 @@ from serving.config import Slo
 from serving.gateway.fleet.fleet import Model
 from serving.gateway.ledger.prices import MICROS
 from serving.gateway.nouns import CallRecord, Decision, Failure, InterTokenLatency, Outcome
+from serving.gateway.observe import backlog
+from serving.gateway.observe.backlog import Backlog
 from serving.gateway.observe.slo import Verdict, judge_call
 from serving.wire import ReplicaState
 
@@ -74,6 +76,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     is_counting_together: bool = True
     #: Decisions on this gateway's share of limits.
     decisions_alone: int = 0
+    backlog: Backlog = Backlog()
 
 
 class _Now(Collector):
@@ -114,6 +117,7 @@ class _Now(Collector):
         yield _alone("counters_up", together, seen.is_counting_together)
         alone = "Decisions on limits by this gateway's share of them."
         yield CounterMetricFamily("serving_gateway_counters_alone_decisions", alone, value=seen.decisions_alone)
+        yield from backlog.families(seen.backlog)
 
 
 class _InterTokenOfModels(Collector):
@@ -144,6 +148,8 @@ class Metrics:
         self._uncounted: deque[CallRecord] = deque()
         self._inter_token = _InterTokenOfModels()
         self._snapshot = snapshot
+        #: What says how much is to be done; the parts that know it are put together later.
+        self.backlog: Callable[[], Backlog] = Backlog
         self._now = _Now()
         self.registry.register(self._now)
         self.registry.register(self._inter_token)
@@ -316,7 +322,7 @@ class Metrics:
     async def render(self) -> bytes:
         """Prometheus' text format: written in a thread, because a thousand tenants take long enough to hold up streams."""
         self._count_all()
-        self._now.seen = self._snapshot()
+        self._now.seen = msgspec.structs.replace(self._snapshot(), backlog=self.backlog())
         for model in self._now.seen.models:
             self._prepare(model.name)
         async with self._page:

@@ -16,7 +16,16 @@ from prometheus_client.samples import Sample
 
 #: Gauges of which each worker has a share.
 SHARED = frozenset(
-    f"serving_gateway_{name}" for name in ("open_requests", "waiting_requests", "queued_calls", "ledger_rows_waiting")
+    f"serving_gateway_{name}"
+    for name in (
+        "open_requests",
+        "waiting_requests",
+        "queued_calls",
+        "ledger_rows_waiting",
+        "batches",
+        "batch_lines_waiting",
+        "background_responses",
+    )
 )
 #: Those of which the least says most: one worker that lacks something is enough.
 LEAST = frozenset(
@@ -30,6 +39,9 @@ MOST = frozenset(
         "oldest_wait_seconds",
         "ledger_lag_seconds",
         "audit_lag_seconds",
+        "batch_oldest_seconds",
+        "batch_stalled_seconds",
+        "files_bytes",
         "outlier_replicas",
         "replicas",
         "wanted_replicas",

@@ -99,6 +99,9 @@ async def test_a_batch_gives_one_line_for_each_of_its_calls(client: AsyncOpenAI,
     assert batch.usage is not None
     assert batch.usage.input_tokens == sum(int(str(row["prompt_tokens"])) for row in rows.values()) > 0
     assert batch.usage.output_tokens == sum(int(str(row["completion_tokens"])) for row in rows.values()) > 0
+    page = (await world.ask("GET", "/metrics")).body.decode()
+    assert 'serving_gateway_batch_lines_total{result="completed"} 2.0' in page
+    assert 'serving_gateway_batch_lines_total{result="failed"} 2.0' in page
     logged = [it for it in world.lines if it["batch_id"] == batch.id]
     assert {it["request_id"] for it in logged} >= set(rows)
     assert not seen_at_rest(tmp_path, b"canary")

@@ -137,6 +137,7 @@ class Sign(msgspec.Struct, frozen=True):
     beat: int
     lease: int
     status: Status
+    created_at: float
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -508,7 +509,7 @@ def summed(one: Usage, other: Usage) -> Usage:
 
 
 def _sign(row: RowMapping) -> Sign:
-    return Sign(row["id"], row["tenant_id"], row["owner"], row["beat"], row["lease"], Status(row["status"]))
+    return Sign(**{**row, "status": Status(row["status"])})
 
 
 def _usage(row: RowMapping) -> Usage:

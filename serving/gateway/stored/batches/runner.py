@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from serving.errors import StoreUnavailable, VaultFailed
 from serving.gateway.identity.changes import Kind, News
+from serving.gateway.observe.backlog import COMPLETED, FAILED, Backlog
 from serving.gateway.stored.batches.batches import Batch, LeaseLost, Sign, Status
 from serving.gateway.stored.batches.shift import LOSSES_MAX, Shift, Tools
 
@@ -40,6 +41,10 @@ def rest_of(swept_at: float, now: float, least_s: float) -> float:
     return max(least_s, swept_at + SWEEP_S - now)
 
 
+def _lines_of(shift: Shift) -> dict[str, int]:
+    return {COMPLETED: shift.done_count - shift.failed_count, FAILED: shift.failed_count}
+
+
 class Runner:
     """Runs batches until it is cancelled. `clock` is in seconds since the epoch, that of the tools is monotonic."""
 
@@ -64,10 +69,32 @@ class Runner:
         self._failed: dict[str, float] = {}
         #: Batch → attempts at opening what was said of it.
         self._unopened: Counter[str] = Counter()
+        #: What metrics say: of shifts that are over, and as last looked at.
+        self._lines: Counter[str] = Counter()
+        self._takeovers = 0
+        self._oldest_at: float | None = None
+        self._stalled_s = 0.0
+        self._files_bytes = 0
         self._is_any_open = True
         #: Another gateway runs batches, and may take more.
         self._is_anothers = False
         self._swept_at = self._counted_at = float("-inf")
+
+    def backlog(self) -> Backlog:
+        """What is to be done, and what was done here."""
+        shifts = [shift for shift, _ in self._shifts.values()]
+        lines = self._lines.copy()
+        for shift in shifts:
+            lines.update(_lines_of(shift))
+        return Backlog(
+            batches=Counter(str(shift.stage) for shift in shifts),
+            lines_waiting=sum(shift.left for shift in shifts),
+            lines=lines,
+            takeovers=self._takeovers,
+            oldest_s=0.0 if self._oldest_at is None else max(0.0, self._clock() - self._oldest_at),
+            stalled_s=self._stalled_s if shifts else 0.0,
+            files_bytes=self._files_bytes,
+        )
 
     def follow(self, news: News) -> None:
         """Something has changed in the database."""
@@ -104,6 +131,8 @@ class Runner:
             self._mind(await tools.desk.done(tools.batches.beat, self._owner))
         signs = await tools.desk.done(tools.batches.open_ones)
         self._is_any_open = bool(signs)
+        self._oldest_at = signs[0].created_at if signs else None
+        self._stalled_s = max((shift.stalled_s() for shift, _ in self._shifts.values()), default=0.0)
         now = tools.clock()
         # One that was woken came too soon to say that nothing changes.
         is_counted = now - self._counted_at >= self._look_s / 2
@@ -123,6 +152,7 @@ class Runner:
                 await self._not_opened(sign, error)
                 continue
             if batch is not None:
+                self._takeovers += sign.owner not in (None, self._owner)
                 self._begin(batch)
 
     async def _not_opened(self, sign: Sign, error: VaultFailed) -> None:
@@ -186,6 +216,7 @@ class Runner:
             self._failed[batch.id] = self._tools.clock() + FAILED_S
         finally:
             self._shifts.pop(batch.id, None)
+            self._lines.update(_lines_of(shift))
             self._wake.set()
 
     async def _sweep_if_due(self) -> None:
@@ -195,6 +226,7 @@ class Runner:
         tools = self._tools
         is_more = bool(await tools.files.sweep()) | bool(await tools.desk.done(tools.batches.remove_lines))
         await tools.desk.done(tools.batches.remove_old)
+        self._files_bytes = await tools.files.total_bytes()
         if is_more:
             # The rest at the next look: signs of life come first.
             self._is_any_open = True

@@ -12,7 +12,15 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from serving.errors import ApiError, ContentLost, ResourceNotFound, StoreUnavailable, VaultFailed
+from serving.errors import (
+    ApiError,
+    ContentLost,
+    QuotaExceeded,
+    RateLimitExceeded,
+    ResourceNotFound,
+    StoreUnavailable,
+    VaultFailed,
+)
 from serving.gateway.http.bodies import OpenAIError
 from serving.gateway.ledger.ledger import Beside
 from serving.gateway.nouns import Usage
@@ -150,6 +158,34 @@ class Shift:
         self._next = batch.place.number
         #: Lines of its file that have been read, blank ones included.
         self._read = batch.place.lines
+        self._is_finishing = False
+        #: The last refusal was by a limit.
+        self._is_limited = False
+        self._moved_at = tools.clock()
+        #: Lines that were done here, and how many of them failed.
+        self.done_count = self.failed_count = 0
+
+    @property
+    def stage(self) -> Status:
+        """Where it is."""
+        if self._ending is Status.CANCELLED:
+            return Status.CANCELLING
+        if self._is_finishing:
+            return Status.FINALIZING
+        return Status.VALIDATING if self.batch.in_progress_at is None else Status.IN_PROGRESS
+
+    @property
+    def left(self) -> int:
+        """Lines that are not done."""
+        return max(0, self.batch.total - self._next - len(self._done))
+
+    def stalled_s(self) -> float:
+        """Seconds for which it has not moved, though no limit held it back and engines had room, as often as this is asked."""
+        now, tools = self._tools.clock(), self._tools
+        is_held_back = self._is_limited or not tools.spare.has_room(tools.calls.engines_of(self.batch.model or ""))
+        if self.stage is Status.IN_PROGRESS and is_held_back:
+            self._moved_at = now
+        return now - self._moved_at
 
     def stop(self, ending: Status, why: Fault | None = None) -> None:
         """Begin no more of its lines; those at engines are waited for."""
@@ -216,6 +252,7 @@ class Shift:
             async for piece in self._input(START):
                 await asyncio.to_thread(checker.look, list(splitter.feed(piece)))
                 self._read = splitter.lines
+                self._moved_at = self._tools.clock()
                 if checker.is_hopeless:
                     return
         except _Unreadable as lost:
@@ -355,11 +392,13 @@ class Shift:
             return False
         if not made:
             if answer.error is not None:
+                self._is_limited = isinstance(answer.error, RateLimitExceeded | QuotaExceeded)
                 self._brake.refused(answer.error.retry_after_s)
             return False
         self._brake.got_through()
+        self._is_limited = False
         if answer.is_kept:
-            self._note(line)
+            self._note(made[0])
         else:
             await self._keep(made[0])
         return True
@@ -370,10 +409,13 @@ class Shift:
     async def _keep(self, done: Done) -> None:
         tools = self._tools
         await self._lasting(lambda: tools.desk.done(tools.batches.keep, self.batch, done))
-        self._note(done.line)
+        self._note(done)
 
-    def _note(self, line: Line) -> None:
-        self._done.add(line.number)
+    def _note(self, done: Done) -> None:
+        self._done.add(done.line.number)
+        self.done_count += 1
+        self.failed_count += done.is_failed
+        self._moved_at = self._tools.clock()
         self._advance()
 
     def _advance(self) -> None:
@@ -416,7 +458,7 @@ class Shift:
         failed = batch.failed + behind - self._place.number - sum(not done.is_failed for done in found)
         written = Written(place, place.number, failed, usage, output, errors)
         await self._lasting(lambda: tools.desk.done(tools.batches.append, batch, written))
-        self._place = place
+        self._place, self._moved_at = place, tools.clock()
         self.batch = msgspec.structs.replace(
             batch, place=place, done=place.number, failed=failed, usage=usage, output=output, errors=errors
         )
@@ -430,7 +472,7 @@ class Shift:
 
     async def _finish(self, ending: Status) -> None:
         """Write the rest, lines included that were not got to, and end the batch."""
-        tools = self._tools
+        tools, self._is_finishing = self._tools, True
         if self._why is not None:
             self._say(self._why)
         await self._lasting(lambda: tools.desk.done(tools.batches.finalize, self.batch, ending))

@@ -137,6 +137,15 @@ class Spare:
             raise
         return Place(self, name)
 
+    def has_room(self, name: str) -> bool:
+        """Could one more line begin?"""
+        model = self._models.get(name)
+        if model is None:
+            return True
+        loads, waiting = self._look(name)
+        seen = model.pace.look(loads, waiting, self._clock())
+        return model.pace.lines < allowance(seen, self._careful_tokens_per_s).lines
+
     def wake_all(self) -> None:
         """Replicas have reported."""
         for name in list(self._models):

@@ -153,6 +153,10 @@ class TenantFiles:
         await self.shelf.remove(file_id)
         await self._desk.done(self._drop, file_id)
 
+    async def total_bytes(self) -> int:
+        """Of all tenants' files."""
+        return await self._desk.done(self._total_bytes)
+
     async def sweep(self) -> int:
         """Remove some of what has expired, and uploads that were never finished; returns how many there were."""
         gone = await self._desk.done(self._expired)
@@ -246,6 +250,10 @@ class TenantFiles:
             gone = list(connection.scalars(select(files.c.id).where(or_(is_left, is_over)).limit(SWEPT_MAX)))
             connection.execute(update(files).where(files.c.id.in_(gone)).values(is_whole=False, created_at=0.0))
         return gone
+
+    def _total_bytes(self) -> int:
+        with self._store.begin() as connection:
+            return int(connection.scalar(select(func.coalesce(func.sum(files.c.bytes), 0))) or 0)
 
     def _used(self, connection: Connection, tenant_id: str) -> tuple[int, int]:
         used = select(func.count(), func.coalesce(func.sum(files.c.bytes), 0)).where(files.c.tenant_id == tenant_id)

@@ -180,6 +180,22 @@ async def test_a_folder_that_is_away_is_no_loss(tmp_path: Path) -> None:
         assert tools.batches.find(CALLER.tenant_id, batch.id).status is Status.COMPLETED
 
 
+async def test_a_batch_is_stalled_where_nothing_holds_it_back(tmp_path: Path) -> None:
+    """As long as its lines wait for other calls, or are refused by a limit, it is not."""
+    clock, waiting = Clock(1_795_000_000.0), [0]
+    with SqlitePlace(tmp_path).open() as store:
+        batch, tools = await begun(store, tmp_path, Answering(), clock)
+        spare = Spare(lambda model: ([EngineLoad()], waiting[0]), 1e12, clock)
+        with await spare.place("m", "t1", 1):
+            tools = msgspec.structs.replace(tools, clock=clock, spare=spare)
+            shift = Shift(msgspec.structs.replace(batch, in_progress_at=0.0, total=LINES, model="m"), tools)
+            seen = []
+            for waiting[0] in (0, 1, 0):
+                clock.advance(100)
+                seen.append(shift.stalled_s())
+    assert seen == [100, 0, 100] and (shift.stage, shift.left) == (Status.IN_PROGRESS, LINES)
+
+
 async def begun(store: Store, home: Path, answering: Answering, clock: Clock | None = None) -> tuple[Batch, Tools]:
     """A batch of `LINES` lines in two pieces, which this gateway has."""
     clock = clock or Clock(1_795_000_000.0)
