@@ -239,11 +239,6 @@ def test_the_code_that_is_shown_runs(lines: dict[str, dict[str, Any]]) -> None:
         assert (body["temperature"], body["reasoning_effort"]) == (0.5, "low")
 
 
-def test_batches_have_no_violation(lines: dict[str, dict[str, Any]]) -> None:
-    """axe-core finds nothing on their view."""
-    assert value(lines, "cancel_a_batch") == []
-
-
 def test_a_revoked_key_is_refused(lines: dict[str, dict[str, Any]]) -> None:
     """What the page revokes, the API refuses."""
     assert value(lines, "create_rotate_and_revoke_a_key") == 401
@@ -253,5 +248,5 @@ def test_a_revoked_key_is_refused(lines: dict[str, dict[str, Any]]) -> None:
 def test_no_view_has_a_violation(lines: dict[str, dict[str, Any]], task: str) -> None:
     """axe-core finds nothing on any view, and none is wider than its window."""
     found = value(lines, task)
-    assert len(found) >= 8
+    assert len(found) >= 9 and "Batches" in found
     assert {view: wrong for view, wrong in found.items() if wrong} == {}
