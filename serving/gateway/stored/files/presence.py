@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 import msgspec
 from sqlalchemy import RowMapping, select
 
-from serving.errors import VaultFailed
+from serving.errors import ContentLost, VaultFailed
 from serving.gateway.store.store import Store
 from serving.gateway.store.tables import batches, files
 from serving.gateway.stored.files.files import file_of
@@ -76,6 +76,8 @@ class Presence:
                 size += len(piece)
         except VaultFailed as failed:
             return f"it does not open: {failed.reason}"
+        except ContentLost:
+            return "it goes while it is read"
         return None if size == file.bytes else f"it has {size} bytes instead of {file.bytes}"
 
     def _rows(self, last: str) -> list[RowMapping]:
