@@ -245,16 +245,24 @@ def test_what_was_measured_is_taken_by_plan_and_autoscaler(tmp_path: Path) -> No
     assert found[0]["tpot_s"] < found[1]["tpot_s"] and found[1]["source"] == slow.source
 
 
-@pytest.mark.parametrize("content", ["", "layer_us: 1", "[", "\x00"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "layer_us: 1", "[", "\x00", *(str(MEASURED.model_dump() | {"layer_us": it}) for it in (math.inf, 0, -1))],
+)
 def test_what_is_no_speed_file_is_one_sentence(tmp_path: Path, content: str) -> None:
-    (tmp_path / "speed.yaml").write_text(content)
-    with pytest.raises(Refusal, match="no speed file"):
-        speed_file.read(tmp_path / "speed.yaml")
+    """Nothing, too little, no YAML, and numbers that no step can have."""
+    (tmp_path / "speed.yaml").write_text(content.replace("inf,", ".inf,"))
+    arguments = f"plan --model gpt-oss-120b --requests-per-s 1 --prompt-tokens 9 --output-tokens 9 --speed {tmp_path}/speed.yaml"
+    refused = CliRunner().invoke(app, arguments.split()).exception
+    assert isinstance(refused, Refusal) and "speed.yaml is no speed file" in str(refused)
 
 
-def plan(*more: str) -> dict[str, dict[str, Any]]:
-    loop = "--gpu h200 --tensor 4 --concurrency 16 --prompt-tokens 922 --output-tokens 922 --json"
-    result = CliRunner().invoke(app, ["plan", "--model", "gpt-oss-120b", *loop.split(), *more])
+#: The loop that others can lay beside InferenceX's.
+LOOP = "--gpu h200 --tensor 4 --concurrency 16 --prompt-tokens 922 --output-tokens 922"
+
+
+def plan(*more: str, loop: str = LOOP) -> dict[str, dict[str, Any]]:
+    result = CliRunner().invoke(app, ["plan", "--model", "gpt-oss-120b", *loop.split(), "--json", *more])
     assert result.exit_code == 0, result.output
     answer: dict[str, dict[str, Any]] = json.loads(result.stdout)
     return answer
@@ -269,10 +277,26 @@ def test_one_engine_is_planned_in_a_closed_loop() -> None:
     assert (engine["kernel"], engine["vllm_version"]) == ("marlin", "0.18.0") and "InferenceX" in str(engine["source"])
 
 
+@pytest.mark.parametrize("every", [14, pytest.param(1, marks=pytest.mark.long)])
+def test_the_command_says_the_same_of_published_runs(every: int) -> None:
+    """What `serving plan --json` prints keeps the same bounds; every run under -m long, of which each takes a command."""
+    runs, found = rows()[::every], []
+    for run in runs:
+        tokens = f"--prompt-tokens {run.prompt_tokens} --output-tokens {run.output_tokens}"
+        engine = f"--gpu {run.profile.gpu} --tensor {run.profile.tensor} --concurrency {run.concurrency}"
+        said = plan(loop=f"{engine} {tokens}")["engine"]
+        off = (said[name] / getattr(run, name) - 1 for name in ("ttft_s", "tpot_s", "requests_per_s"))
+        found.append(Errors(*off))
+    assert found == [errors(MEASURED, run) for run in runs]
+    held(runs, found)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         ("--concurrency 4", "--prompt-tokens and --output-tokens"),
+        ("--concurrency 4 --prompt-tokens inf --output-tokens 9", "inf tokens exceed the context of 131,072"),
+        ("--concurrency 4 --prompt-tokens 9 --output-tokens 9 --itl-ms 9 --trace a.csv", "takes no --trace, --itl-ms"),
         ("--tensor 4 --requests-per-s 1 --prompt-tokens 9 --output-tokens 9", "--tensor goes with --concurrency"),
         ("--concurrency 4000 --prompt-tokens 9000 --output-tokens 1000", "do not fit into the KV cache"),
         ("--concurrency 4 --tensor 1 --prompt-tokens 90000 --output-tokens 1000 --gpu h100", "KV"),

@@ -49,7 +49,7 @@ ASSUMED = MEASURED.model_copy(
     update={
         "token_us": 5.05,
         "kernel": "vLLM's default",
-        "source": "assumed, with its errors: gpt-oss's measured overheads, arithmetic at 0.4 of the data sheet",
+        "source": "assumed: gpt-oss's measured overheads, arithmetic at 0.4 of the data sheet",
         "ttft_error": 0.25,
         "tpot_error": 0.25,
         "worst_error": 0.25,
@@ -182,6 +182,13 @@ def engine_speed(model: Model, profile: Profile, fitted: Speed | None = None) ->
 def fitted_for(architecture: Architecture) -> Speed:
     """What was measured of this kind of model, or what is assumed of it."""
     return MEASURED if architecture.experts and architecture.experts.format == "mxfp4" else ASSUMED
+
+
+def errors_are(fitted: Speed) -> str:
+    """Where its errors come from."""
+    if fitted == MEASURED:
+        return "on runs kept out of the fit"
+    return "assumed" if fitted == ASSUMED else "on the runs that they were fitted to"
 
 
 def _expert_bytes(architecture: Architecture) -> float:

@@ -24,7 +24,7 @@ Dtype = Literal["bfloat16", "float32"]
 
 
 class _Shape(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class HubSource(_Shape):
@@ -363,5 +363,5 @@ class Model(_Shape):
             if name in (None, profile.name) and gpu in (None, profile.gpu):
                 return profile
         known = ", ".join(f"{profile.name} on {profile.gpu}" for profile in self.profiles)
-        wanted = " on ".join(filter(None, (f"'{name or 'any'}'", gpu)))
-        raise Refusal(f"{self.name} has no GPU profile {wanted}; it has {known or 'none: it runs on the CPU'}.")
+        wanted = (f" '{name}'" if name else "") + (f" on {gpu}" if gpu else "")
+        raise Refusal(f"{self.name} has no GPU profile{wanted}; it has {known or 'none: it runs on the CPU'}.")

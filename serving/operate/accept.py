@@ -245,16 +245,22 @@ async def speed(
 
     Raises Refusal where runs or facts are missing.
     """
-    if subject.model is None or subject.profile is None:
-        raise Refusal(f"--speed-out needs {subject.name}'s profile on its GPUs: --model {subject.name}=PROFILE.")
+    model, profile = described(subject)
     runs = []
     for words, concurrency in SPEED_RUNS:
         outcomes = await measure.closed_loop(target, subject.name, concurrency, words, SPEED_OUTPUT_TOKENS, seconds)
-        runs.append(_run_of(subject.model, subject.profile, concurrency, outcomes))
-    start = fitted_for(architecture_of(subject.model))
-    named = subject.profile.moe_backend if start.kernel in get_args(MoeBackend) else start.kernel
-    source = f"measured by serving accept on {subject.profile.gpu}"
+        runs.append(_run_of(model, profile, concurrency, outcomes))
+    start = fitted_for(architecture_of(model))
+    named = profile.moe_backend if start.kernel in get_args(MoeBackend) else start.kernel
+    source = f"measured by serving accept on {profile.gpu}"
     return fitting.refit(runs, start, source, vllm_version, kernel or named)
+
+
+def described(subject: Subject) -> tuple[Model, Profile]:
+    """What the planner computes the subject's engine from; raises Refusal where it is not known."""
+    if subject.model is None or subject.profile is None:
+        raise Refusal(f"--speed-out needs {subject.name}'s profile on its GPUs: --model {subject.name}=PROFILE.")
+    return subject.model, subject.profile
 
 
 def _run_of(model: Model, profile: Profile, concurrency: int, outcomes: Sequence[MeasuredCall]) -> fitting.Run:

@@ -42,6 +42,8 @@ Files = Annotated[
 
 #: The release of vLLM that engines here run.
 VLLM_VERSION = "0.32"
+#: Clients of one step of `serving accept`: each is a connection of this process.
+CLIENTS_MOST = 10_000
 #: Exit code after Ctrl-C, as shells and typer have it.
 _INTERRUPTED = 130
 
@@ -84,7 +86,21 @@ def _probe(cluster: Cluster, wanted: values.Wanted, image: str | None, timeout_s
         return no(probe.NAME, "Interrupted; what was created has been deleted again.")
 
 
+#: Options of a fleet's plan, which one engine in a closed loop has no use for.
+_OF_FLEETS = (
+    "requests_per_s",
+    "prefix_share",
+    "peak_ratio",
+    "trace",
+    "ttft_s",
+    "itl_ms",
+    "gpus_per_node",
+    "values_out",
+)
+
+
 def run_plan(
+    context: typer.Context,
     model: Annotated[str, typer.Option(help="A name from `serving models list`.")],
     requests_per_s: Annotated[float | None, typer.Option(min=0.001, help="Calls a second, on average.")] = None,
     prompt_tokens: Annotated[float | None, typer.Option(min=1, help="Tokens of a prompt, on average.")] = None,
@@ -118,6 +134,9 @@ def run_plan(
     if concurrency is not None:
         if prompt_tokens is None or output_tokens is None:
             raise Refusal("--concurrency plans one engine: give it --prompt-tokens and --output-tokens.")
+        if useless := [it for it in _OF_FLEETS if _is_given(context, it)]:
+            names = ", ".join(f"--{it.replace('_', '-')}" for it in useless)
+            raise Refusal(f"--concurrency plans one engine in a closed loop, which takes no {names}.")
         chosen = catalog.find(model).profile(profile, gpu).override(tensor)
         loop = planning.one_engine(catalog.find(model), chosen, concurrency, prompt_tokens, output_tokens, fitted)
         print(plan_text.engine_as_json(loop) if as_json else plan_text.engine_page(loop))
@@ -135,6 +154,12 @@ def run_plan(
         except OSError as error:
             raise Refusal(f"The values file {values_out} cannot be written: {error.strerror}.") from None
     print(plan_text.as_json(made) if as_json else plan_text.page(made))
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option was on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _traffic(
@@ -220,7 +245,9 @@ DisruptKind = Annotated[
     Disrupt | None,
     typer.Option(help="Delete an engine's pod while streams run: with its grace period, at once, or both in turn."),
 ]
-RecoveryS = Annotated[float, typer.Option(min=1, help="Seconds within which a disrupted fleet must be complete again.")]
+RecoveryS = Annotated[
+    float, typer.Option(min=1, max=86_400, help="Seconds within which a disrupted fleet must be complete again.")
+]
 
 
 def run_accept(
@@ -229,9 +256,11 @@ def run_accept(
     model: Models,
     gpu: Annotated[str, typer.Option(help="GPU type of its profile.")] = "h100",
     concurrency: Concurrency = "1,2,4,8,16,32,64",
-    seconds_per_step: Annotated[float, typer.Option(min=0.1, help="Seconds per step.")] = 60.0,
-    prompt_words: Annotated[int, typer.Option(min=1, help="Words per prompt, about a token each.")] = 512,
-    output_tokens: Annotated[int, typer.Option(min=2, help="Tokens per answer.")] = 128,
+    seconds_per_step: Annotated[float, typer.Option(min=0.1, max=86_400, help="Seconds per step.")] = 60.0,
+    prompt_words: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Words per prompt, about a token each.")
+    ] = 512,
+    output_tokens: Annotated[int, typer.Option(min=2, max=1_000_000, help="Tokens per answer.")] = 128,
     engine_metrics: EngineMetrics = None,
     speed_out: Annotated[
         Path | None,
@@ -260,7 +289,7 @@ def run_accept(
 ) -> None:
     """Measure a real installation and write a report that can be shared. Exit code 1 when a check says no."""
     # Imported late: the HTTP client takes a tenth of a second to import, and the other commands do not need it.
-    from serving.operate.accept import Choices
+    from serving.operate.accept import Choices, described
     from serving.operate.measure import Bounds
 
     if disrupt and namespace is None:
@@ -272,6 +301,9 @@ def run_accept(
     others = tuple(speed_file.read(it) for it in compare_speed or ())
     bounds = Bounds(_numbers(concurrency), seconds_per_step, prompt_words, output_tokens, recovery_s)
     subjects = tuple(_subject(it, gpu) for it in model)
+    if speed_out:
+        described(subjects[0])
+        speed_file.prepare(speed_out)
     key = _key(key_file)
     cluster = connect(kubeconfig, context, namespace) if namespace else None
     name = release or (status.release_in(cluster) if cluster else "")
@@ -339,8 +371,8 @@ def _numbers(text: str) -> tuple[int, ...]:
         numbers = tuple(int(it) for it in text.split(","))
     except ValueError:
         numbers = ()
-    if not numbers or min(numbers) < 1:
-        raise Refusal(f"--concurrency takes numbers above 0 with commas between, not '{text}'.")
+    if not numbers or min(numbers) < 1 or max(numbers) > CLIENTS_MOST:
+        raise Refusal(f"--concurrency takes numbers from 1 to {CLIENTS_MOST:,} with commas between, not '{text}'.")
     return numbers
 
 

@@ -35,6 +35,7 @@ QUANTILE = 0.95
 THIN_KV = 0.10
 #: More engines than any installation has; beyond it the input is wrong.
 REPLICAS_MAX = 4096
+TOO_MANY = f"more than {REPLICAS_MAX:,} engines"
 
 
 class LatencyTarget(msgspec.Struct, frozen=True):
@@ -202,7 +203,7 @@ def _queue_s(busy: float, service_s: float) -> float:
 def broken(engine: Engine, load: Load | None, traffic: Traffic, slo: LatencyTarget) -> str:
     """The first target or limit that an engine under this load misses; empty when it meets all."""
     if load is None:
-        return "throughput"
+        return "cannot keep up"
     work = load.requests_per_s * (
         _computed_tokens(traffic) / engine.prefill_tokens_per_s
         + traffic.output_tokens / engine.knee.decode_tokens_per_s
@@ -212,7 +213,7 @@ def broken(engine: Engine, load: Load | None, traffic: Traffic, slo: LatencyTarg
         ("time to first token", load.ttft_p95_s > slo.ttft_s),
         ("running requests", load.running > engine.running_max),
         ("KV cache", load.kv_share > engine.knee.kv_cache_ratio),
-        ("fill", work > FILL),
+        ("headroom", work > FILL),
     )
     return next((name for name, is_broken in limits if is_broken), "")
 
@@ -255,7 +256,7 @@ def option(
     idle = load_at(engine, traffic, 0.0)
     found = replicas(engine, traffic, slo, traffic.peak_per_s)
     if found is None:
-        limit = broken(engine, idle, traffic, slo) or "throughput"
+        limit = broken(engine, idle, traffic, slo) or TOO_MANY
         return msgspec.structs.replace(planned, limit=limit, idle=idle)
     count, limit = found
     error = engine.speed.fitted.worst_error
@@ -347,6 +348,8 @@ def _none_keeps(model: Model, options: Sequence[Option], slo: LatencyTarget) -> 
     able = [(it, it.idle) for it in options if it.idle]
     if not able:
         return f"No profile of {model.name} can serve this: {options[0].limit.rstrip('.')}."
+    if any(it.limit == TOO_MANY for it, _ in able):
+        return f"{model.name} would take {TOO_MANY} for so many calls: are they right?"
     nearest, idle = min(able, key=lambda it: max(it[1].itl_s / slo.itl_s, it[1].ttft_p95_s / slo.ttft_s))
     return (
         f"No profile of {model.name} meets {asked}. The nearest is {nearest.profile} on {nearest.gpus_per_engine}"
@@ -361,10 +364,9 @@ def _reason(chosen: Option, options: Sequence[Option], profile: str | None) -> s
     if not others:
         return "No other profile meets the target."
     nearest = min(others, key=lambda it: it.gpus + it.gpus_per_engine)
-    return (
-        f"The fewest GPUs with one engine to spare: {chosen.gpus + chosen.gpus_per_engine}, where {nearest.profile} on"
-        f" {nearest.gpu} takes {nearest.gpus + nearest.gpus_per_engine}."
-    )
+    own, next_best = (it.gpus + it.gpus_per_engine for it in (chosen, nearest))
+    beside = "takes as many" if own == next_best else f"takes {next_best}"
+    return f"The fewest GPUs with one engine to spare: {own}; {nearest.profile} on {nearest.gpu} {beside}."
 
 
 def _nodes(engines: int, gpus: int, gpus_per_node: int) -> int:
@@ -391,15 +393,17 @@ def one_engine(
     model: Model, profile: Profile, concurrency: int, prompt_tokens: float, output_tokens: float, fitted: Speed | None
 ) -> EnginePlan:
     """An engine of `profile` with this many clients that call again at once. Raises Refusal when they do not fit into it."""
-    tokens = round(prompt_tokens + output_tokens)
+    if (whole := prompt_tokens + output_tokens) > (context := context_of(model, profile)):
+        raise Refusal(f"{whole:,.0f} tokens exceed the context of {context:,}.")
+    tokens = round(whole)
     asked = profile.model_copy(update={"context_tokens": tokens})
     refuse(model, asked, max(8, profile.gpus_per_engine))
     attention = architecture_of(model).attention
     held = budget(model, asked).kv_gib * GIB / kv.request_bytes(attention, asked, tokens) if attention else math.inf
     if concurrency > held * asked.data:
         raise Refusal(
-            f"{concurrency} requests of {tokens:,} tokens do not fit into the KV cache of {asked.gpus_per_engine} {asked.gpu}:"
-            f" {int(held * asked.data)} do."
+            f"{concurrency:,} requests of {tokens:,} tokens do not fit into the KV cache of {asked.gpus_per_engine} {asked.gpu}:"
+            f" {int(held * asked.data):,} do."
         )
     speed = engine_speed(model, asked, fitted)
     loop = closed_loop(speed, concurrency, prompt_tokens, output_tokens)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import msgspec
 import yaml
 
+from serving.budget.speed import errors_are
 from serving.catalog import GPUS, Speed
 from serving.operate.plan import FILL, EnginePlan, Load, Option, Plan
 
@@ -14,6 +15,7 @@ from serving.operate.plan import FILL, EnginePlan, Load, Option, Plan
 ASSUMPTIONS = (
     "Calls arrive at random and spread evenly over engines; bursts within a minute are not included.",
     "Ranks of expert parallelism and stages of pipelines are computed as tensor ranks are, and were not measured.",
+    "Headroom is for bursts shorter than a start-up and is taken once, in the number of engines; those to spare are for failures.",
     "The directory counts whole prompts: with a prefix share, a fleet that follows its load asks for more than this.",
 )
 
@@ -21,11 +23,19 @@ ASSUMPTIONS = (
 def sources(fitted: Speed) -> tuple[str, str]:
     """Where the figures come from, and how far they may be off; printed with every plan."""
     return (
-        f"Computed with what was {fitted.source}: vLLM {fitted.vllm_version}, kernel {fitted.kernel}"
-        " (serving/budget/speed.py); nothing was measured here.",
-        f"On runs kept out of the fit TPOT is {fitted.tpot_error:.0%} off in the mean and {fitted.worst_error:.0%} at worst, TTFT"
-        f" {fitted.ttft_error:.0%} in the mean. The ranges take every time off by that worst.",
+        f"Computed from step times {_measured(fitted)} (serving/budget/speed.py); nothing was measured here.",
+        f"Their errors, {errors_are(fitted)}: TPOT {fitted.tpot_error:.0%} in the mean and {fitted.worst_error:.0%} at worst,"
+        f" TTFT {fitted.ttft_error:.0%} in the mean.",
     )
+
+
+def _measured(fitted: Speed) -> str:
+    return f"{fitted.source}; vLLM {fitted.vllm_version}, kernel {fitted.kernel}"
+
+
+def _notes(fitted: Speed) -> tuple[str, ...]:
+    ranges = f"The range of engines takes every time to be {fitted.worst_error:.0%} longer or shorter, as far as the worst TPOT was."
+    return (*sources(fitted), ranges, *ASSUMPTIONS)
 
 
 def page(plan: Plan) -> str:
@@ -44,13 +54,13 @@ def page(plan: Plan) -> str:
         "",
         *_order(plan),
         "",
-        *(f"* {it}" for it in (*sources(plan.engine.speed.fitted), *ASSUMPTIONS)),
+        *(f"* {it}" for it in _notes(plan.engine.speed.fitted)),
     ]
     return "\n".join(lines)
 
 
 def _table(plan: Plan) -> list[str]:
-    head = f"{'profile':14}{'GPUs each':>10}{'engines':>9}{'range':>8}{'GPUs':>6}{'ITL ms':>8}{'TTFT p95 s':>12}  limit"
+    head = f"{'profile':14}{'GPUs each':>10}{'engines':>9}{'range':>8}{'GPUs':>6}{'ITL ms':>8}{'TTFT p95 s':>12}  one engine fewer would miss"
     return [f"{head} (all computed)", *(_row(it) for it in plan.options)]
 
 
@@ -70,18 +80,21 @@ def _arithmetic(plan: Plan) -> list[str]:
     speed, batch = engine.speed, load.running / engine.speed.data
     prompt = traffic.prompt_tokens * (1 - traffic.prefix_share)
     step_s, prompt_s = speed.step_s(batch, engine.context_tokens), speed.prompt_s(prompt, batch)
+    read_ms, each_ms = speed.experts_s * 1e3, (step_s - speed.base_s) * 1e3
     touched = 1 - (1 - speed.touched) ** load.running
+    running = f"{load.running:.2g}" if load.running < 10 else f"{load.running:,.0f}"
     return [
         "Each engine in the busiest minute (computed):",
         f"  calls      {traffic.peak_per_s:.3g} / {plan.replicas} = {load.requests_per_s:.3g} a second",
-        f"  a step     {speed.base_s * 1e3:.1f} ms + {touched:.0%} of the experts in {speed.experts_s * 1e3:.1f} ms + {batch:.0f} running ="
-        f" {step_s * 1e3:.1f} ms",
+        f"  a step     {speed.base_s * 1e3:.1f} ms whatever is in it + {touched:.0%} of {read_ms:.1f} ms for all experts +"
+        f" {each_ms - touched * read_ms:.1f} ms for {running} requests = {step_s * 1e3:.1f} ms",
         f"  prompts    {load.requests_per_s:.3g} × {prompt:,.0f} tokens in {prompt_s * 1e3:.0f} ms each = {load.prefill_share:.0%} of its time",
-        f"  ITL        {step_s * 1e3:.1f} ms / (1 − {load.prefill_share:.2f}) = {load.itl_s * 1e3:.1f} ms; beside a whole chunk of a"
-        f" prompt {load.longest_gap_s * 1e3:.0f} ms",
+        f"  ITL        {step_s * 1e3:.1f} ms / (1 − {load.prefill_share:.2f}) = {load.itl_s * 1e3:.1f} ms; {load.longest_gap_s * 1e3:.0f} ms"
+        f" beside a whole chunk of a prompt",
         f"  TTFT       {load.ttft_s:.2f} s on average, {load.ttft_p95_s:.2f} s for 95 of 100",
-        f"  running    {load.running:.0f} of {engine.running_max:.0f} at its knee, the most within the gap promised; KV cache"
-        f" {load.kv_share:.0%} full; at most {FILL:.0%} of its work is filled",
+        f"  running    {running} of {engine.running_max:,.0f} at its knee, the most that the promised gap, its batch and its KV"
+        f" cache allow; KV cache {load.kv_share:.0%} full",
+        f"  headroom   at most {FILL:.0%} of the work at its knee is planned for",
     ]
 
 
@@ -90,17 +103,18 @@ def _order(plan: Plan) -> list[str]:
     rows = (
         ("at the mean rate", plan.replicas_mean),
         ("in the busiest minute", plan.replicas),
-        ("and one engine may fail", plan.replicas_spare),
-        (f"and one node of {plan.gpus_per_node} GPUs may", plan.replicas_node_loss),
+        ("with one engine to spare", plan.replicas_spare),
+        (f"with one node of {plan.gpus_per_node} GPUs to spare", plan.replicas_node_loss),
     )
-    lines = [f"  {name:32}{count:5} engines{count * each:6} GPUs" for name, count in rows]
-    return ["To order (computed):", *lines, f"  nodes for one engine to spare   {plan.nodes:5}"]
+    lines = [f"  {name:32}{count:9}{count * each:6}" for name, count in rows]
+    head = f"{'To order (computed):':34}{'engines':>9}{'GPUs':>6}"
+    return [head, *lines, f"  nodes of {plan.gpus_per_node} GPUs, with one engine to spare: {plan.nodes}"]
 
 
 def as_json(plan: Plan) -> str:
     """The same as one JSON object; every figure in it is computed."""
     fitted = plan.engine.speed.fitted
-    answer = {"label": "computed", "plan": plan, "assumptions": (*sources(fitted), *ASSUMPTIONS)}
+    answer = {"label": "computed", "plan": plan, "assumptions": _notes(fitted)}
     return _json(answer)
 
 
@@ -157,6 +171,7 @@ def values(plan: Plan) -> str:
     content = {"gpu": plan.chosen.gpu, "profile": plan.chosen.profile, "models": [model]}
     head = (
         "# Written by `serving plan`: computed, not measured.\n"
+        f"# Step times {_measured(plan.engine.speed.fitted)}.\n"
         f"# {plan.traffic.requests_per_s:.3g} calls/s, {plan.traffic.prompt_tokens:,.0f} + {plan.traffic.output_tokens:,.0f}"
         f" tokens, {plan.slo.ttft_s:g} s and {plan.slo.itl_s * 1e3:g} ms: {_size(plan.chosen, plan.chosen.load)}\n"
     )

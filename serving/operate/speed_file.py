@@ -5,6 +5,7 @@ value of a model's `speed` in the settings and in the chart's values, for the au
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import pydantic
 import yaml
@@ -18,16 +19,29 @@ _HEAD = """\
 """
 
 
+def prepare(file: Path) -> None:
+    """Raises Refusal, before anything is measured, where the file could not be written; leaves it as it is."""
+    try:
+        with file.open("a") if file.exists() else NamedTemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise _unwritable(file, error) from None
+
+
 def write(file: Path, fitted: Speed) -> None:
     """Raises Refusal where it cannot."""
     try:
         file.write_text(_HEAD + yaml.safe_dump(fitted.model_dump(mode="json"), sort_keys=False))
     except OSError as error:
-        raise Refusal(f"The speed file {file} cannot be written: {error.strerror}.") from None
+        raise _unwritable(file, error) from None
+
+
+def _unwritable(file: Path, error: OSError) -> Refusal:
+    return Refusal(f"The speed file {file} cannot be written: {error.strerror}.")
 
 
 def read(file: Path) -> Speed:
-    """Raises Refusal for what is none."""
+    """Raises Refusal for anything else."""
     try:
         return Speed.model_validate(yaml.safe_load(file.read_text()))
     except OSError as error:

@@ -476,8 +476,26 @@ def test_bounds_are_finite() -> None:
     assert bounds.recovery_s <= 1800
 
 
-async def test_an_engine_nobody_described_is_not_refitted() -> None:
-    """Without a profile there is no formula; the command says how to name one."""
-    async with aiohttp.ClientSession() as session:
-        with pytest.raises(Refusal, match="--model strange=PROFILE"):
-            await accept.speed(Target("http://localhost", session, lambda: 0.0), Subject("strange"), 0.0, "0.32")
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--model strange --speed-out speed.yaml", "--model strange=PROFILE"),
+        ("--model gpt-oss-120b=balanced --speed-out none/speed.yaml", "cannot be written: No such file or directory"),
+        ("--model gpt-oss-120b=balanced --speed-out .", "cannot be written: Is a directory"),
+        ("--model gpt-oss-120b=fast", "no GPU profile 'fast' on h100"),
+        ("--model gpt-oss-120b=balanced --gpu a100", "no GPU profile 'balanced' on a100"),
+        ("--model strange --concurrency 1,0", "numbers from 1 to 10,000"),
+        ("--model strange --concurrency 1000000", "numbers from 1 to 10,000"),
+        ("--model strange --compare-speed none.yaml --speed-out speed.yaml", "none.yaml cannot be read"),
+    ],
+)
+def test_what_cannot_be_accepted_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str, sentence: str
+) -> None:
+    """One sentence, no request, no folder and no file: an hour of measuring must not end in one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "key").write_text("sk-key")
+    arguments = ["accept", "--base-url", "http://127.0.0.1:1", "--key-file", "key", *options.split()]
+    refused = CliRunner().invoke(app, arguments).exception
+    assert isinstance(refused, Refusal) and sentence in str(refused) and "\n" not in str(refused)
+    assert [it.name for it in tmp_path.iterdir()] == ["key"]

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from serving import catalog
+from serving.budget.fitting import SIX, THREE
 from serving.budget.speed import MEASURED
 from serving.catalog import Speed
+from serving.cli import app
 from serving.errors import Refusal
-from serving.operate import accept, kernels, speed_file
-from serving.operate.accept import Choices
+from serving.operate import kernels, speed_file
 from serving.operate.checks import Answer
-from serving.operate.findings import Report, Subject
-from serving.operate.measure import Bounds
 from tests.gateway.world import running_gateway
-from tests.scripted_engine import MODEL, ScriptedEngine
+from tests.scripted_engine import ScriptedEngine
 
 BIG = catalog.find("gpt-oss-120b")
 
@@ -73,27 +73,27 @@ def test_speed_files_of_other_kernels_are_refused() -> None:
 
 
 async def test_the_planner_is_refitted_to_six_short_runs_of_a_kernel(tmp_path: Path) -> None:
-    """The file that `serving plan --speed` takes holds three numbers of this engine, whose calls take next to no time, and the
-    report what that says of kernels."""
-    saved: list[Report] = []
-    async with ScriptedEngine() as engine, running_gateway(tmp_path, (engine.url,)) as world:
-        choices = Choices(
-            world.url,
-            (Subject(MODEL, BIG, BIG.profile("balanced", "h100")),),
-            Bounds(concurrencies=(1,), seconds_per_step=0.05, prompt_words=5, output_tokens=4),
-            release="",
-            speed_out=tmp_path / "marlin.yaml",
-            vllm_version="0.32",
-            other_kernels=(measured("triton"),),
-        )
-        clock = asyncio.get_running_loop().time
-        made = await accept.run(
-            choices, world.key, None, clock=clock, wall_clock=time.time, say=lambda _: None, save=saved.append
-        )
+    """The file that `serving plan --speed` takes holds three numbers of this engine, and the report what that says of
+    kernels."""
+    speed_file.write(tmp_path / "triton.yaml", measured("triton"))
+    async with ScriptedEngine(model=BIG.name) as engine, running_gateway(tmp_path, (engine.url,)) as world:
+        (tmp_path / "key").write_text(world.key)
+        files = ["--key-file", str(tmp_path / "key"), "--out", str(tmp_path / "out")]
+        speeds = ["--speed-out", str(tmp_path / "marlin.yaml"), "--compare-speed", str(tmp_path / "triton.yaml")]
+        quick = ["--concurrency", "1", "--seconds-per-step", "0.1", "--prompt-words", "5", "--output-tokens", "4"]
+        arguments = ["accept", "--base-url", world.url, "--model", f"{BIG.name}=balanced", *files, *speeds, *quick]
+        result = await asyncio.to_thread(CliRunner().invoke, app, arguments)
 
     found = speed_file.read(tmp_path / "marlin.yaml")
     assert (found.kernel, found.vllm_version, found.source) == ("marlin", "0.32", "measured by serving accept on h100")
-    assert found.layer_us < MEASURED.layer_us and found.expert_tb_per_s == MEASURED.expert_tb_per_s
-    (check,) = [it for it in made.checks if it.name == kernels.title(MODEL)]
-    assert "balanced" in check.says and "triton" in check.says
-    assert made.not_run == () and saved[-1] == made
+    changed = {name for name in SIX if getattr(found, name) != getattr(MEASURED, name)}
+    assert changed and changed <= set(THREE)
+    assert "marlin.yaml, off by" in result.stderr
+    made = json.loads((tmp_path / "out" / "acceptance.json").read_text())
+    (check,) = [it for it in made["checks"] if it["name"] == kernels.title(BIG.name)]
+    assert "balanced" in check["says"] and "triton" in check["says"] and made["not_run"] == []
+
+    loop = ["--concurrency", "4", "--prompt-tokens", "500", "--output-tokens", "100"]
+    planned = CliRunner().invoke(app, ["plan", "--model", BIG.name, *loop, "--speed", str(tmp_path / "marlin.yaml")])
+    assert "measured by serving accept on h100; vLLM 0.32, kernel marlin" in planned.stdout
+    assert "on the runs that they were fitted to" in planned.stdout

@@ -142,8 +142,11 @@ def test_a_promise_nobody_can_keep_names_the_nearest() -> None:
         plan(MODEL, CHAT, LatencyTarget(2.0, 0.001), "h100")
     with pytest.raises(Refusal, match="exceed the context of 131,072"):
         plan(MODEL, Traffic(1.0, 131_000.0, 400.0), SLO, "h100")
-    with pytest.raises(Refusal, match="balanced on h100"):
+    with pytest.raises(Refusal, match="no GPU profile on a100; it has balanced on h100"):
         plan(MODEL, CHAT, SLO, "a100")
+    for endless in (math.inf, 1e300):
+        with pytest.raises(Refusal, match="more than 4,096 engines"):
+            plan(MODEL, Traffic(endless, 1500.0, 400.0), SLO, "h100")
 
 
 def test_a_node_too_small_for_a_profile_refuses_it() -> None:
@@ -171,7 +174,7 @@ def test_the_reserve_is_taken_once() -> None:
     assert tight.running_max < loose.running_max == BALANCED.max_num_seqs
     count, limit = replicas(loose, CHAT, SLO, 400.0) or (0, "")
     at = load_at(loose, CHAT, 400.0 / count)
-    assert limit == "fill" and at is not None and at.running > 0.3 * loose.running_max
+    assert limit == "headroom" and at is not None and at.running > 0.3 * loose.running_max
 
 
 def page(made: Plan) -> str:
@@ -184,6 +187,11 @@ def test_the_arithmetic_is_shown_and_labelled() -> None:
     for expected in ("(all computed)", "busiest minute (computed)", "To order (computed)", "nothing was measured here"):
         assert expected in text
     assert "ms / (1 − " in text
+    measured = text.partition("* Computed from step times ")[2]
+    for expected in ("InferenceX", "vLLM 0.18.0, kernel marlin", "runs kept out of the fit", "10% longer or shorter"):
+        assert expected in measured
+    dense = page(plan(catalog.MODELS["qwen3-32b"], Traffic(1.0, 500.0, 100.0), SLO, "h100"))
+    assert "step times assumed" in dense and "errors, assumed: TPOT 25%" in dense
 
 
 def test_the_command_prints_json_and_a_values_file(tmp_path: Path) -> None:
