@@ -323,6 +323,8 @@ def unscripted(path: str, body: dict[str, object]) -> Script:
         return answering(compact(answer | {"usage": usage(3, 0) | {"prompt_tokens_details": None}}).encode())
     if path == "/tokenize":
         return answering(b'{"count":2,"max_model_len":4096,"tokens":[1,2],"token_strs":null}')
+    if path == "/v1/responses/input_tokens":
+        return answering(b'{"object":"response.input_tokens","input_tokens":2}')
     if path == "/v1/messages/count_tokens":
         return answering(b'{"input_tokens":2,"context_management":{"original_input_tokens":2}}')
     is_streamed = body.get("stream") is True

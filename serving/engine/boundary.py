@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from serving.engine import continuation, exposition, harmony, markers
+from serving.engine import continuation, counting, exposition, harmony, markers
 from serving.engine.exposition import LABELS_VARIABLE, relabelled
 from serving.secret import PlaneSecret
 from serving.wire import ENGINE_ROUTES, LIVENESS_ROUTE
@@ -64,6 +64,8 @@ class Boundary:
             # Uncompressed, so that it can be read here.
             plain = {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"accept-encoding"]}
             await self._app(plain, receive, rewritten(send, lambda page: relabelled(page, self._metric_labels)))
+        elif scope["type"] == "http" and counting.asks(scope):
+            await self._app(counting.to_render(scope), receive, rewritten(send, counting.counted))
         elif scope["type"] == "http" and (journal := continuation.of_headers(scope["headers"])) is not None:
             await self._app(scope, *await continuation.entered(journal, receive, send))
         else:

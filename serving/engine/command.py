@@ -185,6 +185,7 @@ def _flags(spec: EngineSpec, port: int, member: Member) -> list[str]:
         # Calls that wait in the engine go by the number that the gateway gives them (TEN-17).
         *("--scheduling-policy", "priority"),
         "--enable-prompt-tokens-details",  # the ledger records cached prompt tokens
+        "--enable-scale-out",  # prompts are rendered for their count (MEM-14); the boundary closes what else it opens
         "--disable-uvicorn-access-log",  # the gateway writes the access log
         *_traces_flags(spec.settings.traces_endpoint),
         *_model_flags(spec),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from serving.engine import counting
 from serving.engine.boundary import OWNER_ROUTES, SECRET_FILE_VARIABLE, Boundary, refusal_status
 from serving.errors import Refusal
 from serving.secret import PlaneSecret, create_if_absent
@@ -88,6 +89,35 @@ def test_the_secret_is_made_once(tmp_path: Path) -> None:
     first = create_if_absent(tmp_path).read_text()
     assert create_if_absent(tmp_path).read_text() == first and len(first) > 40
     assert (tmp_path / "plane.secret").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_count_is_what_vllm_renders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gateway is told how many tokens there are; what vLLM refuses to render goes out as it is."""
+    (tmp_path / "secret").write_text("first\n")
+    monkeypatch.setenv(SECRET_FILE_VARIABLE, str(tmp_path / "secret"))
+
+    def asked(status: int, body: bytes) -> tuple[int, bytes, bytes]:
+        sent: list[Any] = []
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            assert (scope["path"], await receive()) == ("/v1/responses/render", "the body")
+            await send({"type": "http.response.start", "status": status, "headers": []})
+            await send({"type": "http.response.body", "body": body})
+
+        async def receive() -> Any:
+            return "the body"
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": counting.ROUTE[1], "headers": [(b"authorization", VALUE)]}
+        asyncio.run(Boundary(app)(scope, receive, send))
+        start, answer = sent
+        return start["status"], dict(start["headers"])[b"content-length"], answer["body"]
+
+    counted = b'{"object":"response.input_tokens","input_tokens":3}'
+    assert asked(200, b'{"request_id":"x","token_ids":[1,2,3],"model":"m"}') == (200, b"%d" % len(counted), counted)
+    assert asked(400, b'{"error":{}}') == (400, b"12", b'{"error":{}}')
 
 
 def test_the_middleware_asks_before_the_app_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,7 @@ REQUESTS = {
     "/v1/chat/completions": (ChatCompletionRequest,),
     "/v1/completions": (CompletionRequest,),
     "/v1/responses": (ResponsesRequest,),
+    "/v1/responses/input_tokens": (ResponsesRequest,),
     "/v1/embeddings": (EmbeddingCompletionRequest, EmbeddingBatchChatInputRequest),
     "/v1/messages": (AnthropicMessagesRequest,),
     "/v1/messages/count_tokens": (AnthropicCountTokensRequest,),

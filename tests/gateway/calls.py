@@ -24,6 +24,7 @@ LEAST: dict[str, dict[str, object]] = {
     "/v1/chat/completions": _MESSAGES,
     "/v1/completions": {"prompt": "Hello"},
     "/v1/responses": {"input": "Hello"},
+    "/v1/responses/input_tokens": {"input": "Hello"},
     "/v1/embeddings": {"input": "Hello"},
     "/v1/messages": _MESSAGES | {"max_tokens": 5},
     "/v1/messages/count_tokens": _MESSAGES,

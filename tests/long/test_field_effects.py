@@ -22,6 +22,7 @@ from tests.stack.running import Stack, running
 
 MINILM = "all-minilm-l6-v2"
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+INPUT_TOKENS = "/v1/responses/input_tokens"
 MESSAGES, COUNT, TOKENIZE, EMBEDDINGS = "/v1/messages", "/v1/messages/count_tokens", "/tokenize", "/v1/embeddings"
 #: Every other call names it, and it decides which model answers.
 IN_EVERY_CALL = {"model"}
@@ -221,6 +222,7 @@ BASES: dict[str, Body] = {
     CHAT: {"messages": SAID, "temperature": 0},
     COMPLETIONS: {"prompt": "The sea is wide and the", "temperature": 0},
     RESPONSES: {"input": ASKED, "temperature": 0},
+    INPUT_TOKENS: {"input": ASKED},
     MESSAGES: {"messages": SAID, "temperature": 0},
     COUNT: {"messages": SAID},
     TOKENIZE: {"messages": SAID},
@@ -271,6 +273,14 @@ EFFECTS: dict[str, dict[str, Effect]] = {
         "tools": Effect(FLAT_TOOLS["tools"]),
         "tool_choice": Effect("required", FLAT_TOOLS),
         "truncation": Effect("auto", {"input": TOO_LONG}, sight=is_accepted),
+        "chat_template_kwargs": SWITCHES,
+    },
+    INPUT_TOKENS: {
+        "input": Effect("Say hello.", against=ASKED),
+        "instructions": Effect("Answer in French."),
+        "reasoning": unseen("an effort is one word, whichever it is"),
+        "tools": Effect(FLAT_TOOLS["tools"], but=NO_TOOLS),
+        "tool_choice": unseen("`none` is a count without tools"),
         "chat_template_kwargs": SWITCHES,
     },
     MESSAGES: {

@@ -94,6 +94,7 @@ RESPONSE: Shape = {
         "output_tokens_details": _names("reasoning_tokens"),
     },
 }
+INPUT_TOKENS: Shape = _names("object", "input_tokens")
 
 ANTHROPIC_USAGE: Shape = _names(
     "input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens", "output_tokens_details"

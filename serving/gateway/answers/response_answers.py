@@ -267,6 +267,12 @@ class _Text:
         return [{**document, "delta": text}] if text else []
 
 
+class InputTokensShaper(Shaper):
+    """How many tokens the prompt of a response has."""
+
+    shape = documented.INPUT_TOKENS
+
+
 class ResponseAssembly(Assembly):
     """A whole response out of events that were shaped: the last one carries it."""
 

@@ -127,7 +127,9 @@ class Inference:
         salt = self._tenants.cache_salt(caller)
         keeper = self._reasoning.of(caller.tenant_id)
         keeper = turn.keeper(keeper) if turn else keeper
-        return await self._aside.done(partial(draft.finish, model, salt, limit, keeper), size), turn
+        call = await self._aside.done(partial(draft.finish, model, salt, limit, keeper), size)
+        # Nothing is kept of a count.
+        return call, turn if dialect.is_billed else None
 
     async def _remembered(self, dialect: Dialect, caller: Caller, body: bytes, share: Share) -> tuple[Draft, Turn]:
         """The draft of a call whose tenant has responses stored, with what was said before put before its input."""

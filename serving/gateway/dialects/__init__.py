@@ -14,13 +14,14 @@ from serving.gateway.dialects.completions import COMPLETIONS
 from serving.gateway.dialects.dialect import Dialect
 from serving.gateway.dialects.embeddings import EMBEDDINGS
 from serving.gateway.dialects.messages import COUNT_TOKENS, MESSAGES
-from serving.gateway.dialects.responses import RESPONSES
+from serving.gateway.dialects.responses import INPUT_TOKENS, RESPONSES
 from serving.gateway.dialects.tokenize import TOKENIZE
 from serving.gateway.http.bodies import openai_body
 
 #: Path → the API that is spoken there.
 DIALECTS: Mapping[str, Dialect] = {
-    dialect.path: dialect for dialect in (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS, MESSAGES, COUNT_TOKENS, TOKENIZE)
+    dialect.path: dialect
+    for dialect in (CHAT, COMPLETIONS, RESPONSES, INPUT_TOKENS, EMBEDDINGS, MESSAGES, COUNT_TOKENS, TOKENIZE)
 }
 
 

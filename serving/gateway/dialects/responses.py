@@ -13,15 +13,15 @@ from serving.errors import ApiError, InvalidRequest, UnsupportedParameter
 from serving.gateway.answers.asked import Asked
 from serving.gateway.answers.namespaces import flat
 from serving.gateway.answers.reasoning import Keeper
-from serving.gateway.answers.response_answers import ResponseAssembly, ResponseShaper
+from serving.gateway.answers.response_answers import InputTokensShaper, ResponseAssembly, ResponseShaper
 from serving.gateway.dialects import checks, conversation, effort, openai
 from serving.gateway.dialects.checks import OfKind, typed
 from serving.gateway.dialects.dialect import Body, Dialect, EventStream
 from serving.gateway.dialects.effort import Effort
-from serving.gateway.dialects.fields import Table, honoured, ignored, refused, remembered
+from serving.gateway.dialects.fields import Disposition, Table, honoured, ignored, refused, remembered
 from serving.gateway.dialects.items import ITEMS_KIND, recalled, responses_input
 from serving.gateway.dialects.openai import Details
-from serving.gateway.dialects.shapes import FIRST_RESPONSES_EVENT, ResponsesAnswer
+from serving.gateway.dialects.shapes import FIRST_RESPONSES_EVENT, CountAnswer, ResponsesAnswer
 from serving.gateway.dialects.tables import (
     DEFAULT_LIMIT,
     FLAG,
@@ -260,6 +260,22 @@ FIELDS: Table = {
 }
 
 
+#: What a prompt is made of.
+_OF_PROMPT = frozenset({*MODEL, "input", "instructions", "reasoning", "tools", "tool_choice", "chat_template_kwargs"})
+_NOT_COUNTED = "The count of a prompt does not depend on it."
+#: Fields of a request for a count: those of the request that is about to be sent.
+COUNT_FIELDS: Table = {
+    **{
+        name: ignored(_NOT_COUNTED, field.check)
+        if field.disposition is Disposition.HONOURED and name not in _OF_PROMPT
+        else field
+        for name, field in FIELDS.items()
+    },
+    **{name: ignored(_NOT_COUNTED, FLAG) for name in ("background", "store")},
+    "personality": ignored("No model here has one to choose.", typed(str)),
+}
+
+
 def _check(body: Body, kept: Body) -> None:
     if body.get("background") is True:
         raise UnsupportedParameter(
@@ -386,5 +402,19 @@ RESPONSES = Dialect(
     prompt_field="input",
     limit_fields=("max_output_tokens",),
     default_limit_field="max_output_tokens",
+    remembers=True,
+)
+INPUT_TOKENS = Dialect(
+    path="/v1/responses/input_tokens",
+    summary="Count the tokens of what a response would be made of (OpenAI's).",
+    fields=COUNT_FIELDS,
+    answer=CountAnswer,
+    counts=None,
+    adapt=_adapt,
+    recall=_recall,
+    complete=_complete,
+    shaper=InputTokensShaper,
+    prompt_field="input",
+    takes_cache_salt=False,
     remembers=True,
 )

@@ -21,7 +21,7 @@ from tests.gateway.places import Place
 from tests.gateway.stored.shelves import KEPT_S, answer
 from tests.gateway.stored.speaking import called, message, speaking, thought, told
 from tests.gateway.world import World, running_gateway, until
-from tests.scripted_engine import MODEL, ScriptedEngine
+from tests.scripted_engine import MODEL, ScriptedEngine, unscripted
 
 STORES = Policy(store_responses=True)
 
@@ -160,6 +160,26 @@ async def test_stored_items_are_referred_to(tmp_path: Path, engine: ScriptedEngi
     assert told(engine.received[2].body) == ["assistant: Blue.", "user: Of what?", "assistant: Sky.", "user: Sure?"]
     assert missed.value.param == "input"
     assert (compact.status, "not compacted here" in str(compact.error["message"])) == (404, True)
+
+
+async def test_what_goes_on_is_counted_and_not_kept(tmp_path: Path, engine: ScriptedEngine) -> None:
+    """The count is of all that the engine would be told; neither a response nor a conversation has anything of it."""
+    engine.improvise = speaking([message("Blue.")])
+    async with storing(tmp_path, engine) as world, client_of(world) as client:
+        first = await client.responses.create(model=MODEL, input="Which colour?")
+        talk = await client.conversations.create(items=[{"role": "user", "content": "I am Ada."}])
+        engine.improvise = unscripted
+        for before in ({"previous_response_id": first.id}, {"conversation": talk.id}):
+            counted = await client.responses.input_tokens.count(model=MODEL, input="Of what?", **before)
+            assert (counted.input_tokens, counted.object) == (2, "response.input_tokens")
+        listed = (await client.conversations.items.list(talk.id)).data
+        with world.store.begin() as connection:
+            kept = connection.exec_driver_sql("select count(*) from responses").scalar()
+
+    assert [it.path for it in engine.received[1:]] == ["/v1/responses/input_tokens"] * 2
+    assert told(engine.received[1].body) == ["user: Which colour?", "assistant: Blue.", "user: Of what?"]
+    assert told(engine.received[2].body) == ["user: I am Ada.", "user: Of what?"]
+    assert (len(listed), kept) == (1, 1)
 
 
 async def test_what_is_not_to_be_stored_is_not(tmp_path: Path, engine: ScriptedEngine) -> None:

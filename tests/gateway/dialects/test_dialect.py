@@ -55,7 +55,7 @@ def test_every_stream_can_end_in_an_error(dialect: Dialect) -> None:
 def test_what_computes_no_tokens_is_not_billed() -> None:
     """Tokenising and counting are free; everything else has a bill."""
     billed = {path for path, dialect in DIALECTS.items() if dialect.is_billed}
-    assert DIALECTS.keys() - billed == {"/tokenize", "/v1/messages/count_tokens"}
+    assert DIALECTS.keys() - billed == {"/tokenize", "/v1/messages/count_tokens", "/v1/responses/input_tokens"}
 
 
 def test_the_clients_limit_is_the_first_that_is_set() -> None:

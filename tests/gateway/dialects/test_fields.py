@@ -13,6 +13,7 @@ import anthropic.types.message_create_params as message_params
 import openai.types.chat.completion_create_params as chat_params
 import openai.types.completion_create_params as completion_params
 import openai.types.embedding_create_params as embedding_params
+import openai.types.responses.input_token_count_params as input_params
 import openai.types.responses.response_create_params as response_params
 import pytest
 
@@ -25,7 +26,7 @@ from serving.gateway.dialects.dialect import Dialect
 from serving.gateway.dialects.embeddings import EMBEDDINGS
 from serving.gateway.dialects.fields import Disposition, Table, granted, sift
 from serving.gateway.dialects.messages import COUNT_TOKENS, MESSAGES
-from serving.gateway.dialects.responses import RESPONSES
+from serving.gateway.dialects.responses import INPUT_TOKENS, RESPONSES
 from serving.gateway.dialects.tokenize import TOKENIZE
 from serving.gateway.nouns import Right
 from tests.gateway.calls import LEAST, draft, sent
@@ -35,6 +36,7 @@ OFFICIAL = {
     CHAT: chat_params.CompletionCreateParamsStreaming,
     COMPLETIONS: completion_params.CompletionCreateParamsStreaming,
     RESPONSES: response_params.ResponseCreateParamsStreaming,
+    INPUT_TOKENS: input_params.InputTokenCountParams,
     EMBEDDINGS: embedding_params.EmbeddingCreateParams,
     MESSAGES: message_params.MessageCreateParamsStreaming,
     COUNT_TOKENS: count_params.MessageCountTokensParams,
