@@ -36,7 +36,19 @@ DIRECTIVE = "@schema "
 #: Settings whose keys stand in the values as they are, and of each the keys that the chart itself writes.
 SETTINGS: dict[type[BaseModel], frozenset[str]] = {
     config.GatewaySettings: frozenset(
-        {"host", "port", "metrics_port", "directories", "engines", "tls", "aliases", "timeouts", "counters", "files"}
+        {
+            "host",
+            "port",
+            "metrics_port",
+            "directories",
+            "engines",
+            "prefill_engines",
+            "tls",
+            "aliases",
+            "timeouts",
+            "counters",
+            "files",
+        }
     ),
     config.CounterSettings: frozenset({"url_file"}),
     config.FileSettings: frozenset({"enabled", "url", "folder"}),

@@ -139,6 +139,10 @@ def _no_engine_plane(missing: ModuleNotFoundError) -> Refusal:
 def gateway(
     context: typer.Context,
     engine: Annotated[list[str] | None, typer.Option(help="Base URL of a vLLM server; repeat for more.")] = None,
+    prefill_engine: Annotated[
+        list[str] | None,
+        typer.Option(help="Base URL of a vLLM server that computes long prompts for the others; repeat for more."),
+    ] = None,
     directory: Annotated[
         list[str] | None, typer.Option(help="Base URL of a cell's directory; repeat for more.")
     ] = None,
@@ -152,7 +156,7 @@ def gateway(
         end_with(parent, signal.SIGTERM)
     from serving.gateway import server
 
-    sources = {"engines": engine or None, "directories": directory or None}
+    sources = {"engines": engine or None, "prefill_engines": prefill_engine or None, "directories": directory or None}
     listening = {"port": port, "host": host, "workers": workers}
     server.run(config.override(context.obj, gateway=sources | listening))
 

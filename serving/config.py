@@ -289,6 +289,10 @@ class GatewaySettings(_Group):
     """Base URLs of the cells' directories to poll."""
     engines: tuple[str, ...] = ()
     """Base URLs of vLLM servers that run without a directory."""
+    prefill_engines: tuple[str, ...] = ()
+    """Base URLs of vLLM servers that compute long prompts for those in `engines`, and hand them the KV (prefill and decode apart);
+    unset, each engine computes its own. Both need `--kv-transfer-config` with `NixlConnector`, as ENG-63 says. Long prompts
+    then no longer stretch the gaps between other streams' tokens; throughput does not grow by it, as vLLM's own documentation says."""
     aliases: dict[str, str] = {}
     """Model names clients may use → the model served, e.g. {"gpt-4o": "gpt-oss-120b"}."""
     currency: Annotated[str, Field(pattern="^[A-Z]{3}$")] = "USD"
@@ -347,6 +351,12 @@ class GatewaySettings(_Group):
     def _console_has_a_port(self) -> Self:
         if self.console.port is not None and self.console.port in (self.port, self.metrics_port):
             raise ValueError("console.port must be another than port and metrics_port")
+        return self
+
+    @model_validator(mode="after")
+    def _prompts_have_takers(self) -> Self:
+        if self.prefill_engines and (self.directories or not self.engines):
+            raise ValueError("prefill_engines need engines by address, and no directories: a cell's have no connector")
         return self
 
     @model_validator(mode="after")

@@ -112,10 +112,13 @@ BOARD = Board(
                     "Retries and their budget",
                     "short",
                     "A second. `refused`: so much fails that the model's retry budget is used up, and clients get 502 or 503. `went on`: streams "
-                    "that another engine took over in the middle, unseen by their clients.",
+                    "that another engine took over in the middle, unseen by their clients. `handed over`: long prompts that another engine was asked to compute.",
                     {
                         "{{model}} {{decision}}": rate("serving_gateway_retry_budget_total", "model, decision"),
                         "{{model}} went on": rate("serving_gateway_continuations_total", "model"),
+                        "{{model}} handed over, {{handover}}": rate(
+                            "serving_gateway_prefill_handovers_total", "model, handover"
+                        ),
                     },
                     leads_to="engines",
                 ),

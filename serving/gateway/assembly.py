@@ -6,7 +6,7 @@ import asyncio
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
 
@@ -74,6 +74,7 @@ from serving.gateway.observe.metrics import Metrics, Snapshot
 from serving.gateway.observe.recorder import Recorder
 from serving.gateway.observe.tracing import Tracing
 from serving.gateway.policies import PriorityClass
+from serving.gateway.relay.prefill import Prefill
 from serving.gateway.relay.relay import Relay
 from serving.gateway.store.store import Store
 from serving.gateway.stored.batches.batches import Batches
@@ -153,6 +154,7 @@ def assemble(
     polls = Polls(sources, fleet, demands, settings.poll_interval_s, clock)
     names = Names(fleet, settings.aliases)
     upstream = Upstream(settings.timeouts.engine_connect_s, edges.tls)
+    prefill, prefill_polls = _prefill(settings, upstream, edges)
     estimates = Estimates()
     prices = PriceList(store)
     prices.load()
@@ -160,7 +162,7 @@ def assemble(
     counters = _counters(settings, seeds, ledger, edges)
     shared = counters if isinstance(counters, SharedCounters) else None
     admission = Admission(fleet, demands, estimates, settings, clock)
-    snapshot = partial(_snapshot, fleet, admission, polls, identity, ledger, audit, shared, edges)
+    snapshot = partial(_snapshot, fleet, admission, (polls, prefill_polls), identity, ledger, audit, shared, edges)
     metrics = Metrics(snapshot, settings.slo_of)
     health = Health(fleet, upstream, identity, ledger, shared)
     activity = Activity(settings.slo_of, edges.wall_clock)
@@ -178,7 +180,7 @@ def assemble(
         names,
         reservations,
         admission,
-        Relay(upstream, estimates, settings, edges.secret, clock),
+        Relay(upstream, estimates, settings, edges.secret, clock, prefill),
         Reasoning(Seal(tenants.derived_key(seal.PURPOSE), edges.wall_clock), clock),
         recorder.foresee,
         memory,
@@ -226,7 +228,18 @@ def assemble(
     observers = [identity.forget, prices.follow, reservations.follow, background.follow]
     follower = Follower(store, *observers, *([kept.runner.follow] if kept else []))
     running = partial(
-        _running, upstream, polls, identity, prices, follower, administration, seeds, sessions, shared, background, kept
+        _running,
+        upstream,
+        (polls, prefill_polls),
+        identity,
+        prices,
+        follower,
+        administration,
+        seeds,
+        sessions,
+        shared,
+        background,
+        kept,
     )
 
     def gateway(entries: list[Entry[Handler]], running: Callable[[], AbstractAsyncContextManager[None]]) -> Gateway:
@@ -343,6 +356,17 @@ def _sources(settings: GatewaySettings, secret: PlaneSecret | None) -> Iterator[
         yield EngineSource(url, secret, f"engine-{number}")
 
 
+def _prefill(settings: GatewaySettings, upstream: Upstream, edges: Edges) -> tuple[Prefill | None, Polls]:
+    """The engines that compute prompts: a fleet of their own, of which clients' names know nothing."""
+    clock, demands = edges.clock, Demands(edges.clock)
+    sources = [
+        EngineSource(url, edges.secret, f"prefill-{number}") for number, url in enumerate(settings.prefill_engines)
+    ]
+    fleet = Fleet((source.name for source in sources), demands, clock, edges.wall_clock)
+    prefill = Prefill(fleet, upstream, edges.secret, settings.timeouts, clock) if sources else None
+    return prefill, Polls(sources, fleet, demands, settings.poll_interval_s, clock)
+
+
 async def _document(table: list[Entry[Handler]], administration: Front) -> openapi.Document:
     application = await administration.application()
     return openapi.document(table, application.app.openapi())
@@ -351,7 +375,7 @@ async def _document(table: list[Entry[Handler]], administration: Front) -> opena
 def _snapshot(
     fleet: Fleet,
     admission: Admission,
-    polls: Polls,
+    polls: Sequence[Polls],
     identity: Identity,
     ledger: Ledger,
     audit: Audit,
@@ -361,7 +385,7 @@ def _snapshot(
     return Snapshot(
         models=fleet.models(),
         queued={(depth.model, depth.priority): depth.calls for depth in admission.depths()},
-        sources_up=polls.sources_up(),
+        sources_up={label: is_up for it in polls for label, is_up in it.sources_up().items()},
         issuers_up=identity.issuers_up(),
         ledger_rows_waiting=ledger.pending_rows,
         ledger_lag_s=ledger.lag_s,
@@ -377,7 +401,7 @@ def _snapshot(
 @asynccontextmanager
 async def _running(
     upstream: Upstream,
-    polls: Polls,
+    polls: Sequence[Polls],
     identity: Identity,
     prices: PriceList,
     changes: Follower,
@@ -390,7 +414,7 @@ async def _running(
 ) -> AsyncIterator[None]:
     async with identity.opened(), upstream.opened() as session:
         tasks = [
-            asyncio.create_task(polls.run(session), name="fleet"),
+            *(asyncio.create_task(it.run(session), name="fleet") for it in polls),
             asyncio.create_task(changes.run(), name="store"),
             asyncio.create_task(prices.run(), name="price list"),
             *(asyncio.create_task(it, name=name) for name, it in identity.running()),

@@ -157,6 +157,13 @@ class Failure(StrEnum):
     DRAINED = "drained"
 
 
+class Handover(StrEnum):
+    """What became of a prompt that another engine than the one that decodes was to compute."""
+
+    DONE = "done"
+    FAILED = "failed"
+
+
 class InterTokenLatency:
     """Histogram of the seconds between two pieces of a stream (ITL).
 
@@ -234,6 +241,8 @@ class CallRecord(msgspec.Struct, kw_only=True):
     replica_id: str | None = None
     #: `Failure` → attempts at replicas that ended so.
     failures: Counter[str] = msgspec.field(default_factory=Counter)
+    #: `Handover` → attempts to have its prompt computed elsewhere that ended so.
+    handovers: Counter[str] = msgspec.field(default_factory=Counter)
     #: Replicas whose addresses refused connections.
     replicas_lost: int = 0
     #: Attempts that the model's retry budget paid for, and whether it had none left for one more.

@@ -192,6 +192,7 @@ async def running_gateway(
     engines: tuple[str, ...] = (),
     *,
     directories: tuple[str, ...] = (),
+    prefill_engines: tuple[str, ...] = (),
     timeouts: Timeouts = QUICK,
     secret: PlaneSecret | None = None,
     is_awaited: bool = True,
@@ -225,6 +226,7 @@ async def running_gateway(
     settings = GatewaySettings(
         engines=engines,
         directories=directories,
+        prefill_engines=prefill_engines,
         aliases={"gpt-4o": MODEL} if aliases is None else aliases,
         poll_interval_s=poll_interval_s,
         max_body_bytes=max_body_bytes,

@@ -174,6 +174,11 @@ class Ticket:
             self._place = None
 
     @property
+    def need(self) -> Need:
+        """What the call asks of a replica, estimated."""
+        return self._claim.need
+
+    @property
     def urgency(self) -> int:
         """What engines are told of it: of those that wait there the least goes first, and 0 is what they take for granted."""
         return self._place.urgency if self._place is not None else 0

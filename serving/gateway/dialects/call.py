@@ -28,6 +28,21 @@ LEFT_OUT_HEADER = b"x-left-out"
 LEFT_OUT_CHARS_MAX = 1024
 UNSAFE_IN_HEADER = re.compile(r"[^A-Za-z0-9_.:-]")
 
+#: Fields that say what is made of a prompt, and nothing of the prompt.
+_OF_OUTPUTS = frozenset(
+    {
+        "stream_options",
+        "min_tokens",
+        "max_tokens",
+        "max_completion_tokens",
+        "max_output_tokens",
+        "logprobs",
+        "top_logprobs",
+    }
+)
+#: With these an engine computes a whole prompt itself, whatever it is handed.
+_OF_WHOLE_PROMPTS = frozenset({"echo", "prompt_logprobs"})
+
 #: Fields that carry schemas an engine may compile.
 _SCHEMA_FIELDS = frozenset({"tools", "response_format", "structured_outputs", "text", "output_config"})
 
@@ -59,6 +74,21 @@ class Call(msgspec.Struct, frozen=True):
     prefix: tuple[int, ...] = ()
     #: The engine streams, and the client gets a whole answer put together from that.
     is_assembled: bool = False
+
+    def prompt_alone(self) -> Call | None:
+        """The call for an engine that computes its prompt and keeps the KV for another one; None where none can take it over."""
+        fields = msgspec.json.decode(self.body, type=dict[str, msgspec.Raw])
+        if self.dialect.stream is None or self.sequences > 1 or fields.keys() & _OF_WHOLE_PROMPTS:
+            return None
+        kept: dict[str, object] = {name: value for name, value in fields.items() if name not in _OF_OUTPUTS}
+        kept |= {self.dialect.default_limit_field or "max_tokens": 1, "stream": False}
+        kept["kv_transfer_params"] = {"do_remote_decode": True, "do_remote_prefill": False}
+        return msgspec.structs.replace(self, body=msgspec.json.encode(kept), is_streamed=False, is_assembled=False)
+
+    def with_transfer(self, transfer: bytes) -> Call:
+        """The same call for an engine that gets its prompt's KV from where `transfer` says."""
+        body = b'%b,"kv_transfer_params":%b}' % (self.body[:-1], transfer)
+        return msgspec.structs.replace(self, body=body) if transfer else self
 
     def asked_whole(self) -> Call:
         """The same call, to be answered whole."""

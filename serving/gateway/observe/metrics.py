@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from serving.config import Slo
 from serving.gateway.fleet.fleet import Model
 from serving.gateway.ledger.prices import MICROS
-from serving.gateway.nouns import CallRecord, Decision, Failure, InterTokenLatency, Outcome
+from serving.gateway.nouns import CallRecord, Decision, Failure, Handover, InterTokenLatency, Outcome
 from serving.gateway.observe import backlog
 from serving.gateway.observe.backlog import Backlog
 from serving.gateway.observe.slo import Verdict, judge_call
@@ -206,6 +206,7 @@ class Metrics:
         self._retries = self._counter("upstream_retries", "Attempts at replicas that failed.", "model", "failure")
         self._budgeted = self._counter("retry_budget", "Retries that were due.", "model", "decision")
         self._continuations = self._counter("continuations", "Streams that went on at another engine.", "model")
+        self._handovers = self._counter("prefill_handovers", "Prompts for other engines.", "model", "handover")
         self._ejections = self._counter("outlier_ejections", "Replicas ejected as outliers.", "model")
         self._bytes = self._counter("relayed_bytes", "Bytes of answers passed on.", "model")
         self._keep_alives = self._counter("keep_alives", "Comments sent while an engine said nothing.", "model")
@@ -229,6 +230,7 @@ class Metrics:
             (self._retries, Failure),
             (self._tokens, TOKEN_KINDS),
             (self._budgeted, BUDGET_DECISIONS),
+            (self._handovers, Handover),
         ):
             for value in values:
                 counter(model, value)
@@ -291,6 +293,8 @@ class Metrics:
             self._keep_alives(model).inc(record.keep_alives)
         for failure, count in record.failures.items():
             self._retries(model, failure).inc(count)
+        for handover, count in record.handovers.items():
+            self._handovers(model, handover).inc(count)
         if record.retries_granted:
             self._budgeted(model, GRANTED).inc(record.retries_granted)
         if record.is_retry_refused:

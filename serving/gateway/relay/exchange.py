@@ -16,7 +16,7 @@ from serving.gateway.dialects import shapes
 from serving.gateway.dialects.call import Call
 from serving.gateway.dialects.dialect import ChunkStream, Stream
 from serving.gateway.http.asgi import Header
-from serving.gateway.nouns import CallRecord, Failure, InterTokenLatency, Usage
+from serving.gateway.nouns import CallRecord, Failure, Handover, InterTokenLatency, Usage
 from serving.gateway.observe.tracing import Trace
 from serving.gateway.relay import events, metering
 from serving.gateway.relay.continuation import NO_NOTES, Continuation
@@ -121,6 +121,8 @@ class Exchange:
         #: Called with what the answer has cost, once, before its last bytes go out.
         self.on_end: Callable[[Usage], None] = _no_matter_what
         self._has_ended = False
+        #: Where the engine that has the call gets its prompt's KV from; empty where it computes the prompt itself.
+        self.transfer = b""
         #: Its number in an engine's own queue, where lower ones go first.
         self.urgency = 0
         #: The client has some of what the engine makes, and nothing of it waits here.
@@ -199,6 +201,10 @@ class Exchange:
             self._events_had = self.events_passed
         self.forget()
         self._record.failures[failure] += 1
+
+    def count_handover(self, handover: Handover) -> None:
+        """Another engine was asked to compute the prompt."""
+        self._record.handovers[handover] += 1
 
     def is_covered(self, losses: Losses, replicas: int) -> bool:
         """Whether this is a stream that goes on at no cost of the model's budget; `replicas` of the model are ready."""

@@ -34,6 +34,7 @@ from serving.gateway.relay.held import Held, Room
 from serving.gateway.relay.losses import Losses
 from serving.gateway.relay.metering import Meter
 from serving.gateway.relay.passage import Passage, Reminder
+from serving.gateway.relay.prefill import Prefill
 from serving.gateway.relay.progress import Progress
 from serving.gateway.relay.retries import Retries
 from serving.gateway.relay.translation import ENGINE_FAILED, Blame
@@ -86,7 +87,10 @@ class Relay:
         settings: GatewaySettings,
         secret: PlaneSecret | None,
         clock: Callable[[], float],
+        prefill: Prefill | None = None,
     ) -> None:
+        """With `prefill` long prompts are computed by engines of their own."""
+        self._prefill = prefill
         self._upstream = upstream
         self._estimates = estimates
         self._timeouts = settings.timeouts
@@ -154,6 +158,10 @@ class Relay:
 
     async def _judged(self, replica: Candidate, ticket: Ticket, exchange: Exchange) -> None:
         """One attempt, whose end is held for or against its replica. One that another replica may replace is judged there."""
+        exchange.transfer = b""
+        # A stream that goes on has tokens behind its prompt, which are the engine's to compute.
+        if self._prefill is not None and not exchange.has_content:
+            exchange.transfer = await self._prefill.handed_over(exchange, ticket.need, replica)
         try:
             await self._attempt(replica, exchange)
         except (EngineFailed, EngineTimedOut):
@@ -212,7 +220,12 @@ class Relay:
         try:
             with (
                 exchange.trace.attempt(replica.replica_id) as context,
-                await self._posted(replica, call, {**context, **exchange.urging()}, exchange.continuation) as reply,
+                await self._posted(
+                    replica,
+                    call.with_transfer(exchange.transfer),
+                    {**context, **exchange.urging()},
+                    exchange.continuation,
+                ) as reply,
             ):
                 if reply.status != 200:
                     await self._refused(reply, exchange)
