@@ -113,6 +113,8 @@ client-locks: ## write the locks of tests/clients, bench-overhead's routers and 
 			--override $(CLIENTS)/pip/overrides.txt --generate-hashes --custom-compile-command "make client-locks" $$list -o $${list%.in}.txt || exit 1; done
 	@.cache/locks/bin/uv pip compile --quiet --no-config --no-annotate --only-binary :all: --universal --python-version 3.11 \
 		-c $(LOCKS)/cpu.txt --generate-hashes --custom-compile-command "make client-locks" $(ENGINES)/ray-serve-llm.in -o $(ENGINES)/ray-serve-llm.txt
+	@.cache/locks/bin/uv pip compile --quiet --no-config --no-annotate --only-binary :all: --universal --python-version 3.11 \
+		--override tests/long/pip/overrides.txt --generate-hashes --custom-compile-command "make client-locks" tests/long/pip/nixl.in -o tests/long/pip/nixl.txt
 	@for folder in $(CLIENTS)/npm/* serving/console/source tests/console; do (cd $$folder && PATH=$$(echo $(NPM)/bin):$$PATH \
 		node $(NPM)/lib/node_modules/npm/bin/npm-cli.js install --package-lock-only --ignore-scripts --loglevel=error) || exit 1; done
 

@@ -15,8 +15,11 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
+
+import msgspec
 
 from serving import catalog
 from serving.config import EngineSettings, ModelSettings, Settings
@@ -43,21 +46,25 @@ Events = list[dict[str, Any]]
 class Engine:
     """One vLLM server with our middleware, that can be killed and started again at its address."""
 
-    def __init__(self, home: Path, model: str) -> None:
+    def __init__(
+        self, home: Path, model: str, flags: Sequence[str] = (), variables: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """`flags` and `variables` come on top of what the settings make of it."""
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         found = catalog.find(model)
         settings = Settings(home=home, engine=EngineSettings(memory_share=0.15))
         create_if_absent(home)
-        self._spec = engine_spec(
-            found, ModelSettings(name=model), checkpoints.ensure(found, CACHE, print), settings, settings.secret_file
-        )
+        checkpoint = checkpoints.ensure(found, CACHE, print)
+        spec = engine_spec(found, ModelSettings(name=model), checkpoint, settings, settings.secret_file)
+        self._spec = msgspec.structs.replace(spec, flags=(*spec.flags, *flags))
+        self._variables = variables
         #: vLLM's sockets lie here, and their paths have a bound.
         self._scratch = Path(tempfile.mkdtemp(prefix="kills-", dir="/tmp"))
         self._born: Born | None = None
 
     def environment(self) -> dict[str, str]:
-        return command.environment(self._spec, self._scratch.name, self._scratch, os.environ)
+        return command.environment(self._spec, self._scratch.name, self._scratch, os.environ | self._variables)
 
     def start(self, nursery: Nursery) -> None:
         line = command.arguments(self._spec, self.port)
