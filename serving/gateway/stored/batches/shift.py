@@ -159,6 +159,8 @@ class Shift:
         #: Lines of its file that have been read, blank ones included.
         self._read = batch.place.lines
         self._is_finishing = False
+        #: Nothing more is due to be written before the end.
+        self._is_written_out = False
         #: The last refusal was by a limit.
         self._is_limited = False
         self._moved_at = tools.clock()
@@ -304,12 +306,16 @@ class Shift:
             if self._bug is not None:
                 # Its other lines are not to be told that they were cancelled: they are called by whoever takes it up again.
                 raise self._bug
+            if not self._is_leaving:
+                # What is half written when the end is, is lost: a thread goes on with it that is not waited for.
+                self._is_written_out = True
+                self._due.set()
+                await writing
             if error is not None and self._next < self.batch.total:
                 raise error
         finally:
             self._feeding.cancel()
             writing.cancel()
-            # What it writes must not be half done when the end is written.
             await asyncio.wait([writing])
 
     async def _feed(self) -> None:
@@ -345,13 +351,14 @@ class Shift:
 
     async def _called(self, line: Line) -> None:
         """Call a line until its answer is kept."""
-        request = request_of(line.raw or b"")
+        request, task, attempts = request_of(line.raw or b""), asyncio.current_task(), 0
         if (param := not_for_a_batch(request.body)) is not None:
+            if task is not None:
+                self._idle.discard(task)
             error = _unfit(param)
             text = results.refused(line, request, new_request_id(), error)
             await self._keep(Done(line, text, is_failed=True))
             return
-        task, attempts = asyncio.current_task(), 0
         is_kept = False
         try:
             while not is_kept and self._ending is None and not self._is_leaving:
@@ -430,7 +437,7 @@ class Shift:
     async def _write(self) -> None:
         """Write what is done into the batch's files, in the order of its lines, whenever it is enough."""
         tools = self._tools
-        while True:
+        while not self._is_written_out:
             await self._due.wait()
             self._due.clear()
             while self._next - self._place.number >= TOGETHER_LINES:
