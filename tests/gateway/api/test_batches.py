@@ -6,15 +6,21 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import openai
 import pytest
-from openai import AsyncOpenAI
-from openai.types import Batch
+from openai import AsyncOpenAI, types
+from openai.types import Batch, BatchCreateParams, BatchError, BatchRequestCounts, FileListParams
+from openai.types.batch import Errors
 
+from serving.gateway.api.batches import BatchCard, BatchUsage, Counts, Faults, Wanted
+from serving.gateway.api.files import FileCard, FileDeleted
+from serving.gateway.api.lines import ENDPOINTS
 from serving.gateway.policies import Policy
 from serving.gateway.stored import estate
+from serving.gateway.stored.batches.batches import Status
+from serving.gateway.stored.batches.checking import Fault
 from serving.gateway.stored.estate import Whose
 from tests.gateway.api.test_files import client_of, seen_at_rest
 from tests.gateway.world import World, until
@@ -105,6 +111,27 @@ async def test_a_batch_gives_one_line_for_each_of_its_calls(client: AsyncOpenAI,
     logged = [it for it in world.lines if it["batch_id"] == batch.id]
     assert {it["request_id"] for it in logged} >= set(rows)
     assert not seen_at_rest(tmp_path, b"canary")
+
+
+def test_what_clients_read_and_send_is_what_the_official_client_has() -> None:
+    """Field by field, from its own types: whichever is missing here, or there no more, is noticed with its next release."""
+    for ours, theirs in (
+        (BatchCard, Batch),
+        (Counts, BatchRequestCounts),
+        (BatchUsage, types.BatchUsage),
+        (Faults, Errors),
+        (Fault, BatchError),
+        (FileCard, types.FileObject),
+        (FileDeleted, types.FileDeleted),
+    ):
+        assert set(ours.__struct_fields__) == set(theirs.model_fields), theirs
+    assert set(Wanted.__struct_fields__) == set(BatchCreateParams.__annotations__)
+    assert set(get_type_hints(FileListParams)) == {"after", "limit", "order", "purpose"}
+    (offered,) = (
+        set(get_args(get_args(it)[0])) for it in [get_type_hints(BatchCreateParams, include_extras=True)["endpoint"]]
+    )
+    assert set(ENDPOINTS) < offered
+    assert {it.value for it in Status} == set(get_args(Batch.model_fields["status"].annotation))
 
 
 @pytest.mark.parametrize(
