@@ -22,6 +22,7 @@ from serving.errors import (
     EngineTimedOut,
     GatewayFull,
     InvalidRequest,
+    RequestTimedOut,
     ResourceNotFound,
     StoreUnavailable,
     Unauthenticated,
@@ -320,10 +321,15 @@ class Background:
                 "Only responses that were made with 'stream': true can be streamed again.", param="stream"
             )
         run = self._runs.get(found.id)
-        if run is not None:
-            await self._follow(visit, run.output, after, take)
-        else:
-            await self._follow_elsewhere(visit, found, tenant_id, after, take)
+        try:
+            # None runs longer: a client that is still there then does not read.
+            async with asyncio.timeout(self._total_s):
+                if run is not None:
+                    await self._follow(visit, run.output, after, take)
+                else:
+                    await self._follow_elsewhere(visit, found, tenant_id, after, take)
+        except TimeoutError:
+            raise RequestTimedOut("The answer was not read in time.") from None
 
     async def _follow(self, visit: Visit, output: Running, after: int, take: Callable[[int], None]) -> None:
         """Events from this gateway's memory, and what is no longer there from the database, as at any other."""

@@ -20,7 +20,7 @@ from serving.gateway.stored.vault import Vault
 from tests.gateway.places import Place
 from tests.gateway.stored.shelves import KEPT_S, answer
 from tests.gateway.stored.speaking import called, message, speaking, thought, told
-from tests.gateway.world import World, running_gateway, until
+from tests.gateway.world import QUICK, World, running_gateway, until
 from tests.scripted_engine import MODEL, ScriptedEngine, unscripted
 
 STORES = Policy(store_responses=True)
@@ -232,18 +232,7 @@ async def test_reasoning_stays_in_a_loop_of_tools_and_goes_with_the_answer(
 async def test_what_is_not_read_is_counted(tmp_path: Path, engine: ScriptedEngine) -> None:
     """A client that does not read what is stored holds memory as any call does: what there is no room for beside it is refused."""
     async with running_gateway(tmp_path, (engine.url,), max_held_bytes=5 * 1024 * 1024) as world:
-        await world.bound(STORES)
-        vault = Vault.at(tmp_path, may_make=True)
-        kept = Conversations(world.store, vault, KEPT_S, time.time)
-        text, caller = "x" * (2 * 1024 * 1024), await world.caller()
-        talk = kept.begin(caller, {}, items.said(text)).id
-        new = New(caller=caller, id="resp_large", created_at=0.0, said=items.said(text))
-        Shelf(world.store, vault, kept, KEPT_S, time.time).put(new, answer("resp_large", text), "completed")
-        for path in (
-            "/v1/responses/resp_large",
-            "/v1/responses/resp_large/input_items",
-            f"/v1/conversations/{talk}/items",
-        ):
+        for path in await large(world, tmp_path):
             with slow_reader(world, path) as first, slow_reader(world, path) as second:
                 await until(lambda: _has_come(first) and _has_come(second))
                 refused = await world.ask("GET", path)
@@ -251,7 +240,32 @@ async def test_what_is_not_read_is_counted(tmp_path: Path, engine: ScriptedEngin
             found = await world.ask("GET", path)
             while found.status == 503:
                 found = await world.ask("GET", path)
-            assert (found.status, text.encode() in found.body) == (200, True)
+            assert found.status == 200 and len(found.body) > LARGE_BYTES
+
+
+async def test_what_is_not_read_is_held_for_as_long_as_a_call(tmp_path: Path, engine: ScriptedEngine) -> None:
+    """Then the client is cut off."""
+    brief = QUICK.model_copy(update={"request_total_s": 0.5})
+    async with running_gateway(tmp_path, (engine.url,), timeouts=brief) as world:
+        path, *_ = await large(world, tmp_path)
+        with slow_reader(world, path):
+            await until(lambda: any(line["reason"] == "request_timeout" for line in world.lines))
+
+
+LARGE_BYTES = 2 * 1024 * 1024
+
+
+async def large(world: World, home: Path) -> list[str]:
+    """Where a stored response, its input and a conversation are read, each of that size."""
+    await world.bound(STORES)
+    vault = Vault.at(home, may_make=True)
+    kept = Conversations(world.store, vault, KEPT_S, time.time)
+    text, caller = "x" * LARGE_BYTES, await world.caller()
+    talk = kept.begin(caller, {}, items.said(text)).id
+    new = New(caller=caller, id="resp_large", created_at=0.0, said=items.said(text))
+    Shelf(world.store, vault, kept, KEPT_S, time.time).put(new, answer("resp_large", text), "completed")
+    one = "/v1/responses/resp_large"
+    return [one, f"{one}/input_items", f"/v1/conversations/{talk}/items"]
 
 
 @contextmanager
