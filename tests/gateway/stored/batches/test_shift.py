@@ -37,6 +37,7 @@ from tests.clock import Clock
 from tests.gateway.calls import CALLER
 from tests.gateway.places import SqlitePlace
 from tests.gateway.stored.files.test_files import files_of
+from tests.gateway.world import until
 
 LINES = TOGETHER_LINES + 40
 
@@ -165,14 +166,14 @@ async def test_a_loss_while_a_file_is_checked_is_a_fault_of_the_file(tmp_path: P
     assert not answering.asked
 
 
-async def test_a_folder_that_is_away_is_no_loss(tmp_path: Path) -> None:
+async def test_a_folder_that_is_away_is_no_loss(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """However long: the batch goes on when it is back."""
     with SqlitePlace(tmp_path).open() as store:
         batch, tools = await begun(store, tmp_path, Answering())
         (tmp_path / "files").rename(tmp_path / "away")
         (tmp_path / "files").mkdir()
         running = asyncio.create_task(Shift(batch, tools).run())
-        await asyncio.sleep(4 * LOSSES_MAX * tools.retry_s)
+        await until(lambda: running.done() or len(caplog.records) > 2 * LOSSES_MAX)
         assert not running.done()
         (tmp_path / "files").rmdir()
         (tmp_path / "away").rename(tmp_path / "files")
