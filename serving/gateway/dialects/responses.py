@@ -226,7 +226,7 @@ FIELDS: Table = {
     "previous_response_id": remembered("No response is stored here: send the earlier items as input."),
     "conversation": remembered("No conversation is stored here: send the earlier items as input."),
     "prompt": refused("No prompt templates are stored here."),
-    "background_options": refused("Nothing runs in the background here."),
+    "background_options": refused("Background calls have no options here."),
     "context_management": ignored(SAVES_CONTEXT),
     "access_programs": refused("No hosted tools run here."),
     "image": refused(NO_MEDIA),
@@ -279,7 +279,8 @@ COUNT_FIELDS: Table = {
 def _check(body: Body, kept: Body) -> None:
     if body.get("background") is True:
         raise UnsupportedParameter(
-            "Unsupported parameter: 'background'. Nothing runs in the background here.", param="background"
+            "Unsupported parameter: 'background'. A tenant has it honoured whose policy says `store_responses`.",
+            param="background",
         )
 
 
