@@ -12,6 +12,7 @@ import yaml
 from tests.helm.cells import Object
 from tests.monitoring.prometheus import FULLNAME, NAMESPACE, promtool
 from tests.monitoring.rules import RUNBOOK, alerts, groups
+from tests.repository import ROOT
 
 #: Every scalar a string: promtool's `0x10`, ten more zeros, would be YAML's sixteen.
 CASES: dict[str, dict[str, list[Object]]] = yaml.load(
@@ -43,6 +44,12 @@ def test_every_alert_has_cases() -> None:
     assert CASES.keys() == alerts().keys()
     for name, cases in CASES.items():
         assert cases["fires"] and cases["silent"], name
+
+
+def test_readers_are_told_of_as_many_alerts_as_there_are() -> None:
+    """In the README and among what is proven."""
+    for page in ("README.md", "serving/PROVEN.md"):
+        assert re.findall(r"(\d+)\s+alerts", (ROOT / page).read_text()) == [str(len(alerts()))], page
 
 
 @pytest.mark.parametrize("name", CASES)
