@@ -126,7 +126,7 @@ class ThreadUnsupported(UnsupportedParameter):
 
 
 class PreviousResponseNotFound(InvalidRequest):
-    """A response to go on from was never here or is another tenant's, which is one answer; or it is `gone`, and how is said."""
+    """A response to go on from is not here. `gone` says how the tenant's own went; of any other the answer is the same as if it never was."""
 
     code = "previous_response_not_found"
 

@@ -144,7 +144,7 @@ BOARD = Board(
             ),
         ),
         Row(
-            "Without a client that waits",
+            "Batches, background responses and files",
             (
                 Panel(
                     "Batches",

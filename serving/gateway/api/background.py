@@ -79,7 +79,7 @@ class _Run:
         self.output = output
         self.accepted = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
-        #: A client has ended it, by this gateway or another; or why whoever began it may call no more.
+        #: A client has ended it, by this gateway or another; or why its caller may call no more.
         self.is_cancelled = False
         self.withdrawn: ApiError | None = None
 
@@ -299,7 +299,7 @@ class Background:
                 self.stop(gone)
 
     async def _require_right(self, run: _Run) -> None:
-        """End it where whoever began it may call no more; where that cannot be known now, it runs on."""
+        """End it where its caller may call no more; where that cannot be known now, it runs on."""
         caller = run.new.caller
         try:
             await self._as_now(caller.tenant_id, caller.key_id)

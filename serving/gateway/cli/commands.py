@@ -181,9 +181,10 @@ def migrate_store(context: typer.Context) -> None:
 def backup(
     context: typer.Context, file: Annotated[Path, typer.Argument(help="Where to write; an older backup is replaced.")]
 ) -> None:
-    """Write all that the database keeps to one file, even while gateways run. Keep it as secret as the pepper.
+    """Write tenants, keys, prices, pepper, end users, ledger, audit and what is stored to one file, even while gateways run.
 
-    Of files the bytes are left out: copy their folder, or object store, afterwards. Uploads and batches that go on are left out.
+    Keep it as secret as the pepper. The bytes of files are left out: copy their folder, or object store, afterwards. So are uploads and batches
+    that have not ended.
     """
     from serving.gateway.cli import backup as backups
     from serving.gateway.cli import opening

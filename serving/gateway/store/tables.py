@@ -312,7 +312,7 @@ response_items = Table(
 )
 Index("response_items_by_response", response_items.c.response_id)
 
-# Responses that a client deleted or whose time was over, by their ids alone, so that whoever goes on from one is told which of the two.
+# Responses that a client deleted or whose time was over, by their ids alone, so that a client that goes on from one is told which.
 gone_responses = Table(
     "gone_responses",
     metadata,

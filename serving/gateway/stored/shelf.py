@@ -1,7 +1,7 @@
 """Shelf: stored responses in the database: sealed, by tenant, each until its time. Everything here blocks.
 
-A row that has expired, or is another tenant's, is not there. Whoever goes on from a response of their own tenant's is told for a while
-that it was deleted or has expired; another tenant's is never told from one that never was.
+A row that has expired, or is another tenant's, is not there. A client that goes on from a response of its own tenant is told for a while
+that it was deleted or has expired; of another tenant's it learns what it would of one that never was.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class Sweeper:
 
 
 def expire(store: Store, now: float, limit: int = BATCH_ROWS) -> int:
-    """Delete a batch of what is past its time; returns how many of the kind that most are of."""
+    """Delete a batch of what is past its time; returns how many went of the kind of which most did."""
     with store.following() as connection:
         old = select(responses.c.id).where(responses.c.expires_at <= now).order_by(responses.c.expires_at).limit(limit)
         gone = forget_responses(connection, list(connection.scalars(old)))

@@ -28,7 +28,6 @@ class Lack(msgspec.Struct, frozen=True):
     file_id: str
     tenant_id: str
     purpose: str
-    created_at: float
     why: str
 
 
@@ -54,7 +53,7 @@ class Presence:
                 # One that was deleted meanwhile lacks nothing.
                 is_there = await asyncio.to_thread(self._is_there, row["id"])
                 if is_there:
-                    yield Lack(row["id"], row["tenant_id"], row["purpose"], row["created_at"], wrong)
+                    yield Lack(row["id"], row["tenant_id"], row["purpose"], wrong)
             last = rows[-1]["id"]
 
     async def astray(self) -> list[str]:
