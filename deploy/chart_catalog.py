@@ -69,6 +69,8 @@ def _architecture(model: Model) -> Iterator[tuple[str, Any]]:
     if attention is None:
         return
     yield "heads", attention.heads
+    yield "sliding", attention.sliding_layers > 0
+    yield "latent", attention.latent_dim is not None
     if not attention.replicates_kv_heads and attention.latent_dim is None:
         yield "kv_heads", attention.kv_heads
 
@@ -90,6 +92,8 @@ def profile_facts(model: Model, profile: Profile) -> dict[str, Any]:
         "decode_tokens_per_s": estimate(model, profile).decode_tokens_per_s,
         "smallest_tensor": _smallest_tensor(model, profile),
     }
+    if profile.kv_offloading_gib:
+        result["kv_offloading_gib"] = profile.kv_offloading_gib
     return result | ({"api_servers": profile.api_servers} if profile.api_servers else {})
 
 

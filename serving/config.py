@@ -17,7 +17,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from serving import secret
-from serving.catalog import Knee, LoraLimits, Model, MoeBackend, Speed
+from serving.catalog import Knee, KvDtype, KvOffloading, LoraLimits, Model, MoeBackend, Speed
 from serving.errors import Refusal
 
 ENV_PREFIX = "SERVING_"
@@ -449,6 +449,12 @@ class ModelSettings(_Group):
     """Whether ranks hold whole experts instead of a piece of each; unset, the profile's, or false."""
     moe_backend: MoeBackend | None = None
     """The kernel of the routed experts (`serving accept` compares them on your GPUs); unset, the profile's."""
+    kv_cache_dtype: KvDtype | None = None
+    """`fp8` keeps the KV of layers that see everything in 8 bits, for long contexts; unset, the profile's."""
+    kv_offloading_gib: Annotated[float, Field(gt=0)] | None = None
+    """GiB of the host's memory for each data rank's KV that no longer fits its GPUs; unset, the profile's, or none."""
+    kv_offloading_backend: KvOffloading | None = None
+    """What keeps it there: vLLM itself, or LMCache, in an image and beside a server of your own; unset, the profile's."""
     min_replicas: Annotated[int, Field(ge=0)] = 1
     """Engines that always run; 0 lets the model scale to zero, and its first request waits for a cold start."""
     max_replicas: Annotated[int, Field(ge=1)] = 1

@@ -47,8 +47,9 @@ def vllm_config(profile: Profile, tokens: int) -> Any:
 
 
 def specs(attention: Attention, profile: Profile) -> tuple[Any, Any]:
-    """vLLM's own specs of a full and of a sliding layer on one rank."""
+    """vLLM's own specs of a full and of a sliding layer on one rank, their pages of one size as vLLM makes them."""
     import torch
+    from vllm.v1.core.kv_cache_utils import unify_kv_cache_spec_page_size
     from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec, SlidingWindowSpec
 
     if attention.latent_dim is not None:
@@ -56,14 +57,22 @@ def specs(attention: Attention, profile: Profile) -> tuple[Any, Any]:
         return MLAAttentionSpec(block_size=kv.BLOCK_TOKENS, **mla), None
     heads = max(1, attention.kv_heads // profile.tensor)
     shape = {"num_kv_heads": heads, "head_size": attention.head_dim, "dtype": torch.bfloat16}
-    full = FullAttentionSpec(block_size=kv.BLOCK_TOKENS, **shape)
+    is_small = profile.kv_cache_dtype == "fp8"
+    full = FullAttentionSpec(block_size=kv.BLOCK_TOKENS, **shape | ({"dtype": torch.float8_e4m3fn} if is_small else {}))
     if not attention.sliding_layers:
         return full, None
-    return full, SlidingWindowSpec(block_size=kv.BLOCK_TOKENS, sliding_window=attention.window, **shape)
+    sliding = SlidingWindowSpec(block_size=kv.BLOCK_TOKENS, sliding_window=attention.window, **shape)
+    unified: dict[str, Any] = unify_kv_cache_spec_page_size({"full": full, "sliding": sliding})
+    return unified["full"], unified["sliding"]
+
+
+SMALL = [
+    (model, changed(profile, kv_cache_dtype="fp8")) for model, profile in PAIRS if not attention_of(model).latent_dim
+]
 
 
 @pytest.mark.parametrize("tokens", [1, 129, 8192, 40_000, 131_072])
-@pytest.mark.parametrize(("model", "profile"), PAIRS, ids=lambda value: value.name)
+@pytest.mark.parametrize(("model", "profile"), [*PAIRS, *SMALL], ids=lambda value: value.name)
 def test_kv_is_what_vllms_specs_compute(model: Model, profile: Profile, tokens: int) -> None:
     """Full, sliding and MLA layers, replicated heads and tokens in flight: byte for byte vLLM's `max_memory_usage_bytes`."""
     attention = attention_of(model)
@@ -86,6 +95,17 @@ def test_kv_of_gpt_oss_is_as_published() -> None:
     assert kv.bytes_per_token(attention_of(catalog.find("gpt-oss-20b")), alone) == 24 * 1024
     assert kv.sliding_bytes(attention, alone, 131_072) / 2**20 == pytest.approx(293, abs=1)
     assert kv.sliding_bytes(attention, ahead, 131_072) / 2**20 == pytest.approx(580, abs=2)
+
+
+def test_eight_bits_and_the_hosts_memory_hold_more() -> None:
+    """Long contexts: twice as many requests of 128k, but for what sliding layers keep; 256 GiB hold 7.5 million tokens besides."""
+    plain, small = budget(BIG, BALANCED), budget(BIG, changed(kv_cache_dtype="fp8"))
+
+    assert small.kv_gib == plain.kv_gib and small.sliding_kv_bytes == plain.sliding_kv_bytes
+    assert 1.7 * plain.requests_128k < small.requests_128k <= 2 * plain.requests_128k + 1
+    on_hosts = budget(BIG, changed(kv_offloading_gib=128, data=2))
+    assert on_hosts.host_kv_gib == 256 and on_hosts.host_kv_tokens == 256 * 2**20 // 36
+    assert "256 GiB of /dev/shm" in text.page(BIG, changed(kv_offloading_gib=128, data=2))
 
 
 def test_one_h100_loads_what_was_measured() -> None:
@@ -173,6 +193,9 @@ REFUSED = {
     "kernel": (catalog.find("qwen3-30b-a3b-instruct"), changed(), r"no kernel marlin for the bf16 experts.*fused_moe/oracle"),
     "no kernel": (catalog.find("qwen3-32b"), changed(), r"no experts and profile balanced names a kernel"),
     "no limits": (catalog.find("deepseek-v3.1"), changed(lora=True, gpu="h200", tensor=8), "no adapter limits"),
+    "latent": (catalog.find("deepseek-v3.1"), changed(PLAIN, kv_cache_dtype="fp8", gpu="h200", tensor=8), r"latent.*fp8_ds_mla"),
+    "hosts": (BIG, changed(kv_offloading_gib=64, data=8), r"over 2 nodes keeps no KV.*shared_offload_region"),
+    "lmcache": (BIG, changed(kv_offloading_gib=64, kv_offloading_backend="lmcache"), r"hybrid KV manager.*18 sliding.*supports_hma"),
     "gpu": (BIG, changed(gpu="abacus"), "no GPU called 'abacus'; known are h100, h200"),
 }  # fmt: skip
 
@@ -210,6 +233,9 @@ def test_adapters_on_experts_are_refused_on_a_cpu() -> None:
         refuse_on_cpu(tiny, changed(PLAIN, lora=True))
     with pytest.raises(Refusal, match=r"9 attention heads, which 2 tensor ranks"):
         refuse_on_cpu(dense, changed(PLAIN, tensor=2))
+    for knob in ({"kv_cache_dtype": "fp8"}, {"kv_offloading_gib": 1}):
+        with pytest.raises(Refusal, match=r"in the host's memory already"):
+            refuse_on_cpu(tiny, changed(PLAIN, **knob))
     refuse_on_cpu(tiny, changed(PLAIN, tensor=2, expert=True))
     refuse_on_cpu(dense, changed(PLAIN, tensor=1, lora=True))
 

@@ -9,14 +9,26 @@ from serving.catalog import Attention, Profile
 #: Tokens of one block of the cache, vLLM's default on CUDA.
 BLOCK_TOKENS = 16
 _BF16 = 2
+_FP8 = 1
 
 
 def layer_bytes_per_token(attention: Attention, profile: Profile) -> int:
-    """Bytes of one token in one layer on one GPU. MLA's latent is whole on every rank; KV heads are at least one."""
+    """Bytes of one token in one layer that sees everything, on one GPU. MLA's latent is whole on every rank; KV heads are at
+    least one."""
     if attention.latent_dim is not None:
         return attention.latent_dim * _BF16
-    heads = max(1, attention.kv_heads // profile.tensor)
-    return 2 * heads * attention.head_dim * _BF16
+    return _elements(attention, profile) * (_FP8 if profile.kv_cache_dtype == "fp8" else _BF16)
+
+
+def _elements(attention: Attention, profile: Profile) -> int:
+    """Of the keys and values of one token in one layer on one GPU."""
+    return 2 * max(1, attention.kv_heads // profile.tensor) * attention.head_dim
+
+
+def block_tokens(attention: Attention, profile: Profile) -> int:
+    """Tokens of a block of the layers that see everything: in 8 bits twice as many fit the pages of sliding layers, whose
+    size vLLM gives to all (0.32, v1/core/kv_cache_utils.py: unify_kv_cache_spec_page_size)."""
+    return BLOCK_TOKENS * 2 if profile.kv_cache_dtype == "fp8" and attention.sliding_layers else BLOCK_TOKENS
 
 
 def bytes_per_token(attention: Attention, profile: Profile) -> int:
@@ -32,7 +44,8 @@ def tokens_in_flight(profile: Profile) -> int:
 
 def full_bytes(attention: Attention, profile: Profile, tokens: int) -> int:
     """Bytes on one GPU of `tokens` tokens in the layers that see everything, in whole blocks."""
-    return ceil(tokens / BLOCK_TOKENS) * BLOCK_TOKENS * bytes_per_token(attention, profile)
+    block = block_tokens(attention, profile)
+    return ceil(tokens / block) * block * bytes_per_token(attention, profile)
 
 
 def sliding_bytes(attention: Attention, profile: Profile, tokens: int) -> int:
@@ -44,7 +57,7 @@ def sliding_bytes(attention: Attention, profile: Profile, tokens: int) -> int:
     layers = ceil(attention.sliding_layers / profile.pipeline)
     held = min(attention.window - 1 + tokens_in_flight(profile), tokens)
     blocks = ceil(held / BLOCK_TOKENS) + 1
-    return layers * blocks * BLOCK_TOKENS * layer_bytes_per_token(attention, profile)
+    return layers * blocks * BLOCK_TOKENS * _elements(attention, profile) * _BF16
 
 
 def request_bytes(attention: Attention, profile: Profile, tokens: int) -> int:

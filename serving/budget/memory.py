@@ -42,6 +42,10 @@ class Budget(msgspec.Struct, frozen=True):
     #: a prefill may make them; a decoding request holds less. The second is 0 for a shorter context.
     requests_8k: int
     requests_128k: int
+    #: GiB of its hosts' memory that hold KV, and as many tokens of a prefix as that is, about: what sliding layers keep besides
+    #: is left out.
+    host_kv_gib: float
+    host_kv_tokens: int
     #: Requests that run at once at most, however much KV there is.
     batch_limit: int
 
@@ -90,6 +94,8 @@ def budget(model: Model, profile: Profile) -> Budget:
         kv_tokens=int(_concurrency(attention, profile, left, context) * context) * profile.data,
         requests_8k=_requests(attention, profile, left, min(_8K, context)),
         requests_128k=_requests(attention, profile, left, _128K) if context >= _128K else 0,
+        host_kv_gib=profile.host_kv_gib,
+        host_kv_tokens=_host_tokens(attention, profile),
         batch_limit=profile.max_num_seqs * profile.data,
     )
 
@@ -107,6 +113,14 @@ def _concurrency(attention: Attention | None, profile: Profile, left_gib: float,
     if attention is None:
         return 0.0
     return max(0.0, left_gib) * GIB / kv.request_bytes(attention, profile, tokens)
+
+
+def _host_tokens(attention: Attention | None, profile: Profile) -> int:
+    """Every rank of a data rank keeps its share of a token there."""
+    if attention is None or not profile.kv_offloading_gib:
+        return 0
+    each = kv.bytes_per_token(attention, profile) * profile.tensor * profile.pipeline
+    return int(profile.host_kv_gib * GIB / each)
 
 
 def _requests(attention: Attention | None, profile: Profile, left_gib: float, tokens: int) -> int:

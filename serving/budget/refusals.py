@@ -47,6 +47,7 @@ def refuse(model: Model, profile: Profile, gpus_per_node: int = 8, prefix_routin
             f"Profile {profile.name} promises {profile.context_tokens} tokens and {model.name} was trained for"
             f" {model.context_tokens} (vLLM 0.32, config/model.py: max_model_len)."
         )
+    _refuse_hosts_memory(model, architecture, profile)
     _refuse_little_memory(model, architecture, profile)
 
 
@@ -61,6 +62,11 @@ def refuse_on_cpu(model: Model, profile: Profile) -> None:
         raise Refusal(
             f"{model.name} runs on a CPU, where vLLM has one kernel for experts: leave `moe_backend` unset"
             " (vLLM 0.32, fused_moe/oracle)."
+        )
+    if profile.kv_cache_dtype != "auto" or profile.kv_offloading_gib:
+        raise Refusal(
+            f"{model.name} runs on a CPU, whose KV cache is in the host's memory already: leave `kv_cache_dtype` and"
+            " `kv_offloading_gib` unset (vLLM 0.32, v1/kv_offload/cpu/spec.py refuses the second too)."
         )
     architecture = architecture_of(model)
     _refuse_uneven_heads(model, architecture, profile)
@@ -165,6 +171,27 @@ def _refuse_broken_adapters(model: Model, architecture: Architecture, profile: P
             f" {profile.moe_backend}, which"
             f" {'gave garbage' if is_garbage else 'takes none, and vLLM then does not start'}"
             f" ({'vLLM issue 29539' if is_garbage else 'vLLM 0.32, fused_moe/modular_kernel.py: supports_lora'})."
+        )
+
+
+def _refuse_hosts_memory(model: Model, architecture: Architecture, profile: Profile) -> None:
+    attention = architecture.attention
+    if profile.kv_cache_dtype == "fp8" and attention and attention.latent_dim is not None:
+        raise Refusal(
+            f"The cache of {model.name} is a latent, whose 8 bits are a format of their own that was not checked here: leave"
+            " `kv_cache_dtype` unset (vLLM 0.32, config/cache.py: fp8_ds_mla)."
+        )
+    if not profile.kv_offloading_gib:
+        return
+    if profile.nodes > 1:
+        raise Refusal(
+            f"An engine of {model.name} over {profile.nodes} nodes keeps no KV on its hosts: each would hold a file for all"
+            " ranks (vLLM 0.32, v1/kv_offload/cpu/shared_offload_region.py)."
+        )
+    if profile.kv_offloading_backend == "lmcache" and attention and attention.sliding_layers:
+        raise Refusal(
+            f"LMCache turns vLLM's hybrid KV manager off, and {attention.sliding_layers} sliding layers of {model.name} would"
+            " then keep every token: leave `kv_offloading_backend` unset (vLLM 0.32, config/vllm.py: supports_hma)."
         )
 
 

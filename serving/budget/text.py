@@ -32,6 +32,7 @@ def page(model: Model, profile: Profile) -> str:
         "The engine:",
         f"  KV         {memory.kv_tokens:,} tokens in requests of {memory.context_tokens:,}; a token takes"
         f" {memory.kv_bytes_per_token / 1024:.1f} KiB of each GPU",
+        *_host(memory),
         f"  sliding    {memory.sliding_kv_bytes / 2**20:.0f} MiB of each GPU for one such request",
         f"  requests   {memory.requests_8k} of 8k tokens, or {memory.requests_128k} of 128k; {memory.batch_limit}"
         " run at once at most",
@@ -42,6 +43,15 @@ def page(model: Model, profile: Profile) -> str:
         f"  start-up   {knee.startup_s:.0f} s",
     ]
     return "\n".join(lines)
+
+
+def _host(memory: Budget) -> list[str]:
+    """What the hosts keep, where they keep any."""
+    if not memory.host_kv_gib:
+        return []
+    return [
+        f"  host       {memory.host_kv_gib:.0f} GiB of /dev/shm for about {memory.host_kv_tokens:,} tokens more of prefixes"
+    ]
 
 
 def as_json(model: Model, profile: Profile) -> str:

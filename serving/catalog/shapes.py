@@ -19,6 +19,10 @@ Count = Annotated[int, Field(ge=1)]
 Format = Literal["bf16", "fp8", "mxfp4"]
 #: Kernels of routed experts, as vLLM's `--moe-backend` spells them; `auto` leaves the choice to vLLM.
 MoeBackend = Literal["auto", "marlin", "triton", "triton_unfused", "flashinfer_cutlass"]
+#: How the KV cache is kept: as the model computes, or in 8 bits (vLLM's `--kv-cache-dtype`).
+KvDtype = Literal["auto", "fp8"]
+#: What keeps KV on the host: vLLM itself, or a server of LMCache's beside it (vLLM's `--kv-offloading-backend`).
+KvOffloading = Literal["native", "lmcache"]
 #: As vLLM's `--dtype` spells it.
 Dtype = Literal["bfloat16", "float32"]
 
@@ -259,6 +263,12 @@ class Profile(_Shape):
     """Plan the next step while one runs, vLLM's default; doubles the tokens in flight, and so sliding layers' KV."""
     moe_backend: MoeBackend = "auto"
     """The kernel of the routed experts; `auto` is vLLM's choice."""
+    kv_cache_dtype: KvDtype = "auto"
+    """`fp8` halves the KV of layers that see everything; sliding layers, which keep little, stay as they are."""
+    kv_offloading_gib: Annotated[float, Field(gt=0)] | None = None
+    """GiB of the host's memory for each data rank's KV that no longer fits its GPUs; None for none."""
+    kv_offloading_backend: KvOffloading = "native"
+    """What keeps it there."""
     lora: bool = False
     """Load adapters, within the model's limits."""
     stream_interval: Count = 1
@@ -290,6 +300,11 @@ class Profile(_Shape):
     def pod_gpus(self) -> int:
         """GPUs one pod asks for."""
         return min(self.gpus_per_engine, self.gpus_per_node)
+
+    @property
+    def host_kv_gib(self) -> float:
+        """GiB of KV that one engine keeps in its hosts' memory."""
+        return (self.kv_offloading_gib or 0.0) * self.data
 
     @property
     def nodes(self) -> int:

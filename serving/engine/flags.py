@@ -10,20 +10,30 @@ from serving.errors import Refusal
 
 
 def tuning_flags(model: Model, profile: Profile) -> list[str]:
-    """What a profile adds to the launcher's line: memory, batches, kernel, adapters.
+    """What a profile adds to the launcher's line: memory, cache, batches, kernel, adapters.
 
     Raises Refusal when it loads adapters of a model without limits.
     """
     adapters = _adapters(model) if profile.lora else []
-    return [*_memory(profile), *_scheduling(profile), *_kernel(profile), *adapters]
+    return [*_memory(profile), *_cache(profile), *_scheduling(profile), *_kernel(profile), *adapters]
 
 
 def _memory(profile: Profile) -> list[str]:
     return [
         *("--gpu-memory-utilization", str(profile.gpu_memory_utilization)),
-        *("--kv-cache-dtype", "auto"),
         "--enable-prefix-caching" if profile.prefix_caching else "--no-enable-prefix-caching",
     ]
+
+
+def _cache(profile: Profile) -> list[str]:
+    line = ["--kv-cache-dtype", profile.kv_cache_dtype]
+    if profile.kv_cache_dtype != "auto":
+        # Of a model that has any: they gain nothing and lose precision (ENG-54).
+        line += ["--kv-cache-dtype-skip-layers", "sliding_window"]
+    if profile.kv_offloading_gib:
+        line += ["--kv-offloading-size", str(profile.kv_offloading_gib)]
+        line += ["--kv-offloading-backend", profile.kv_offloading_backend]
+    return line
 
 
 def _scheduling(profile: Profile) -> list[str]:

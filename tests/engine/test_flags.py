@@ -204,6 +204,27 @@ def test_a_kernel_of_the_settings_reaches_vllms_configuration(kernel: MoeBackend
             placed(BIG, with_room)
 
 
+def test_eight_bits_of_kv_leave_sliding_layers_alone(tmp_path: Path) -> None:
+    """vLLM takes `fp8` for the layers that see everything, and its configuration accepts it; without it nothing is skipped."""
+    cache = engine_config(BIG, BALANCED.model_copy(update={"kv_cache_dtype": "fp8"}), tmp_path).cache_config
+    assert (cache.cache_dtype, cache.kv_cache_dtype_skip_layers) == ("fp8", ["sliding_window"])
+    cache = engine_config(BIG, BALANCED, tmp_path).cache_config
+    assert (cache.cache_dtype, cache.kv_cache_dtype_skip_layers) == ("auto", [])
+
+
+def test_kv_on_the_host_keeps_the_hybrid_manager(tmp_path: Path) -> None:
+    """vLLM's own connector, with the bytes that were asked for, keeps sliding layers apart; LMCache's does not, and is refused."""
+    import vllm
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+
+    config = engine_config(BIG, BALANCED.model_copy(update={"kv_offloading_gib": 64}), tmp_path)
+    assert config.kv_transfer_config.kv_connector_extra_config["cpu_bytes_to_use"] == 64 * 2**30
+    assert KVConnectorFactory.supports_hma_config(config.kv_transfer_config)
+    # It cannot be imported without LMCache's package.
+    connectors = Path(vllm.__file__).parent / "distributed/kv_transfer/kv_connector/v1"
+    assert "SupportsHMA" not in (connectors / "lmcache_mp_connector.py").read_text()
+
+
 def test_experts_of_a_dense_model_are_vllms_refusal_too(tmp_path: Path) -> None:
     """vLLM turns down expert parallelism without experts, as we do."""
     with pytest.raises(ValueError, match=r"[Ee]xpert"):

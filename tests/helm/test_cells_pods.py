@@ -172,6 +172,19 @@ def test_adapters_are_pinned_memory() -> None:
     assert asked(tuned) - asked(plain) in range(ceil(expected - 1) * 1024, ceil(expected + 1) * 1024)
 
 
+def test_kv_on_the_host_is_shared_memory() -> None:
+    """vLLM keeps it in a file there and does not start without room: /dev/shm and the request grow by it, once for each data rank."""
+    sizes = []
+    for more in ({}, {"kv_offloading_gib": 100.5}):
+        one = cell({"models": [{"name": "gpt-oss-120b", "profile": "dp8-ep", "gpu": "h100", **more}]})
+        template = one.templates["h100x8"]
+        (shm,) = (it["emptyDir"]["sizeLimit"] for it in template["spec"]["volumes"] if it["name"] == "shm")
+        sizes.append((_mib(shm), _mib(container(template)["resources"]["requests"]["memory"])))
+    (shm, asked), (more_shm, more_asked) = sizes
+    assert more_shm - shm == 8 * 100.5 * 1024
+    assert more_asked - asked == 8 * 100.5 * 1024
+
+
 def _mib(quantity: str) -> int:
     number, unit = int(quantity[:-2]), quantity[-2:]
     return number * {"Mi": 1, "Gi": 1024, "Ti": 1024**2}[unit]

@@ -77,7 +77,7 @@ containers:
       - {name: models, mountPath: /var/lib/serving/models, readOnly: true}
       - {name: cache, mountPath: /var/lib/serving/cache}
 volumes:
-  {{- include "gpt-oss-serving.rayVolumes" (dict "root" $root "shmMib" (include "gpt-oss-serving.shmMib" (dict "root" $root "gpus" .group.podGpus))) | nindent 2 }}
+  {{- include "gpt-oss-serving.rayVolumes" (dict "root" $root "shmMib" (include "gpt-oss-serving.shmMib" .)) | nindent 2 }}
   - name: models
     {{- include "gpt-oss-serving.modelVolumeSource" $root | nindent 4 }}
   - name: cache

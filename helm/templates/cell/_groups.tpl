@@ -5,7 +5,7 @@ Worker groups: pods by shape. Models of one shape share a group, so that GPUs ca
 {{/*
 The groups of a cell in the order KubeRay shall see them, as a JSON list. Those that the values name come first, by name: they
 stay where they are when models come and go. A new group must be the last, or KubeRay builds a second Ray cluster. Takes root, cell.
-  name, onCpu, gpu, podGpus, pods, min, max, needMin, needMax (pods), diskMib, adapterGib (of the largest model)
+  name, onCpu, gpu, podGpus, pods, min, max, needMin, needMax (pods), diskMib, adapterGib, hostKvGib (of the largest model)
 */}}
 {{- define "gpt-oss-serving.cellGroups" -}}
 {{- $root := .root -}}
@@ -16,13 +16,14 @@ stay where they are when models come and go. A new group must be the last, or Ku
 {{- range $models -}}{{- if not .problem -}}{{- $names = append $names .group -}}{{- end -}}{{- end -}}
 {{- $groups := list -}}
 {{- range $name := uniq $names -}}
-{{- $needMin := 0 -}}{{- $needMax := 0 -}}{{- $disk := 0 -}}{{- $adapters := 0.0 -}}
+{{- $needMin := 0 -}}{{- $needMax := 0 -}}{{- $disk := 0 -}}{{- $adapters := 0.0 -}}{{- $hostKv := 0.0 -}}
 {{- range $models -}}
 {{- if and (not .problem) (eq .group $name) -}}
 {{- $needMin = add $needMin (mul .min .nodes) -}}
 {{- $needMax = add $needMax (mul .max .nodes) -}}
 {{- $disk = max $disk (int .diskMib) -}}
 {{- $adapters = maxf $adapters (float64 .adapterGib) -}}
+{{- $hostKv = maxf $hostKv (float64 .hostKvGib) -}}
 {{- end -}}
 {{- end -}}
 {{- $onCpu := eq $name "cpu" -}}
@@ -37,15 +38,20 @@ stay where they are when models come and go. A new group must be the last, or Ku
 {{- $shape := splitList "x" $name -}}
 {{- $groups = append $groups (dict
   "name" $name "onCpu" $onCpu "gpu" (first $shape) "podGpus" (ternary 0 (int (last $shape)) $onCpu)
-  "pods" $pods "min" $min "max" $max "needMin" $needMin "needMax" $needMax "diskMib" $disk "adapterGib" $adapters) -}}
+  "pods" $pods "min" $min "max" $max "needMin" $needMin "needMax" $needMax "diskMib" $disk "adapterGib" $adapters
+  "hostKvGib" $hostKv) -}}
 {{- end -}}
 {{- $groups | toJson -}}
 {{- end -}}
 
-{{/* MiB of a pod's /dev/shm: Ray's object store lives there, and what vLLM and NCCL exchange. Takes root, gpus. */}}
+{{/*
+MiB of a pod's /dev/shm: Ray's object store lives there, what vLLM and NCCL exchange, and KV that no longer fits the GPUs (vLLM
+does not start without room for all of it). Takes root, group.
+*/}}
 {{- define "gpt-oss-serving.shmMib" -}}
 {{- $shm := .root.Values.engine.shm -}}
-{{- add (int .root.Values.ray.objectStoreMib) (int $shm.baseMib) (mul (int $shm.perGpuMib) (max 1 .gpus)) -}}
+{{- $hostKv := mulf (float64 .group.hostKvGib) 1024 | ceil | int -}}
+{{- add (int .root.Values.ray.objectStoreMib) (int $shm.baseMib) (mul (int $shm.perGpuMib) (max 1 .group.podGpus)) $hostKv -}}
 {{- end -}}
 
 {{/*
@@ -56,7 +62,7 @@ given back under pressure and counted only so that a restart finds the weights i
 {{- $memory := .root.Values.engine.memory -}}
 {{- $gpus := int .group.podGpus -}}
 {{- $weights := divf (float64 .group.diskMib) 1024 -}}
-{{- $shm := divf (float64 (include "gpt-oss-serving.shmMib" (dict "root" .root "gpus" $gpus))) 1024 -}}
+{{- $shm := divf (float64 (include "gpt-oss-serving.shmMib" .)) 1024 -}}
 {{- $each := addf (float64 $memory.perGpuGib) (float64 $memory.pinnedPerGpuGib) (float64 .group.adapterGib) -}}
 {{- addf $weights $shm (float64 $memory.baseGib) (mulf $each (float64 $gpus)) | ceil -}}
 {{- end -}}

@@ -22,6 +22,8 @@ From a model's entry in the values to the shape of its engine: what serving/cata
 {{- with .experts -}}{{- $_ := set $facts "expert_format" .format -}}{{- end -}}
 {{- with .attention -}}
 {{- $_ := set $facts "heads" .heads -}}
+{{- $_ := set $facts "sliding" (not (empty .sliding_layers)) -}}
+{{- $_ := set $facts "latent" (not (empty .latent_dim)) -}}
 {{- $copies := true -}}
 {{- if hasKey . "replicates_kv_heads" -}}{{- $copies = .replicates_kv_heads -}}{{- end -}}
 {{- if not (or $copies .latent_dim) -}}{{- $_ := set $facts "kv_heads" .kv_heads -}}{{- end -}}
@@ -47,6 +49,7 @@ From a model's entry in the values to the shape of its engine: what serving/cata
 One model as its cell serves it, as JSON. Takes root, entry.
   name, entry (as ModelSettings takes it), onCpu, min, max (engines), problem (a sentence, or empty)
   tensor, pipeline, data, gpus (of an engine), podGpus, nodes (pods of an engine), group, diskMib, pinnedGib
+  hostKvGib (of /dev/shm, for KV that no longer fits an engine's GPUs)
   defaultOutputTokens (of a call without a limit of its own; 0 for none)
 */}}
 {{- define "gpt-oss-serving.model" -}}
@@ -93,10 +96,13 @@ One model as its cell serves it, as JSON. Takes root, entry.
 {{- $model := dict
   "name" $name "entry" $entry "onCpu" $onCpu "min" $min "max" $max "facts" $facts
   "tensor" $tensor "pipeline" $pipeline "data" $data "expert" $expert "lora" $lora "profileTensor" (int $profile.tensor)
-  "isProfilesOwn" (and (eq $pipeline (int $profile.pipeline)) (eq $data (int $profile.data)) (eq $expert $profile.expert))
+  "isProfilesOwn" (and (eq $pipeline (int $profile.pipeline)) (eq $data (int $profile.data)) (eq $expert $profile.expert) (empty $entry.kv_cache_dtype))
   "smallestTensor" (int ($profile.smallest_tensor | default 1)) "profileName" $profileName "gpu" $gpu
   "gpus" $gpus "podGpus" $podGpus "nodes" $nodes "perNode" $perNode "group" $group
   "gpuWithoutProfile" $gpuWithoutProfile "moeBackend" ($entry.moe_backend | default $profile.moe_backend)
+  "kvDtype" ($entry.kv_cache_dtype | default $profile.kv_cache_dtype | default "auto")
+  "kvOffloading" ($entry.kv_offloading_backend | default $profile.kv_offloading_backend | default "native")
+  "hostKvGib" (mulf $data ($entry.kv_offloading_gib | default $profile.kv_offloading_gib | default 0.0 | float64))
   "apiServers" (int ($profile.api_servers | default $settings.api_servers)) -}}
 {{- with $facts.expert_format -}}
 {{- $catalog := include "gpt-oss-serving.catalog" $.root | fromJson -}}
