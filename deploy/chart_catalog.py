@@ -18,7 +18,7 @@ import yaml
 
 from serving.budget import KERNELS, LORA_KERNELS, budget, estimate, placed
 from serving.budget.weights import adapter_gib
-from serving.catalog import GPUS, MODELS, LoraLimits, Model, Profile
+from serving.catalog import DRAFTS, GPUS, MODELS, LoraLimits, Model, Profile
 from serving.config import EngineSettings, ModelSettings
 from serving.errors import Refusal
 
@@ -41,6 +41,7 @@ def facts() -> dict[str, Any]:
         "gpus": {gpu.name: {"ray_label": gpu.ray_label, "title": gpu.title} for gpu in GPUS.values()},
         "kernels": {name: sorted(it) for name, it in KERNELS.items()},
         "lora_kernels": {name: sorted(it) for name, it in LORA_KERNELS.items()},
+        "drafts": {draft.name: {"disk_mib": draft.disk_mib} for draft in DRAFTS.values()},
         "models": {model.name: model_facts(model) for model in MODELS.values()},
     }
 
@@ -53,6 +54,8 @@ def model_facts(model: Model) -> dict[str, Any]:
     if model.lora is not None:
         result["lora"] = model.lora.model_dump()
         result["adapter_gib"] = _adapter_gib(model, model.lora)
+    if model.draft is not None:
+        result["draft"] = model.draft
     if model.cpu_knee is not None:
         result["cpu_scales"] = True
     return result | {"profiles": [profile_facts(model, profile) for profile in model.profiles]}
@@ -94,6 +97,8 @@ def profile_facts(model: Model, profile: Profile) -> dict[str, Any]:
     }
     if profile.kv_offloading_gib:
         result["kv_offloading_gib"] = profile.kv_offloading_gib
+    if profile.speculation:
+        result["speculation"] = profile.speculation.model_dump()
     return result | ({"api_servers": profile.api_servers} if profile.api_servers else {})
 
 

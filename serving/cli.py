@@ -210,6 +210,11 @@ def _find(context: typer.Context, name: str) -> catalog.Model:
     return catalog.find(name, context.obj.own_models)
 
 
+def _checkpoint(context: typer.Context, name: str) -> catalog.Model:
+    """The same, or a draft model: it is fetched like the others, and asked by no client."""
+    return catalog.DRAFTS.get(name) or _find(context, name)
+
+
 def _where(model: catalog.Model) -> str:
     """Where it runs by default."""
     if not model.profiles:
@@ -247,7 +252,7 @@ def models_fetch(context: typer.Context, name: str) -> None:
     """Download a model's checkpoint to this machine and print its folder."""
     from serving.engine.checkpoints import store as checkpoints
 
-    print(checkpoints.ensure(_find(context, name), context.obj.home, lambda text: print(text, file=sys.stderr)))
+    print(checkpoints.ensure(_checkpoint(context, name), context.obj.home, lambda text: print(text, file=sys.stderr)))
 
 
 @models.command("verify")
@@ -255,7 +260,7 @@ def models_verify(context: typer.Context, name: str) -> None:
     """Verify a checkpoint's files against its manifest and the model's checksums."""
     from serving.engine.checkpoints import store as checkpoints
 
-    checkpoints.verify(_find(context, name), context.obj.home)
+    checkpoints.verify(_checkpoint(context, name), context.obj.home)
     print(f"{name}: every file matches its checksum.")
 
 
@@ -298,7 +303,7 @@ def bundle_export(
     if source not in carrier.SOURCES:
         raise Refusal(f"--from {source} is no source of images: name one of {', '.join(carrier.SOURCES)}.")
     wanted = carrier.needed(chart, values, None if operator == "none" else operator, registry)
-    models = [catalog.find(name, wanted.own_models) for name in wanted.models]
+    models = [catalog.DRAFTS.get(name) or catalog.find(name, wanted.own_models) for name in wanted.models]
     # A mounted model is on one of the cluster's own volumes.
     carried = [model for model in models if not isinstance(model.source, catalog.MountedSource)]
     folders = [checkpoints.verify(model, context.obj.home) for model in carried]

@@ -17,7 +17,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from serving import secret
-from serving.catalog import Knee, KvDtype, KvOffloading, LoraLimits, Model, MoeBackend, Speed
+from serving.catalog import Knee, KvDtype, KvOffloading, LoraLimits, Model, MoeBackend, Speculation, Speed
 from serving.errors import Refusal
 
 ENV_PREFIX = "SERVING_"
@@ -455,6 +455,8 @@ class ModelSettings(_Group):
     """GiB of the host's memory for each data rank's KV that no longer fits its GPUs; unset, the profile's, or none."""
     kv_offloading_backend: KvOffloading | None = None
     """What keeps it there: vLLM itself, or LMCache, in an image and beside a server of your own; unset, the profile's."""
+    speculation: Speculation | None = None
+    """Tokens guessed ahead, for fewer steps; unset, the profile's, or none."""
     min_replicas: Annotated[int, Field(ge=0)] = 1
     """Engines that always run; 0 lets the model scale to zero, and its first request waits for a cold start."""
     max_replicas: Annotated[int, Field(ge=1)] = 1

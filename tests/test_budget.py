@@ -108,6 +108,30 @@ def test_eight_bits_and_the_hosts_memory_hold_more() -> None:
     assert "256 GiB of /dev/shm" in text.page(BIG, changed(kv_offloading_gib=128, data=2))
 
 
+def test_a_draft_model_takes_its_share() -> None:
+    """Its weights on every rank, a layer more of KV for each token, sliding layers padded to as many, and guesses to sample."""
+    guessing = changed(speculation={"method": "eagle3", "tokens": 3})
+    plain, drafted = budget(BIG, BALANCED), budget(BIG, guessing)
+    attention = attention_of(BIG)
+
+    assert drafted.other_weights_gib - plain.other_weights_gib == pytest.approx(0.9e9 * 2 / 2 / GIB, abs=0.01)
+    assert drafted.workspace_gib > plain.workspace_gib
+    assert drafted.kv_bytes_per_token * 18 == plain.kv_bytes_per_token * 19
+    assert [len(it.layer_names) for it in groups(attention, guessing)] == [18, 19]
+    assert drafted.sliding_kv_bytes * 18 == plain.sliding_kv_bytes * 19, "vLLM pads the smaller group"
+    assert budget(BIG, changed(speculation={"method": "ngram"})).kv_bytes_per_token == plain.kv_bytes_per_token
+
+
+def groups(attention: Attention, profile: Profile) -> list[Any]:
+    """How vLLM groups the layers of a model and its draft."""
+    from vllm.v1.core.kv_cache_utils import _get_kv_cache_groups_uniform_page_size
+
+    full, sliding = specs(attention, profile)
+    layers = {f"model.{index}": it for index, it in enumerate([sliding] * 18 + [full] * 18)} | {"draft.36": full}
+    found: list[Any] = _get_kv_cache_groups_uniform_page_size(layers)
+    return found
+
+
 def test_one_h100_loads_what_was_measured() -> None:
     """gpt-oss-120b with Marlin at TP=1 took 65.97 GiB (vllm issue 23278)."""
     assert budget(BIG, BIG.profile("tight", "h100")).weights_gib == pytest.approx(65.97, abs=0.2)
@@ -196,6 +220,8 @@ REFUSED = {
     "latent": (catalog.find("deepseek-v3.1"), changed(PLAIN, kv_cache_dtype="fp8", gpu="h200", tensor=8), r"latent.*fp8_ds_mla"),
     "hosts": (BIG, changed(kv_offloading_gib=64, data=8), r"over 2 nodes keeps no KV.*shared_offload_region"),
     "lmcache": (BIG, changed(kv_offloading_gib=64, kv_offloading_backend="lmcache"), r"hybrid KV manager.*18 sliding.*supports_hma"),
+    "no draft": (catalog.find("qwen3-32b"), changed(PLAIN, speculation={"method": "eagle3"}), r"no draft model.*ngram"),
+    "draft": (BIG, changed(speculation={"method": "eagle3"}, pipeline=2), r"reads three of its layers.*aux_hidden_states"),
     "gpu": (BIG, changed(gpu="abacus"), "no GPU called 'abacus'; known are h100, h200"),
 }  # fmt: skip
 
@@ -238,6 +264,9 @@ def test_adapters_on_experts_are_refused_on_a_cpu() -> None:
             refuse_on_cpu(tiny, changed(PLAIN, **knob))
     refuse_on_cpu(tiny, changed(PLAIN, tensor=2, expert=True))
     refuse_on_cpu(dense, changed(PLAIN, tensor=1, lora=True))
+    refuse_on_cpu(dense, changed(PLAIN, tensor=1, speculation={"method": "ngram"}))
+    with pytest.raises(Refusal, match="generates no tokens"):
+        refuse_on_cpu(catalog.find("all-minilm-l6-v2"), changed(PLAIN, tensor=1, speculation={"method": "ngram"}))
 
 
 def test_a_model_without_facts_is_refused() -> None:

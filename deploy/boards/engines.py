@@ -86,6 +86,34 @@ BOARD = Board(
             ),
         ),
         Row(
+            "Tokens guessed ahead",
+            (
+                Panel(
+                    "Guesses that were right",
+                    "percentunit",
+                    "Of models with `speculation`. Below a third, guessing costs more than it saves: guess fewer tokens, or none.",
+                    {
+                        "{{model}}": share(
+                            rate("vllm:spec_decode_num_accepted_tokens_total", "model", CELL),
+                            rate("vllm:spec_decode_num_draft_tokens_total", "model", CELL),
+                        )
+                    },
+                    most=1,
+                ),
+                Panel(
+                    "Right guesses a step",
+                    "short",
+                    "Tokens that a request gets besides the one of each step in which something was guessed for it.",
+                    {
+                        "{{model}}": share(
+                            rate("vllm:spec_decode_num_accepted_tokens_total", "model", CELL),
+                            rate("vllm:spec_decode_num_drafts_total", "model", CELL),
+                        )
+                    },
+                ),
+            ),
+        ),
+        Row(
             "As reported to the directory",
             (
                 Panel(

@@ -31,9 +31,19 @@ def block_tokens(attention: Attention, profile: Profile) -> int:
     return BLOCK_TOKENS * 2 if profile.kv_cache_dtype == "fp8" and attention.sliding_layers else BLOCK_TOKENS
 
 
+def _layers(attention: Attention, profile: Profile) -> tuple[int, int]:
+    """Layers that see everything, and sliding ones, in the fullest pipeline stage. A draft model has one more of the first, and
+    where there are both kinds vLLM pads the other to as many (0.32, v1/core/kv_cache_utils.py)."""
+    full, sliding = ceil(attention.full_layers / profile.pipeline), ceil(attention.sliding_layers / profile.pipeline)
+    if profile.speculation is None or profile.speculation.method != "eagle3":
+        return full, sliding
+    return full + 1, max(sliding, full + 1) if sliding else 0
+
+
 def bytes_per_token(attention: Attention, profile: Profile) -> int:
     """The slope: bytes that each further token costs on one GPU, in the fullest pipeline stage."""
-    return ceil(attention.full_layers / profile.pipeline) * layer_bytes_per_token(attention, profile)
+    full, _ = _layers(attention, profile)
+    return full * layer_bytes_per_token(attention, profile)
 
 
 def tokens_in_flight(profile: Profile) -> int:
@@ -54,7 +64,7 @@ def sliding_bytes(attention: Attention, profile: Profile, tokens: int) -> int:
     window − 1 + in-flight tokens, never more than the sequence, and one block more because a window need not start
     at a block's beginning (SlidingWindowSpec.max_admission_blocks_per_request).
     """
-    layers = ceil(attention.sliding_layers / profile.pipeline)
+    _, layers = _layers(attention, profile)
     held = min(attention.window - 1 + tokens_in_flight(profile), tokens)
     blocks = ceil(held / BLOCK_TOKENS) + 1
     return layers * blocks * BLOCK_TOKENS * _elements(attention, profile) * _BF16

@@ -23,7 +23,7 @@ class Budget(msgspec.Struct, frozen=True):
     usable_gib: float
     #: Routed experts as the kernel pads them.
     expert_weights_gib: float
-    #: Attention, embedding, output.
+    #: Attention, embedding, output; the draft model.
     other_weights_gib: float
     #: Room for adapters, taken at start.
     adapters_gib: float
@@ -71,7 +71,8 @@ def budget(model: Model, profile: Profile) -> Budget:
     """The memory of one engine of `model` under `profile`; raises Refusal when the catalogue lacks the facts."""
     architecture = architecture_of(model)
     usable = gpu_of(profile).memory_gib * profile.gpu_memory_utilization
-    experts, rest = weights.expert_gib(architecture, profile), weights.rest_gib(architecture, profile)
+    experts = weights.expert_gib(architecture, profile)
+    rest = weights.rest_gib(architecture, profile) + weights.draft_gib(model, profile)
     adapters = weights.adapter_gib(architecture, model.lora, profile) if profile.lora and model.lora else 0.0
     spent = workspace.workspace_gib(architecture, profile)
     left = usable - experts - rest - adapters - spent

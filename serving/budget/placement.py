@@ -19,7 +19,7 @@ _ON_CPU = Profile(name=CPU, gpu="none", reason="No GPU.", source="vLLM's own def
 
 
 #: Engine features of a profile that an entry may say otherwise, each by the same name.
-FEATURES = ("moe_backend", "kv_cache_dtype", "kv_offloading_gib", "kv_offloading_backend")
+FEATURES = ("moe_backend", "kv_cache_dtype", "kv_offloading_gib", "kv_offloading_backend", "speculation")
 
 
 class Defaults(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from serving.budget import kv
 from serving.budget.memory import architecture_of, budget, context_of
 from serving.budget.weights import GIB
-from serving.catalog import Architecture, Format, LoraLimits, Model, MoeBackend, Profile
+from serving.catalog import Architecture, Format, LoraLimits, Model, MoeBackend, Profile, draft_of
 from serving.errors import Refusal
 
 #: Kernels that vLLM 0.32 has for experts of each format on Hopper (fused_moe/oracle: mxfp4.py, fp8.py, unquantized.py).
@@ -48,6 +48,7 @@ def refuse(model: Model, profile: Profile, gpus_per_node: int = 8, prefix_routin
             f" {model.context_tokens} (vLLM 0.32, config/model.py: max_model_len)."
         )
     _refuse_hosts_memory(model, architecture, profile)
+    _refuse_guesses(model, architecture, profile)
     _refuse_little_memory(model, architecture, profile)
 
 
@@ -71,6 +72,7 @@ def refuse_on_cpu(model: Model, profile: Profile) -> None:
     architecture = architecture_of(model)
     _refuse_uneven_heads(model, architecture, profile)
     _refuse_experts_of_a_dense_model(model, architecture, profile)
+    _refuse_guesses(model, architecture, profile)
     if profile.lora and architecture.experts is not None:
         raise Refusal(
             f"Adapters on {model.name} crash its engine on a CPU at the first request, with an adapter or without: its experts then need"
@@ -192,6 +194,24 @@ def _refuse_hosts_memory(model: Model, architecture: Architecture, profile: Prof
         raise Refusal(
             f"LMCache turns vLLM's hybrid KV manager off, and {attention.sliding_layers} sliding layers of {model.name} would"
             " then keep every token: leave `kv_offloading_backend` unset (vLLM 0.32, config/vllm.py: supports_hma)."
+        )
+
+
+def _refuse_guesses(model: Model, architecture: Architecture, profile: Profile) -> None:
+    if profile.speculation is None:
+        return
+    if architecture.attention is None:
+        raise Refusal(f"{model.name} generates no tokens, so none can be guessed: leave `speculation` unset.")
+    if profile.speculation.method != "eagle3":
+        return
+    if draft_of(model) is None:
+        raise Refusal(
+            f"The catalogue has no draft model for {model.name}: take `speculation: {{method: ngram}}`, or leave it unset."
+        )
+    if profile.pipeline > 1:
+        raise Refusal(
+            f"The draft of {model.name} reads three of its layers, which {profile.pipeline} pipeline stages would hold apart:"
+            " leave `speculation` or `pipeline` unset (vLLM 0.32, models/gpt_oss.py: aux_hidden_states)."
         )
 
 

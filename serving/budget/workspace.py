@@ -22,8 +22,9 @@ _BF16 = 2
 
 
 def sampler_gib(architecture: Architecture, profile: Profile) -> float:
-    """GiB while `max_num_seqs` sequences are sampled: vLLM tries that at start."""
-    return profile.max_num_seqs * architecture.vocabulary * _BYTES_PER_LOGIT / GIB
+    """GiB while `max_num_seqs` sequences are sampled, which vLLM tries at start; guessed tokens are checked in the same step."""
+    rows = 1 + (profile.speculation.tokens if profile.speculation else 0)
+    return profile.max_num_seqs * rows * architecture.vocabulary * _BYTES_PER_LOGIT / GIB
 
 
 def activations_gib(architecture: Architecture, profile: Profile) -> float:

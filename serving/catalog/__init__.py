@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from serving.catalog.gpt_oss import GPT_OSS_20B, GPT_OSS_120B
+from serving.catalog.gpt_oss import EAGLE3, GPT_OSS_20B, GPT_OSS_120B
 from serving.catalog.gpus import GPUS
 from serving.catalog.local import LOCAL, TRAINED_DATE
 from serving.catalog.others import OTHERS
@@ -41,12 +41,14 @@ from serving.catalog.shapes import (
     Profile,
     RegistryPackageSource,
     Source,
+    Speculation,
     Speed,
     TrainedHereSource,
 )
 from serving.errors import Refusal
 
 __all__ = [
+    "DRAFTS",
     "GPUS",
     "MODELS",
     "TRAINED_DATE",
@@ -69,13 +71,28 @@ __all__ = [
     "RegistryPackageSource",
     "Sanity",
     "Source",
+    "Speculation",
     "Speed",
     "TrainedHereSource",
+    "draft_of",
     "find",
     "fine_tune",
 ]
 
 MODELS: dict[str, Model] = {model.name: model for model in (*LOCAL, GPT_OSS_120B, GPT_OSS_20B, *OTHERS)}
+
+#: Models that guess tokens for others and are served by none: fetched and verified like the rest.
+DRAFTS: dict[str, Model] = {model.name: model for model in EAGLE3}
+
+
+def draft_of(model: Model) -> Model | None:
+    """The draft model of `model`, if it has one; raises Refusal for a name that is none."""
+    if model.draft is None:
+        return None
+    try:
+        return DRAFTS[model.draft]
+    except KeyError:
+        raise Refusal(f"{model.name} names the draft '{model.draft}'; known are {', '.join(sorted(DRAFTS))}.") from None
 
 
 def find(name: str, own: Sequence[Model] = ()) -> Model:

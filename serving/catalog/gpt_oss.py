@@ -42,6 +42,7 @@ GPT_OSS_120B = Model(
         experts=Experts(count=128, active=4, layers=36, intermediate=2880, format="mxfp4"),
         source=_SOURCE,
     ),
+    draft="gpt-oss-120b-eagle3",
     lora=LoraLimits(max_adapters=2, max_rank=16, max_cpu_adapters=16),
     profiles=profiles.GPT_OSS_120B,
 )
@@ -67,6 +68,34 @@ GPT_OSS_20B = Model(
         experts=Experts(count=32, active=4, layers=24, intermediate=2880, format="mxfp4"),
         source=_SOURCE,
     ),
+    draft="gpt-oss-20b-eagle3",
     lora=LoraLimits(max_adapters=4, max_rank=16, max_cpu_adapters=16),
     profiles=profiles.GPT_OSS_20B,
 )
+
+
+def _eagle3(size: str) -> Model:
+    """Red Hat's EAGLE3 head: one layer of Llama's shape over three of the large model's. Its size is an upper bound: the
+    published shape (draft vocabulary of 32,000, an embedding of its own) has 0.8e9 parameters."""
+    return Model(
+        name=f"gpt-oss-{size}-eagle3",
+        summary=f"Guesses tokens for gpt-oss-{size}; it is no model to ask.",
+        source=HubSource(id=f"RedHatAI/gpt-oss-{size}-speculator.eagle3"),
+        context_tokens=131072,
+        download_mib=1_720,
+        disk_mib=1_720,
+        license="Apache-2.0",
+        sanity=None,
+        architecture=Architecture(
+            name="Eagle3Speculator",
+            parameters=0.9e9,
+            active_parameters=0.9e9,
+            hidden=2880,
+            vocabulary=201_088,
+            attention=Attention(heads=64, kv_heads=8, head_dim=64, full_layers=1),
+            source="huggingface.co: RedHatAI/gpt-oss-*-speculator.eagle3 (model cards), lmsys/EAGLE3-gpt-oss-120b-bf16 (0.9B)",
+        ),
+    )
+
+
+EAGLE3 = (_eagle3("120b"), _eagle3("20b"))

@@ -230,6 +230,17 @@ class Speed(_Shape):
     """The largest error of TPOT in any of those runs: the ranges that are printed."""
 
 
+class Speculation(_Shape):
+    """Tokens guessed ahead and checked by the model in one step. Answers are the model's own; `logit_bias` and `min_p` are
+    refused by engines that speculate (vLLM 0.32, sampling_params.py)."""
+
+    method: Literal["eagle3", "ngram"]
+    """`eagle3`: a small model reads the large one's hidden states; the catalogue says which. `ngram`: what followed the same
+    words before in the same call, for answers that repeat their prompt."""
+    tokens: Annotated[int, Field(ge=1, le=8)] = 3
+    """Tokens guessed in each step."""
+
+
 class Profile(_Shape):
     """One way to spread one engine over GPUs. Tensor, pipeline, data and expert parallelism are independent knobs."""
 
@@ -269,6 +280,8 @@ class Profile(_Shape):
     """GiB of the host's memory for each data rank's KV that no longer fits its GPUs; None for none."""
     kv_offloading_backend: KvOffloading = "native"
     """What keeps it there."""
+    speculation: Speculation | None = None
+    """Guess tokens ahead; None for one token a step."""
     lora: bool = False
     """Load adapters, within the model's limits."""
     stream_interval: Count = 1
@@ -362,6 +375,8 @@ class Model(_Shape):
     """Without it there is no budget, and nothing can be refused before an engine starts."""
     lora: LoraLimits | None = None
     """The most room that an engine may keep for adapters; None if adapters are not offered."""
+    draft: str | None = None
+    """The draft model that `speculation: {method: eagle3}` guesses with: a name of serving.catalog.DRAFTS."""
     cpu_knee: Knee | None = None
     """What one engine of it does on the CPU; None if its fleet there is fixed."""
     sanity: Sanity | None = Sanity()

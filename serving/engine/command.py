@@ -77,6 +77,8 @@ class EngineSpec(msgspec.Struct, frozen=True):
     cpu_dtype: Dtype = "bfloat16"
     #: A tokenizer that the checkpoint does not carry.
     tokenizer: str | None = None
+    #: The folder of the checkpoint that guesses tokens ahead; None where none does.
+    draft: str | None = None
     #: SHA-256 of the checkpoint's files, verified before their first load.
     checksums: tuple[tuple[str, str], ...] = ()
     #: The certificate of its HTTP server; None for plain HTTP.

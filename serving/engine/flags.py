@@ -5,8 +5,14 @@ Parallelism, the model and the address come from the launcher (`engine/command`)
 
 from __future__ import annotations
 
-from serving.catalog import LoraLimits, Model, Profile
+import json
+from typing import Any
+
+from serving.catalog import LoraLimits, Model, Profile, Speculation
 from serving.errors import Refusal
+
+#: Words that must have been there before, at least and at most, for what followed them to be guessed (vLLM's default is 5).
+_NGRAM_MIN, _NGRAM_MAX = 2, 5
 
 
 def tuning_flags(model: Model, profile: Profile) -> list[str]:
@@ -55,6 +61,19 @@ def _adapters(model: Model) -> list[str]:
     if model.lora is None:
         raise Refusal(f"The catalogue gives {model.name} no adapter limits, so it can load none.")
     return room_flags(model.lora)
+
+
+def speculation_flags(speculation: Speculation | None, draft: str | None, tensor: int) -> list[str]:
+    """What makes an engine guess ahead, on CPU and GPU alike; `draft` is the folder of its draft model, if it has one,
+    which is spread over the same `tensor` ranks: on fewer each would hold all of it, and all of its KV heads."""
+    if speculation is None:
+        return []
+    said: dict[str, Any] = {"method": speculation.method, "num_speculative_tokens": speculation.tokens}
+    if speculation.method == "eagle3":
+        said |= {"model": draft, "draft_tensor_parallel_size": tensor}
+    else:
+        said |= {"prompt_lookup_min": _NGRAM_MIN, "prompt_lookup_max": _NGRAM_MAX}
+    return ["--speculative-config", json.dumps(said)]
 
 
 def room_flags(limits: LoraLimits) -> list[str]:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -111,11 +111,10 @@ class Replica:
 
     async def _start(self) -> Engine:
         began = time.monotonic()
-        checkpoint = Path(self._spec.checkpoint)
         stamps = Path(self._spec.cache_folder) / "verified"
-        checksums = dict(self._spec.checksums)
-        if not await asyncio.to_thread(manifest.verify_once, checkpoint, stamps, checksums):
-            logger.warning("%s: its checkpoint has neither manifest nor checksums, so it was not verified", self._id)
+        for folder, checksums in self._checkpoints():
+            if not await asyncio.to_thread(manifest.verify_once, Path(folder), stamps, checksums):
+                logger.warning("%s: %s has neither manifest nor checksums, so it was not verified", self._id, folder)
         self._member = await self._meet()
         async with asyncio.timeout(await asyncio.to_thread(start_limit_s, self._spec)):
             self._engine = engine = await self._owned.enter_async_context(running(self._spec, self._member, self._id))
@@ -133,6 +132,12 @@ class Replica:
         self._enter(ReplicaState.READY, began)
         await self._report()
         return engine
+
+    def _checkpoints(self) -> Iterator[tuple[str, dict[str, str]]]:
+        """What is loaded, with what its files' checksums must be: the model, and the one that guesses for it."""
+        yield self._spec.checkpoint, dict(self._spec.checksums)
+        if self._spec.draft:
+            yield self._spec.draft, {}
 
     async def _examine(self, engine: Engine) -> None:
         """Raise EngineDied unless the engine makes sense of known texts; one that cannot be asked is logged."""

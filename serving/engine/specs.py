@@ -16,11 +16,12 @@ from pydantic import BaseModel, ConfigDict
 from serving import catalog
 from serving.budget import FEATURES, estimate, gpu_of, placed, with_room
 from serving.budget.knee import ITL_SLO_S
-from serving.catalog import Model, Profile
+from serving.catalog import Model, Profile, Speculation
 from serving.config import AdapterSettings, EngineSettings, GatewaySettings, ModelSettings, Settings, Slo
 from serving.engine import scaling
+from serving.engine.checkpoints import store as checkpoints
 from serving.engine.command import EngineSpec, Parallel
-from serving.engine.flags import room_flags, tuning_flags
+from serving.engine.flags import room_flags, speculation_flags, tuning_flags
 from serving.engine.scaling import ModelPlan, Plans
 from serving.errors import Refusal
 
@@ -162,7 +163,16 @@ def engine_spec(
         lora=limited.lora if wanted.lora else None,
         flags=tuple(room_flags(wanted.lora)) if wanted.lora else (),
     )
-    return spec if chosen is None else _on_gpus(spec, limited, chosen)
+    spec = spec if chosen is None else _on_gpus(spec, limited, chosen)
+    return _speculating(spec, model, chosen.speculation if chosen else wanted.speculation, settings.home)
+
+
+def _speculating(spec: EngineSpec, model: Model, speculation: Speculation | None, home: Path) -> EngineSpec:
+    draft = catalog.draft_of(model) if speculation and speculation.method == "eagle3" else None
+    folder = str(checkpoints.folder_of(draft, home)) if draft else None
+    return msgspec.structs.replace(
+        spec, draft=folder, flags=(*spec.flags, *speculation_flags(speculation, folder, spec.parallel.tensor))
+    )
 
 
 def _placed(model: Model, wanted: ModelSettings, engine: EngineSettings) -> Profile | None:

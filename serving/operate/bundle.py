@@ -18,7 +18,7 @@ from typing import IO, Any, Protocol
 
 import msgspec
 
-from serving.catalog import Model
+from serving.catalog import Model, draft_of, find
 from serving.errors import Refusal
 
 FORMAT = 1
@@ -87,7 +87,8 @@ def contents(
     if found is not None:
         images.add(found.image)
     own = tuple(Model.model_validate(model) for model in values.get("ownModels") or ())
-    return Contents(tuple(sorted(images)), models_of(values), own, found)
+    names = {*models_of(values), *_drafts_of(values, own)}
+    return Contents(tuple(sorted(images)), tuple(sorted(names)), own, found)
 
 
 def images_of(document: Any) -> Iterator[str]:
@@ -118,8 +119,19 @@ def _operator_of(chart: Mapping[str, Any], reference: str) -> Operator:
 
 def models_of(values: Mapping[str, Any]) -> tuple[str, ...]:
     """The models that any cell serves, by name."""
+    return tuple(sorted({model["name"] for model in _entries(values)}))
+
+
+def _drafts_of(values: Mapping[str, Any], own: Sequence[Model]) -> Iterator[str]:
+    """What guesses tokens for them."""
+    for entry in _entries(values):
+        if (entry.get("speculation") or {}).get("method") == "eagle3" and (draft := draft_of(find(entry["name"], own))):
+            yield draft.name
+
+
+def _entries(values: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     lists = [values.get("models"), *((cell or {}).get("models") for cell in values.get("cells", {}).values())]
-    return tuple(sorted({model["name"] for models in lists for model in models or ()}))
+    return (model for models in lists for model in models or ())
 
 
 def file_of(reference: str) -> str:

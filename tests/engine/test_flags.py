@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
+import msgspec
 import pytest
 
 from serving import catalog
@@ -17,6 +18,7 @@ from serving.budget import KERNELS, LORA_KERNELS, kv, placed
 from serving.catalog import Architecture, Format, LoraLimits, Model, MoeBackend, Profile
 from serving.config import EngineSettings, ModelSettings, Settings
 from serving.engine import command, specs
+from serving.engine.command import EngineSpec
 from serving.engine.flags import tuning_flags
 from serving.engine.specs import engine_spec
 from serving.errors import Refusal
@@ -92,14 +94,24 @@ def config_json(model: Model, architecture: Architecture) -> dict[str, Any]:
 
 def engine_config(model: Model, profile: Profile, folder: Path) -> Any:
     """vLLM's whole configuration, validated, for the CPU this runs on."""
+    # A reasoning parser wants the vocabulary; its name is checked in test_command.
+    return _configured(model, line(model.model_copy(update={"reasoning_parser": None}), profile, folder), folder)
+
+
+def configured(model: Model, spec: EngineSpec, folder: Path) -> Any:
+    """The same of a spec as production makes it."""
+    without = msgspec.structs.replace(spec, reasoning_parser=None, checkpoint=str(folder))
+    whole = command.arguments(without, 8000)
+    return _configured(model, whole[whole.index("serve") + 1 :], folder)
+
+
+def _configured(model: Model, words: list[str], folder: Path) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
 
     assert model.architecture is not None
     (folder / "config.json").write_text(json.dumps(config_json(model, model.architecture)))
-    # A reasoning parser wants the vocabulary; its name is checked in test_command.
-    without = model.model_copy(update={"reasoning_parser": None})
-    arguments = parsed([*line(without, profile, folder), "--skip-tokenizer-init"])
+    arguments = parsed([*words, "--skip-tokenizer-init"])
     arguments.model = arguments.model_tag  # as `vllm serve` does
     return AsyncEngineArgs.from_cli_args(arguments).create_engine_config(UsageContext.OPENAI_API_SERVER)
 
@@ -223,6 +235,49 @@ def test_kv_on_the_host_keeps_the_hybrid_manager(tmp_path: Path) -> None:
     # It cannot be imported without LMCache's package.
     connectors = Path(vllm.__file__).parent / "distributed/kv_transfer/kv_connector/v1"
     assert "SupportsHMA" not in (connectors / "lmcache_mp_connector.py").read_text()
+
+
+@pytest.mark.parametrize("name", ["gpt-oss-120b", "gpt-oss-20b"])
+def test_a_draft_model_passes_vllms_configuration(name: str, tmp_path: Path) -> None:
+    """EAGLE3 with a head of the published shape, from its own folder: vLLM checks it against the model, and takes three tokens."""
+    model, draft = catalog.find(name), catalog.DRAFTS[f"{name}-eagle3"]
+    home = tmp_path / "home"
+    wanted = ModelSettings.model_validate(
+        {"name": name, "profile": "balanced", "gpu": "h100", "speculation": {"method": "eagle3"}}
+    )
+    spec = engine_spec(model, wanted, tmp_path, Settings(home=home), Path("secret"))
+    assert (
+        spec.draft is not None
+        and Path(spec.draft).parent == home / "models"
+        and Path(spec.draft).name.startswith(draft.name)
+    )
+    Path(spec.draft).mkdir(parents=True)
+    layer = {
+        "model_type": "llama", "hidden_size": 2880, "intermediate_size": 2880, "num_hidden_layers": 1, "head_dim": 64,
+        "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 201_088, "max_position_embeddings": 131_072,
+    }  # fmt: skip
+    proposal = {"proposal_type": "greedy", "speculative_tokens": 5, "verifier_accept_k": 1, "accept_tolerance": 0.0}
+    speculators = {
+        "algorithm": "eagle3", "default_proposal_method": "greedy", "proposal_methods": [proposal],
+        "verifier": {"architectures": ["GptOssForCausalLM"], "name_or_path": f"openai/{name}"},
+    }  # fmt: skip
+    head = {
+        "architectures": ["Eagle3Speculator"], "speculators_model_type": "eagle3", "draft_vocab_size": 32_000,
+        "norm_before_residual": True, "transformer_layer_config": layer, "speculators_config": speculators,
+    }  # fmt: skip
+    (Path(spec.draft) / "config.json").write_text(json.dumps(head))
+    config = configured(model, spec, tmp_path).speculative_config
+    said = (config.method, config.num_speculative_tokens, config.draft_tensor_parallel_size)
+    assert said == ("eagle3", 3, model.profile("balanced", "h100").tensor)
+
+
+def test_guessing_by_repetition_needs_no_draft(tmp_path: Path) -> None:
+    """The same setting on a CPU and on GPUs: vLLM's n-gram proposer."""
+    for name, more in (("smollm2-135m-instruct", {}), ("gpt-oss-120b", {"profile": "balanced", "gpu": "h100"})):
+        wanted = ModelSettings.model_validate({"name": name, "speculation": {"method": "ngram", "tokens": 2}} | more)
+        spec = engine_spec(catalog.find(name), wanted, tmp_path, Settings(home=tmp_path), Path("secret"))
+        said = parsed(command.arguments(spec, 8000)[4:]).speculative_config
+        assert (said["method"], said["num_speculative_tokens"], spec.draft) == ("ngram", 2, None)
 
 
 def test_experts_of_a_dense_model_are_vllms_refusal_too(tmp_path: Path) -> None:

@@ -141,9 +141,10 @@ def test_the_migration_reads_what_gateways_read() -> None:
 
 
 def test_weights_are_fetched_for_every_model_of_every_cell() -> None:
-    """One Job a model, named after what it does: another image, model or source is another Job, the same is the same."""
+    """One Job a model, and one for what guesses its tokens, named after what it does: another image, model or source is another
+    Job, the same is the same."""
     values: Object = {
-        "models": [{"name": "gpt-oss-120b"}, {"name": "gpt-oss-20b"}],
+        "models": [{"name": "gpt-oss-120b"}, {"name": "gpt-oss-20b", "speculation": {"method": "eagle3"}}],
         "cells": {
             "a": {},
             "b": {
@@ -155,7 +156,7 @@ def test_weights_are_fetched_for_every_model_of_every_cell() -> None:
     jobs = _weights(values)
 
     assert [it["metadata"]["labels"]["gpt-oss-serving/model"] for it in jobs] == [
-        "gpt-oss-120b", "gpt-oss-20b", "smollm2-135m-instruct",
+        "gpt-oss-120b", "gpt-oss-20b", "gpt-oss-20b-eagle3", "smollm2-135m-instruct",
     ]  # fmt: skip
     names = {it["metadata"]["name"] for it in jobs}
     assert {it["metadata"]["name"] for it in _weights(values | {"gateway": {"preStopSleepS": 5}})} == names

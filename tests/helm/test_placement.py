@@ -43,6 +43,8 @@ KNOBS: list[Object] = [
     {"kv_cache_dtype": "fp8"},
     {"kv_offloading_gib": 64, "kv_offloading_backend": "lmcache"},
     {"kv_offloading_gib": 64, "data": 16},
+    {"speculation": {"method": "eagle3"}},
+    {"speculation": {"method": "eagle3"}, "pipeline": 2},
 ]
 #: Of these, what is asked of every model on the CPU.
 ON_CPU: list[Object] = [
@@ -53,6 +55,7 @@ ON_CPU: list[Object] = [
     {"lora": {"max_adapters": 1}},
     {"moe_backend": "marlin"},
     {"kv_cache_dtype": "fp8"},
+    {"speculation": {"method": "eagle3"}},
 ]
 #: GPUs of a node, HTTP front ends of an engine, and what is asked of every profile there.
 GRIDS: dict[str, tuple[int, int, list[Object]]] = {
@@ -118,7 +121,7 @@ def test_every_profile_and_knob_is_placed_as_the_engine_plane_places_it(grid: st
 def _agree(entry: Object, wanted: Profile | Refusal | None, chart: Object) -> bool:
     if isinstance(wanted, Refusal):
         is_memory = "fit" in str(wanted) or "left for KV" in str(wanted)
-        more_than_tensor = entry.keys() & {"pipeline", "data", "expert", "lora", "kv_cache_dtype"}
+        more_than_tensor = entry.keys() & {"pipeline", "data", "expert", "lora", "kv_cache_dtype", "speculation"}
         return bool(chart["problem"]) or (is_memory and bool(more_than_tensor))
     if wanted is None:
         return (chart["problem"], chart["onCpu"], chart["group"]) == ("", True, "cpu")

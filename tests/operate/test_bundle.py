@@ -114,6 +114,16 @@ def test_models_of_every_cell_are_carried() -> None:
     assert bundle.models_of(values) == ("a", "b")
 
 
+def test_what_guesses_tokens_is_carried_with_its_model() -> None:
+    """The draft of a model that speculates with one is a checkpoint more; repetitions need none."""
+    entries = [
+        {"name": f"gpt-oss-{size}", "speculation": {"method": how}}
+        for size, how in (("120b", "eagle3"), ("20b", "ngram"))
+    ]
+    found = bundle.contents(CHART, RENDERED, {"models": entries})
+    assert found.models == ("gpt-oss-120b", "gpt-oss-120b-eagle3", "gpt-oss-20b")
+
+
 @pytest.mark.parametrize(
     ("reference", "there"),
     [

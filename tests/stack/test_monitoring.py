@@ -35,7 +35,9 @@ EMPTY_HERE = {
     "serving / Alerts / {{alertname}}",
     "serving / Certificates end in / {{certificate}}",
     "autoscaling / Mean length of a start's phases / {{model}} {{phase}}",
-    # No issuer, no budget; and no call that waits.
+    # No issuer, no budget, no guesses; and no call that waits.
+    "engines / Guesses that were right / {{model}}",
+    "engines / Right guesses a step / {{model}}",
     "serving / Single sign-on / {{issuer}}",
     "tenants / Calls beyond a soft budget / {{tenant}}",
     "path / What became of them / {{outcome}}",

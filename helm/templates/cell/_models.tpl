@@ -15,7 +15,7 @@ From a model's entry in the values to the shape of its engine: what serving/cata
 
 {{/* The same of an entry of `ownModels`. */}}
 {{- define "gpt-oss-serving.ownFacts" -}}
-{{- $facts := pick . "disk_mib" "lora" -}}
+{{- $facts := pick . "disk_mib" "lora" "draft" -}}
 {{- with .cpu_knee -}}{{- $_ := set $facts "cpu_scales" true -}}{{- end -}}
 {{- with .architecture -}}
 {{- $_ := set $facts "experts" (not (empty .experts)) -}}
@@ -48,12 +48,13 @@ From a model's entry in the values to the shape of its engine: what serving/cata
 {{/*
 One model as its cell serves it, as JSON. Takes root, entry.
   name, entry (as ModelSettings takes it), onCpu, min, max (engines), problem (a sentence, or empty)
-  tensor, pipeline, data, gpus (of an engine), podGpus, nodes (pods of an engine), group, diskMib, pinnedGib
+  tensor, pipeline, data, gpus (of an engine), podGpus, nodes (pods of an engine), group, diskMib (with the draft's), pinnedGib, draft (what guesses tokens for it)
   hostKvGib (of /dev/shm, for KV that no longer fits an engine's GPUs)
   defaultOutputTokens (of a call without a limit of its own; 0 for none)
 */}}
 {{- define "gpt-oss-serving.model" -}}
 {{- $entry := deepCopy .entry -}}
+{{- $catalog := include "gpt-oss-serving.catalog" .root | fromJson -}}
 {{- $name := $entry.name | default "" -}}
 {{- $settings := include "gpt-oss-serving.engineSettings" .root | fromJson -}}
 {{- $facts := include "gpt-oss-serving.modelFacts" (dict "root" .root "name" $name) | fromJson -}}
@@ -64,7 +65,6 @@ One model as its cell serves it, as JSON. Takes root, entry.
 {{- $profile := dict "tensor" 1 "pipeline" 1 "data" 1 "expert" false "lora" false "moe_backend" "auto" -}}
 {{- $problem := "" -}}
 {{- if empty $facts -}}
-{{- $catalog := include "gpt-oss-serving.catalog" .root | fromJson -}}
 {{- $known := concat (keys $catalog.models) (include "gpt-oss-serving.ownNames" .root | fromJsonArray) | sortAlpha | join ", " -}}
 {{- $problem = printf "There is no model called '%s'; known are %s. Describe it in `ownModels`." $name $known -}}
 {{- else if not $onCpu -}}
@@ -96,7 +96,7 @@ One model as its cell serves it, as JSON. Takes root, entry.
 {{- $model := dict
   "name" $name "entry" $entry "onCpu" $onCpu "min" $min "max" $max "facts" $facts
   "tensor" $tensor "pipeline" $pipeline "data" $data "expert" $expert "lora" $lora "profileTensor" (int $profile.tensor)
-  "isProfilesOwn" (and (eq $pipeline (int $profile.pipeline)) (eq $data (int $profile.data)) (eq $expert $profile.expert) (empty $entry.kv_cache_dtype))
+  "isProfilesOwn" (and (eq $pipeline (int $profile.pipeline)) (eq $data (int $profile.data)) (eq $expert $profile.expert) (empty $entry.kv_cache_dtype) (empty $entry.speculation))
   "smallestTensor" (int ($profile.smallest_tensor | default 1)) "profileName" $profileName "gpu" $gpu
   "gpus" $gpus "podGpus" $podGpus "nodes" $nodes "perNode" $perNode "group" $group
   "gpuWithoutProfile" $gpuWithoutProfile "moeBackend" ($entry.moe_backend | default $profile.moe_backend)
@@ -105,13 +105,19 @@ One model as its cell serves it, as JSON. Takes root, entry.
   "hostKvGib" (mulf $data ($entry.kv_offloading_gib | default $profile.kv_offloading_gib | default 0.0 | float64))
   "apiServers" (int ($profile.api_servers | default $settings.api_servers)) -}}
 {{- with $facts.expert_format -}}
-{{- $catalog := include "gpt-oss-serving.catalog" $.root | fromJson -}}
 {{- $_ := set $model "kernels" (index $catalog.kernels .) -}}
 {{- $_ := set $model "loraKernels" (index $catalog.lora_kernels .) -}}
 {{- end -}}
 {{- $_ := set $model "requests8k" (int ($profile.requests_8k | default 0)) -}}
 {{- $_ := set $model "batchLimit" (int ($profile.batch_limit | default 0)) -}}
 {{- $_ := set $model "diskMib" (int ($facts.disk_mib | default 0)) -}}
+{{- $_ := set $model "speculation" ($entry.speculation | default $profile.speculation | default dict).method -}}
+{{- if eq ($model.speculation | default "") "eagle3" -}}
+{{- with index $catalog.drafts ($facts.draft | default "") -}}
+{{- $_ := set $model "draft" $facts.draft -}}
+{{- $_ := set $model "diskMib" (add $model.diskMib .disk_mib) -}}
+{{- end -}}
+{{- end -}}
 {{- $_ := set $model "adapterGib" (include "gpt-oss-serving.adapterGib" $model | float64) -}}
 {{- if not $problem -}}{{- $problem = include "gpt-oss-serving.modelProblem" $model -}}{{- end -}}
 {{- set $model "problem" $problem | toJson -}}

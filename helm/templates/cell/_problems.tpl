@@ -31,6 +31,12 @@ here, with the words of serving/budget/refusals.py; the rest (adapters' files, a
 {{- printf "vLLM has no kernel %s for the experts of %s; it has %s." .moeBackend .name (join ", " .kernels) -}}
 {{- else if and .lora .kernels (ne .moeBackend "auto") (not (has .moeBackend .loraKernels)) -}}
 {{- printf "Adapters on %s need one of the kernels %s, and %s is asked for." .name (join ", " .loraKernels) .moeBackend -}}
+{{- else if and .speculation (hasKey .facts "experts") (not .facts.heads) -}}
+{{- printf "%s generates no tokens, so none can be guessed: leave `speculation` unset." .name -}}
+{{- else if and (eq (.speculation | default "") "eagle3") (empty .draft) -}}
+{{- printf "The catalogue has no draft model for %s: take `speculation: {method: ngram}`, or leave it unset." .name -}}
+{{- else if and .draft (gt (int .pipeline) 1) -}}
+{{- printf "The draft of %s reads three of its layers, which %d pipeline stages would hold apart: leave `speculation` or `pipeline` unset." .name (int .pipeline) -}}
 {{- else if and .lora (hasKey .facts "disk_mib") (empty .facts.lora) -}}
 {{- printf "The catalogue gives %s no adapter limits, so it can load none: leave `lora` unset." .name -}}
 {{- else if and (not (empty .entry.adapters)) (not .lora) -}}

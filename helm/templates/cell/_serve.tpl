@@ -130,7 +130,7 @@ autoscaling_config:
 
 {{/* START_OF_MODEL of serving/engine/specs.py: what of a model's entry its engines are started with. */}}
 {{- define "gpt-oss-serving.startModel" -}}
-{{- pick . "name" "profile" "gpu" "tensor" "pipeline" "data" "expert" "lora" "moe_backend" "kv_cache_dtype" "kv_offloading_gib" "kv_offloading_backend" | toJson -}}
+{{- pick . "name" "profile" "gpu" "tensor" "pipeline" "data" "expert" "lora" "moe_backend" "kv_cache_dtype" "kv_offloading_gib" "kv_offloading_backend" "speculation" | toJson -}}
 {{- end -}}
 
 {{/* START_OF_ENGINE: what of the settings. An engine takes its pod's address, and a port that NetworkPolicies name. */}}

@@ -6,7 +6,10 @@ determines the folder of a checkpoint, and a cell may be a version ahead.
 {{- $wanted := list -}}
 {{- range $cell, $_ := .Values.cells -}}
 {{- $values := include "gpt-oss-serving.cellValues" (dict "root" $ "cell" $cell) | fromJson -}}
-{{- range $values.models -}}{{- $wanted = append $wanted (dict "image" $values.images.head "model" .name) -}}{{- end -}}
+{{- range include "gpt-oss-serving.cellModels" (dict "root" $ "cell" $cell) | fromJsonArray -}}
+{{- $wanted = append $wanted (dict "image" $values.images.head "model" .name) -}}
+{{- with .draft -}}{{- $wanted = append $wanted (dict "image" $values.images.head "model" .) -}}{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- $wanted | uniq | toJson -}}
 {{- end -}}
