@@ -33,6 +33,13 @@ SCHEMA = {
     "required": ["city", "steps"],
     "additionalProperties": False,
 }  # fmt: skip
+#: What a model of three conversations can end: where the grammar allows spaces, it says no more than those.
+SHORT = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Paris", "Rome"]}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
 
 
 def speculating(model: str, **method: object) -> dict[str, str]:
@@ -51,9 +58,9 @@ def streamed(client: openai.OpenAI, model: str) -> str:
     return "".join(it.choices[0].delta.content or "" for it in stream if it.choices)
 
 
-def structured(client: openai.OpenAI, model: str) -> str:
+def structured(client: openai.OpenAI, model: str, schema: Mapping[str, object] = SCHEMA) -> str:
     """A whole chat that must fit the schema."""
-    form = {"type": "json_schema", "json_schema": {"name": "trip", "schema": SCHEMA, "strict": True}}
+    form = {"type": "json_schema", "json_schema": {"name": "trip", "schema": schema, "strict": True}}
     answer = client.chat.completions.create(
         model=model,
         messages=[{"role": "user", "content": 'Repeat: {"city": "Paris", "steps": ["one", "two", "one", "two"]}'}],
@@ -111,5 +118,5 @@ def test_guesses_give_way_to_a_schema_behind_reasoning(tmp_path: Path) -> None:
     """gpt-oss: the grammar begins where reasoning ends, in the middle of what was guessed; the answer fits all the same."""
     with running(tmp_path, TINY, speculating(TINY, method="ngram", tokens=3)) as stack:
         with openai.OpenAI(base_url=f"{stack.url}/v1", api_key=stack.key, max_retries=0) as client:
-            jsonschema.validate(json.loads(structured(client, TINY)), SCHEMA)
+            assert json.loads(structured(client, TINY, SHORT)) in ({"city": "Paris"}, {"city": "Rome"})
         assert _counted(stack.engine_metrics())[0] > 0
