@@ -1,25 +1,30 @@
 """The judge: attainment and GPU-hours of every policy, on days made of real traces, beside the oracle.
 
-    python -m loadtest.scaling --traces DIR [--seeds 3] [--hours 24] [--startup-s 120]
+    python -m loadtest.scaling --traces DIR [--seeds 3] [--hours 24] [--startup-s 120] [--only Azure]
+    python -m loadtest.scaling --traces DIR --gpus 10000 [--requests-per-s 45000]
+    python -m loadtest.scaling --traces DIR --errors [--hours 6]
 
-Tuned on Azure's trace with seeds 1 and 2. Seeds 101 and 102 and Mooncake 1 were then seen once with two candidates,
-before the last step (one average or two, and 0.79 instead of 0.80), so they are no longer wholly fresh; seeds from 103,
-Mooncake from 2 and steep bursts chose none of the numbers. The world itself (SLOs, chunk size) was set after a look at
-seed 1 of both traces. A day takes a minute or two on one core.
+The second simulates a day of a fleet of so many GPUs under our policy; the third says how far its samples are off.
+
+Tuned on Azure's trace with seeds 1 and 2 and Mooncake's with seed 1; SCL-9 says what was seen of the others. The world itself
+(SLOs, chunk size) was set after a look at seed 1 of both traces. A day takes half a minute on one core.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from loadtest.scaling import oracle
+from loadtest.scaling import oracle, sampled
+from loadtest.scaling.columns import Calls, columns
+from loadtest.scaling.compiled import run
 from loadtest.scaling.model import H100_TP2, STARTUP_S, SimulatedSlo
 from loadtest.scaling.policies import Hpa, Ours, ServeDefault, knee_of
-from loadtest.scaling.simulator import Policy, Settings, SimulationResult, run
+from loadtest.scaling.simulator import Policy, Settings, SimulationResult
 from loadtest.scaling.traces import AZURE, MOONCAKE, STEEP, Shape, TracedCall, read_azure, read_mooncake, stretch
 from serving.engine.autoscale import TUNING, Bounds
 
@@ -30,6 +35,8 @@ MAX_REPLICAS = 30
 #: 1. (Serve ships with 2, which asks for every replica there is.)
 SERVE_TARGET = 24.0
 HPA_TARGET = 48.0
+#: Replicas that our policy asks for at most on days with a workload's `top_rate`.
+REPLICAS_AT_TOP = 17
 #: Seconds over which the policy without foresight, but without noise either, knows the present.
 NOW_S = 20.0
 
@@ -99,7 +106,7 @@ HEADER = (
 )
 
 
-def judge(calls: list[TracedCall], case: Case, startup_s: float) -> Iterator[Row]:
+def judge(calls: Calls, case: Case, startup_s: float) -> Iterator[Row]:
     """The oracle first: what everyone is compared with, and the number of replicas everyone begins with."""
     workload = case.workload
     model = H100_TP2.thinned(workload.thinning)
@@ -130,25 +137,102 @@ def totals(rows: list[Row]) -> Iterator[str]:
         yield f"{'all days':26}{name:22}{inside:9.2%}{'':10}{ratio:9.2f}{changes:9}"
 
 
-def main() -> None:
+def fleet_day(
+    source: list[TracedCall],
+    workload: Workload,
+    replicas: int,
+    requests_per_s: float | None,
+    hours: float,
+    startup_s: float,
+    weight: int,
+    seed: int = 1,
+) -> SimulationResult:
+    """A day of at most so many whole replicas under our policy; without a rate, as many calls as fill them at its top."""
+    knee = knee_of(H100_TP2, startup_s, workload.slo.ttft_s, workload.slo.itl_s)
+    top_rate = requests_per_s or replicas / REPLICAS_AT_TOP * workload.top_rate * workload.thinning
+    shape = Shape(top_rate=top_rate, day_s=3600 * hours, bursts_per_day=hours / 2)
+    settings = Settings(H100_TP2, workload.slo, startup_s, replicas, initial_replicas=replicas // 2)
+    return sampled.fleet_day(source, shape, seed, Ours(knee, Bounds(1, replicas)), settings, weight)
+
+
+ERRORS_HEADER = f"{'day':12}{'replicas':>9}{'sampled':>9}{'inside':>9}{'GPU-hours':>11}{'off, points':>12}{'off':>10}"
+FLEET_HEADER = (
+    f"{'day':12}{'calls':>16}{'inside':>9}{'GPU-hours':>11}{'most GPUs':>11}{'shed':>9}{'1 of':>6}{'took':>8}"
+)
+
+
+def fleet_row(name: str, outcome: SimulationResult, weight: int, took_s: float) -> str:
+    return (
+        f"{name:12}{outcome.arrived:16,}{outcome.attainment:9.2%}{outcome.gpu_s / 3600:11,.0f}"
+        f"{outcome.most_replicas * H100_TP2.gpus:11,}{outcome.shed:9}{weight:6}{took_s:6.0f} s"
+    )
+
+
+def errors(
+    source: list[TracedCall],
+    name: str,
+    workload: Workload,
+    hours: float,
+    startup_s: float,
+    fleets: Sequence[int] = (80, 160),
+    samples: Sequence[int] = (16, sampled.SAMPLE),
+) -> Iterator[str]:
+    """Samples of small fleets beside the same fleets, every replica of which is simulated."""
+    for replicas in fleets:
+        exact = fleet_day(source, workload, replicas, None, hours, startup_s, 1)
+        yield f"{name:12}{replicas:9}{'all':>9}{exact.attainment:9.2%}{exact.gpu_s / 3600:11,.0f}"
+        for sample in samples:
+            found = fleet_day(source, workload, replicas, None, hours, startup_s, replicas // sample)
+            yield (
+                f"{name:12}{replicas:9}{sample:9}{found.attainment:9.2%}{found.gpu_s / 3600:11,.0f}"
+                f"{100 * (found.attainment - exact.attainment):+12.2f}{found.gpu_s / exact.gpu_s - 1:+10.1%}"
+            )
+
+
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m loadtest.scaling")
     parser.add_argument("--traces", type=Path, required=True, help=f"folder with {AZURE} and {MOONCAKE}")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--hours", type=float, default=24.0, help="length of a day, its profile compressed with it")
     parser.add_argument("--startup-s", type=float, default=STARTUP_S)
     parser.add_argument("--only", default="", help="days whose name begins so")
-    arguments = parser.parse_args()
+    parser.add_argument("--gpus", type=int, help="a day of a fleet of at most so many GPUs")
+    parser.add_argument("--requests-per-s", type=float, help="its calls at the top of the day; else what fills it then")
+    parser.add_argument("--errors", action="store_true", help="how far samples of a fleet are off")
+    arguments = parser.parse_args(words)
     read = {AZURE: cache(read_azure), MOONCAKE: cache(read_mooncake)}
+    if arguments.gpus or arguments.errors:
+        _fleets(arguments, read)
+        return
     rows: list[Row] = []
     print(HEADER)
     for case in cases(arguments.seeds, arguments.hours):
         if not case.name.startswith(arguments.only):
             continue
         source = read[case.workload.source](arguments.traces / case.workload.source)
-        for row in judge(list(stretch(source, case.shape, case.seed)), case, arguments.startup_s):
+        for row in judge(columns(stretch(source, case.shape, case.seed)), case, arguments.startup_s):
             print(row, flush=True)
             rows.append(row)
     print(*totals(rows), sep="\n")
+
+
+def _fleets(arguments: argparse.Namespace, read: Mapping[str, Callable[[Path], list[TracedCall]]]) -> None:
+    """A fleet's day, or the errors of such days, for each trace."""
+    print(ERRORS_HEADER if arguments.errors else FLEET_HEADER)
+    for name, workload in (("Azure", AZURE_DAY), ("Mooncake", MOONCAKE_DAY)):
+        if not name.startswith(arguments.only):
+            continue
+        source = read[workload.source](arguments.traces / workload.source)
+        if arguments.errors:
+            for line in errors(source, name, workload, arguments.hours, arguments.startup_s):
+                print(line, flush=True)
+            continue
+        replicas = max(1, arguments.gpus // H100_TP2.gpus)
+        weight, began_at = sampled.weight_of(replicas), time.perf_counter()
+        outcome = fleet_day(
+            source, workload, replicas, arguments.requests_per_s, arguments.hours, arguments.startup_s, weight
+        )
+        print(fleet_row(name, outcome, weight, time.perf_counter() - began_at), flush=True)
 
 
 if __name__ == "__main__":

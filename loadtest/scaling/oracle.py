@@ -3,17 +3,21 @@
 It knows the work of every slice of the day: prompts at the prefill rate and outputs at the knee's decode rate. A slice
 needs that work divided by one fill ratio, rounded up; a replica is wanted from one start-up before it is needed. The
 fill ratio and the slice are searched, by simulating them, for the fewest GPU-hours that keep the attainment. All its
-freedom is spent: a fill above 1 misses calls on purpose as long as fewer than 1 % are missed.
+freedom is spent: a fill above 1 misses calls on purpose as long as fewer than 1 % are missed. What it does not know is
+which call comes when within a slice, nor where calls are routed; and its fill is one for the whole day.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from loadtest.scaling.simulator import Settings, SimulationResult, run
-from loadtest.scaling.traces import TracedCall
+import numpy as np
+
+from loadtest.scaling.columns import Calls
+from loadtest.scaling.compiled import run
+from loadtest.scaling.simulator import Settings, SimulationResult
 from serving.catalog import Knee
 from serving.engine.autoscale import Demand, ReplicaSignal
 
@@ -39,15 +43,10 @@ class Schedule:
         return self.replicas[min(len(self.replicas) - 1, int(now / self.slice_s))]
 
 
-def work(calls: Iterable[TracedCall], knee: Knee, slice_s: float) -> list[float]:
+def work(calls: Calls, knee: Knee, slice_s: float) -> list[float]:
     """Work arriving per slice, in replicas: seconds of work a second."""
-    found: list[float] = []
-    for call in calls:
-        index = int(call.arrived_at / slice_s)
-        found.extend([0.0] * (index + 1 - len(found)))
-        found[index] += (
-            call.prompt_tokens / knee.prefill_tokens_per_s + call.output_tokens / knee.decode_tokens_per_s
-        ) / slice_s
+    work_s = calls.prompt_tokens / knee.prefill_tokens_per_s + calls.output_tokens / knee.decode_tokens_per_s
+    found: list[float] = (np.bincount((calls.arrived_at / slice_s).astype(int), work_s) / slice_s).tolist()
     return found
 
 
@@ -80,7 +79,7 @@ class Oracle:
     initial_replicas: int
 
 
-def best(calls: Sequence[TracedCall], knee: Knee, settings: Settings, attainment: float) -> Oracle:
+def best(calls: Calls, knee: Knee, settings: Settings, attainment: float) -> Oracle:
     """The schedule with the fewest GPU-seconds among those that keep `attainment`."""
     found: Oracle | None = None
     for slice_s in SLICES_S:
@@ -91,12 +90,12 @@ def best(calls: Sequence[TracedCall], knee: Knee, settings: Settings, attainment
 
 
 def _best_of_slice(
-    calls: Sequence[TracedCall], knee: Knee, settings: Settings, attainment: float, slice_s: float, known: Oracle | None
+    calls: Calls, knee: Knee, settings: Settings, attainment: float, slice_s: float, known: Oracle | None
 ) -> Oracle | None:
     """The best schedule of this slice, or the `known` one; what cannot be better than that is not simulated."""
     per_slice = work(calls, knee, slice_s)
     enough, too_much = LEAST_FILL, MOST_FILL
-    missed_at_most = (1 - attainment) * len(calls)
+    missed_at_most = (1 - attainment) * len(calls.arrived_at)
     for _ in range(HALVINGS):
         fill_ratio = (enough + too_much) / 2
         plan = schedule(per_slice, fill_ratio, slice_s, settings.startup_s)

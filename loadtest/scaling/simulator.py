@@ -4,6 +4,8 @@ Calls are routed in ticks. Inside one, a replica goes from step to step as vLLM'
 gets a token and what is left of the chunk is filled with waiting prompts, whose first tokens all come when that step
 ends. Steps without prompts are passed over up to the next event. Each replica counts its steps, and so the tokens that
 a request running since the beginning would have: a request is done at a known count.
+
+This is the truth about one call. `compiled` runs the same for whole days, `sampled` for fleets of thousands of GPUs.
 """
 
 from __future__ import annotations
@@ -50,6 +52,8 @@ class SimulationResult:
     gpu_s: float = 0.0
     #: Times the wanted number changed.
     changes: int = 0
+    #: At once, those that start and drain included.
+    most_replicas: int = 0
 
     @property
     def finished(self) -> int:
@@ -100,6 +104,7 @@ class Replica:
 
     __slots__ = (
         "_computed",
+        "_joined",
         "_model",
         "_now",
         "_steps",
@@ -126,6 +131,7 @@ class Replica:
         #: Steps so far, and running requests by the step at which they end: with that, a number of their own and when
         #: their first token came.
         self._steps = 0
+        self._joined = 0
         self.running: list[tuple[int, int, float, TracedCall]] = []
         #: Tokens of all calls inside, for the router; KV of running ones; prompt tokens not computed.
         self.committed = 0
@@ -205,7 +211,8 @@ class Replica:
         self._steps += 1
         for call in computed:
             ends_at = self._steps + call.output_tokens - 1
-            heapq.heappush(self.running, (ends_at, id(call), self._now, call))
+            self._joined += 1
+            heapq.heappush(self.running, (ends_at, self._joined, self._now, call))
             self.prompted(call, self._now)
 
     def _steps_without(self, end: float) -> None:
@@ -295,6 +302,7 @@ class Fleet:
                 for done in replica.advance(start, end):
                     self._count(done)
         self.outcome.gpu_s += len(self.replicas) * self._settings.model.gpus * (end - start)
+        self.outcome.most_replicas = max(self.outcome.most_replicas, len(self.replicas))
         if any(replica.draining and not replica.requests for replica in self.replicas):
             self.replicas = [replica for replica in self.replicas if not replica.draining or replica.requests]
 

@@ -98,22 +98,36 @@ def read_mooncake(path: Path) -> list[TracedCall]:
     ]
 
 
+class Day:
+    """How a source's hour becomes a day; the same seed gives the same one."""
+
+    def __init__(self, source: list[TracedCall], shape: Shape, seed: int) -> None:
+        self._shape = shape
+        self.chance = random.Random(seed)  # noqa: S311 -- A repeatable day, no secret.
+        self.minutes = _Minutes(source)
+        #: Where in the source's hour the day begins.
+        self.offset_s = self.chance.uniform(0, self.minutes.span_s)
+        self._peak_s = shape.day_s * self.chance.uniform(0.5, 0.7)
+        self._bursts = [_burst(shape, self.chance) for _ in range(round(shape.bursts_per_day))]
+
+    def rate(self, now: float) -> float:
+        """Calls a second."""
+        profile = _profile(now, self._peak_s, self._shape) * (1 + sum(burst.factor(now) for burst in self._bursts))
+        return self._shape.top_rate * profile * self.minutes.rate_ratio(now + self.offset_s)
+
+
 def stretch(source: list[TracedCall], shape: Shape, seed: int) -> Iterator[TracedCall]:
     """A day of calls in order of arrival; the same seed gives the same day."""
-    chance = random.Random(seed)  # noqa: S311 -- A repeatable day, no secret.
-    minutes = _Minutes(source)
-    offset_s, peak_s = chance.uniform(0, minutes.span_s), shape.day_s * chance.uniform(0.5, 0.7)
-    bursts = [_burst(shape, chance) for _ in range(round(shape.bursts_per_day))]
+    day = Day(source, shape, seed)
     now, next_rate_at, rate = 0.0, 0.0, 0.0
     while True:
         if now >= next_rate_at:
-            profile = _profile(now, peak_s, shape) * (1 + sum(burst.factor(now) for burst in bursts))
-            rate = shape.top_rate * profile * minutes.rate_ratio(now + offset_s)
+            rate = day.rate(now)
             next_rate_at = now + 1.0
-        now += chance.expovariate(max(rate, 1e-3))
+        now += day.chance.expovariate(max(rate, 1e-3))
         if now >= shape.day_s:
             return
-        call = minutes.draw(now + offset_s, chance)
+        call = day.minutes.draw(now + day.offset_s, day.chance)
         yield TracedCall(now, call.prompt_tokens, call.output_tokens)
 
 
@@ -139,8 +153,8 @@ class _Minutes:
         self._calls = source
         count = int(source[-1].arrived_at // 60)
         arrivals = [call.arrived_at for call in source]
-        self._edges = [bisect_left(arrivals, 60.0 * minute) for minute in range(count + 1)]
-        self._mean = self._edges[-1] / count
+        self.edges = [bisect_left(arrivals, 60.0 * minute) for minute in range(count + 1)]
+        self._mean = self.edges[-1] / count
         self.span_s = 60.0 * count
 
     def rate_ratio(self, time_s: float) -> float:
@@ -153,8 +167,8 @@ class _Minutes:
         return (end - first) / self._mean
 
     def _bounds(self, minute: int) -> tuple[int, int]:
-        minute %= len(self._edges) - 1
-        return self._edges[minute], self._edges[minute + 1]
+        minute %= len(self.edges) - 1
+        return self.edges[minute], self.edges[minute + 1]
 
     def draw(self, time_s: float, chance: random.Random) -> TracedCall:
         first, end = self._bounds(int(time_s / 60))

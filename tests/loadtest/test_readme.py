@@ -87,11 +87,13 @@ def test_each_object_is_made_of_what_is_there(tmp_path: Path, line: str) -> None
 
 def test_every_command_is_run_somewhere() -> None:
     """Here, in tests/long (`make loadtest`, `make bench-engines`), in test_overhead.py (`make bench-overhead`), in
-    test_idle_bench.py and test_h100_kernels.py, or in tests/cluster, which makes the manifest's objects, waits for the Job
+    test_idle_bench.py, test_h100_kernels.py and test_scaling.py, or in tests/cluster, which makes the manifest's objects, waits for the Job
     and reads its log by commands of its own: kubectl's apply, wait and logs."""
     left = [line for line in LINES if line not in RUNS and line not in KUBECTL and "loadtest report" not in line]
     assert left == [
         "make loadtest",
+        ".venv/bin/python -m loadtest.scaling --traces DIR --gpus 10000 --requests-per-s 40000",
+        ".venv/bin/python -m loadtest.scaling --traces DIR --errors --hours 6",
         "make bench-overhead",
         ".venv/bin/python -m loadtest.idle_bench --seconds 60",
         "make bench-engines",

@@ -1,28 +1,35 @@
 """The judge of autoscaling: its simulator, its oracle, its copies of other policies, and what it says of ours."""
 
 import random
+import re
 import statistics
+from dataclasses import replace
 from itertools import pairwise, takewhile
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import msgspec
+import numpy as np
 import pytest
 from ray.serve import autoscaling_policy as ray_policy
 
 from loadtest import scaling
-from loadtest.scaling import oracle
+from loadtest.scaling import __main__ as judge
+from loadtest.scaling import compiled, oracle, sampled
 from loadtest.scaling.calibration import Measurement, Point, compare, fit, replay, report
+from loadtest.scaling.columns import Calls, Floats, columns, drawn
 from loadtest.scaling.model import H100_TP2, STARTUP_S, ReplicaModel, SimulatedSlo
 from loadtest.scaling.policies import Hpa, Ours, ServeDefault, knee_of
 from loadtest.scaling.simulator import Fleet, Policy, Settings, run
-from loadtest.scaling.traces import Shape, TracedCall, stretch
+from loadtest.scaling.traces import AZURE, Shape, TracedCall, stretch
 from serving.catalog import find
-from serving.engine.autoscale import Bounds, Demand
+from serving.engine.autoscale import Bounds, Demand, ReplicaSignal
+from serving.wire import ReplicaState
 
 MODEL = H100_TP2.thinned(16)
 SETTINGS = Settings(MODEL, SimulatedSlo(), STARTUP_S, max_replicas=30, initial_replicas=4)
+README = Path(scaling.__file__).parents[1] / "README.md"
 MEASURED = Path(scaling.__file__).parent / "measured" / "smollm2-135m-instruct-2-cores.json"
 KNEE = knee_of(MODEL, STARTUP_S, SETTINGS.slo.ttft_s, SETTINGS.slo.itl_s)
 
@@ -70,6 +77,69 @@ def test_no_call_is_lost_or_doubled() -> None:
     assert outcome.arrived == len(calls)
 
 
+def test_compiled_runs_are_the_same_to_the_call() -> None:
+    """Whatever a policy asks for: what became of the calls, GPU-seconds and changes are those of the plain simulator."""
+    calls = window(1, hours=0.5)
+    for settings in (SETTINGS, replace(SETTINGS, initial_replicas=1, patience_s=5.0)):
+        for policies in ((Jumping(), Jumping()), (Ours(KNEE, Bounds(1, 30)), Ours(KNEE, Bounds(1, 30)))):
+            plain = run(calls, policies[0], settings)
+            assert compiled.run(columns(calls), policies[1], settings) == plain
+            assert plain.met and plain.missed
+
+
+def test_a_day_drawn_at_once_is_like_one_stretched() -> None:
+    """The same rates at every second: calls and tokens of ten minutes differ as two draws do."""
+    shape = Shape(top_rate=40.0, day_s=6000.0, bursts_per_day=2)
+    one, other = columns(stretch(hour(), shape, 1)), drawn(hour(), shape, 1)
+    for found, wanted in ((other.arrived_at, one.arrived_at), (_prompts_at(other), _prompts_at(one))):
+        counted = [np.histogram(times, 10, (0, 6000))[0] for times in (found, wanted)]
+        assert counted[0] == pytest.approx(counted[1], rel=0.1)
+
+
+def _prompts_at(calls: Calls) -> Floats:
+    """When every hundredth of their prompt tokens arrives."""
+    return np.repeat(calls.arrived_at, calls.prompt_tokens // 100)
+
+
+def test_a_sample_is_near_its_fleet() -> None:
+    """Half of 32 replicas for two hours: GPU-hours within 2 % of all, attainment within half a point."""
+    _, line = judge.errors(hour(), "chat", judge.AZURE_DAY, 2.0, STARTUP_S, (32,), (16,))
+    points, off = line.split()[-2:]
+    assert abs(float(points)) <= 0.5
+    assert abs(float(off.rstrip("%"))) <= 2.0
+
+
+def test_what_the_readme_shows_of_large_fleets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its commands, for minutes: calls and GPUs are the whole fleet's, and it says of how many replicas one was simulated."""
+    rows = [f"2023-11-16 18:{int(it.arrived_at) // 60:02}:{it.arrived_at % 60:09.6f}0" for it in hour()]
+    lines = [f"{at},{it.prompt_tokens},{it.output_tokens}" for at, it in zip(rows, hour(), strict=True)]
+    (tmp_path / AZURE).write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *lines]))
+    commands = re.findall(r"-m loadtest.scaling --traces \S+ (.*)", README.read_text())
+    for words in commands:
+        judge.main(["--traces", str(tmp_path), *words.split(), "--hours", "0.1", "--only", "Azure"])
+    header, row, _, *compared = capsys.readouterr().out.splitlines()
+    found = dict(zip(("day", "calls", "inside", "GPU-hours", "most GPUs", "shed", "1 of"), row.split(), strict=False))
+    assert all(name in header for name in found)
+    rate = int(commands[0].split()[commands[0].split().index("--requests-per-s") + 1])
+    assert 0.3 * rate * 360 < int(found["calls"].replace(",", "")) < 1.5 * rate * 360
+    assert found["1 of"] == "125" and 2500 < int(found["most GPUs"].replace(",", "")) <= 11_000
+    assert len(compared) == 6 and all(line.endswith("%") for line in compared if line.split()[2] != "all")
+
+
+def test_a_policy_for_the_whole_is_shown_the_whole() -> None:
+    """Three simulated replicas that stand for 20 each are 60 to the policy, and its 70 are four of the sample."""
+
+    class Counting(Jumping):
+        def wanted(self, signals: object, demand: Demand, now: float) -> int:
+            self.seen = len(cast(list[ReplicaSignal], signals)), demand.waiting_requests
+            return 70
+
+    policy = Counting()
+    signals = [ReplicaSignal(str(number), ReplicaState.READY) for number in range(3)]
+    assert sampled.OfWhole(policy, 20).wanted(signals, Demand(waiting_requests=2), 0.0) == 4
+    assert policy.seen == (60, 40)
+
+
 def test_a_run_is_given_up_when_too_many_calls_missed() -> None:
     """So that the search for the oracle spends no time on schedules that are out of the question."""
     calls = window(1, hours=1)
@@ -77,16 +147,17 @@ def test_a_run_is_given_up_when_too_many_calls_missed() -> None:
     outcome = run(calls, one, beginning_with(1), missed_at_most=100)
     assert 100 < outcome.missed < 200
     assert outcome.arrived < len(calls) / 2
+    assert compiled.run(columns(calls), one, beginning_with(1), missed_at_most=100) == outcome
 
 
 def test_the_oracle_skips_nothing_that_is_better() -> None:
     """What it says is the best of all schedules it could have tried, each simulated to its end."""
-    calls = window(1, hours=1)
+    calls = columns(window(1, hours=1))
     found = oracle.best(calls, KNEE, SETTINGS, 0.99)
     for slice_s in oracle.SLICES_S:
         for percent in range(100, 130, 6):
             plan = oracle.schedule(oracle.work(calls, KNEE, slice_s), percent / 100, slice_s, STARTUP_S)
-            outcome = run(calls, plan, beginning_with(plan.replicas[0]))
+            outcome = compiled.run(calls, plan, beginning_with(plan.replicas[0]))
             assert outcome.attainment < 0.99 or outcome.gpu_s >= 0.98 * found.outcome.gpu_s
 
 
@@ -170,27 +241,27 @@ def test_a_day_repeats_itself_and_keeps_its_source() -> None:
 
 @pytest.fixture(scope="module")
 def ideal() -> oracle.Oracle:
-    calls = window(1)
+    calls = columns(window(1))
     return oracle.best(calls, KNEE, SETTINGS, 0.99)
 
 
 def test_ours_meets_its_target(ideal: oracle.Oracle) -> None:
     """On a short bursty day: 99 % inside the SLO for at most 1.2 times the oracle's GPU-hours."""
-    calls = window(1)
+    calls = columns(window(1))
     settings = beginning_with(ideal.initial_replicas)
-    outcome = run(calls, Ours(KNEE, Bounds(1, 30)), settings)
+    outcome = compiled.run(calls, Ours(KNEE, Bounds(1, 30)), settings)
     assert outcome.attainment >= 0.99
     assert outcome.gpu_s <= 1.2 * ideal.outcome.gpu_s
 
 
 def test_nobody_beats_the_oracle(ideal: oracle.Oracle) -> None:
     """No policy and no fixed fleet keeps the oracle's attainment with fewer GPU-hours."""
-    calls = window(1)
+    calls = columns(window(1))
     settings = beginning_with(ideal.initial_replicas)
     fixed = [oracle.Schedule([count], 1e9) for count in (4, 6, 8, 10)]
     others: list[Policy] = [Ours(KNEE, Bounds(1, 30)), ServeDefault(3.0), Hpa(3.0), *fixed]
     for policy in others:
-        outcome = run(calls, policy, settings)
+        outcome = compiled.run(calls, policy, settings)
         assert outcome.attainment < 0.99 or outcome.gpu_s >= 0.99 * ideal.outcome.gpu_s
 
 
