@@ -7,8 +7,9 @@ code. The need is measured in replicas, by what limits LLM serving, and the tigh
 * queued prefill, in seconds of one replica's work, cleared within one start-up;
 * running requests against the profile's knee, and committed KV against its share.
 
-Arriving work is averaged twice: over a long time with much headroom, and over a short time with less, so that a surge
-is seen early and noise costs little. Scaling up is immediate; scaling down goes to the highest need of the last
+Arriving work is averaged three times. Over two minutes it is what has to be served. Over seconds, with less headroom, it
+shows a surge early, and noise costs little. Over half an hour it is what a lull returns to: a fleet that follows every lull
+down is too small when it ends. Scaling up is immediate; scaling down goes to the highest need of the last half of a
 start-up time.
 """
 
@@ -81,14 +82,17 @@ class Tuning(msgspec.Struct, frozen=True):
     """Chosen by the judge on its tuning traces; no setting overrides them."""
 
     #: Share of the knee to fill: the rest is headroom for what arrives within one start-up.
-    fill_ratio: float = 0.79
+    fill_ratio: float = 0.82
     #: Seconds over which arrivals are averaged for that: noise costs replicas because peaks are held.
     smoothing_s: float = 120.0
     #: A surge shows first in a shorter average, which is noisier and so gets less headroom.
-    surge_fill_ratio: float = 0.88
-    surge_smoothing_s: float = 15.0
+    surge_fill_ratio: float = 0.92
+    surge_smoothing_s: float = 20.0
+    #: What a lull of minutes is followed by is as much as was usual before it: so much is kept.
+    usual_fill_ratio: float = 0.84
+    usual_smoothing_s: float = 1800.0
     #: Scale down only after the need has been lower for this many start-up times.
-    hold_startups: float = 1.0
+    hold_startups: float = 0.5
 
 
 #: What the judge chose.
@@ -108,9 +112,10 @@ class Memory(msgspec.Struct, frozen=True):
     decided: int | None = None
     decided_at: float | None = None
     peaks: tuple[Peak, ...] = ()
-    #: Arriving work, in replicas, smoothed; and the same over the shorter time that shows a surge.
+    #: Arriving work, in replicas, smoothed; over the shorter time that shows a surge; and over the longer that is usual.
     arriving: float = 0.0
     surging: float = 0.0
+    usual: float = 0.0
     #: When the model was last busy; None: not since this memory began with a fleet at zero.
     busy_at: float | None = None
     #: Replicas that were ready at the last decision.
@@ -164,7 +169,11 @@ def _need(
     ready = [signal for signal in signals if signal.state is ReplicaState.READY]
     queued_tokens = sum(signal.queued_prefill_tokens for signal in ready) + demand.waiting_prompt_tokens
     queued = queued_tokens / knee.prefill_tokens_per_s / knee.startup_s
-    arriving = max(memory.arriving / tuning.fill_ratio, memory.surging / tuning.surge_fill_ratio)
+    arriving = max(
+        memory.arriving / tuning.fill_ratio,
+        memory.surging / tuning.surge_fill_ratio,
+        memory.usual / tuning.usual_fill_ratio,
+    )
     # A full replica accumulates requests however small the shortfall: these two say that more is needed, not how much.
     one_more = len(ready) + 1.0
     running = min(one_more, sum(signal.running_requests for signal in ready) / knee.running_requests)
@@ -199,13 +208,16 @@ def _noticed(
         + demand.expected_output_tokens_per_s / knee.decode_tokens_per_s
     )
     if not memory.peaks:
-        memory = msgspec.structs.replace(memory, arriving=arriving, surging=arriving, busy_at=now if signals else None)
+        began = now if signals else None
+        # Nothing is usual yet: one second's arrivals would be held against the fleet for half an hour.
+        memory = msgspec.structs.replace(memory, arriving=arriving, surging=arriving, busy_at=began)
     elapsed_s = now - (now if memory.decided_at is None else memory.decided_at)
     is_busy = demand.is_any or any(signal.running_requests + signal.waiting_requests for signal in signals)
     return msgspec.structs.replace(
         memory,
         arriving=_averaged(memory.arriving, arriving, elapsed_s / tuning.smoothing_s),
         surging=_averaged(memory.surging, arriving, elapsed_s / tuning.surge_smoothing_s),
+        usual=_averaged(memory.usual, arriving, elapsed_s / tuning.usual_smoothing_s),
         busy_at=now if is_busy else memory.busy_at,
     )
 

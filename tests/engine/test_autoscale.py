@@ -24,7 +24,7 @@ KNEE = Knee(running_requests=100, prefill_tokens_per_s=10_000, decode_tokens_per
 BOUNDS = Bounds(min_replicas=1, max_replicas=20)
 QUIET = Demand()
 #: Long enough that any peak is forgotten and any average has settled.
-LONG_S = 3600.0
+LONG_S = 5 * TUNING.usual_smoothing_s
 
 
 def ready(count: int, running: int = 0, age_s: float = 0.0) -> list[ReplicaSignal]:
@@ -120,12 +120,37 @@ def test_every_limit_alone_asks_for_more(signals: list[ReplicaSignal], demand: D
 
 
 def test_down_waits_for_the_peak_to_pass() -> None:
-    """The number falls only after the need has stayed lower for the hold, and then to the need at once."""
+    """The number falls only after the need has stayed lower for the hold, and to the need itself once the old load is no longer usual."""
     policy = Following()
     high = policy.settle(arriving(10))
     hold_s = KNEE.startup_s * TUNING.hold_startups
     assert policy.settle(arriving(1), hold_s - 10) == high
+    assert policy.settle(arriving(1), 600) < high
     assert policy.settle(arriving(1)) == 2
+
+
+def test_a_lull_leaves_what_was_usual() -> None:
+    """After minutes of a lull the fleet still fits the last half hour's mean; hours later it is gone."""
+    policy = Following()
+    high = policy.settle(arriving(10))
+    after_lull = policy.settle(arriving(2), 300)
+    usual = 2 + 8 * math.exp(-300 / TUNING.usual_smoothing_s)
+    assert math.ceil(2 / TUNING.fill_ratio) < after_lull == math.ceil(usual / TUNING.usual_fill_ratio) < high
+    assert policy.settle(arriving(2)) == math.ceil(2 / TUNING.fill_ratio)
+
+
+def test_a_new_memory_takes_nothing_for_usual() -> None:
+    """A directory that starts within a surge of seconds keeps nothing of it for half an hour."""
+    policy = Following()
+    policy.ask(ready(1), arriving(10))
+    assert policy.settle(arriving(1), 600) == 2
+
+
+def test_an_hour_of_more_is_not_held_back_by_less_before() -> None:
+    """What was usual is a floor and no more: after a rise the fleet is what the new load alone would have."""
+    policy = Following()
+    policy.settle(arriving(1))
+    assert policy.settle(arriving(10), 600) == Following().settle(arriving(10))
 
 
 def test_noise_does_not_flap() -> None:
