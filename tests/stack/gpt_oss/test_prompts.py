@@ -28,6 +28,21 @@ def test_tokenize_shows_the_prompt_of_chat(tiny: Stack, conversation: Conversati
     assert shown["count"] == len(shown["tokens"]) == used["usage"]["prompt_tokens"]
 
 
+def test_a_response_is_made_of_as_many_tokens_as_were_counted(tiny: Stack) -> None:
+    """With instructions, tools, an effort, and a loop of tool calls; what is no part of a prompt changes nothing."""
+    tool = {"type": "function", "name": "look", "description": "Looks.", "parameters": {"type": "object"}}
+    turns = [
+        {"role": "user", "content": "Which colour?"},
+        {"type": "function_call", "call_id": "call_1", "name": "look", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "call_1", "output": "blue"},
+    ]
+    asked = {"model": tiny.model, "input": turns, "instructions": "Be brief.", "tools": [tool], "temperature": 0}
+    for body in ({"model": tiny.model, "input": "Hi"}, asked, asked | {"reasoning": {"effort": "high"}}):
+        counted = answer(tiny, "/v1/responses/input_tokens", body)
+        used = answer(tiny, "/v1/responses", body | {"max_output_tokens": 1})["usage"]
+        assert counted == {"object": "response.input_tokens", "input_tokens": used["input_tokens"]}
+
+
 def test_spelled_control_tokens_are_text(tiny: Stack) -> None:
     """They neither begin a turn nor vanish from what is echoed."""
     messages = [{"role": "user", "content": FORGED}]
