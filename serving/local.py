@@ -31,7 +31,7 @@ import yaml
 
 from serving import catalog, config, secret
 from serving.config import Settings
-from serving.engine import adapters, command, engine, leftovers, supervisor
+from serving.engine import adapters, command, driver, engine, leftovers, supervisor
 from serving.engine import app as engine_app
 from serving.engine.checkpoints import store as checkpoints
 from serving.engine.reports import Reports
@@ -60,6 +60,8 @@ _GATEWAY_GRACE_S = 5.0
 
 def up(settings: Settings) -> None:
     """Serve the settings' models here until stopped; raises Refusal before anything starts, or when a part fails."""
+    if command.is_gpu_build():
+        driver.require()  # whatever the models: it runs none without
     models = [catalog.find(wanted.name, settings.own_models) for wanted in settings.models]
     # First, because this refuses what cannot work before anything is downloaded.
     deployments = [

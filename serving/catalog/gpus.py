@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from serving.catalog.shapes import Gpu
 
+#: CUDA of the engine image: torch 2.13 and vLLM 0.32 bring 13.0's libraries (deploy/locks/gpu.txt, a test compares).
+CUDA = "13.0"
+#: The oldest driver branch for any CUDA 13
+#: (docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html).
+DRIVER_MIN = 580
+
 GPUS: dict[str, Gpu] = {
     gpu.name: gpu
     for gpu in (

