@@ -57,8 +57,11 @@ class Source:
     version: str
     revision: str
     url: str
-    #: Seconds since 1970 of the commit: the time every file of the image gets, so that two builds are equal.
+    #: Seconds since 1970 of the commit.
     epoch: int
+    #: The same of the last commit to the recipes or the locks: the time every file of the image gets, so that two builds
+    #: are equal, and layers without the project too when only the project was changed (IMG-14).
+    recipe_epoch: int
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -149,7 +152,8 @@ def source_of(root: Path, url: str | None) -> Source:
         ) from None
     if git(root, "status", "--porcelain", "--untracked-files=no"):
         revision += "-modified"
-    return Source(version, revision, public(url or origin(root)), int(epoch))
+    recipe_epoch = git(root, "log", "-1", "--format=%ct", "--", "deploy/images", "deploy/locks")
+    return Source(version, revision, public(url or origin(root)), int(epoch), int(recipe_epoch or epoch))
 
 
 def git(root: Path, *arguments: str) -> str:
@@ -181,7 +185,9 @@ def stage(image: Image, source: Source, python: str, bases: Mapping[str, str]) -
         if old.name != "wheels":
             shutil.rmtree(old) if old.is_dir() else old.unlink()
     (context / "wheels").mkdir(parents=True, exist_ok=True)
-    for path in (HERE / "assemble.py", HERE / image.dockerfile, ROOT / "LICENSE"):
+    recipe = HERE / image.dockerfile
+    scripts = [HERE / name for name in sorted(set(re.findall(r"/context/(\w+\.py)", recipe.read_text())))]
+    for path in (*scripts, recipe, ROOT / "LICENSE"):
         shutil.copy(path, context / path.name)
     requirements(context, "sbom", [HERE / "locks" / "sbom.txt"], [])
     locks = [ROOT / "deploy" / name for name in image.locks if name != "torch"]
@@ -286,14 +292,15 @@ def build(
     created = datetime.fromtimestamp(source.epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     values = {f"{name.upper()}_BASE": it for name, it in bases.items()}
     values |= {"TITLE": image.title, "VERSION": source.version, "REVISION": source.revision, "SOURCE": source.url}
-    values |= {"CREATED": created, "BASE": bases[image.bases[-1]], "SOURCE_DATE_EPOCH": str(source.epoch)}
+    values |= {"CREATED": created, "BASE": bases[image.bases[-1]], "SOURCE_DATE_EPOCH": str(source.recipe_epoch)}
     # What is mounted is no part of the cache's key, so nothing is taken from the cache.
     command = [tool, "build", "--no-cache", "--platform", "linux/amd64", "--tag", reference]
     command += ["--file", str(context / image.dockerfile)]
     command += [f"--build-arg={name}={text}" for name, text in values.items()]
     if tool == "podman":
-        # One layer for each final step, and nothing left behind of the stages before.
-        command += ["--timestamp", str(source.epoch), "--layers=false"]
+        # One layer on the base, and nothing left behind of the stage before; of the image with large steps, one for each.
+        is_layered = image.dockerfile == "engine-gpu.Dockerfile"
+        command += ["--timestamp", str(source.recipe_epoch), f"--layers={str(is_layered).lower()}"]
     if is_local or image.dockerfile == "gateway.Dockerfile":
         command += ["--network=none"]
     print(f"  {reference}", flush=True)

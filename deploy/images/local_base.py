@@ -1,8 +1,8 @@
 """A base image made here, from Debian's packages: for machines that reach a Debian mirror and no registry of images.
 
-`python deploy/images/local_base.py REFERENCE` → debootstrap → what an image needs no more is removed → `podman import`.
+`python deploy/images/local_base.py REFERENCE [PACKAGE ...]` → debootstrap → what an image needs no more is removed → `podman import`.
 It has what docker.io/library/python:3.11-slim-bookworm has, and what engines add to it, with Debian's own patch version
-of Python 3.11. Needs root, debootstrap and podman; `make test-images` calls it.
+of Python 3.11; for engine-gpu, with the packages named too. Needs root, debootstrap and podman; `make test-images` calls it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WHERE_PYTHON_IS = Path("usr/local/bin/python3.11")
 PROGRAMS = {"podman": "podman", "skopeo": "skopeo", "debootstrap": "debootstrap", "runc": "runc"}
 
 
-def main(reference: str) -> int:
+def main(reference: str, *extra: str) -> int:
     """Make the base unless it is there already, or with --equip install the programs; 0, or one sentence and 1."""
     if reference == "--equip":
         return equip()
@@ -52,7 +52,7 @@ def main(reference: str) -> int:
     # Not in /tmp: it may be mounted without devices, or too small.
     with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="serving-base-") as folder:
         root = Path(folder) / "root"
-        bootstrap(root)
+        bootstrap(root, extra)
         slim(root)
         load(root, reference)
     print(f"{reference} is ready.")
@@ -78,10 +78,10 @@ def equip() -> int:
     return 0
 
 
-def bootstrap(root: Path) -> None:
-    """Debian's smallest system with Python in `root`."""
+def bootstrap(root: Path, extra: tuple[str, ...]) -> None:
+    """Debian's smallest system with Python, and what else is wanted, in `root`."""
     mirror = os.environ.get("DEBIAN_MIRROR", MIRROR)
-    include = f"--include={','.join(PACKAGES)}"
+    include = f"--include={','.join((*PACKAGES, *extra))}"
     subprocess.run(["debootstrap", "--variant=minbase", include, SUITE, str(root), mirror], check=True)
     # Where the official image has it, and where Dockerfiles look.
     (root / WHERE_PYTHON_IS).symlink_to("/usr/bin/python3.11")
@@ -105,4 +105,4 @@ def load(root: Path, reference: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

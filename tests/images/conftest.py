@@ -20,6 +20,9 @@ from tests.images.podman import SETTINGS, Podman
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "localhost/gpt-oss-serving/base:bookworm"
+#: The same with what engine-gpu.Dockerfile would fetch, and with Python's headers, which the official image has.
+GPU_BASE = "localhost/gpt-oss-serving/base-gpu:bookworm"
+GPU_PACKAGES = ("gcc", "g++", "libc6-dev", "libpython3.11-dev", "ibverbs-providers", "libibverbs1", "librdmacm1")
 REPOSITORY = "localhost/gpt-oss-serving"
 PROGRAMS = ("podman", "skopeo", "debootstrap", "runc")
 
@@ -33,11 +36,11 @@ def podman() -> Podman:
     return Podman()
 
 
-def build(image: str) -> str:
+def build(image: str, base: str = BASE, disk_gb: float = 20) -> str:
     """Build one image of this checkout; its reference."""
-    installer.refuse_disk(shutil.disk_usage(ROOT).free / 1e9, 20)
+    installer.refuse_disk(shutil.disk_usage(ROOT).free / 1e9, disk_gb)
     command = [sys.executable, str(ROOT / "deploy/images/build.py"), image, "--repository", REPOSITORY, "--tag", "test"]
-    command += ["--base", f"python={BASE}", "--tool", "podman", "--source", "https://example.com/gpt-oss-serving"]
+    command += ["--base", f"python={base}", "--tool", "podman", "--source", "https://example.com/gpt-oss-serving"]
     done = subprocess.run(
         command, env=os.environ | {"CONTAINERS_CONF": str(SETTINGS)}, capture_output=True, text=True, check=False
     )
@@ -51,6 +54,13 @@ def base(podman: Podman) -> str:
     command = [sys.executable, str(ROOT / "deploy/images/local_base.py"), BASE]
     subprocess.run(command, env=podman.environment, check=True)
     return BASE
+
+
+@pytest.fixture(scope="session")
+def engine_gpu(podman: Podman) -> str:
+    command = [sys.executable, str(ROOT / "deploy/images/local_base.py"), GPU_BASE, *GPU_PACKAGES]
+    subprocess.run(command, env=podman.environment, check=True)
+    return build("engine-gpu", GPU_BASE, 40)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ import importlib.metadata as metadata, json
 print(json.dumps({it.name.lower().replace("_", "-"): it.version for it in metadata.distributions()}))
 """
 #: Files that change whose rights a process has, and source files without bytecode that is used whatever their date.
-_ODD = """
+ODD = """
 import os, pathlib, stat, sys
 odd = []
 for folder, _, names in os.walk("/"):
@@ -51,7 +51,7 @@ def test_is_small_and_holds_what_it_needs_alone(podman: Podman, gateway: str) ->
 
 def test_nothing_in_it_lends_rights_or_wants_compiling(podman: Podman, gateway: str) -> None:
     """No file changes its user, and every module has bytecode that no start has to check or write."""
-    assert podman.inside(gateway, "python", "-c", _ODD) == "[]"
+    assert podman.inside(gateway, "python", "-c", ODD) == "[]"
 
 
 def test_says_what_it_is(podman: Podman, gateway: str) -> None:

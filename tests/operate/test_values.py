@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from serving.catalog.gpus import CUDA, DRIVER_MIN
 from serving.errors import Refusal
 from serving.operate import checks, values
 from serving.operate.values import DEFAULTS
@@ -126,11 +127,12 @@ def test_limits_are_the_charts() -> None:
 
 
 def test_cuda_is_that_of_the_engines_lock() -> None:
-    """The driver's limit follows the CUDA that the GPU lock installs."""
+    """The driver's limit follows the CUDA that the GPU lock installs; and what compiles kernels in the image is of that same
+    CUDA, because FlashInfer refuses headers and compilers of two (IMG-13)."""
     lock = (ROOT / "deploy" / "locks" / "gpu.txt").read_text()
-    (runtime,) = re.findall(r"^nvidia-cuda-runtime==(\d+\.\d+)\.", lock, re.M)
-    assert runtime == checks.CUDA
-    assert runtime.split(".")[0] == "13" and checks.DRIVER_MIN == 580
+    parts = dict(re.findall(r"^nvidia-((?:cuda-)?(?:runtime|nvcc|crt|cccl|nvrtc|nvvm))==(\d+\.\d+)\.", lock, re.M))
+    assert parts == dict.fromkeys(("cuda-runtime", "cuda-nvcc", "cuda-crt", "cuda-cccl", "cuda-nvrtc", "nvvm"), CUDA)
+    assert CUDA.split(".")[0] == "13" and DRIVER_MIN == 580
 
 
 @pytest.mark.parametrize(
