@@ -104,7 +104,7 @@ class Checker:
             named = msgspec.json.decode(body, type=_Model)
         except msgspec.ValidationError:
             return Fault("missing_required_parameter", "The body must name its model.", "body.model", line)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             # What is in a body is not looked at before.
             return _no_json(line)
         self.model = self.model if self.model is not None else named.model

@@ -38,7 +38,16 @@ from serving.gateway.stored.batches.batches import (
 )
 from serving.gateway.stored.batches.brake import Brake
 from serving.gateway.stored.batches.checking import Checker, Fault
-from serving.gateway.stored.batches.jsonl import START, Line, Place, Splitter, lines, not_for_a_batch, request_of
+from serving.gateway.stored.batches.jsonl import (
+    START,
+    Line,
+    Place,
+    Request,
+    Splitter,
+    lines,
+    not_for_a_batch,
+    request_of,
+)
 from serving.gateway.stored.batches.results import Problem
 from serving.gateway.stored.batches.spare import Spare
 from serving.gateway.stored.desk import Desk
@@ -235,7 +244,7 @@ class Shift:
         """Is there something to run?"""
         batch, tools = self.batch, self._tools
         if self._ending is not None:
-            await self._lasting(lambda: tools.desk.done(tools.batches.end, batch, _written(batch), Status.CANCELLED))
+            await self._end(self._ending)
             return False
         with Checker(batch.endpoint, tools.lines_max) as checker:
             await self._look_through(checker)
@@ -344,14 +353,14 @@ class Shift:
             self._held_bytes -= size
             self._room.set()
             if not task.cancelled() and (error := task.exception()) is not None:
-                self._bug = error
+                self._bug = self._bug or error
                 self._begin_none()
 
         return ended
 
     async def _called(self, line: Line) -> None:
         """Call a line until its answer is kept."""
-        request, task, attempts = request_of(line.raw or b""), asyncio.current_task(), 0
+        request, task, attempts = _read(line), asyncio.current_task(), 0
         if (param := not_for_a_batch(request.body)) is not None:
             if task is not None:
                 self._idle.discard(task)
@@ -370,13 +379,13 @@ class Shift:
                     if task is not None:
                         self._idle.discard(task)
                     attempts += 1
-                    is_kept = await self._tried(line, bytes(request.body), request.custom_id, attempts)
+                    is_kept = await self._tried(line, request, attempts)
                 if task is not None:
                     self._idle.add(task)
         finally:
             self._brake.left(line)
 
-    async def _tried(self, line: Line, body: bytes, custom_id: str, attempts: int) -> bool:
+    async def _tried(self, line: Line, request: Request, attempts: int) -> bool:
         """Call a line once; was its answer kept?"""
         tools, request_id = self._tools, new_request_id()
         made: list[Done] = []
@@ -384,12 +393,12 @@ class Shift:
         def keep(answer: Answer) -> Beside | None:
             if answer.error is not None and self._is_tried_again(answer.error, attempts):
                 return None
-            text = results.rendered(line, request_of(line.raw or b""), request_id, answer.status, answer.body)
+            text = results.rendered(line, request, request_id, answer.status, answer.body)
             made.append(Done(line, text, answer.error is not None, answer.usage))
             return tools.batches.keeping(self.batch, made[0])
 
         try:
-            answer = await tools.calls.call(self.batch, body, request_id, keep)
+            answer = await tools.calls.call(self.batch, bytes(request.body), request_id, keep)
         except StoreUnavailable as error:
             self._brake.refused(error.retry_after_s)
             return False
@@ -564,7 +573,17 @@ def _lost_from(line: int) -> Fault:
 
 
 def _left(line: Line, problem: Problem) -> Done:
-    return Done(line, results.left(line, request_of(line.raw or b""), new_request_id(), problem), is_failed=True)
+    return Done(line, results.left(line, _read(line), new_request_id(), problem), is_failed=True)
+
+
+def _read(line: Line) -> Request:
+    """What a line says. Raises _Unreadable where it is longer than it may be now, or nested too deeply to be read here."""
+    if line.raw is None:
+        raise _Unreadable(Fault("line_too_long", "This line is longer than a request may be.", line=line.line))
+    try:
+        return request_of(line.raw)
+    except RecursionError:
+        raise _Unreadable(Fault("invalid_json_line", "This line is nested too deeply.", line=line.line)) from None
 
 
 def _written(batch: Batch) -> Written:

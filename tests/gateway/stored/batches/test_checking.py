@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 
 from serving.gateway.stored.batches.checking import FAULTS_MAX, Checker
-from serving.gateway.stored.batches.jsonl import START, Splitter
+from serving.gateway.stored.batches.jsonl import START, Line, Splitter
 
 PATH = "/v1/embeddings"
 
@@ -60,6 +61,15 @@ def test_each_fault_names_its_line_and_parameter() -> None:
         (10, "duplicate_custom_id", "custom_id"),
         (11, "invalid_json_line", None),
     ]
+
+
+def test_a_line_of_any_depth_is_judged() -> None:
+    """One that is nested too deeply to be read is no JSON here; how deep that is depends on where it is read."""
+    depths = range(sys.getrecursionlimit() - 80, sys.getrecursionlimit())
+    lines = [call(str(it)).replace(b'"x"', b"[" * it + b"]" * it) for it in depths]
+    with Checker(PATH, 10_000) as checker:
+        checker.look(Line(number, number + 1, 0, raw) for number, raw in enumerate(lines))
+    assert {it.code for it in checker.faults} == {"invalid_json_line"} and 0 < len(checker.faults) < len(lines)
 
 
 def test_a_file_of_faults_is_read_no_further() -> None:

@@ -113,6 +113,39 @@ async def test_a_batch_that_expires_names_what_it_did_not_get_to(tmp_path: Path)
     assert {it["error"]["code"] for it in errors} == {"batch_expired"} and len(errors) == LINES
 
 
+@pytest.mark.parametrize("ending", [None, Status.CANCELLED])
+async def test_a_line_that_cannot_be_read_any_more_ends_its_batch(tmp_path: Path, ending: Status | None) -> None:
+    """Such as one that was in order where lines may be longer: what is done stays, and the error names the line."""
+    with SqlitePlace(tmp_path).open() as store:
+        batch, tools = await begun(store, tmp_path, Answering())
+        tools.batches.begin(batch, LINES, "m")
+        batch = msgspec.structs.replace(batch, in_progress_at=0.0, total=LINES, model="m")
+        tools.batches.keep(batch, Done(Line(5, 6, 0, b""), b'{"custom_id": "5"}\n', is_failed=False))
+        shift = Shift(batch, msgspec.structs.replace(tools, line_bytes_max=100))
+        if ending is not None:
+            shift.stop(ending)
+        await shift.run()
+        ended = tools.batches.find(CALLER.tenant_id, batch.id)
+        outputs = await written(tools, ended.output.file_id)
+
+    assert (ended.status, ended.failed) == (ending or Status.FAILED, LINES - 1)
+    assert [(it.code, it.line) for it in ended.said.faults] == [("line_too_long", 1)]
+    assert [it["custom_id"] for it in outputs] == ["5"]
+
+
+async def test_a_batch_that_was_never_checked_ends_as_it_is_ended(tmp_path: Path) -> None:
+    """One that no gateway got to within its time has expired; no client has cancelled it."""
+    for ending in (Status.EXPIRED, Status.CANCELLED):
+        home = tmp_path / ending
+        home.mkdir()
+        with SqlitePlace(home).open() as store:
+            batch, tools = await begun(store, home, Answering())
+            shift = Shift(batch, tools)
+            shift.stop(ending)
+            await shift.run()
+            assert tools.batches.find(CALLER.tenant_id, batch.id).status is ending
+
+
 async def test_a_fault_of_ours_cancels_no_line(tmp_path: Path) -> None:
     """Lines that were not called because of it are called when the batch is taken up again."""
     with SqlitePlace(tmp_path).open() as store:
