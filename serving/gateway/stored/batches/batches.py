@@ -222,7 +222,7 @@ class Batches:
                     raise InvalidRequest("after: There is no such batch.", param="after")
                 query = query.where(or_(at < known[0], and_(at == known[0], name < known[1])))
             rows = connection.execute(query.order_by(at.desc(), name.desc()).limit(limit + 1)).mappings().all()
-            page = [self._with_lines(connection, self._batch(row)) for row in rows[:limit]]
+            page = [self._with_lines(connection, self._shown(row)) for row in rows[:limit]]
         return page, len(rows) > limit
 
     def cancel(self, tenant_id: str, batch_id: str) -> Batch:
@@ -442,7 +442,7 @@ class Batches:
         row = connection.execute(select(batches).where(*_asked(tenant_id, batch_id))).mappings().one_or_none()
         if row is None:
             raise ResourceNotFound
-        return self._with_lines(connection, self._batch(row))
+        return self._with_lines(connection, self._shown(row))
 
     def _with_lines(self, connection: Connection, batch: Batch) -> Batch:
         """With what is in none of its files yet."""
@@ -469,33 +469,47 @@ class Batches:
         line = Line(row["number"], row["line"], row["ends_at"], None)
         return Done(line, self._vault.open(row["sealed"], about), row["is_failed"], _usage(row))
 
+    def _shown(self, row: RowMapping) -> Batch:
+        """As its tenant sees it: one that does not open says so, and the others stay in sight."""
+        try:
+            return self._batch(row)
+        except VaultFailed:
+            return _as_it_stands(row, _Inside(Said(faults=(_UNREADABLE,)), b""))
+
     def _batch(self, row: RowMapping) -> Batch:
         plain = self._vault.open(row["sealed"], bound_to(row["tenant_id"], row["id"]))
-        inside = msgspec.json.decode(plain, type=_Inside)
-        same = (
-            "id",
-            "tenant_id",
-            "key_id",
-            "user_ref",
-            "endpoint",
-            "input_file_id",
-            "model",
-            "created_at",
-            "expires_at",
-        )
-        times = ("in_progress_at", "cancelling_at", "finalizing_at", "ended_at")
-        return Batch(
-            **{name: row[name] for name in (*same, *times, "total", "failed", "lease")},
-            status=Status(row["status"]),
-            ending=None if row["ending"] is None else Status(row["ending"]),
-            said=inside.said,
-            done=row["lines_written"],
-            usage=_usage(row),
-            place=Place(row["lines_written"], row["input_lines"], row["input_bytes"]),
-            output=Output(row["output_file_id"], row["output_bytes"], row["output_pieces"]),
-            errors=Output(row["error_file_id"], row["error_bytes"], row["error_pieces"]),
-            key=inside.key,
-        )
+        return _as_it_stands(row, msgspec.json.decode(plain, type=_Inside))
+
+
+_UNREADABLE = Fault("content_lost", "What was said of this batch cannot be read any more.")
+
+
+def _as_it_stands(row: RowMapping, inside: _Inside) -> Batch:
+    """A batch as its row has it, with what is kept sealed."""
+    same = (
+        "id",
+        "tenant_id",
+        "key_id",
+        "user_ref",
+        "endpoint",
+        "input_file_id",
+        "model",
+        "created_at",
+        "expires_at",
+    )
+    times = ("in_progress_at", "cancelling_at", "finalizing_at", "ended_at")
+    return Batch(
+        **{name: row[name] for name in (*same, *times, "total", "failed", "lease")},
+        status=Status(row["status"]),
+        ending=None if row["ending"] is None else Status(row["ending"]),
+        said=inside.said,
+        done=row["lines_written"],
+        usage=_usage(row),
+        place=Place(row["lines_written"], row["input_lines"], row["input_bytes"]),
+        output=Output(row["output_file_id"], row["output_bytes"], row["output_pieces"]),
+        errors=Output(row["error_file_id"], row["error_bytes"], row["error_pieces"]),
+        key=inside.key,
+    )
 
 
 def summed(one: Usage, other: Usage) -> Usage:

@@ -16,7 +16,14 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or
 from sqlalchemy.engine import RowMapping
 
 from serving.config import FileSettings
-from serving.errors import Forbidden, InvalidRequest, ResourceConflict, ResourceNotFound, StorageExceeded
+from serving.errors import (
+    Forbidden,
+    InvalidRequest,
+    ResourceConflict,
+    ResourceNotFound,
+    StorageExceeded,
+    VaultFailed,
+)
 from serving.gateway import policies
 from serving.gateway.identity.holdings import IS_NAMED
 from serving.gateway.nouns import Caller
@@ -201,7 +208,7 @@ class TenantFiles:
             row = found.mappings().one_or_none()
         if row is None:
             raise ResourceNotFound
-        return self._file(row)
+        return self._file(row) if is_read else self._shown(row)
 
     def _page(self, tenant_id: str, purpose: str | None, after: str | None, limit: int, *, is_ascending: bool) -> Page:
         query = select(files).where(*self._is_there(tenant_id))
@@ -220,7 +227,7 @@ class TenantFiles:
                 query = query.where(or_(is_behind[0], and_(at == moment, is_behind[1])))
             order = (at, name) if is_ascending else (at.desc(), name.desc())
             rows = connection.execute(query.order_by(*order).limit(limit + 1)).mappings().all()
-        return Page([self._file(row) for row in rows[:limit]], len(rows) > limit)
+        return Page([self._shown(row) for row in rows[:limit]], len(rows) > limit)
 
     def _forget(self, tenant_id: str, file_id: str) -> File:
         with self._store.begin() as connection:
@@ -235,7 +242,7 @@ class TenantFiles:
                 raise ResourceConflict(f"The batch {reader} reads this file; cancel it first.")
             # It is gone for its tenant from now on; until its bytes are, it is one that was never finished.
             connection.execute(update(files).where(files.c.id == file_id).values(is_whole=False, created_at=0.0))
-        return self._file(row)
+        return self._shown(row)
 
     def _drop(self, file_id: str) -> None:
         with self._store.begin() as connection:
@@ -286,11 +293,22 @@ class TenantFiles:
     def _file(self, row: Row) -> File:
         return file_of(row, self._vault)
 
+    def _shown(self, row: Row) -> File:
+        """As its tenant sees it: one that does not open has no name and no content, and can be deleted; the others stay in sight."""
+        try:
+            return self._file(row)
+        except VaultFailed:
+            return _named(row, _Inside("", b""))
+
 
 def file_of(row: Row, vault: Vault) -> File:
     """A file as its row has it. Raises VaultFailed."""
+    about = bound_to(row["tenant_id"], row["id"])
+    return _named(row, msgspec.json.decode(vault.open(row["sealed"], about), type=_Inside))
+
+
+def _named(row: Row, inside: _Inside) -> File:
     tenant_id, file_id = row["tenant_id"], row["id"]
-    inside = msgspec.json.decode(vault.open(row["sealed"], bound_to(tenant_id, file_id)), type=_Inside)
     return File(
         id=file_id,
         tenant_id=tenant_id,

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from sqlalchemy import update
 
 from serving.config import FileSettings
 from serving.errors import ConcurrencyExceeded, InvalidRequest, ResourceNotFound
 from serving.gateway.nouns import Usage
 from serving.gateway.store.store import Store
+from serving.gateway.store.tables import batches as table
 from serving.gateway.stored.batches.batches import Batch, Batches, Done, LeaseLost, Output, Said, Status, Written
 from serving.gateway.stored.batches.checking import Fault
 from serving.gateway.stored.batches.jsonl import Line, Place
@@ -60,6 +62,17 @@ def test_what_cannot_be_an_id_is_none(batches: Batches) -> None:
             batches.cancel(CALLER.tenant_id, odd)
         with pytest.raises(InvalidRequest):
             batches.page(CALLER.tenant_id, odd, 5)
+
+
+def test_one_that_does_not_open_hides_no_other(batches: Batches, store: Store) -> None:
+    """Its tenant is told that it is lost."""
+    lost, other = made(batches), made(batches)
+    with store.begin() as connection:
+        connection.execute(update(table).where(table.c.id == lost.id).values(sealed=b"changed"))
+    page, _ = batches.page(CALLER.tenant_id, None, 10)
+    assert {it.id for it in page} == {lost.id, other.id}
+    for found in (batches.find(CALLER.tenant_id, lost.id), batches.cancel(CALLER.tenant_id, lost.id)):
+        assert [it.code for it in found.said.faults] == ["content_lost"] and not found.said.metadata
 
 
 def test_a_batch_is_taken_once(batches: Batches) -> None:

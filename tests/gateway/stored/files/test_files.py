@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from serving.config import FileSettings
-from serving.errors import Forbidden, InvalidRequest, ResourceNotFound
+from serving.errors import Forbidden, InvalidRequest, ResourceNotFound, VaultFailed
 from serving.gateway.nouns import Caller
 from serving.gateway.policies import Policy
 from serving.gateway.store.store import Store
+from serving.gateway.store.tables import files as table
 from serving.gateway.stored.desk import Desk
 from serving.gateway.stored.files.files import LEFT_S, File, TenantFiles, brought_by, require_consent
 from serving.gateway.stored.files.pieces import Pieces
@@ -64,6 +66,23 @@ async def test_what_has_expired_is_gone_at_once_and_swept_later(store: Store, tm
         await files.page(CALLER.tenant_id, purpose=None, after="\0", limit=5, is_ascending=True)
     clock.advance(7200.0)
     assert await files.sweep() == 1 and await files.sweep() == 0
+
+
+async def test_one_that_does_not_open_can_be_deleted(store: Store, tmp_path: Path) -> None:
+    """And hides no other. Nothing is read of it."""
+    files = files_of(store, tmp_path, Clock(1_795_000_000.0))
+    lost, other = await put(files), await put(files)
+    with store.begin() as connection:
+        connection.execute(update(table).where(table.c.id == lost.id).values(sealed=b"changed"))
+    page = await files.page(CALLER.tenant_id, purpose=None, after=None, limit=10, is_ascending=True)
+    assert {it.id: it.name for it in page.files} == {lost.id: "", other.id: "a.jsonl"}
+    found = await files.find(CALLER.tenant_id, lost.id)
+    with pytest.raises(VaultFailed):
+        await anext(aiter(files.content(found)))
+    with pytest.raises(VaultFailed):
+        await files.input_of(CALLER.tenant_id, lost.id)
+    await files.remove(CALLER.tenant_id, lost.id)
+    assert not (tmp_path / "files" / lost.id).exists()
 
 
 def test_content_is_kept_where_the_tenant_says_so() -> None:
