@@ -144,7 +144,7 @@ class Service:
         """Its content, put at `target` whole or not at all."""
         draft = target.with_name(f".{target.name}.part")
         with self._opened("GET", f"/files/{file_id}/content") as answer, draft.open("wb") as file:
-            while piece := answer.read(PIECE_BYTES):
+            for piece in _pieces(answer):
                 file.write(piece)
         draft.replace(target)
 
@@ -152,7 +152,7 @@ class Service:
         self, method: str, path: str, kind: type[T], body: Body = None, headers: Mapping[str, str] = NO_HEADERS
     ) -> T:
         with self._opened(method, path, body, headers) as answer:
-            return msgspec.json.decode(answer.read(), type=kind)
+            return msgspec.json.decode(b"".join(_pieces(answer)), type=kind)
 
     def _opened(
         self, method: str, path: str, body: Body = None, headers: Mapping[str, str] = NO_HEADERS
@@ -163,18 +163,18 @@ class Service:
             opened: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT_S)
         except urllib.error.HTTPError as error:
             if error.code >= 500 or error.code == 429:
-                raise _Away(f"answers {error.code}") from None
+                raise Away(f"answers {error.code}") from None
             raise Refusal(f"The gateway refuses this ({error.code}): {_said(error)}") from None
         except urllib.error.URLError as error:
-            raise _Away(str(getattr(error.reason, "strerror", None) or error.reason)) from None
-        except ValueError:
+            raise Away(str(getattr(error.reason, "strerror", None) or error.reason)) from None
+        except (ValueError, http.client.InvalidURL):
             raise Refusal(f"'{self.url}' is no address of a gateway, such as http://127.0.0.1:8080/v1.") from None
-        except OSError as error:
-            raise _Away(error.strerror or type(error).__name__) from None
+        except (OSError, http.client.HTTPException) as error:
+            raise Away(_reason(error)) from None
         return opened
 
 
-class _Away(Exception):
+class Away(Exception):
     """The gateway does not answer now."""
 
 
@@ -220,10 +220,16 @@ class _Run:
         return begun
 
     def _begin(self, digest: str, endpoint: str) -> _Begun:
+        # Before anything is begun: a batch whose answers have no place here, nor its name, would run for no one.
+        try:
+            self._note.touch()
+            self._note.unlink()
+        except OSError as error:
+            raise Refusal(f"The file {self._target} cannot be written: {_reason(error).lower()}.") from None
         self._say(f"Uploading {self._file} ({self._file.stat().st_size} bytes).")
         try:
             made = self._service.create(self._service.upload(self._file), endpoint)
-        except _Away as away:
+        except Away as away:
             raise Refusal(f"The gateway at {self._service.url} cannot be used: {away}.") from None
         begun = _Begun(digest, made.id, self._service.url)
         self._note.write_bytes(msgspec.json.encode(begun))
@@ -251,7 +257,7 @@ class _Run:
         while True:
             try:
                 return ask()
-            except _Away as away:
+            except Away as away:
                 if time.monotonic() - since > AWAY_S:
                     raise Refusal(
                         f"The gateway at {self._service.url} is away ({away}); the same command goes on later."
@@ -276,6 +282,22 @@ def _looked_at(file: Path) -> tuple[str, str]:
             f"{file} does not begin with a call, such as "
             '{"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {…}}.'
         ) from None
+
+
+def _pieces(answer: http.client.HTTPResponse) -> Iterator[bytes]:
+    """A whole answer's bytes. Raises Away where it breaks off."""
+    try:
+        while piece := answer.read(PIECE_BYTES):
+            yield piece
+    except (OSError, http.client.HTTPException) as error:
+        raise Away(_reason(error)) from None
+    # Its bytes that did not come: http.client takes an end that comes too soon for the end.
+    if answer.length:
+        raise Away("its answer breaks off")
+
+
+def _reason(error: OSError | http.client.HTTPException) -> str:
+    return getattr(error, "strerror", None) or type(error).__name__
 
 
 def _form(head: bytes, file: Path, tail: bytes) -> Iterator[bytes]:

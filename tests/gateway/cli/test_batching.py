@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from serving.gateway.cli.batching import Away, Service
 from serving.gateway.policies import Policy
 from tests.gateway.api.test_batches import ANSWER, line
 from tests.gateway.world import World, until
@@ -64,10 +65,29 @@ async def test_what_is_wrong_is_a_sentence(storing: World, tmp_path: Path) -> No
     no_calls, wrong = tmp_path / "no.jsonl", tmp_path / "wrong.jsonl"
     no_calls.write_text("hello\n")
     wrong.write_bytes(line("a") + line("a"))
-    for path, words in (
-        (no_calls, "does not begin with a call"),
-        (wrong, "line 2: The custom_id 'a' for this request is a duplicate of another request."),
-        (tmp_path / "none.jsonl", "cannot be read: no such file or directory"),
+    nowhere = ("--output", str(tmp_path / "none" / "answers.jsonl"))
+    for words, *arguments in (
+        ("does not begin with a call", str(no_calls)),
+        ("line 2: The custom_id 'a' for this request is a duplicate of another request.", str(wrong)),
+        ("cannot be read: no such file or directory", str(tmp_path / "none.jsonl")),
+        ("answers.jsonl cannot be written: no such file or directory", str(wrong), *nowhere),
     ):
-        code, out, errors = await said(await started(storing, str(path)))
+        code, out, errors = await said(await started(storing, *arguments))
         assert code == 1 and out == "" and words in errors and "Traceback" not in errors
+        assert not (words.startswith("answers") and "Uploading" in errors)
+
+
+async def test_what_breaks_off_is_not_written(tmp_path: Path) -> None:
+    """A gateway that dies while it sends a file is away, as one that does not answer: it is asked again, and the target left alone."""
+
+    async def break_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf a li")
+        writer.close()
+
+    async with await asyncio.start_server(break_off, "127.0.0.1", 0) as server:
+        service = Service(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", "key")
+        for ask in (lambda: service.download("file-1", tmp_path / "answers.jsonl"), lambda: service.find("batch_1")):
+            with pytest.raises(Away, match="breaks off"):
+                await asyncio.to_thread(ask)
+    assert not (tmp_path / "answers.jsonl").exists()
