@@ -266,7 +266,7 @@ class FileSettings(_Group):
     expires_after_s: Annotated[float, Field(ge=3600)] = 30 * 86_400.0
     """Seconds after which a file is deleted for which its client says nothing else; OpenAI's own for batches. No file is kept for longer, nor a batch after its end."""
     upload_s: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds an upload may take: 200 MiB at 3 Mbit/s."""
+    """Seconds an upload may take, and a download; one that is larger than an upload may be, as many times longer. As it begins, 200 MiB at 3 Mbit/s."""
 
 
 class GatewaySettings(_Group):

@@ -186,6 +186,19 @@ def _logged(lines: list[dict[str, object]]) -> Iterator[None]:
         log.removeHandler(handler)
 
 
+@contextmanager
+def slow_reader(world: World, path: str) -> Iterator[socket.socket]:
+    """A client that asks, and reads nothing of the answer."""
+    with socket.socket() as connection:
+        # Before it connects: the kernel would take megabytes for it.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        host, _, port = world.url.removeprefix("http://").partition(":")
+        connection.connect((host, int(port)))
+        connection.send(f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {world.key}\r\n\r\n".encode())
+        connection.setblocking(False)
+        yield connection
+
+
 @asynccontextmanager
 async def running_gateway(
     home: Path,

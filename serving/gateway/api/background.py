@@ -84,6 +84,9 @@ class _Run:
         self.withdrawn: ApiError | None = None
 
     def cancel(self, why: ApiError | None = None) -> None:
+        # Told once, by a request and by the feed of changes: how it ends is being kept meanwhile.
+        if self.is_cancelled:
+            return
         self.is_cancelled, self.withdrawn = True, why
         if self.task is not None:
             self.task.cancel()

@@ -10,6 +10,7 @@ import msgspec
 from serving.errors import InvalidRequest, RequestTimedOut
 from serving.gateway.admission.admission import Admission
 from serving.gateway.api.visit import Handler, Visit
+from serving.gateway.http.asgi import Responder
 from serving.gateway.http.routing import About, Entry
 from serving.gateway.identity.identity import Identity
 from serving.gateway.nouns import Caller
@@ -126,17 +127,29 @@ class FilesApi:
 
     async def _content(self, visit: Visit) -> None:
         file, responder = await self._found(visit), visit.responder
-        headers = [(b"content-type", b"application/octet-stream"), (b"content-length", b"%d" % file.bytes)]
         with self._admission.entered(visit.record) as share:
             share.take(PIECES_HELD * PIECE_BYTES)
-            async for piece in self._files.content(file):
-                # Once the first piece is there: what cannot be read is an error then, and no answer that breaks off.
-                if not responder.is_started:
-                    await responder.start(200, headers)
-                await responder.write(piece)
+            try:
+                async with asyncio.timeout(self._download_s(file)):
+                    await self._send(file, responder)
+            except TimeoutError:
+                raise RequestTimedOut("The file was not read in time.") from None
+
+    def _download_s(self, file: File) -> float:
+        """Seconds it may take, at the pace that is asked of uploads: what a batch has written may be larger than those."""
+        settings = self._files.settings
+        return settings.upload_s * max(1.0, file.bytes / settings.file_bytes_max)
+
+    async def _send(self, file: File, responder: Responder) -> None:
+        headers = [(b"content-type", b"application/octet-stream"), (b"content-length", b"%d" % file.bytes)]
+        async for piece in self._files.content(file):
+            # Once the first piece is there: what cannot be read is an error then, and no answer that breaks off.
             if not responder.is_started:
                 await responder.start(200, headers)
-            await responder.finish()
+            await responder.write(piece)
+        if not responder.is_started:
+            await responder.start(200, headers)
+        await responder.finish()
 
     async def _delete(self, visit: Visit) -> None:
         file = await self._found(visit)

@@ -176,6 +176,23 @@ async def test_what_is_refused_is_refused_at_once(tmp_path: Path, engine: Script
     assert limited.status == 429 and kept == [first.json["id"]]
 
 
+async def test_a_stream_that_is_followed_ends_with_the_time_of_its_response(
+    tmp_path: Path, engine: ScriptedEngine
+) -> None:
+    """A client that does not read would hold its place among all calls for as long as it liked."""
+    hanging = Script(stream([message(WORDS)])[:2], ending=Ending.HANG)
+    engine.improvise = lambda path, body: hanging
+    async with running_gateway(tmp_path, (engine.url,), stored=StoredSettings(background_total_s=1.0)) as world:
+        await world.bound(STORES)
+        async with client_of(world) as client:
+            begun = await client.responses.create(model=MODEL, input="x", background=True)
+            await ended(client, begun.id)
+        with world.store.begin() as connection:
+            connection.exec_driver_sql("update responses set status = 'in_progress', is_streamed = 1")
+        told = await world.ask("GET", f"/v1/responses/{begun.id}?stream=true")
+    assert b"request_timeout" in told.body
+
+
 async def test_a_gateway_that_stops_says_so(tmp_path: Path, engine: ScriptedEngine) -> None:
     """What it ran is told to have failed by the time it is gone; its row in the ledger is closed."""
     engine.say(Script(is_mute=True))

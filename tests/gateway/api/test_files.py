@@ -10,8 +10,10 @@ import pytest
 from openai import AsyncOpenAI
 
 from serving.gateway.policies import Policy
+from serving.gateway.stored.files.files import brought_by
 from serving.gateway.stored.files.pieces import MARKER, PIECE_BYTES
-from tests.gateway.world import World
+from tests.gateway.world import FILES, World, running_gateway, slow_reader, until
+from tests.scripted_engine import ScriptedEngine
 
 STORES = Policy(store_responses=True)
 CANARY = b'{"custom_id": "a canary that must not be seen"}\n'
@@ -89,6 +91,19 @@ async def test_another_tenants_file_is_not_there(client: AsyncOpenAI, world: Wor
         with pytest.raises(openai.BadRequestError):
             await rival.files.list(after=made.id)
     assert (await client.files.content(made.id)).content == CANARY
+
+
+async def test_a_download_that_is_not_read_ends(tmp_path: Path, engine: ScriptedEngine) -> None:
+    """It would hold its place and memory among all calls for as long as its client liked."""
+    async with running_gateway(tmp_path, (engine.url,), files=FILES.model_copy(update={"upload_s": 0.5})) as world:
+        await world.bound(STORES)
+        caller, files, size = await world.caller(), world.files, 3
+        cipher = await files.begin(brought_by(caller, "a.jsonl"), size * PIECE_BYTES)
+        for number in range(size):
+            await files.shelf.put(cipher, number, b"x" * PIECE_BYTES)
+        file = await files.finish(cipher, size * PIECE_BYTES, size)
+        with slow_reader(world, f"/v1/files/{file.id}/content"):
+            await until(lambda: any(it["reason"] == "request_timeout" for it in world.lines))
 
 
 async def test_what_is_no_upload_is_refused_and_leaves_nothing(

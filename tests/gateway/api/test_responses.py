@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import openai
@@ -20,7 +20,7 @@ from serving.gateway.stored.vault import Vault
 from tests.gateway.places import Place
 from tests.gateway.stored.shelves import KEPT_S, answer
 from tests.gateway.stored.speaking import called, message, speaking, thought, told
-from tests.gateway.world import QUICK, World, running_gateway, until
+from tests.gateway.world import QUICK, World, running_gateway, slow_reader, until
 from tests.scripted_engine import MODEL, ScriptedEngine, unscripted
 
 STORES = Policy(store_responses=True)
@@ -266,19 +266,6 @@ async def large(world: World, home: Path) -> list[str]:
     Shelf(world.store, vault, kept, KEPT_S, time.time).put(new, answer("resp_large", text), "completed")
     one = "/v1/responses/resp_large"
     return [one, f"{one}/input_items", f"/v1/conversations/{talk}/items"]
-
-
-@contextmanager
-def slow_reader(world: World, path: str) -> Iterator[socket.socket]:
-    """A client that asks, and reads nothing of the answer."""
-    with socket.socket() as connection:
-        # Before it connects: the kernel would take megabytes for it.
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        host, _, port = world.url.removeprefix("http://").partition(":")
-        connection.connect((host, int(port)))
-        connection.send(f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {world.key}\r\n\r\n".encode())
-        connection.setblocking(False)
-        yield connection
 
 
 def _has_come(connection: socket.socket) -> bool:
