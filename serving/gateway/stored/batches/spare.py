@@ -81,8 +81,9 @@ class Pace:
         return Seen(loads, waiting, now - self.others_at)
 
     def may_begin(self, allowed: Allowance, now: float) -> bool:
-        """Is there room for one more, now?"""
-        return self.lines < allowed.lines and now >= self.next_at
+        """Is there room for one more, now? Where nothing paces lines, what was begun before does not either."""
+        is_due = now >= self.next_at or allowed.prompt_tokens_per_s == math.inf
+        return self.lines < allowed.lines and is_due
 
     def begin(self, prompt_tokens: int, allowed: Allowance, now: float) -> None:
         """One has begun."""

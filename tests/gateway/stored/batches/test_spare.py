@@ -84,6 +84,24 @@ async def test_tenants_take_turns_and_prompts_are_paced() -> None:
     await asyncio.gather(*tasks)
 
 
+async def test_a_long_prompt_holds_up_no_line_of_a_quiet_night() -> None:
+    """However long it would make the next one wait beside other calls."""
+    clock = Clock()
+    spare = Spare(lambda model: ([IDLE], 0), 10.0, clock)
+    with await spare.place("m", "a", 1_000_000):
+        pass
+    clock.advance(QUIET_S / 2)
+    waiting = asyncio.create_task(spare.place("m", "b", 1))
+    await asyncio.sleep(0)
+    spare.wake_all()
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    clock.advance(QUIET_S)
+    spare.wake_all()
+    await asyncio.sleep(0)
+    assert waiting.done()
+
+
 async def test_a_line_that_is_given_up_holds_no_place() -> None:
     """Neither while it waits nor just when it was to begin."""
     clock = Clock()
