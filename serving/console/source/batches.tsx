@@ -12,7 +12,7 @@ const PAGE = 50;
 /** Of one batch. */
 const FAULTS_MAX = 3;
 const REFRESH_MS = 5000;
-const CANCELLABLE = ["validating", "in_progress", "finalizing"];
+const CANCELLABLE = ["validating", "in_progress"];
 
 export function Batches({ route }: { route: Route; session: SignedIn }) {
   const { after = "" } = route.parameters;
