@@ -77,8 +77,10 @@ def up(settings: Settings) -> None:
     _make_home(settings.home)
     stack = Stack()
     with _alone(settings.home), stack.stops_at_signals(), stack.ends():
-        for model in models:
+        for model, it in zip(models, deployments, strict=True):
             checkpoints.ensure(model, settings.home, _say)
+            if it.spec.draft and (draft := catalog.draft_of(model)):
+                checkpoints.ensure(draft, settings.home, _say)
         _refuse_adapters(deployments)  # once more, now that there is a checkpoint to compare their shapes with
         secret.create_if_absent(settings.home)
         _serve(settings, models, deployments, stack)

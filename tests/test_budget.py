@@ -87,14 +87,17 @@ def test_kv_is_what_vllms_specs_compute(model: Model, profile: Profile, tokens: 
 
 
 def test_kv_of_gpt_oss_is_as_published() -> None:
-    """36 and 24 KiB a token; 293 MiB of sliding layers at 8,192 batched tokens, about 580 when planning ahead."""
+    """36 and 24 KiB a token; 293 MiB of sliding layers at 8,192 batched tokens, about 580 when planning ahead, which none does
+    that guesses by repetition."""
     alone, ahead = changed(tensor=1, async_scheduling=False), changed(tensor=1)
+    guessing = changed(tensor=1, speculation={"method": "ngram"})
     attention = attention_of(BIG)
 
     assert kv.bytes_per_token(attention, alone) == 36 * 1024
     assert kv.bytes_per_token(attention_of(catalog.find("gpt-oss-20b")), alone) == 24 * 1024
     assert kv.sliding_bytes(attention, alone, 131_072) / 2**20 == pytest.approx(293, abs=1)
     assert kv.sliding_bytes(attention, ahead, 131_072) / 2**20 == pytest.approx(580, abs=2)
+    assert kv.sliding_bytes(attention, guessing, 131_072) == kv.sliding_bytes(attention, alone, 131_072)
 
 
 def test_eight_bits_and_the_hosts_memory_hold_more() -> None:
@@ -220,6 +223,7 @@ REFUSED = {
     "latent": (catalog.find("deepseek-v3.1"), changed(PLAIN, kv_cache_dtype="fp8", gpu="h200", tensor=8), r"latent.*fp8_ds_mla"),
     "hosts": (BIG, changed(kv_offloading_gib=64, data=8), r"over 2 nodes keeps no KV.*shared_offload_region"),
     "lmcache": (BIG, changed(kv_offloading_gib=64, kv_offloading_backend="lmcache"), r"hybrid KV manager.*18 sliding.*supports_hma"),
+    "no host": (BIG, changed(kv_offloading_backend="lmcache"), r"with lmcache, and none of it: set `kv_offloading_gib`"),
     "no draft": (catalog.find("qwen3-32b"), changed(PLAIN, speculation={"method": "eagle3"}), r"no draft model.*ngram"),
     "draft": (BIG, changed(speculation={"method": "eagle3"}, pipeline=2), r"reads three of its layers.*aux_hidden_states"),
     "gpu": (BIG, changed(gpu="abacus"), "no GPU called 'abacus'; known are h100, h200"),

@@ -48,7 +48,7 @@ def bytes_per_token(attention: Attention, profile: Profile) -> int:
 
 def tokens_in_flight(profile: Profile) -> int:
     """Tokens scheduled and not yet settled: one batch per stage, and one more when the next is planned early."""
-    batches = profile.pipeline + (1 if profile.async_scheduling else 0)
+    batches = profile.pipeline + (1 if profile.plans_ahead else 0)
     return batches * profile.max_num_batched_tokens
 
 

@@ -271,12 +271,13 @@ class Profile(_Shape):
     prefix_caching: bool = True
     """Keep the KV of finished requests for the next one with the same prefix; prefix routing is useless without."""
     async_scheduling: bool = True
-    """Plan the next step while one runs, vLLM's default; doubles the tokens in flight, and so sliding layers' KV."""
+    """Plan the next step while one runs, vLLM's default; doubles the tokens in flight, and so sliding layers' KV. Off with
+    `speculation: {method: ngram}`, whose guesses need the step before."""
     moe_backend: MoeBackend = "auto"
     """The kernel of the routed experts; `auto` is vLLM's choice."""
     kv_cache_dtype: KvDtype = "auto"
     """`fp8` halves the KV of layers that see everything; sliding layers, which keep little, stay as they are."""
-    kv_offloading_gib: Annotated[float, Field(gt=0)] | None = None
+    kv_offloading_gib: HostGib | None = None
     """GiB of the host's memory for each data rank's KV that no longer fits its GPUs; None for none."""
     kv_offloading_backend: KvOffloading = "native"
     """What keeps it there."""
@@ -313,6 +314,12 @@ class Profile(_Shape):
     def pod_gpus(self) -> int:
         """GPUs one pod asks for."""
         return min(self.gpus_per_engine, self.gpus_per_node)
+
+    @property
+    def plans_ahead(self) -> bool:
+        """Whether the next step is planned while one runs; with guesses from repetitions vLLM does not start so (0.32, config/vllm.py)."""
+        guesses = self.speculation is not None and self.speculation.method == "ngram"
+        return self.async_scheduling and not guesses
 
     @property
     def host_kv_gib(self) -> float:

@@ -47,7 +47,7 @@ def _scheduling(profile: Profile) -> list[str]:
         *("--max-num-seqs", str(profile.max_num_seqs)),
         *("--max-num-batched-tokens", str(profile.max_num_batched_tokens)),
         *("--stream-interval", str(profile.stream_interval)),
-        "--async-scheduling" if profile.async_scheduling else "--no-async-scheduling",
+        "--async-scheduling" if profile.plans_ahead else "--no-async-scheduling",
     ]
 
 

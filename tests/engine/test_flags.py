@@ -272,12 +272,13 @@ def test_a_draft_model_passes_vllms_configuration(name: str, tmp_path: Path) -> 
 
 
 def test_guessing_by_repetition_needs_no_draft(tmp_path: Path) -> None:
-    """The same setting on a CPU and on GPUs: vLLM's n-gram proposer."""
+    """The same setting on a CPU and on GPUs: vLLM's n-gram proposer, beside which no step is planned ahead."""
     for name, more in (("smollm2-135m-instruct", {}), ("gpt-oss-120b", {"profile": "balanced", "gpu": "h100"})):
+        model = catalog.find(name)
         wanted = ModelSettings.model_validate({"name": name, "speculation": {"method": "ngram", "tokens": 2}} | more)
-        spec = engine_spec(catalog.find(name), wanted, tmp_path, Settings(home=tmp_path), Path("secret"))
-        said = parsed(command.arguments(spec, 8000)[4:]).speculative_config
-        assert (said["method"], said["num_speculative_tokens"], spec.draft) == ("ngram", 2, None)
+        spec = engine_spec(model, wanted, tmp_path, Settings(home=tmp_path), Path("secret"))
+        said = configured(model, spec, tmp_path).speculative_config
+        assert (said.method, said.num_speculative_tokens, spec.draft) == ("ngram", 2, None)
 
 
 def test_experts_of_a_dense_model_are_vllms_refusal_too(tmp_path: Path) -> None:
