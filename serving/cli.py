@@ -235,15 +235,24 @@ def models_budget(
     name: str,
     gpu: Annotated[str | None, typer.Option(help="GPU type, e.g. h100; else the first profile's.")] = None,
     profile: Annotated[str | None, typer.Option(help="Profile, e.g. balanced; else the first for that GPU.")] = None,
-    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs per node.")] = 8,
+    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="GPUs per node; else the setting's.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
 ) -> None:
-    """Compute a model's memory and KV cache on its GPUs before anything starts; refuse what cannot work."""
-    from serving.budget import refuse, text
+    """Compute a model's memory and KV cache on its GPUs before anything starts; refuse what cannot work.
+
+    Without --profile and --gpu it is the engine that the settings ask for, where they serve this model on GPUs.
+    """
+    from serving.budget import placed, refuse, text, with_room
 
     model = _find(context, name)
-    chosen = model.profile(profile, gpu)
-    refuse(model, chosen, gpus_per_node)
+    entry = None if profile or gpu else next((it for it in context.obj.models if it.name == name), None)
+    node_gpus = gpus_per_node or context.obj.engine.gpus_per_node
+    chosen = placed(model, entry, gpus_per_node=node_gpus) if entry else None
+    if entry and chosen:
+        model = with_room(model, entry)
+    else:
+        chosen = model.profile(profile, gpu)
+    refuse(model, chosen, node_gpus)
     print(text.as_json(model, chosen) if as_json else text.page(model, chosen))
 
 

@@ -34,11 +34,12 @@ def test_an_own_mounted_model_is_one_of_them(tmp_path: Path) -> None:
     )
     own["checksums"] = {"config.json": hashlib.sha256(b"{}").hexdigest()}
     settings = tmp_path / "settings.yaml"
-    settings.write_text(yaml.safe_dump({"own_models": [own]}))
+    served = {"name": "mine", "profile": "balanced", "kv_offloading_gib": 64}
+    settings.write_text(yaml.safe_dump({"own_models": [own], "models": [served]}))
 
     (listed,) = [row for row in models(settings, "list").splitlines() if row.startswith("mine ")]
     assert "on this machine; balanced on 1 × h100" in listed
     assert json.loads(models(settings, "show", "mine"))["base"] == "gpt-oss-20b"
-    assert json.loads(models(settings, "budget", "mine", "--json"))["budget"]["model"] == "mine"
+    assert json.loads(models(settings, "budget", "mine", "--json"))["budget"]["host_kv_gib"] == 64, "as it is served"
     assert models(settings, "fetch", "mine").strip() == str(folder)
     assert "matches" in models(settings, "verify", "mine")
