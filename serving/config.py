@@ -17,7 +17,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from serving import secret
-from serving.catalog import Knee, KvDtype, KvOffloading, LoraLimits, Model, MoeBackend, Speculation, Speed
+from serving.catalog import HostGib, Knee, KvDtype, KvOffloading, LoraLimits, Model, MoeBackend, Speculation, Speed
 from serving.errors import Refusal
 
 ENV_PREFIX = "SERVING_"
@@ -357,6 +357,8 @@ class GatewaySettings(_Group):
     def _prompts_have_takers(self) -> Self:
         if self.prefill_engines and (self.directories or not self.engines):
             raise ValueError("prefill_engines need engines by address, and no directories: a cell's have no connector")
+        if both := set(self.prefill_engines) & set(self.engines):
+            raise ValueError(f"{min(both)} is in prefill_engines and in engines: one hands KV over, the other takes it")
         return self
 
     @model_validator(mode="after")
@@ -451,7 +453,7 @@ class ModelSettings(_Group):
     """The kernel of the routed experts (`serving accept` compares them on your GPUs); unset, the profile's."""
     kv_cache_dtype: KvDtype | None = None
     """`fp8` keeps the KV of layers that see everything in 8 bits, for long contexts; unset, the profile's."""
-    kv_offloading_gib: Annotated[float, Field(gt=0)] | None = None
+    kv_offloading_gib: HostGib | None = None
     """GiB of the host's memory for each data rank's KV that no longer fits its GPUs; unset, the profile's, or none."""
     kv_offloading_backend: KvOffloading | None = None
     """What keeps it there: vLLM itself, or LMCache, in an image and beside a server of your own; unset, the profile's."""

@@ -55,6 +55,10 @@ def test_a_home_that_is_no_folder_is_refused(tmp_path: Path) -> None:
         ({"SERVING_GATEWAY__ALIASES": "{gpt-4o:"}, "SERVING_GATEWAY__ALIASES"),
         ({"SERVING_GATEWAY": "8080"}, "gateway"),
         ({"SERVING_GATEWAY__PREFILL_ENGINES": '["http://127.0.0.1:9"]'}, "prefill_engines need engines by address"),
+        (
+            {"SERVING_GATEWAY__PREFILL_ENGINES": '["http://e"]', "SERVING_GATEWAY__ENGINES": '["http://e"]'},
+            "http://e is in prefill_engines and in engines",
+        ),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(tmp_path: Path, environment: dict[str, str], word: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from serving.budget.memory import gpu_of
-from serving.budget.refusals import refuse, refuse_on_cpu, refuse_room
+from serving.budget.refusals import refuse, refuse_features, refuse_on_cpu, refuse_room
 from serving.catalog import Model, Profile
 from serving.config import ModelSettings
 from serving.errors import Refusal
@@ -16,8 +16,6 @@ from serving.errors import Refusal
 CPU = "cpu"
 #: The knobs turn this where no profile is chosen; only its ranks mean anything on a CPU.
 _ON_CPU = Profile(name=CPU, gpu="none", reason="No GPU.", source="vLLM's own defaults")
-
-
 #: Engine features of a profile that an entry may say otherwise, each by the same name.
 FEATURES = ("moe_backend", "kv_cache_dtype", "kv_offloading_gib", "kv_offloading_backend", "speculation")
 
@@ -54,7 +52,9 @@ def placed(
     if entry.adapters and not chosen.lora:
         raise Refusal(f"{model.name} is given adapters and no room for them: set its `lora`, or take none.")
     limited = with_room(model, entry)
-    if model.architecture is not None and on_cpu:
+    if model.architecture is None:
+        refuse_features(limited, chosen, on_cpu)
+    elif on_cpu:
         refuse_on_cpu(limited, chosen)
     if chosen.lora and limited.lora:
         refuse_room(model, limited.lora, chosen.api_servers or api_servers, 1 if on_cpu else chosen.nodes)

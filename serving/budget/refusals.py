@@ -9,8 +9,9 @@ from __future__ import annotations
 from serving.budget import kv
 from serving.budget.memory import architecture_of, budget, context_of
 from serving.budget.weights import GIB
-from serving.catalog import Architecture, Format, LoraLimits, Model, MoeBackend, Profile, draft_of
+from serving.catalog import Architecture, Format, LoraLimits, Model, MoeBackend, Profile, Speculation, draft_of
 from serving.errors import Refusal
+from serving.wire import Task
 
 #: Kernels that vLLM 0.32 has for experts of each format on Hopper (fused_moe/oracle: mxfp4.py, fp8.py, unquantized.py).
 KERNELS: dict[Format, frozenset[MoeBackend]] = {
@@ -47,8 +48,8 @@ def refuse(model: Model, profile: Profile, gpus_per_node: int = 8, prefix_routin
             f"Profile {profile.name} promises {profile.context_tokens} tokens and {model.name} was trained for"
             f" {model.context_tokens} (vLLM 0.32, config/model.py: max_model_len)."
         )
-    _refuse_hosts_memory(model, architecture, profile)
-    _refuse_guesses(model, architecture, profile)
+    refuse_features(model, profile, on_cpu=False)
+    _refuse_other_caches(model, architecture, profile)
     _refuse_little_memory(model, architecture, profile)
 
 
@@ -59,24 +60,56 @@ def refuse_on_cpu(model: Model, profile: Profile) -> None:
             f"{model.name} is meant for GPUs, and its profile is {profile.name}: name one of its own, of which the first is"
             f" {model.profiles[0].name} on {model.profiles[0].gpu} (deploy/README.md, Profiles)."
         )
-    if profile.moe_backend != "auto":
-        raise Refusal(
-            f"{model.name} runs on a CPU, where vLLM has one kernel for experts: leave `moe_backend` unset"
-            " (vLLM 0.32, fused_moe/oracle)."
-        )
-    if profile.kv_cache_dtype != "auto" or profile.kv_offloading_gib:
-        raise Refusal(
-            f"{model.name} runs on a CPU, whose KV cache is in the host's memory already: leave `kv_cache_dtype` and"
-            " `kv_offloading_gib` unset (vLLM 0.32, v1/kv_offload/cpu/spec.py refuses the second too)."
-        )
     architecture = architecture_of(model)
     _refuse_uneven_heads(model, architecture, profile)
     _refuse_experts_of_a_dense_model(model, architecture, profile)
-    _refuse_guesses(model, architecture, profile)
+    refuse_features(model, profile, on_cpu=True)
     if profile.lora and architecture.experts is not None:
         raise Refusal(
             f"Adapters on {model.name} crash its engine on a CPU at the first request, with an adapter or without: its experts then need"
             " Triton (seen with vLLM 0.32's CPU build)."
+        )
+
+
+def refuse_features(model: Model, profile: Profile, on_cpu: bool) -> None:
+    """Raise Refusal for a kernel, a KV cache or guesses that cannot work whatever shape `model` has."""
+    if on_cpu and profile.moe_backend != "auto":
+        raise Refusal(
+            f"{model.name} runs on a CPU, where vLLM has one kernel for experts: leave `moe_backend` unset"
+            " (vLLM 0.32, fused_moe/oracle)."
+        )
+    if on_cpu and (profile.kv_cache_dtype != "auto" or profile.kv_offloading_gib):
+        raise Refusal(
+            f"{model.name} runs on a CPU, whose KV cache is in the host's memory already: leave `kv_cache_dtype` and"
+            " `kv_offloading_gib` unset (vLLM 0.32, v1/kv_offload/cpu/spec.py refuses the second too)."
+        )
+    if profile.kv_offloading_backend != "native" and not profile.kv_offloading_gib:
+        raise Refusal(
+            f"{model.name} is to keep KV on its hosts with {profile.kv_offloading_backend}, and none of it: set"
+            " `kv_offloading_gib`, or leave `kv_offloading_backend` unset (vLLM 0.32, config/cache.py)."
+        )
+    if profile.kv_offloading_gib and profile.nodes > 1:
+        raise Refusal(
+            f"An engine of {model.name} over {profile.nodes} nodes keeps no KV on its hosts: each would hold a file for all"
+            " ranks (vLLM 0.32, v1/kv_offload/cpu/shared_offload_region.py)."
+        )
+    if profile.speculation:
+        _refuse_guesses(model, profile, profile.speculation)
+
+
+def _refuse_guesses(model: Model, profile: Profile, speculation: Speculation) -> None:
+    if model.task is not Task.GENERATE:
+        raise Refusal(f"{model.name} generates no tokens, so none can be guessed: leave `speculation` unset.")
+    if speculation.method != "eagle3":
+        return
+    if draft_of(model) is None:
+        raise Refusal(
+            f"The catalogue has no draft model for {model.name}: take `speculation: {{method: ngram}}`, or leave it unset."
+        )
+    if profile.pipeline > 1:
+        raise Refusal(
+            f"The draft of {model.name} reads three of its layers, which {profile.pipeline} pipeline stages would hold apart:"
+            " leave `speculation` or `pipeline` unset (vLLM 0.32, models/gpt_oss.py: aux_hidden_states)."
         )
 
 
@@ -176,42 +209,17 @@ def _refuse_broken_adapters(model: Model, architecture: Architecture, profile: P
         )
 
 
-def _refuse_hosts_memory(model: Model, architecture: Architecture, profile: Profile) -> None:
+def _refuse_other_caches(model: Model, architecture: Architecture, profile: Profile) -> None:
     attention = architecture.attention
     if profile.kv_cache_dtype == "fp8" and attention and attention.latent_dim is not None:
         raise Refusal(
             f"The cache of {model.name} is a latent, whose 8 bits are a format of their own that was not checked here: leave"
             " `kv_cache_dtype` unset (vLLM 0.32, config/cache.py: fp8_ds_mla)."
         )
-    if not profile.kv_offloading_gib:
-        return
-    if profile.nodes > 1:
-        raise Refusal(
-            f"An engine of {model.name} over {profile.nodes} nodes keeps no KV on its hosts: each would hold a file for all"
-            " ranks (vLLM 0.32, v1/kv_offload/cpu/shared_offload_region.py)."
-        )
     if profile.kv_offloading_backend == "lmcache" and attention and attention.sliding_layers:
         raise Refusal(
             f"LMCache turns vLLM's hybrid KV manager off, and {attention.sliding_layers} sliding layers of {model.name} would"
             " then keep every token: leave `kv_offloading_backend` unset (vLLM 0.32, config/vllm.py: supports_hma)."
-        )
-
-
-def _refuse_guesses(model: Model, architecture: Architecture, profile: Profile) -> None:
-    if profile.speculation is None:
-        return
-    if architecture.attention is None:
-        raise Refusal(f"{model.name} generates no tokens, so none can be guessed: leave `speculation` unset.")
-    if profile.speculation.method != "eagle3":
-        return
-    if draft_of(model) is None:
-        raise Refusal(
-            f"The catalogue has no draft model for {model.name}: take `speculation: {{method: ngram}}`, or leave it unset."
-        )
-    if profile.pipeline > 1:
-        raise Refusal(
-            f"The draft of {model.name} reads three of its layers, which {profile.pipeline} pipeline stages would hold apart:"
-            " leave `speculation` or `pipeline` unset (vLLM 0.32, models/gpt_oss.py: aux_hidden_states)."
         )
 
 

@@ -23,6 +23,8 @@ MoeBackend = Literal["auto", "marlin", "triton", "triton_unfused", "flashinfer_c
 KvDtype = Literal["auto", "fp8"]
 #: What keeps KV on the host: vLLM itself, or a server of LMCache's beside it (vLLM's `--kv-offloading-backend`).
 KvOffloading = Literal["native", "lmcache"]
+#: GiB of a host's memory, of which no host has more than 16 TiB.
+HostGib = Annotated[float, Field(gt=0, le=16_384)]
 #: As vLLM's `--dtype` spells it.
 Dtype = Literal["bfloat16", "float32"]
 

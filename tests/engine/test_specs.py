@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from serving import catalog
 from serving.catalog import Knee, Model, MountedSource, Profile
@@ -47,6 +48,29 @@ def test_a_model_whose_shape_is_not_said_is_served() -> None:
     on_gpus, on_cpu = made(OWN, profile="balanced", tensor=2), made(OWN, tensor=3)
     assert (on_gpus.gpus_per_node, on_gpus.gpu_type, on_gpus.parallel) == (2, "H100", Parallel(tensor=2))
     assert (on_cpu.gpus_per_node, on_cpu.gpu_type, on_cpu.parallel, on_cpu.flags) == (0, None, Parallel(tensor=3), ())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sentence"),
+    [
+        ({"moe_backend": "triton"}, "on a CPU, where vLLM has one kernel"),
+        ({"kv_offloading_gib": 4}, "in the host's memory already"),
+        ({"speculation": {"method": "eagle3"}}, "no draft model for own"),
+        ({"profile": "balanced", "speculation": {"method": "eagle3"}}, "no draft model for own"),
+        ({"profile": "balanced", "kv_offloading_gib": 4, "tensor": 16}, "over 2 nodes keeps no KV"),
+    ],
+)
+def test_what_no_shape_makes_work_is_refused_of_every_model(wanted: dict[str, object], sentence: str) -> None:
+    """Kernels, KV on the host and guesses: vLLM would fail at them minutes later, whatever is known of the model."""
+    with pytest.raises(Refusal, match=sentence):
+        made(OWN, **wanted)
+
+
+@pytest.mark.parametrize("gib", [0, -1, float("inf"), 1e300])
+def test_a_hosts_memory_is_a_hosts(gib: float) -> None:
+    """In GiB above 0, and no more than a host has."""
+    with pytest.raises(ValidationError, match="kv_offloading_gib"):
+        made(OWN, profile="balanced", kv_offloading_gib=gib)
 
 
 def test_a_kind_of_gpu_without_a_profile_is_refused() -> None:

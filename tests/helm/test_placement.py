@@ -42,6 +42,7 @@ KNOBS: list[Object] = [
     {"moe_backend": "triton", "lora": {"max_adapters": 1}},
     {"kv_cache_dtype": "fp8"},
     {"kv_offloading_gib": 64, "kv_offloading_backend": "lmcache"},
+    {"kv_offloading_backend": "lmcache"},
     {"kv_offloading_gib": 64, "data": 16},
     {"speculation": {"method": "eagle3"}},
     {"speculation": {"method": "eagle3"}, "pipeline": 2},
@@ -55,6 +56,7 @@ ON_CPU: list[Object] = [
     {"lora": {"max_adapters": 1}},
     {"moe_backend": "marlin"},
     {"kv_cache_dtype": "fp8"},
+    {"kv_offloading_backend": "lmcache"},
     {"speculation": {"method": "eagle3"}},
 ]
 #: GPUs of a node, HTTP front ends of an engine, and what is asked of every profile there.

@@ -25,6 +25,8 @@ here, with the words of serving/budget/refusals.py; the rest (adapters' files, a
 {{- printf "%s runs on a CPU, where vLLM has one kernel for experts: leave `moe_backend` unset." .name -}}
 {{- else if and .onCpu (or (ne .kvDtype "auto") .hostKvGib) -}}
 {{- printf "%s runs on a CPU, whose KV cache is in the host's memory already: leave `kv_cache_dtype` and `kv_offloading_gib` unset." .name -}}
+{{- else if and (ne .kvOffloading "native") (not .hostKvGib) -}}
+{{- printf "%s is to keep KV on its hosts with %s, and none of it: set `kv_offloading_gib`, or leave `kv_offloading_backend` unset." .name .kvOffloading -}}
 {{- else if and (hasKey .facts "experts") (not .facts.experts) (ne .moeBackend "auto") -}}
 {{- printf "%s has no experts and a kernel is named for them: leave `moe_backend` unset." .name -}}
 {{- else if and .kernels (ne .moeBackend "auto") (not (has .moeBackend .kernels)) -}}
