@@ -60,7 +60,7 @@ def test_a_model_whose_shape_is_not_said_is_served() -> None:
         ({"profile": "balanced", "kv_offloading_gib": 4, "tensor": 16}, "over 2 nodes keeps no KV"),
     ],
 )
-def test_what_no_shape_makes_work_is_refused_of_every_model(wanted: dict[str, object], sentence: str) -> None:
+def test_what_no_shape_makes_work_is_refused_of_every_model(wanted: dict[str, Any], sentence: str) -> None:
     """Kernels, KV on the host and guesses: vLLM would fail at them minutes later, whatever is known of the model."""
     with pytest.raises(Refusal, match=sentence):
         made(OWN, **wanted)
