@@ -358,7 +358,9 @@ class GatewaySettings(_Group):
         if self.prefill_engines and (self.directories or not self.engines):
             raise ValueError("prefill_engines need engines by address, and no directories: a cell's have no connector")
         if both := set(self.prefill_engines) & set(self.engines):
-            raise ValueError(f"{min(both)} is in prefill_engines and in engines: one hands KV over, the other takes it")
+            raise ValueError(
+                f"{min(both)} is in prefill_engines and in engines: one computes prompts, the other decodes"
+            )
         return self
 
     @model_validator(mode="after")
