@@ -17,7 +17,13 @@ from tests.monitoring.rules import groups, recorded
 
 QUERIES = every()
 #: Where each plane's figures are served here, and under which labels they are scraped.
-PATHS = {"/metrics": "gateway", "/directory/metrics": "directory", "/vllm": "vllm", "/ray": "ray", "/dcgm": "dcgm"}
+PATHS = {
+    "/metrics": ("gateway",),
+    "/directory/metrics": ("directory",),
+    "/vllm": ("vllm", "vllm_guessing"),
+    "/ray": ("ray",),
+    "/dcgm": ("dcgm",),
+}
 #: Labels that scraping adds, and those of series that the rules record.
 SCRAPED = {"namespace", "pod", "service", "job", "instance", "exported_namespace", "le", "release"}
 
@@ -30,7 +36,7 @@ def exporter() -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             scrapes[self.path] += 1
-            body = exposition(catalog().plane(PATHS[self.path]), scrapes[self.path]).encode()
+            body = "".join(exposition(catalog().plane(it), scrapes[self.path]) for it in PATHS[self.path]).encode()
             self.send_response(200)
             self.send_header("Content-Type", "text/plain; version=0.0.4")
             self.send_header("Content-Length", str(len(body)))
