@@ -113,7 +113,8 @@ async def test_a_token_opens_the_api_as_a_key_does(tmp_path: Path) -> None:
         assert (line["tenant"], line["key_id"], line["user_ref"]) == ("acme", OIDC, ref)
         assert issuer.asked <= 2
         (received,) = engine.received
-        said = json.dumps([received.headers, received.body])
+        # A digest may have any three letters from a to f in it.
+        said = json.dumps([received.headers, received.body | {"cache_salt": ""}])
         assert "ada" not in said and str(ref) not in said and issuer.url not in said
 
 
