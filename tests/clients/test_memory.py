@@ -5,16 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 
-from serving.gateway.identity.keyring import Keyring
-from serving.gateway.identity.registry import Registry
-from serving.gateway.stored.vault import Vault
 from tests.clients import environments
-from tests.gateway.api.test_responses import STORES, storing
+from tests.gateway.api.test_responses import storing, storing_at
 from tests.gateway.places import Place
 from tests.gateway.stored.speaking import Item, message, response, stream
 from tests.gateway.test_server import free_port, served
@@ -77,14 +73,7 @@ async def test_its_own_resources_work(tmp_path: Path) -> None:
 @pytest.mark.long  # PostgreSQL, and two processes
 async def test_they_work_with_two_gateways(place: Place) -> None:
     """What one process has, the other has: on SQLite and on PostgreSQL."""
-    settings = place.environment() | {"SERVING_STORE__VAULT_FILE": str(place.home / "vault.keys")}
-    settings["SERVING_STORE__PEPPER_FILE"] = str(place.home / "pepper")
-    with place.open() as store:
-        keyring = Keyring.open(store)
-        Vault.at(place.home, may_make=True)
-        registry = Registry(store, keyring, time.time)
-        registry.create_tenant("acme", STORES)
-        key = registry.create_key("acme")
+    settings, key = storing_at(place)
     first, second = free_port(), free_port()
     async with (
         ScriptedEngine() as engine,

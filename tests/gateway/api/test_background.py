@@ -15,13 +15,10 @@ from openai.types.responses import Response
 
 from serving.config import StoredSettings
 from serving.gateway.identity import people
-from serving.gateway.identity.keyring import Keyring
 from serving.gateway.identity.keys import id_of
-from serving.gateway.identity.registry import Registry
 from serving.gateway.nouns import Right
 from serving.gateway.policies import Policy
-from serving.gateway.stored.vault import Vault
-from tests.gateway.api.test_responses import STORES, client_of, storing
+from tests.gateway.api.test_responses import STORES, client_of, storing, storing_at
 from tests.gateway.places import Place
 from tests.gateway.stored.speaking import message, response, speaking, stream
 from tests.gateway.test_server import free_port, served
@@ -280,14 +277,7 @@ async def test_what_no_one_may_call_for_is_ended(tmp_path: Path, engine: Scripte
 @pytest.mark.long  # PostgreSQL's gateways give one another a minute
 async def test_a_killed_gateways_response_has_failed(place: Place, engine: ScriptedEngine) -> None:
     """Two processes: what the killed one ran is told to have failed by the other, and is not run again."""
-    settings = place.environment() | {"SERVING_STORE__VAULT_FILE": str(place.home / "vault.keys")}
-    settings["SERVING_STORE__PEPPER_FILE"] = str(place.home / "pepper")
-    with place.open() as store:
-        keyring = Keyring.open(store)
-        Vault.at(place.home, may_make=True)
-        registry = Registry(store, keyring, time.time)
-        registry.create_tenant("acme", STORES)
-        key = registry.create_key("acme")
+    settings, key = storing_at(place)
     engine.say(Script(is_mute=True))
     first, second = free_port(), free_port()
     asked = {"model": MODEL, "input": "x", "background": True}

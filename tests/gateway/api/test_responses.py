@@ -12,6 +12,8 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
+from serving.gateway.identity.keyring import Keyring
+from serving.gateway.identity.registry import Registry
 from serving.gateway.policies import Policy
 from serving.gateway.stored import items
 from serving.gateway.stored.conversations import Conversations
@@ -35,6 +37,18 @@ async def storing(home: Path, engine: ScriptedEngine, place: Place | None = None
     async with running_gateway(home, (engine.url,), place=place) as world:
         await world.bound(STORES)
         yield world
+
+
+def storing_at(place: Place) -> tuple[dict[str, str], str]:
+    """Settings of gateway processes at this place, and a key of a tenant that stores."""
+    settings = place.environment() | {"SERVING_STORE__VAULT_FILE": str(place.home / "vault.keys")}
+    settings["SERVING_STORE__PEPPER_FILE"] = str(place.home / "pepper")
+    with place.open() as store:
+        keyring = Keyring.open(store)
+        Vault.at(place.home, may_make=True)
+        registry = Registry(store, keyring, time.time)
+        registry.create_tenant("acme", STORES)
+        return settings, registry.create_key("acme")
 
 
 @pytest.mark.parametrize("stream", [False, True])
