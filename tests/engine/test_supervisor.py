@@ -140,6 +140,20 @@ def test_a_tree_is_an_orphan_only_when_its_owner_is_gone(supervised: Supervised)
         orphan.wait()
 
 
+def test_a_container_s_processes_are_no_orphans_outside_it() -> None:
+    """Its owner's id is one of the container's own numbering, and means another process here."""
+    as_root = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    line = ["unshare", *as_root, "--pid", "--fork", "--kill-child", "env", f"{processes.STACK_VARIABLE}=1:1:00000000"]
+    container = subprocess.Popen([*line, "sleep", "3600"])
+    try:
+        inside = until(lambda: [it for it in psutil.Process(container.pid).children() if it.name() == "sleep"])
+        assert not set(inside) & set(processes.orphans())
+        assert all(processes.is_alive(it) for it in inside)
+    finally:
+        container.kill()
+        container.wait()
+
+
 def test_an_owner_is_known_by_what_setting_the_clock_does_not_change() -> None:
     """A tree's name holds its owner's start in ticks since boot; what is no such name is nobody's to sweep."""
     assert processes.new_tree().startswith(f"{os.getpid()}:{start_of(os.getpid())}:")
