@@ -19,7 +19,7 @@ from tests.exposition import value
 from tests.long.company import Gateway
 from tests.long.nursery import Nursery
 from tests.long.pair import Engine
-from tests.stack.conftest import SMOLLM2
+from tests.stack.conftest import SMOLLM2, TINY
 from tests.stack.http import bearer, call
 from tests.stack.running import CACHE, free_port
 from tests.waiting import until
@@ -132,9 +132,10 @@ class Apart:
         return rows()
 
 
-@pytest.fixture(scope="module")
-def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apart]:
-    apart = Apart(tmp_path_factory.mktemp("apart"), SMOLLM2)
+@pytest.fixture(scope="module", params=[SMOLLM2, TINY])
+def apart(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apart]:
+    """Of a model whose layers all see everything, and of gpt-oss, whose sliding layers have KV blocks of their own."""
+    apart = Apart(tmp_path_factory.mktemp("apart"), request.param)
     with ExitStack() as opened:
         opened.callback(apart.nursery.close)
         for engine in (apart.prefill, apart.decode):
