@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from loadtest.scaling.model import replica_of
@@ -66,6 +67,13 @@ def held(runs: Sequence[Run], found: Sequence[Errors], mean: float = 0.07, ttft:
     assert max(map(abs, (*tpots, *requests, *few))) <= 0.25
 
 
+def as_printed(found: Sequence[Errors]) -> None:
+    """No further off than the numbers say of themselves, as plans print them."""
+    tpots, ttfts = [it.tpot for it in found], [it.ttft for it in found]
+    assert mean_error(tpots) <= MEASURED.tpot_error and max(map(abs, tpots)) <= MEASURED.worst_tpot_error
+    assert mean_error(ttfts) <= MEASURED.ttft_error and max(map(abs, ttfts)) <= MEASURED.worst_ttft_error
+
+
 def test_the_formula_meets_the_published_runs() -> None:
     """Every undisturbed run of InferenceX's within the bounds, its errors printed."""
     runs = rows()
@@ -75,8 +83,7 @@ def test_the_formula_meets_the_published_runs() -> None:
         print(f"{where:32} TTFT {it.ttft:+6.1%} TPOT {it.tpot:+6.1%} calls/s {it.requests:+6.1%}")
     assert len(runs) == 61
     held(runs, found)
-    assert mean_error([it.tpot for it in found]) <= MEASURED.tpot_error
-    assert max(abs(it.tpot) for it in found) <= MEASURED.worst_error
+    as_printed(found)
 
 
 def test_the_numbers_are_those_of_the_fit() -> None:
@@ -106,6 +113,8 @@ def test_what_is_left_out_is_met_as_well(kind: str) -> None:
         tried += group
         found += [errors(without, run) for run in group]
     held(tried, found)
+    if kind == "GPU and ranks":
+        as_printed(found)
 
 
 #: Of vllm issues 40838 (H200, TP=4; v0.17, whose slowdown the issue is about, with Marlin or not it does not say) and 30326
@@ -223,7 +232,7 @@ def test_a_refit_finds_the_engine_it_is_given() -> None:
         assert getattr(found, name) == pytest.approx(getattr(truth, name), rel=0.05)
     assert (found.source, found.vllm_version, found.kernel) == ("here", "0.32", "marlin")
     assert found.expert_tb_per_s == MEASURED.expert_tb_per_s
-    assert found.tpot_error <= found.worst_error < 0.03
+    assert found.tpot_error <= found.worst_tpot_error < 0.03 and found.ttft_error <= found.worst_ttft_error < 0.1
 
 
 def test_another_kernel_reads_experts_at_a_rate_of_its_own() -> None:
@@ -237,7 +246,7 @@ def test_what_was_measured_is_taken_by_plan_and_autoscaler(tmp_path: Path) -> No
     """The file is read back as it was written, plans with it are slower, and it is a model's `speed` in the settings."""
     slow = MEASURED.model_copy(update={"layer_us": 200.0, "source": "measured by serving accept on h200"})
     speed_file.write(tmp_path / "speed.yaml", slow)
-    assert speed_file.read(tmp_path / "speed.yaml") == slow
+    assert speed_file.read(tmp_path / "speed.yaml", BIG) == slow
     settings = ModelSettings.model_validate({"name": BIG.name, "speed": slow.model_dump()})
     profile = BIG.profile("balanced", "h100")
     assert estimate(BIG, profile, settings.speed).decode_tokens_per_s < estimate(BIG, profile).decode_tokens_per_s
@@ -245,12 +254,68 @@ def test_what_was_measured_is_taken_by_plan_and_autoscaler(tmp_path: Path) -> No
     assert found[0]["tpot_s"] < found[1]["tpot_s"] and found[1]["source"] == slow.source
 
 
+#: What no measurement comes to.
+NO_SPEEDS: list[dict[str, object]] = [
+    {"layer_us": math.inf},
+    {"layer_us": 0},
+    {"layer_us": -1},
+    {"kernel": "abacus"},
+]
+#: The model is not said.
+NAMELESS = str(MEASURED.model_dump(exclude={"model"}))
+
+
+def test_a_refit_names_its_model() -> None:
+    """That of the runs, whatever the numbers it began with were fitted to."""
+    runs = [msgspec.structs.replace(it, model=SMALL) for it in _six_runs(MEASURED)]
+    assert refit(runs, MEASURED, "here", "0.32", "marlin").model == SMALL.name
+
+
+def test_what_was_measured_of_another_model_is_refused(tmp_path: Path) -> None:
+    """A plan for 120b from the steps of 20b would order too few GPUs; the sentence names both."""
+    speed_file.write(tmp_path / "speed.yaml", MEASURED.model_copy(update={"model": SMALL.name}))
+    arguments = f"plan --model gpt-oss-120b --requests-per-s 1 --prompt-tokens 9 --output-tokens 9 --speed {tmp_path}/speed.yaml"
+    refused = CliRunner().invoke(app, arguments.split()).exception
+    assert isinstance(refused, Refusal) and "speed.yaml was measured of gpt-oss-20b, not of gpt-oss-120b" in str(
+        refused
+    )
+
+
+def test_a_fine_tune_takes_the_steps_of_its_base() -> None:
+    """Other weights under another name take as long; a base's name alone is no fine-tune of it."""
+    mine = catalog.fine_tune(BIG, "mine", BIG.source)
+    assert MEASURED.is_of(BIG) and MEASURED.is_of(mine)
+    assert not MEASURED.is_of(SMALL) and not MEASURED.model_copy(update={"model": "mine"}).is_of(BIG)
+
+
+def test_a_plan_with_another_kernel_is_of_engines_that_run_it(tmp_path: Path) -> None:
+    """It says what to set, writes it into the values, and leaves out profiles that cannot run it."""
+    speed_file.write(tmp_path / "speed.yaml", MEASURED.model_copy(update={"kernel": "triton"}))
+    speed, out = ["--speed", str(tmp_path / "speed.yaml")], tmp_path / "values.yaml"
+    said = "another kernel: its engines run triton with `moe_backend: triton`"
+
+    loop = plan(*speed)
+    fleet = plan(*speed, "--values-out", str(out), loop="--requests-per-s 9 --prompt-tokens 900 --output-tokens 90")
+
+    assert loop["engine"]["moe_backend"] == fleet["plan"]["moe_backend"] == "triton"
+    assert all(any(said in note for note in it["assumptions"]) for it in (loop, fleet))
+    assert yaml.safe_load(out.read_text())["models"][0]["moe_backend"] == "triton"
+    (adapters,) = (it for it in fleet["plan"]["options"] if it["profile"] == "lora")
+    assert adapters["replicas"] is None and "need the kernel marlin" in adapters["limit"]
+
+
+def test_a_plan_with_the_profiles_kernel_says_nothing_of_it(tmp_path: Path) -> None:
+    speed_file.write(tmp_path / "speed.yaml", MEASURED)
+    for found in (plan(), plan("--speed", str(tmp_path / "speed.yaml"))):
+        assert found["engine"]["moe_backend"] is None and "moe_backend" not in str(found["assumptions"])
+
+
 @pytest.mark.parametrize(
     "content",
-    ["", "layer_us: 1", "[", "\x00", *(str(MEASURED.model_dump() | {"layer_us": it}) for it in (math.inf, 0, -1))],
+    ["", "layer_us: 1", "[", "\x00", NAMELESS, *(str(MEASURED.model_dump() | it) for it in NO_SPEEDS)],
 )
 def test_what_is_no_speed_file_is_one_sentence(tmp_path: Path, content: str) -> None:
-    """Nothing, too little, no YAML, and numbers that no step can have."""
+    """Nothing, too little, no YAML, of no model, numbers that no step can have, and a kernel that is none."""
     (tmp_path / "speed.yaml").write_text(content.replace("inf,", ".inf,"))
     arguments = f"plan --model gpt-oss-120b --requests-per-s 1 --prompt-tokens 9 --output-tokens 9 --speed {tmp_path}/speed.yaml"
     refused = CliRunner().invoke(app, arguments.split()).exception

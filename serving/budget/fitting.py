@@ -14,7 +14,7 @@ from functools import partial
 import msgspec
 
 from serving.budget.speed import ROUNDS, ClosedLoop, closed_loop, engine_speed
-from serving.catalog import Model, Profile, Speed
+from serving.catalog import Model, MoeBackend, Profile, Speed
 
 #: Refitted to an installation's own runs.
 THREE = ("layer_us", "token_us", "first_token_ms")
@@ -103,17 +103,19 @@ def mean_error(values: Sequence[float]) -> float:
     return sum(map(abs, values)) / len(values)
 
 
-def refit(runs: Sequence[Run], start: Speed, source: str, vllm_version: str, kernel: str) -> Speed:
-    """`start` refitted to an installation's own runs with that kernel, and how far off it then is on them."""
+def refit(runs: Sequence[Run], start: Speed, source: str, vllm_version: str, kernel: MoeBackend) -> Speed:
+    """`start` refitted to an installation's own runs of one model with that kernel, and how far off it then is on them."""
     found = fit(runs, start, THREE if kernel == start.kernel else FOUR)
     off = [errors(found, run) for run in runs]
     return found.model_copy(
         update={
+            "model": runs[0].model.name,
             "source": source,
             "kernel": kernel,
             "vllm_version": vllm_version,
             "ttft_error": round(mean_error([it.ttft for it in off]), 3),
             "tpot_error": round(mean_error([it.tpot for it in off]), 3),
-            "worst_error": round(max(abs(it.tpot) for it in off), 3),
+            "worst_ttft_error": round(max(abs(it.ttft) for it in off), 3),
+            "worst_tpot_error": round(max(abs(it.tpot) for it in off), 3),
         }
     )

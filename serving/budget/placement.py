@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from serving.budget.memory import gpu_of
-from serving.budget.refusals import refuse, refuse_features, refuse_on_cpu, refuse_room
+from serving.budget.refusals import refuse, refuse_features, refuse_on_cpu, refuse_room, refuse_speed
 from serving.catalog import Model, Profile
 from serving.config import ModelSettings
 from serving.errors import Refusal
@@ -61,6 +61,8 @@ def placed(
     if on_cpu:
         return None
     gpu_of(chosen)
+    if entry.speed:
+        refuse_speed(model, chosen, entry.speed)
     if model.architecture is not None:
         refuse(limited, chosen, gpus_per_node)
     return chosen

@@ -9,7 +9,7 @@ from __future__ import annotations
 from serving.budget import kv
 from serving.budget.memory import architecture_of, budget, context_of
 from serving.budget.weights import GIB
-from serving.catalog import Architecture, Format, LoraLimits, Model, MoeBackend, Profile, Speculation, draft_of
+from serving.catalog import Architecture, Format, LoraLimits, Model, MoeBackend, Profile, Speculation, Speed, draft_of
 from serving.errors import Refusal
 from serving.wire import Task
 
@@ -131,6 +131,23 @@ def refuse_room(model: Model, wanted: LoraLimits, api_servers: int, nodes: int) 
         raise Refusal(
             f"An engine of {model.name} over {nodes} nodes loads no adapters: each node's workers would read them from"
             " where only the first has them (vLLM 0.32, lora/worker_manager.py)."
+        )
+
+
+def refuse_speed(model: Model, profile: Profile, speed: Speed) -> None:
+    """Raise Refusal when `speed` was measured of another model, or of a kernel that engines of `profile` do not run.
+
+    Which kernel `auto` comes to is vLLM's choice and not known here: the operator's word is taken.
+    """
+    if not speed.is_of(model):
+        raise Refusal(
+            f"The `speed` of {model.name} was measured of {speed.model}, which is neither that model nor its `base`: measure it"
+            " (`serving accept --speed-out`), or leave `speed` unset."
+        )
+    if profile.moe_backend not in ("auto", speed.kernel):
+        raise Refusal(
+            f"The `speed` of {model.name} was measured with the kernel {speed.kernel} and its engines run {profile.moe_backend}:"
+            f" set `moe_backend: {speed.kernel}`, or leave `speed` unset."
         )
 
 

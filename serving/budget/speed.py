@@ -31,6 +31,7 @@ from serving.catalog import Architecture, Model, Profile, Speed
 
 #: Fitted on 2026-03-27's runs of vLLM 0.18 with Marlin; errors are those of groups (GPU and ranks) kept out of the fit.
 MEASURED = Speed(
+    model="gpt-oss-120b",
     layer_us=86.3,
     expert_tb_per_s=4.07,
     token_us=6.95,
@@ -40,19 +41,21 @@ MEASURED = Speed(
     kernel="marlin",
     vllm_version="0.18.0",
     source="fitted to InferenceX (SemiAnalysis) gpt-oss-120b on H100 and H200 SXM, 2026-03-27",
-    ttft_error=0.06,
+    ttft_error=0.07,
     tpot_error=0.03,
-    worst_error=0.1,
+    worst_ttft_error=0.25,
+    worst_tpot_error=0.1,
 )
 #: Models without MXFP4 experts: their kernels were not measured. Their arithmetic is assumed to reach 0.4 of 989 TFLOP/s.
 ASSUMED = MEASURED.model_copy(
     update={
         "token_us": 5.05,
-        "kernel": "vLLM's default",
+        "kernel": "auto",
         "source": "assumed: gpt-oss's measured overheads, arithmetic at 0.4 of the data sheet",
         "ttft_error": 0.25,
         "tpot_error": 0.25,
-        "worst_error": 0.25,
+        "worst_ttft_error": 0.25,
+        "worst_tpot_error": 0.25,
     }
 )
 #: 10^12 FLOP a second of attention over long prompts on each GPU; assumed, half of the data sheet. It puts GPUStack's

@@ -36,7 +36,7 @@ def page(model: Model, profile: Profile) -> str:
         f"  sliding    {memory.sliding_kv_bytes / 2**20:.0f} MiB of each GPU for one such request",
         f"  requests   {memory.requests_8k} of 8k tokens, or {memory.requests_128k} of 128k; {memory.batch_limit}"
         " run at once at most",
-        f"Its knee (computed; {fitted.kernel}, vLLM {fitted.vllm_version}, {fitted.source}; a measured one belongs in the settings):",
+        f"Its knee (computed; kernel {fitted.kernel}, vLLM {fitted.vllm_version}, {fitted.source}; a measured one belongs in the settings):",
         f"  requests   {knee.running_requests} running",
         f"  prefill    {knee.prefill_tokens_per_s:,.0f} tokens/s",
         f"  decode     {knee.decode_tokens_per_s:,.0f} tokens/s at that many requests",

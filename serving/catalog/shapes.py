@@ -206,6 +206,8 @@ class Knee(_Shape):
 class Speed(_Shape):
     """What the steps of one engine are made of. Fitted to measured runs; `serving.budget.speed` says how they add up."""
 
+    model: str
+    """The model that was measured; taken for that one, and for fine-tunes whose `base` it is."""
     layer_us: Annotated[float, Field(gt=0)]
     """Microseconds of each layer in every step, whatever is in it: launches, attention, communication."""
     expert_tb_per_s: Annotated[float, Field(gt=0)]
@@ -218,8 +220,8 @@ class Speed(_Shape):
     """Nanoseconds of each layer in a step for each running request, besides its token and its KV."""
     first_token_ms: Annotated[float, Field(ge=0)]
     """Milliseconds of every call besides steps: HTTP, tokenising, scheduling."""
-    kernel: str
-    """The kernel of its experts, or of its layers."""
+    kernel: MoeBackend
+    """The kernel of its experts, as `moe_backend` spells it; `auto` where vLLM chose, and for models without experts."""
     vllm_version: str
     """The version of vLLM that was measured."""
     source: str
@@ -228,8 +230,14 @@ class Speed(_Shape):
     """Mean absolute error of TTFT, as a share: on runs kept out of the fit, or on all where there are too few."""
     tpot_error: Annotated[float, Field(ge=0)]
     """The same of TPOT."""
-    worst_error: Annotated[float, Field(ge=0)]
-    """The largest error of TPOT in any of those runs: the ranges that are printed."""
+    worst_ttft_error: Annotated[float, Field(ge=0)]
+    """The largest error of TTFT in any of those runs; with that of TPOT, the ranges that are printed."""
+    worst_tpot_error: Annotated[float, Field(ge=0)]
+    """The same of TPOT."""
+
+    def is_of(self, model: Model) -> bool:
+        """Whether it says how fast `model` is: a fine-tune takes the steps of its base, whatever its weights are."""
+        return self.model in (model.name, model.base)
 
 
 class Speculation(_Shape):

@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import get_args
 
 import aiohttp
 import msgspec
@@ -71,7 +70,7 @@ class Choices(msgspec.Struct, frozen=True):
     speed_out: Path | None = None
     #: The version of vLLM that serves it, and the kernel of its experts where it is not its profile's, for that file.
     vllm_version: str = "unknown"
-    kernel: str | None = None
+    kernel: MoeBackend | None = None
     #: What was measured with other kernels, to say which profile should name which.
     other_kernels: tuple[Speed, ...] = ()
     verify_tls: bool = True
@@ -239,7 +238,7 @@ def kv(subject: Subject, file: Path | None) -> tuple[Kv | None, Check]:
 
 
 async def speed(
-    target: Target, subject: Subject, seconds: float, vllm_version: str, kernel: str | None = None
+    target: Target, subject: Subject, seconds: float, vllm_version: str, kernel: MoeBackend | None = None
 ) -> Speed:
     """The planner's formula, refitted to six closed loops: three numbers, or four where `kernel` is not the published runs'.
 
@@ -251,9 +250,8 @@ async def speed(
         outcomes = await measure.closed_loop(target, subject.name, concurrency, words, SPEED_OUTPUT_TOKENS, seconds)
         runs.append(_run_of(model, profile, concurrency, outcomes))
     start = fitted_for(architecture_of(model))
-    named = profile.moe_backend if start.kernel in get_args(MoeBackend) else start.kernel
     source = f"measured by serving accept on {profile.gpu}"
-    return fitting.refit(runs, start, source, vllm_version, kernel or named)
+    return fitting.refit(runs, start, source, vllm_version, kernel or profile.moe_backend)
 
 
 def described(subject: Subject) -> tuple[Model, Profile]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,6 +26,7 @@ from serving.operate.plan import LatencyTarget
 from serving.operate.traffic import Traffic
 
 if TYPE_CHECKING:
+    from serving.catalog import Speed
     from serving.operate.accept import Choices
     from serving.operate.findings import Report, Subject
 
@@ -130,24 +131,23 @@ def run_plan(
     as_json: AsJson = False,
 ) -> None:
     """Plan profile, engines and GPUs for a traffic and an SLO, with the arithmetic. Computed, never measured; needs no cluster."""
-    fitted = speed_file.read(speed) if speed else None
+    planned = catalog.find(model)
+    fitted = speed_file.read(speed, planned) if speed else None
     if concurrency is not None:
         if prompt_tokens is None or output_tokens is None:
             raise Refusal("--concurrency plans one engine: give it --prompt-tokens and --output-tokens.")
         if useless := [it for it in _OF_FLEETS if _is_given(context, it)]:
             names = ", ".join(f"--{it.replace('_', '-')}" for it in useless)
             raise Refusal(f"--concurrency plans one engine in a closed loop, which takes no {names}.")
-        chosen = catalog.find(model).profile(profile, gpu).override(tensor)
-        loop = planning.one_engine(catalog.find(model), chosen, concurrency, prompt_tokens, output_tokens, fitted)
+        chosen = planned.profile(profile, gpu).override(tensor)
+        loop = planning.one_engine(planned, chosen, concurrency, prompt_tokens, output_tokens, fitted)
         print(plan_text.engine_as_json(loop) if as_json else plan_text.engine_page(loop))
         return
     if tensor is not None:
         raise Refusal("--tensor goes with --concurrency: a fleet is planned from profiles.")
     source = traffic.read_trace(trace) if trace else None
     expected = _traffic(source, requests_per_s, prompt_tokens, output_tokens, prefix_share, peak_ratio)
-    made = planning.plan(
-        catalog.find(model), expected, LatencyTarget(ttft_s, itl_ms / 1e3), gpu, profile, gpus_per_node, fitted
-    )
+    made = planning.plan(planned, expected, LatencyTarget(ttft_s, itl_ms / 1e3), gpu, profile, gpus_per_node, fitted)
     if values_out:
         try:
             values_out.write_text(plan_text.values(made))
@@ -272,7 +272,7 @@ def run_accept(
         str, typer.Option(help="The version of vLLM that serves it, for that file.")
     ] = VLLM_VERSION,
     moe_backend: Annotated[
-        str | None, typer.Option(help="The kernel that its engine runs, for that file; else its profile's.")
+        MoeBackend | None, typer.Option(help="The kernel that its engine runs, for that file; else its profile's.")
     ] = None,
     compare_speed: Annotated[
         list[Path] | None,
@@ -296,13 +296,12 @@ def run_accept(
         raise Refusal("--disrupt deletes pods: name their --namespace.")
     if compare_speed and speed_out is None:
         raise Refusal("--compare-speed compares with what is measured now: name a file for that with --speed-out.")
-    if moe_backend not in (None, *get_args(MoeBackend)):
-        raise Refusal(f"--moe-backend takes {', '.join(get_args(MoeBackend))}, not '{moe_backend}'.")
-    others = tuple(speed_file.read(it) for it in compare_speed or ())
     bounds = Bounds(_numbers(concurrency), seconds_per_step, prompt_words, output_tokens, recovery_s)
     subjects = tuple(_subject(it, gpu) for it in model)
+    others: tuple[Speed, ...] = ()
     if speed_out:
-        described(subjects[0])
+        measured, _ = described(subjects[0])
+        others = tuple(speed_file.read(it, measured) for it in compare_speed or ())
         speed_file.prepare(speed_out)
     key = _key(key_file)
     cluster = connect(kubeconfig, context, namespace) if namespace else None

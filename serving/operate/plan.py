@@ -20,7 +20,7 @@ from serving.budget import budget, estimate, kv, refuse
 from serving.budget.memory import architecture_of, context_of
 from serving.budget.speed import STEPS_BEFORE, ClosedLoop, EngineSpeed, closed_loop, engine_speed
 from serving.budget.weights import GIB
-from serving.catalog import GPUS, Knee, Model, Profile, Speed
+from serving.catalog import GPUS, Knee, Model, MoeBackend, Profile, Speed
 from serving.errors import Refusal
 from serving.operate.traffic import Traffic
 
@@ -82,7 +82,7 @@ class Option(msgspec.Struct, frozen=True):
     gpus_per_engine: int
     #: None where no number of engines meets the target.
     replicas: int | None
-    #: The same if every time is as far off as the worst of the measured runs, in either direction.
+    #: The same if steps and first tokens are as far off as the worst of the measured runs, in either direction.
     replicas_low: int | None = None
     replicas_high: int | None = None
     load: Load | None = None
@@ -115,6 +115,18 @@ class Plan(msgspec.Struct, frozen=True):
     replicas_mean: int
     nodes: int
     gpus_per_node: int
+    #: The kernel that was measured, where the profile names another one: what `moe_backend` of the model has to be.
+    moe_backend: MoeBackend | None
+
+
+def kernel_beside(profile: Profile, fitted: Speed | None) -> MoeBackend | None:
+    """The kernel that was measured, where `profile` names another one."""
+    return fitted.kernel if fitted and fitted.kernel != profile.moe_backend else None
+
+
+def with_kernel(profile: Profile, fitted: Speed | None) -> Profile:
+    """`profile` with the kernel that was measured, so that a plan is of engines that can run it."""
+    return profile.model_copy(update={"moe_backend": kernel_beside(profile, fitted) or profile.moe_backend})
 
 
 def engine_under(
@@ -246,7 +258,7 @@ def option(
     """One profile, planned for the busiest minute."""
     planned = Option(profile.name, profile.gpu, profile.gpus_per_engine, None)
     try:
-        refuse(model, profile, gpus_per_node)
+        refuse(model, with_kernel(profile, fitted), gpus_per_node)
     except Refusal as refusal:
         return msgspec.structs.replace(planned, limit=str(refusal))
     if (whole := traffic.prompt_tokens + traffic.output_tokens) > context_of(model, profile):
@@ -259,9 +271,7 @@ def option(
         limit = broken(engine, idle, traffic, slo) or TOO_MANY
         return msgspec.structs.replace(planned, limit=limit, idle=idle)
     count, limit = found
-    error = engine.speed.fitted.worst_error
-    better = replicas(off_by(engine, 1 / (1 + error) - 1), traffic, slo, traffic.peak_per_s)
-    worse = replicas(off_by(engine, error), traffic, slo, traffic.peak_per_s)
+    better, worse = (_replicas_off(engine, traffic, slo, it) for it in (-1, 1))
     return msgspec.structs.replace(
         planned,
         replicas=count,
@@ -272,6 +282,15 @@ def option(
         limit=limit,
         by_choice_only=_by_choice_only(model, profile),
     )
+
+
+def _replicas_off(engine: Engine, traffic: Traffic, slo: LatencyTarget, sign: int) -> tuple[int, str] | None:
+    """The same with steps longer (`sign` 1) or shorter (-1) by the worst error of TPOT, and first tokens by that of TTFT."""
+    fitted = engine.speed.fitted
+    steps, first_token = ((1 + it) ** sign for it in (fitted.worst_tpot_error, fitted.worst_ttft_error))
+    # First tokens are off by as much as steps already; the rest of their error is taken off the promise.
+    promised = msgspec.structs.replace(slo, ttft_s=slo.ttft_s * steps / first_token)
+    return replicas(off_by(engine, steps - 1), traffic, promised, traffic.peak_per_s)
 
 
 def _by_choice_only(model: Model, profile: Profile) -> str:
@@ -299,7 +318,8 @@ def plan(
         model.profile(profile, gpu)  # Refuses, and lists those there are.
     options = tuple(option(model, it, traffic, slo, gpus_per_node, fitted) for it in profiles)
     chosen = _choose(model, options, profile, slo)
-    engine = engine_under(model, _profile_of(model, chosen), traffic, slo, fitted)
+    its_profile = model.profile(chosen.profile, chosen.gpu)
+    engine = engine_under(model, its_profile, traffic, slo, fitted)
     mean = replicas(engine, traffic, slo, traffic.requests_per_s)
     count = chosen.replicas or 0
     per_node = max(1, gpus_per_node // chosen.gpus_per_engine)
@@ -317,11 +337,8 @@ def plan(
         replicas_mean=mean[0] if mean else count,
         nodes=_nodes(count + 1, chosen.gpus_per_engine, gpus_per_node),
         gpus_per_node=gpus_per_node,
+        moe_backend=kernel_beside(its_profile, fitted),
     )
-
-
-def _profile_of(model: Model, chosen: Option) -> Profile:
-    return model.profile(chosen.profile, chosen.gpu)
 
 
 def _choose(model: Model, options: Sequence[Option], profile: str | None, slo: LatencyTarget) -> Option:
@@ -387,6 +404,8 @@ class EnginePlan(msgspec.Struct, frozen=True):
     output_tokens: float
     loop: ClosedLoop
     speed: EngineSpeed
+    #: As in a Plan.
+    moe_backend: MoeBackend | None
 
 
 def one_engine(
@@ -396,7 +415,7 @@ def one_engine(
     if (whole := prompt_tokens + output_tokens) > (context := context_of(model, profile)):
         raise Refusal(f"{whole:,.0f} tokens exceed the context of {context:,}.")
     tokens = round(whole)
-    asked = profile.model_copy(update={"context_tokens": tokens})
+    asked = with_kernel(profile, fitted).model_copy(update={"context_tokens": tokens})
     refuse(model, asked, max(8, profile.gpus_per_engine))
     attention = architecture_of(model).attention
     held = budget(model, asked).kv_gib * GIB / kv.request_bytes(attention, asked, tokens) if attention else math.inf
@@ -407,4 +426,14 @@ def one_engine(
         )
     speed = engine_speed(model, asked, fitted)
     loop = closed_loop(speed, concurrency, prompt_tokens, output_tokens)
-    return EnginePlan(model.name, asked.gpu, asked.tensor, concurrency, prompt_tokens, output_tokens, loop, speed)
+    return EnginePlan(
+        model=model.name,
+        gpu=asked.gpu,
+        tensor=asked.tensor,
+        concurrency=concurrency,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        loop=loop,
+        speed=speed,
+        moe_backend=kernel_beside(profile, fitted),
+    )

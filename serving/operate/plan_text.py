@@ -20,12 +20,18 @@ ASSUMPTIONS = (
 )
 
 
-def sources(fitted: Speed) -> tuple[str, str]:
+def sources(plan: Plan | EnginePlan, fitted: Speed) -> tuple[str, ...]:
     """Where the figures come from, and how far they may be off; printed with every plan."""
-    return (
+    found = (
         f"Computed from step times {_measured(fitted)} (serving/budget/speed.py); nothing was measured here.",
-        f"Their errors, {errors_are(fitted)}: TPOT {fitted.tpot_error:.0%} in the mean and {fitted.worst_error:.0%} at worst,"
-        f" TTFT {fitted.ttft_error:.0%} in the mean.",
+        f"Their errors, {errors_are(fitted)}: TPOT {fitted.tpot_error:.0%} in the mean and {fitted.worst_tpot_error:.0%} at worst,"
+        f" TTFT {fitted.ttft_error:.0%} and {fitted.worst_ttft_error:.0%}.",
+    )
+    if (kernel := plan.moe_backend) is None:
+        return found
+    return (
+        *found,
+        f"The profile names another kernel: its engines run {kernel} with `moe_backend: {kernel}` of the model.",
     )
 
 
@@ -33,9 +39,13 @@ def _measured(fitted: Speed) -> str:
     return f"{fitted.source}; vLLM {fitted.vllm_version}, kernel {fitted.kernel}"
 
 
-def _notes(fitted: Speed) -> tuple[str, ...]:
-    ranges = f"The range of engines takes every time to be {fitted.worst_error:.0%} longer or shorter, as far as the worst TPOT was."
-    return (*sources(fitted), ranges, *ASSUMPTIONS)
+def _notes(plan: Plan) -> tuple[str, ...]:
+    fitted = plan.engine.speed.fitted
+    ranges = (
+        f"The range of engines takes steps to be {fitted.worst_tpot_error:.0%} and first tokens {fitted.worst_ttft_error:.0%}"
+        " longer or shorter, as far as the worst TPOT and TTFT were."
+    )
+    return (*sources(plan, fitted), ranges, *ASSUMPTIONS)
 
 
 def page(plan: Plan) -> str:
@@ -54,7 +64,7 @@ def page(plan: Plan) -> str:
         "",
         *_order(plan),
         "",
-        *(f"* {it}" for it in _notes(plan.engine.speed.fitted)),
+        *(f"* {it}" for it in _notes(plan)),
     ]
     return "\n".join(lines)
 
@@ -113,9 +123,7 @@ def _order(plan: Plan) -> list[str]:
 
 def as_json(plan: Plan) -> str:
     """The same as one JSON object; every figure in it is computed."""
-    fitted = plan.engine.speed.fitted
-    answer = {"label": "computed", "plan": plan, "assumptions": _notes(fitted)}
-    return _json(answer)
+    return _json({"label": "computed", "plan": plan, "assumptions": _notes(plan)})
 
 
 def engine_page(plan: EnginePlan) -> str:
@@ -129,8 +137,7 @@ def engine_page(plan: EnginePlan) -> str:
             f"  TPOT       {loop.tpot_s * 1e3:.2f} ms",
             f"  calls      {loop.requests_per_s:.3g} a second",
             f"  output     {loop.requests_per_s * plan.output_tokens:,.0f} tokens a second",
-            f"* {sources(fitted)[0]}",
-            f"* {sources(fitted)[1]}",
+            *(f"* {it}" for it in sources(plan, fitted)),
         ]
     )
 
@@ -151,9 +158,11 @@ def engine_as_json(plan: EnginePlan) -> str:
         "source": fitted.source,
         "ttft_error": fitted.ttft_error,
         "tpot_error": fitted.tpot_error,
-        "worst_error": fitted.worst_error,
+        "worst_ttft_error": fitted.worst_ttft_error,
+        "worst_tpot_error": fitted.worst_tpot_error,
+        "moe_backend": plan.moe_backend,
     }
-    return _json({"label": "computed", **asked, "engine": engine, "assumptions": sources(fitted)})
+    return _json({"label": "computed", **asked, "engine": engine, "assumptions": sources(plan, fitted)})
 
 
 def _json(answer: Mapping[str, object]) -> str:
@@ -168,6 +177,8 @@ def values(plan: Plan) -> str:
         "min_replicas": plan.replicas_mean + (1 if plan.replicas_mean == plan.replicas else 0),
         "max_replicas": plan.replicas_spare,
     }
+    if plan.moe_backend:
+        model["moe_backend"] = plan.moe_backend
     content = {"gpu": plan.chosen.gpu, "profile": plan.chosen.profile, "models": [model]}
     head = (
         "# Written by `serving plan`: computed, not measured.\n"

@@ -10,7 +10,7 @@ from tempfile import NamedTemporaryFile
 import pydantic
 import yaml
 
-from serving.catalog import Speed
+from serving.catalog import Model, Speed
 from serving.errors import Refusal
 
 _HEAD = """\
@@ -40,11 +40,17 @@ def _unwritable(file: Path, error: OSError) -> Refusal:
     return Refusal(f"The speed file {file} cannot be written: {error.strerror}.")
 
 
-def read(file: Path) -> Speed:
-    """Raises Refusal for anything else."""
+def read(file: Path, model: Model) -> Speed:
+    """What was measured of `model`, or of its base. Raises Refusal for anything else."""
     try:
-        return Speed.model_validate(yaml.safe_load(file.read_text()))
+        fitted = Speed.model_validate(yaml.safe_load(file.read_text()))
     except OSError as error:
         raise Refusal(f"The speed file {file} cannot be read: {error.strerror}.") from None
     except (UnicodeDecodeError, yaml.YAMLError, pydantic.ValidationError, RecursionError):
         raise Refusal(f"{file} is no speed file: `serving accept --speed-out` writes one.") from None
+    if not fitted.is_of(model):
+        raise Refusal(
+            f"The speed file {file} was measured of {fitted.model}, not of {model.name}: `serving accept --model"
+            f" {model.name}=PROFILE --speed-out` measures that."
+        )
+    return fitted

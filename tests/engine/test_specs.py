@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from serving import catalog
+from serving.budget.speed import MEASURED
 from serving.catalog import Knee, Model, MountedSource, Profile
 from serving.config import EngineSettings, GatewaySettings, ModelSettings, Settings, Slo
 from serving.engine import command
@@ -64,6 +65,42 @@ def test_what_no_shape_makes_work_is_refused_of_every_model(wanted: dict[str, An
     """Kernels, KV on the host and guesses: vLLM would fail at them minutes later, whatever is known of the model."""
     with pytest.raises(Refusal, match=sentence):
         made(OWN, **wanted)
+
+
+BIG = catalog.find("gpt-oss-120b")
+
+
+@pytest.mark.parametrize(
+    ("model", "wanted", "sentence"),
+    [
+        (catalog.find("gpt-oss-20b"), {}, "of gpt-oss-20b was measured of gpt-oss-120b, which is neither"),
+        (OWN, {}, "of own was measured of gpt-oss-120b"),
+        (
+            BIG,
+            {"moe_backend": "triton"},
+            "with the kernel marlin and its engines run triton: set `moe_backend: marlin`",
+        ),
+    ],
+)
+def test_a_speed_of_other_engines_is_refused(model: Model, wanted: dict[str, Any], sentence: str) -> None:
+    """A fleet is not scaled by steps of another model, nor of a kernel that does not run."""
+    with pytest.raises(Refusal, match=sentence):
+        made(model, profile="balanced", speed=MEASURED, **wanted)
+
+
+@pytest.mark.parametrize(
+    ("model", "wanted"),
+    [
+        (BIG, {}),
+        (catalog.fine_tune(BIG, "mine", OWN.source), {}),
+        (BIG, {"moe_backend": "triton", "speed": MEASURED.model_copy(update={"kernel": "triton"})}),
+        (BIG, {"moe_backend": "auto"}),
+    ],
+    ids=["its own", "its base's", "with its kernel", "with a kernel that vLLM chooses"],
+)
+def test_a_speed_of_such_engines_is_taken(model: Model, wanted: dict[str, Any]) -> None:
+    given: dict[str, Any] = {"profile": "balanced", "speed": MEASURED} | wanted
+    assert made(model, **given).model == model.name
 
 
 @pytest.mark.parametrize("gib", [0, -1, float("inf"), 1e300])

@@ -15,10 +15,11 @@ import yaml
 
 from serving import catalog
 from serving.budget import CPU, Defaults, placed
+from serving.budget.speed import MEASURED
 from serving.catalog import MODELS, Profile
 from serving.config import ModelSettings
 from serving.errors import Refusal
-from tests.helm.cells import CHART, GIVEN, Object, cells
+from tests.helm.cells import CHART, GIVEN, Object, cell, cells, refusal
 from tests.helm.chart import helm
 
 #: Writes what the templates compute of each model: one JSON list.
@@ -46,6 +47,7 @@ KNOBS: list[Object] = [
     {"kv_offloading_gib": 64, "data": 16},
     {"speculation": {"method": "eagle3"}},
     {"speculation": {"method": "eagle3"}, "pipeline": 2},
+    *({"speed": MEASURED.model_dump(), "moe_backend": it} for it in ("marlin", "triton", "auto")),
 ]
 #: Of these, what is asked of every model on the CPU.
 ON_CPU: list[Object] = [
@@ -129,6 +131,15 @@ def _agree(entry: Object, wanted: Profile | Refusal | None, chart: Object) -> bo
         return (chart["problem"], chart["onCpu"], chart["group"]) == ("", True, "cpu")
     shape = (f"{wanted.gpu}x{wanted.pod_gpus}", wanted.pod_gpus, wanted.nodes, wanted.lora)
     return not chart["problem"] and (chart["group"], chart["podGpus"], chart["nodes"], chart["lora"]) == shape
+
+
+def test_a_fine_tune_takes_the_speed_of_its_base() -> None:
+    """The chart knows an own model's `base`, as the engine plane does; without one it is another model."""
+    own = catalog.fine_tune(MODELS["gpt-oss-120b"], "mine", MODELS["gpt-oss-120b"].source).model_dump(mode="json")
+    values = {"ownModels": [own], "models": [{"name": "mine", "speed": MEASURED.model_dump()}]}
+
+    assert cell(values).applications
+    assert "was measured of gpt-oss-120b, which is neither" in refusal(values | {"ownModels": [own | {"base": None}]})
 
 
 def test_every_profile_makes_its_own_pods() -> None:

@@ -19,9 +19,10 @@ from typer.testing import CliRunner, Result
 
 from serving import catalog
 from serving.budget import budget
+from serving.budget.speed import MEASURED
 from serving.cli import app
 from serving.errors import Refusal
-from serving.operate import accept, findings, measure, permissions, report
+from serving.operate import accept, findings, measure, permissions, report, speed_file
 from serving.operate.checks import Answer
 from serving.operate.findings import Disruption, Equality, Report, Subject, check_disruption, compare, watched
 from serving.operate.measure import Bounds, Greedy, MeasuredCall, Target, percentiles
@@ -486,7 +487,7 @@ def test_bounds_are_finite() -> None:
         ("--model gpt-oss-120b=balanced --gpu a100", "no GPU profile 'balanced' on a100"),
         ("--model strange --concurrency 1,0", "numbers from 1 to 10,000"),
         ("--model strange --concurrency 1000000", "numbers from 1 to 10,000"),
-        ("--model strange --compare-speed none.yaml --speed-out speed.yaml", "none.yaml cannot be read"),
+        ("--model gpt-oss-120b=balanced --compare-speed none.yaml --speed-out speed.yaml", "none.yaml cannot be read"),
     ],
 )
 def test_what_cannot_be_accepted_is_refused_before_anything_is_measured(
@@ -499,3 +500,14 @@ def test_what_cannot_be_accepted_is_refused_before_anything_is_measured(
     refused = CliRunner().invoke(app, arguments).exception
     assert isinstance(refused, Refusal) and sentence in str(refused) and "\n" not in str(refused)
     assert [it.name for it in tmp_path.iterdir()] == ["key"]
+
+
+def test_kernels_of_another_model_are_not_compared_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before anything is measured: 20b's steps would make any kernel of 120b's look slow."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "key").write_text("sk-key")
+    speed_file.write(Path("triton.yaml"), MEASURED.model_copy(update={"model": "gpt-oss-20b", "kernel": "triton"}))
+    arguments = "accept --base-url http://127.0.0.1:1 --key-file key --model gpt-oss-120b=balanced --speed-out s.yaml"
+    refused = CliRunner().invoke(app, [*arguments.split(), "--compare-speed", "triton.yaml"]).exception
+    assert isinstance(refused, Refusal) and "triton.yaml was measured of gpt-oss-20b, not of" in str(refused)
+    assert sorted(it.name for it in tmp_path.iterdir()) == ["key", "triton.yaml"]

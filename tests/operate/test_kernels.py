@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from serving import catalog
 from serving.budget.fitting import SIX, THREE
 from serving.budget.speed import MEASURED
-from serving.catalog import Speed
+from serving.catalog import MoeBackend, Speed
 from serving.cli import app
 from serving.errors import Refusal
 from serving.operate import kernels, speed_file
@@ -23,7 +23,7 @@ from tests.scripted_engine import ScriptedEngine
 BIG = catalog.find("gpt-oss-120b")
 
 
-def measured(kernel: str, **numbers: float) -> Speed:
+def measured(kernel: MoeBackend, **numbers: float) -> Speed:
     """A kernel whose fit differs from the published one's in these numbers, by these factors."""
     changed = {name: getattr(MEASURED, name) * factor for name, factor in numbers.items()}
     return MEASURED.model_copy(update={"kernel": kernel, "tpot_error": 0.02, **changed})
@@ -63,11 +63,11 @@ def test_a_profile_whose_kernel_was_not_measured_is_unknown() -> None:
 
 
 def test_speed_files_of_other_kernels_are_refused() -> None:
-    """One twice, one that these experts have not, and a model without experts."""
+    """One twice, one that nobody named, and a model without experts."""
     with pytest.raises(Refusal, match="Two speed files were measured with marlin"):
         kernels.by_kernel(BIG, [measured("marlin"), measured("marlin")])
-    with pytest.raises(Refusal, match="a speed file has 'abacus'"):
-        kernels.by_kernel(BIG, [measured("abacus")])
+    with pytest.raises(Refusal, match="a speed file has 'auto'"):
+        kernels.by_kernel(BIG, [measured("auto")])
     with pytest.raises(Refusal, match="no experts"):
         kernels.by_kernel(catalog.find("qwen3-32b"), [measured("marlin")])
 
@@ -84,7 +84,8 @@ async def test_the_planner_is_refitted_to_six_short_runs_of_a_kernel(tmp_path: P
         arguments = ["accept", "--base-url", world.url, "--model", f"{BIG.name}=balanced", *files, *speeds, *quick]
         result = await asyncio.to_thread(CliRunner().invoke, app, arguments)
 
-    found = speed_file.read(tmp_path / "marlin.yaml")
+    found = speed_file.read(tmp_path / "marlin.yaml", BIG)
+    assert found.model == BIG.name
     assert (found.kernel, found.vllm_version, found.source) == ("marlin", "0.32", "measured by serving accept on h100")
     changed = {name for name in SIX if getattr(found, name) != getattr(MEASURED, name)}
     assert changed and changed <= set(THREE)

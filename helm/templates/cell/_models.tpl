@@ -15,7 +15,7 @@ From a model's entry in the values to the shape of its engine: what serving/cata
 
 {{/* The same of an entry of `ownModels`. */}}
 {{- define "gpt-oss-serving.ownFacts" -}}
-{{- $facts := pick . "disk_mib" "lora" "draft" -}}
+{{- $facts := pick . "disk_mib" "lora" "draft" "base" -}}
 {{- with .cpu_knee -}}{{- $_ := set $facts "cpu_scales" true -}}{{- end -}}
 {{- with .architecture -}}
 {{- $_ := set $facts "experts" (not (empty .experts)) -}}
