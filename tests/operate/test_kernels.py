@@ -63,7 +63,7 @@ def test_a_profile_whose_kernel_was_not_measured_is_unknown() -> None:
 
 
 def test_speed_files_of_other_kernels_are_refused() -> None:
-    """One twice, one that nobody named, and a model without experts."""
+    """One twice, one that vLLM chose, and a model without experts."""
     with pytest.raises(Refusal, match="Two speed files were measured with marlin"):
         kernels.by_kernel(BIG, [measured("marlin"), measured("marlin")])
     with pytest.raises(Refusal, match="a speed file has 'auto'"):
