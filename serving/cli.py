@@ -258,10 +258,17 @@ def models_budget(
 
 @models.command("fetch")
 def models_fetch(context: typer.Context, name: str) -> None:
-    """Download a model's checkpoint to this machine and print its folder."""
+    """Download a model's checkpoint to this machine and print its folder; where the settings serve it with a draft model, that too."""
+    from serving.engine import specs
     from serving.engine.checkpoints import store as checkpoints
 
-    print(checkpoints.ensure(_checkpoint(context, name), context.obj.home, lambda text: print(text, file=sys.stderr)))
+    settings, model = context.obj, _checkpoint(context, name)
+    entries = [it for it in settings.models if it.name == name]
+    drafts = [draft for it in entries if (draft := specs.draft_of(model, it, settings.engine))]
+    folders = [
+        checkpoints.ensure(it, settings.home, lambda text: print(text, file=sys.stderr)) for it in (model, *drafts)
+    ]
+    print(folders[0])
 
 
 @models.command("verify")

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -111,10 +111,8 @@ class Replica:
 
     async def _start(self) -> Engine:
         began = time.monotonic()
-        stamps = Path(self._spec.cache_folder) / "verified"
-        for folder, checksums in self._checkpoints():
-            if not await asyncio.to_thread(manifest.verify_once, Path(folder), stamps, checksums):
-                logger.warning("%s: %s has neither manifest nor checksums, so it was not verified", self._id, folder)
+        for folder in await asyncio.to_thread(verify_checkpoints, self._spec):
+            logger.warning("%s: %s has neither manifest nor checksums, so it was not verified", self._id, folder)
         self._member = await self._meet()
         async with asyncio.timeout(await asyncio.to_thread(start_limit_s, self._spec)):
             self._engine = engine = await self._owned.enter_async_context(running(self._spec, self._member, self._id))
@@ -132,12 +130,6 @@ class Replica:
         self._enter(ReplicaState.READY, began)
         await self._report()
         return engine
-
-    def _checkpoints(self) -> Iterator[tuple[str, dict[str, str]]]:
-        """What is loaded, with what its files' checksums must be: the model, and the one that guesses for it."""
-        yield self._spec.checkpoint, dict(self._spec.checksums)
-        if self._spec.draft:
-            yield self._spec.draft, {}
 
     async def _examine(self, engine: Engine) -> None:
         """Raise EngineDied unless the engine makes sense of known texts; one that cannot be asked is logged."""
@@ -454,6 +446,14 @@ def _at_its_node(spec: EngineSpec) -> EngineSpec:
         return spec
     here = spec.settings.model_copy(update={"host": ray.util.get_node_ip_address()})
     return msgspec.structs.replace(spec, settings=here)
+
+
+def verify_checkpoints(spec: EngineSpec) -> list[str]:
+    """Compare what an engine loads, its model and the draft that guesses for it, with manifests and checksums; returns the
+    folders that have neither. Raises Refusal that names the first file which differs."""
+    wanted = {spec.checkpoint: dict(spec.checksums)} | ({spec.draft: {}} if spec.draft else {})
+    stamps = Path(spec.cache_folder) / "verified"
+    return [folder for folder, checksums in wanted.items() if not manifest.verify_once(Path(folder), stamps, checksums)]
 
 
 def start_limit_s(spec: EngineSpec) -> float:

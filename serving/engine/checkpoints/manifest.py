@@ -74,8 +74,11 @@ def compare(folder: Path, checksums: Mapping[str, str]) -> bool:
 def verify_once(folder: Path, stamps: Path, checksums: Mapping[str, str] = _NO_CHECKSUMS) -> bool:
     """Verify a checkpoint, unless these very files were verified before; False when there is nothing to compare with.
 
-    `stamps` is a folder that outlives restarts: reading 60 GiB again costs a minute at each of them.
+    `stamps` is a folder that outlives restarts: reading 60 GiB again costs a minute at each of them. Raises Refusal that
+    names the first file which differs, or the folder where there is none.
     """
+    if not folder.is_dir():
+        raise Refusal(f"There is no folder {folder} here: fetch its model first, or mount it.")
     if read(folder) is None and not checksums:
         return False
     stamp = stamps / hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]

@@ -18,7 +18,7 @@ COMMIT = "c" * 40
 
 
 class FarStores(ThreadingHTTPServer):
-    """Holds the same files as repository `owner/model` and as bucket `bucket`, prefix `model/`."""
+    """Holds the same files as every repository but `absent` ones, and as bucket `bucket`, prefix `model/`."""
 
     daemon_threads = True
 
@@ -29,6 +29,8 @@ class FarStores(ThreadingHTTPServer):
         self.sent: dict[str, int] = {}
         #: After so many bytes of a file the connection breaks, until this is None again.
         self.breaks_after: int | None = None
+        #: Repositories that the hub does not have.
+        self.absent: set[str] = set()
         #: What every request to the hub is answered with, if not None.
         self.status: int | None = None
         self.error_code = ""
@@ -68,8 +70,12 @@ class _Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         if self.server.status is not None:
             self._send(self.server.status, b"{}", {"X-Error-Code": self.server.error_code}, with_body)
-        elif parts.path.startswith("/api/models/owner/model"):
-            self._send(200, json.dumps(self._described(parts.path)).encode(), {}, with_body)
+        elif parts.path.startswith("/api/models/"):
+            owner, name = parts.path.split("/")[3:5]
+            if f"{owner}/{name}" in self.server.absent:
+                self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, with_body)
+                return
+            self._send(200, json.dumps(self._described(f"{owner}/{name}", parts.path)).encode(), {}, with_body)
         elif "/resolve/" in parts.path:
             self._file(parts.path.rpartition("/resolve/")[2].partition("/")[2], with_body)
         elif "list-type" in parse_qs(parts.query):
@@ -77,13 +83,13 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._file(parts.path.rpartition("/model/")[2], with_body)
 
-    def _described(self, path: str) -> object:
+    def _described(self, repository: str, path: str) -> object:
         names = sorted(self.server.files)
         if "/tree/" in path:
             return [
                 {"type": "file", "path": name, "size": len(self.server.files[name]), "oid": "0" * 40} for name in names
             ]
-        return {"id": "owner/model", "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
+        return {"id": repository, "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
 
     def _listing(self) -> str:
         entries = "".join(
