@@ -12,13 +12,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from serving.budget import KERNELS, LORA_KERNELS, budget, estimate, placed
 from serving.budget.weights import adapter_gib
-from serving.catalog import DRAFTS, GPUS, MODELS, LoraLimits, Model, Profile
+from serving.catalog import DRAFTS, GPUS, GUESSES_MAX, MODELS, LoraLimits, Model, Profile, Speculation
 from serving.config import EngineSettings, ModelSettings
 from serving.errors import Refusal
 
@@ -41,6 +41,7 @@ def facts() -> dict[str, Any]:
         "gpus": {gpu.name: {"ray_label": gpu.ray_label, "title": gpu.title} for gpu in GPUS.values()},
         "kernels": {name: sorted(it) for name, it in KERNELS.items()},
         "lora_kernels": {name: sorted(it) for name, it in LORA_KERNELS.items()},
+        "guessed_tokens": Speculation.model_fields["tokens"].default,
         "drafts": {draft.name: {"disk_mib": draft.disk_mib} for draft in DRAFTS.values()},
         "models": {model.name: model_facts(model) for model in MODELS.values()},
     }
@@ -95,6 +96,8 @@ def profile_facts(model: Model, profile: Profile) -> dict[str, Any]:
         "decode_tokens_per_s": estimate(model, profile).decode_tokens_per_s,
         "smallest_tensor": _smallest_tensor(model, profile),
     }
+    if guessing := dict(_guessing(model, profile)):
+        result["smallest_tensor_guessing"] = guessing
     if profile.kv_offloading_gib:
         result["kv_offloading_gib"] = profile.kv_offloading_gib
     if profile.speculation:
@@ -102,10 +105,22 @@ def profile_facts(model: Model, profile: Profile) -> dict[str, Any]:
     return result | ({"api_servers": profile.api_servers} if profile.api_servers else {})
 
 
-def _smallest_tensor(model: Model, profile: Profile) -> int:
+def _guessing(model: Model, profile: Profile) -> Iterator[tuple[str, list[int]]]:
+    """Smallest tensor ranks with 1, 2, … tokens guessed by each method; none of a method that needs no more than without."""
+    methods: tuple[Literal["eagle3", "ngram"], ...] = ("eagle3", "ngram") if model.draft else ("ngram",)
+    for method in methods:
+        counts = range(1, GUESSES_MAX + 1)
+        ranks = [_smallest_tensor(model, profile, Speculation(method=method, tokens=it)) for it in counts]
+        if set(ranks) != {_smallest_tensor(model, profile)}:
+            yield method, ranks
+
+
+def _smallest_tensor(model: Model, profile: Profile, speculation: Speculation | None = None) -> int:
     """Tensor ranks below which the weights leave no room for one request, the other knobs being the profile's."""
     for tensor in TENSORS:
-        entry = ModelSettings(name=model.name, profile=profile.name, gpu=profile.gpu, tensor=tensor)
+        entry = ModelSettings(
+            name=model.name, profile=profile.name, gpu=profile.gpu, tensor=tensor, speculation=speculation
+        )
         try:
             placed(model, entry)
         except Refusal:

@@ -23,6 +23,7 @@ from serving.catalog.local import LOCAL, TRAINED_DATE
 from serving.catalog.others import OTHERS
 from serving.catalog.sanity import Sanity
 from serving.catalog.shapes import (
+    GUESSES_MAX,
     Architecture,
     Attention,
     Dtype,
@@ -51,6 +52,7 @@ from serving.errors import Refusal
 __all__ = [
     "DRAFTS",
     "GPUS",
+    "GUESSES_MAX",
     "MODELS",
     "TRAINED_DATE",
     "Architecture",

@@ -23,6 +23,8 @@ MoeBackend = Literal["auto", "marlin", "triton", "triton_unfused", "flashinfer_c
 KvDtype = Literal["auto", "fp8"]
 #: What keeps KV on the host: vLLM itself, or a server of LMCache's beside it (vLLM's `--kv-offloading-backend`).
 KvOffloading = Literal["native", "lmcache"]
+#: Most tokens that may be guessed in one step.
+GUESSES_MAX = 8
 #: GiB of a host's memory, of which no host has more than 16 TiB.
 HostGib = Annotated[float, Field(gt=0, le=16_384)]
 #: As vLLM's `--dtype` spells it.
@@ -247,7 +249,7 @@ class Speculation(_Shape):
     method: Literal["eagle3", "ngram"]
     """`eagle3`: a small model reads the large one's hidden states; the catalogue says which. `ngram`: what followed the same
     words before in the same call, for answers that repeat their prompt."""
-    tokens: Annotated[int, Field(ge=1, le=8)] = 3
+    tokens: Annotated[int, Field(ge=1, le=GUESSES_MAX)] = 3
     """Tokens guessed in each step."""
 
 

@@ -45,7 +45,9 @@ KNOBS: list[Object] = [
     {"kv_offloading_gib": 64, "kv_offloading_backend": "lmcache"},
     {"kv_offloading_backend": "lmcache"},
     {"kv_offloading_gib": 64, "data": 16},
-    {"speculation": {"method": "eagle3"}},
+    *({"speculation": {"method": "eagle3", **it}} for it in ({}, {"tokens": 1}, {"tokens": 7}, {"tokens": 8})),
+    *({"speculation": {"method": "ngram", **it}} for it in ({}, {"tokens": 8})),
+    *({"speculation": {"method": "eagle3", "tokens": 8}, "tensor": it} for it in (1, 2)),
     {"speculation": {"method": "eagle3"}, "pipeline": 2},
     *({"speed": MEASURED.model_dump(), "moe_backend": it} for it in ("marlin", "triton", "auto")),
 ]
@@ -107,7 +109,7 @@ def entries(knobs: list[Object]) -> Iterator[Object]:
 def test_every_profile_and_knob_is_placed_as_the_engine_plane_places_it(grid: str, tmp_path: Path) -> None:
     """The same GPUs, pods and kind of GPU, or a refusal from both.
 
-    One thing is left to the engine plane: memory, where more was changed of a profile than its tensor ranks.
+    One thing is left to the engine plane: memory, where more was changed of a profile than its tensor ranks and guesses.
     """
     gpus_per_node, api_servers, knobs = GRIDS[grid]
     asked = list(entries(knobs))
@@ -125,8 +127,8 @@ def test_every_profile_and_knob_is_placed_as_the_engine_plane_places_it(grid: st
 def _agree(entry: Object, wanted: Profile | Refusal | None, chart: Object) -> bool:
     if isinstance(wanted, Refusal):
         is_memory = "fit" in str(wanted) or "left for KV" in str(wanted)
-        more_than_tensor = entry.keys() & {"pipeline", "data", "expert", "lora", "kv_cache_dtype", "speculation"}
-        return bool(chart["problem"]) or (is_memory and bool(more_than_tensor))
+        more_than_those = entry.keys() & {"pipeline", "data", "expert", "lora", "kv_cache_dtype"}
+        return bool(chart["problem"]) or (is_memory and bool(more_than_those))
     if wanted is None:
         return (chart["problem"], chart["onCpu"], chart["group"]) == ("", True, "cpu")
     shape = (f"{wanted.gpu}x{wanted.pod_gpus}", wanted.pod_gpus, wanted.nodes, wanted.lora)

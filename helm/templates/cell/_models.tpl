@@ -96,8 +96,8 @@ One model as its cell serves it, as JSON. Takes root, entry.
 {{- $model := dict
   "name" $name "entry" $entry "onCpu" $onCpu "min" $min "max" $max "facts" $facts
   "tensor" $tensor "pipeline" $pipeline "data" $data "expert" $expert "lora" $lora "profileTensor" (int $profile.tensor)
-  "isProfilesOwn" (and (eq $pipeline (int $profile.pipeline)) (eq $data (int $profile.data)) (eq $expert $profile.expert) (empty $entry.kv_cache_dtype) (empty $entry.speculation))
-  "smallestTensor" (int ($profile.smallest_tensor | default 1)) "profileName" $profileName "gpu" $gpu
+  "isProfilesOwn" (and (eq $pipeline (int $profile.pipeline)) (eq $data (int $profile.data)) (eq $expert $profile.expert) (empty $entry.kv_cache_dtype))
+  "smallestTensor" (int ($profile.smallest_tensor | default 1)) "guessing" "" "profileName" $profileName "gpu" $gpu
   "gpus" $gpus "podGpus" $podGpus "nodes" $nodes "perNode" $perNode "group" $group
   "gpuWithoutProfile" $gpuWithoutProfile "moeBackend" ($entry.moe_backend | default $profile.moe_backend)
   "kvDtype" ($entry.kv_cache_dtype | default $profile.kv_cache_dtype | default "auto")
@@ -111,6 +111,13 @@ One model as its cell serves it, as JSON. Takes root, entry.
 {{- $_ := set $model "requests8k" (int ($profile.requests_8k | default 0)) -}}
 {{- $_ := set $model "batchLimit" (int ($profile.batch_limit | default 0)) -}}
 {{- $_ := set $model "diskMib" (int ($facts.disk_mib | default 0)) -}}
+{{- with $entry.speculation -}}
+{{- $tokens := int (.tokens | default $catalog.guessed_tokens) -}}
+{{- with index ($profile.smallest_tensor_guessing | default dict) .method -}}
+{{- $_ := set $model "smallestTensor" (index . (sub $tokens 1)) -}}
+{{- $_ := set $model "guessing" (printf ", with %d tokens guessed in each step," $tokens) -}}
+{{- end -}}
+{{- end -}}
 {{- $_ := set $model "speculation" ($entry.speculation | default $profile.speculation | default dict).method -}}
 {{- if eq ($model.speculation | default "") "eagle3" -}}
 {{- with index $catalog.drafts ($facts.draft | default "") -}}
