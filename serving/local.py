@@ -31,7 +31,7 @@ import yaml
 
 from serving import catalog, config, secret
 from serving.config import Settings
-from serving.engine import adapters, command, driver, engine, leftovers, supervisor
+from serving.engine import adapters, command, driver, engine, leftovers, shared_memory, supervisor
 from serving.engine import app as engine_app
 from serving.engine.checkpoints import store as checkpoints
 from serving.engine.reports import Reports
@@ -73,7 +73,9 @@ def up(settings: Settings) -> None:
     gateway = settings.gateway
     leftovers.sweep()  # first, because a stack that was killed may still hold the port and the memory
     _refuse_taken_port(gateway.host, gateway.port)
-    _refuse_small_memory(settings)
+    engines = [it.spec for it in deployments for _ in range(it.wanted.max_replicas)]
+    shared_memory.require(engines)
+    _refuse_small_memory(settings, sum(it.host_kv_gib for it in engines))
     _make_home(settings.home)
     stack = Stack()
     with _alone(settings.home), stack.stops_at_signals(), stack.ends():
@@ -187,16 +189,16 @@ def _refuse_taken_port(host: str, port: int) -> None:
             ) from None
 
 
-def _refuse_small_memory(settings: Settings) -> None:
+def _refuse_small_memory(settings: Settings, host_kv_gib: float) -> None:
     memory = psutil.virtual_memory()
     engines = sum(model.max_replicas for model in settings.models)
     # vLLM checks its share when its engine starts, after the engines before it have taken theirs.
     share = int(memory.total * settings.engine.memory_share)
-    needed = max(_BASE_MEMORY_MIB * 1024**2 + engines * _ENGINE_MEMORY_MIB * 1024**2, share)
+    needed = max(_BASE_MEMORY_MIB * 1024**2 + engines * _ENGINE_MEMORY_MIB * 1024**2, share) + host_kv_gib * 1024**3
     if memory.available < needed:
         raise Refusal(
             f"This needs {needed / 1024**3:.1f} GiB of free memory and the machine has {memory.available / 1024**3:.1f}; "
-            "stop something, serve fewer models, or lower engine.memory_share."
+            "stop something, serve fewer models, or lower engine.memory_share or a model's kv_offloading_gib."
         )
 
 

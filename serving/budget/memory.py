@@ -118,7 +118,7 @@ def _concurrency(attention: Attention | None, profile: Profile, left_gib: float,
 
 def _host_tokens(attention: Attention | None, profile: Profile) -> int:
     """Every rank of a data rank keeps its share of a token there."""
-    if attention is None or not profile.kv_offloading_gib:
+    if attention is None or not profile.host_kv_gib:
         return 0
     each = kv.bytes_per_token(attention, profile) * profile.tensor * profile.pipeline
     return int(profile.host_kv_gib * GIB / each)

@@ -335,8 +335,9 @@ class Profile(_Shape):
 
     @property
     def host_kv_gib(self) -> float:
-        """GiB of KV that one engine keeps in its hosts' memory."""
-        return (self.kv_offloading_gib or 0.0) * self.data
+        """GiB of its host's /dev/shm in which one engine keeps KV; LMCache's server has memory of its own."""
+        is_own = self.kv_offloading_backend == "native"
+        return (self.kv_offloading_gib or 0.0) * self.data if is_own else 0.0
 
     @property
     def nodes(self) -> int:

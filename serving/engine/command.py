@@ -67,6 +67,8 @@ class EngineSpec(msgspec.Struct, frozen=True):
     #: Nodes that one engine spans, and GPUs on each; 0 GPUs on the CPU.
     nodes: int = 1
     gpus_per_node: int = 0
+    #: GiB of its node's /dev/shm for KV that no longer fits its GPUs.
+    host_kv_gib: float = 0.0
     #: The only GPU type it may run on, as Ray labels nodes; None for any.
     gpu_type: str | None = None
     #: vLLM flags that the model's profile adds.

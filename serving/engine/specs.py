@@ -198,6 +198,7 @@ def _on_gpus(spec: EngineSpec, model: Model, chosen: Profile) -> EngineSpec:
         lora=model.lora if chosen.lora else None,
         nodes=chosen.nodes,
         gpus_per_node=chosen.pod_gpus,
+        host_kv_gib=chosen.host_kv_gib,
         gpu_type=gpu_of(chosen).ray_label,
         flags=tuple(tuning_flags(model, chosen)),
     )

@@ -185,6 +185,16 @@ def test_kv_on_the_host_is_shared_memory() -> None:
     assert more_asked - asked == 8 * 100.5 * 1024
 
 
+def test_lmcache_keeps_kv_outside_the_pod() -> None:
+    """Its server has memory of its own: vLLM ignores the size then, and the pod asks for none of it."""
+    more: Object = {"kv_offloading_gib": 64, "kv_offloading_backend": "lmcache"}
+    plain, beside = (cell({"models": [{"name": "qwen3-32b", **it}]}).templates for it in ({}, more))
+    assert plain.keys() == beside.keys()
+    for name, template in plain.items():
+        assert template["spec"]["volumes"] == beside[name]["spec"]["volumes"]
+        assert container(template)["resources"] == container(beside[name])["resources"]
+
+
 def _mib(quantity: str) -> int:
     number, unit = int(quantity[:-2]), quantity[-2:]
     return number * {"Mi": 1, "Gi": 1024, "Ti": 1024**2}[unit]

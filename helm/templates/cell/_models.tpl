@@ -49,7 +49,7 @@ From a model's entry in the values to the shape of its engine: what serving/cata
 One model as its cell serves it, as JSON. Takes root, entry.
   name, entry (as ModelSettings takes it), onCpu, min, max (engines), problem (a sentence, or empty)
   tensor, pipeline, data, gpus (of an engine), podGpus, nodes (pods of an engine), group, diskMib (with the draft's), pinnedGib, draft (what guesses tokens for it)
-  hostKvGib (of /dev/shm, for KV that no longer fits an engine's GPUs)
+  hostKvGib (of /dev/shm, for KV that no longer fits an engine's GPUs; LMCache's server has memory of its own)
   defaultOutputTokens (of a call without a limit of its own; 0 for none)
 */}}
 {{- define "gpt-oss-serving.model" -}}
@@ -102,8 +102,10 @@ One model as its cell serves it, as JSON. Takes root, entry.
   "gpuWithoutProfile" $gpuWithoutProfile "moeBackend" ($entry.moe_backend | default $profile.moe_backend)
   "kvDtype" ($entry.kv_cache_dtype | default $profile.kv_cache_dtype | default "auto")
   "kvOffloading" ($entry.kv_offloading_backend | default $profile.kv_offloading_backend | default "native")
-  "hostKvGib" (mulf $data ($entry.kv_offloading_gib | default $profile.kv_offloading_gib | default 0.0 | float64))
+  "offloadingGib" ($entry.kv_offloading_gib | default $profile.kv_offloading_gib | default 0.0 | float64)
   "apiServers" (int ($profile.api_servers | default $settings.api_servers)) -}}
+{{- $_ := set $model "hostKvGib" (mulf $data $model.offloadingGib) -}}
+{{- if ne $model.kvOffloading "native" -}}{{- $_ := set $model "hostKvGib" 0.0 -}}{{- end -}}
 {{- with $facts.expert_format -}}
 {{- $_ := set $model "kernels" (index $catalog.kernels .) -}}
 {{- $_ := set $model "loraKernels" (index $catalog.lora_kernels .) -}}

@@ -23,9 +23,9 @@ here, with the words of serving/budget/refusals.py; the rest (adapters' files, a
 {{- printf "%s has no experts to spread: leave `expert` off." .name -}}
 {{- else if and .onCpu (ne .moeBackend "auto") -}}
 {{- printf "%s runs on a CPU, where vLLM has one kernel for experts: leave `moe_backend` unset." .name -}}
-{{- else if and .onCpu (or (ne .kvDtype "auto") .hostKvGib) -}}
+{{- else if and .onCpu (or (ne .kvDtype "auto") .offloadingGib) -}}
 {{- printf "%s runs on a CPU, whose KV cache is in the host's memory already: leave `kv_cache_dtype` and `kv_offloading_gib` unset." .name -}}
-{{- else if and (ne .kvOffloading "native") (not .hostKvGib) -}}
+{{- else if and (ne .kvOffloading "native") (not .offloadingGib) -}}
 {{- printf "%s is to keep KV on its hosts with %s, and none of it: set `kv_offloading_gib`, or leave `kv_offloading_backend` unset." .name .kvOffloading -}}
 {{- else if and (hasKey .facts "experts") (not .facts.experts) (ne .moeBackend "auto") -}}
 {{- printf "%s has no experts and a kernel is named for them: leave `moe_backend` unset." .name -}}
@@ -78,9 +78,9 @@ here, with the words of serving/budget/refusals.py; the rest (adapters' files, a
 {{- printf "An engine of %s over %d nodes loads no adapters: each node's workers would read them from where only the first has them." .name (int .nodes) -}}
 {{- else if and .facts.latent (eq .kvDtype "fp8") -}}
 {{- printf "The cache of %s is a latent, whose 8 bits are a format of their own: leave `kv_cache_dtype` unset." .name -}}
-{{- else if and .hostKvGib (gt (int .nodes) 1) -}}
+{{- else if and .offloadingGib (gt (int .nodes) 1) -}}
 {{- printf "An engine of %s over %d nodes keeps no KV on its hosts: each would hold a file for all ranks. Leave `kv_offloading_gib` unset." .name (int .nodes) -}}
-{{- else if and .hostKvGib .facts.sliding (eq .kvOffloading "lmcache") -}}
+{{- else if and .offloadingGib .facts.sliding (eq .kvOffloading "lmcache") -}}
 {{- printf "LMCache turns vLLM's hybrid KV manager off, and the sliding layers of %s would then keep every token: leave `kv_offloading_backend` unset." .name -}}
 {{- else if and .isProfilesOwn (lt (int .tensor) (int .smallestTensor)) -}}
 {{- printf "%s does not fit %d tensor ranks on %s: profile %s%s needs at least %d (`serving models budget %s` shows the arithmetic)." .name (int .tensor) .gpu .profileName .guessing (int .smallestTensor) .name -}}
