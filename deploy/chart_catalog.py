@@ -17,8 +17,8 @@ from typing import Any, Literal
 import yaml
 
 from serving.budget import KERNELS, LORA_KERNELS, budget, estimate, placed
-from serving.budget.weights import adapter_gib
-from serving.catalog import DRAFTS, GPUS, GUESSES_MAX, MODELS, LoraLimits, Model, Profile, Speculation
+from serving.budget.weights import pinned_adapter_gib
+from serving.catalog import DRAFTS, GPUS, GUESSES_MAX, MODELS, Model, Profile, Speculation
 from serving.config import EngineSettings, ModelSettings
 from serving.errors import Refusal
 
@@ -54,7 +54,7 @@ def model_facts(model: Model) -> dict[str, Any]:
         result |= dict(_architecture(model))
     if model.lora is not None:
         result["lora"] = model.lora.model_dump()
-        result["adapter_gib"] = _adapter_gib(model, model.lora)
+        result["adapter_gib"] = pinned_adapter_gib(model)
     if model.draft is not None:
         result["draft"] = model.draft
     if model.cpu_knee is not None:
@@ -127,14 +127,6 @@ def _smallest_tensor(model: Model, profile: Profile, speculation: Speculation | 
             continue
         return tensor
     raise ValueError(f"nothing fits {model.name} {profile.name}")
-
-
-def _adapter_gib(model: Model, limits: LoraLimits) -> float:
-    """GiB of host memory that one adapter of the largest rank takes in each worker: whole, before ranks share it."""
-    if model.architecture is None:
-        return 0.0
-    whole = Profile(name="whole", gpu="none", reason="One rank holds all.", source="computed")
-    return round(adapter_gib(model.architecture, limits, whole) / limits.max_adapters, 2)
 
 
 def text(content: Mapping[str, Any]) -> str:

@@ -90,6 +90,14 @@ def adapter_gib(architecture: Architecture, limits: LoraLimits, profile: Profile
     return limits.max_adapters * held * each / GIB
 
 
+def pinned_adapter_gib(model: Model) -> float:
+    """GiB of host memory that one adapter of the largest rank takes in each worker: whole, before ranks share it."""
+    if model.architecture is None or model.lora is None:
+        return 0.0
+    whole = Profile(name="whole", gpu="none", reason="One rank holds all.", source="computed")
+    return round(adapter_gib(model.architecture, model.lora, whole) / model.lora.max_adapters, 2)
+
+
 def _rest_parameters(architecture: Architecture) -> float:
     experts = architecture.experts
     if experts is None:

@@ -5,7 +5,7 @@ An unknown carries the command that settles it. Each limit names its source.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 
@@ -180,13 +180,15 @@ def optional_apis(wanted: Wanted, groups: Mapping[str, Sequence[str]] | Unknown)
 
 
 class GpuNode(msgspec.Struct, frozen=True):
-    """A node with GPUs, and how many are free."""
+    """A node with GPUs, and how many are free, with its memory."""
 
     name: str
     product: str
     total: int
     free: int
     driver: int | None
+    memory_gib: float = 0.0
+    free_memory_gib: float = 0.0
     #: Why no engine can be placed there; empty where one can.
     barred: str = ""
 
@@ -197,11 +199,13 @@ class GpuNode(msgspec.Struct, frozen=True):
 
 
 def gpu_nodes(nodes: Sequence[Node], pods: Sequence[Pod] | Unknown) -> list[GpuNode]:
-    """Free GPUs are the allocatable ones less the requests of these pods, all still running; with pods unknown, none counts as held."""
+    """Free is what is allocatable less the requests of these pods, all still running; with pods unknown, nothing counts as held."""
     held: Counter[str] = Counter()
+    held_gib: dict[str, float] = defaultdict(float)
     for pod in () if isinstance(pods, Unknown) else pods:
         if pod.spec.node_name:
             held[pod.spec.node_name] += pod.gpus
+            held_gib[pod.spec.node_name] += pod.memory_gib
     return [
         GpuNode(
             name=node.name,
@@ -209,6 +213,8 @@ def gpu_nodes(nodes: Sequence[Node], pods: Sequence[Pod] | Unknown) -> list[GpuN
             total=node.gpus,
             free=max(0, node.gpus - held[node.name]),
             driver=_driver(node),
+            memory_gib=node.memory_gib,
+            free_memory_gib=max(0.0, node.memory_gib - held_gib[node.name]),
             barred=_barred(node),
         )
         for node in nodes
@@ -232,28 +238,32 @@ def _barred(node: Node) -> str:
 
 
 class Fit(msgspec.Struct, frozen=True):
-    """Where pods would be placed: pods placed of pods wanted, and the GPUs left on each node."""
+    """Where pods would be placed: pods placed of pods wanted, and the GPUs and GiB of memory left on each node."""
 
     placed: int
     wanted: int
     left: Mapping[str, int]
+    left_gib: Mapping[str, float]
 
 
 def fit(nodes: Sequence[GpuNode], groups: Sequence[tuple[EnginePods, int]]) -> dict[EnginePods, Fit]:
     """Place this many pods of each group, largest first, each on the fullest node with room, as Serve packs them."""
     free = {node.name: node.free for node in nodes if not node.barred}
+    free_gib = {node.name: node.free_memory_gib for node in nodes if not node.barred}
     result: dict[EnginePods, Fit] = {}
     for group, count in sorted(groups, key=lambda it: -it[0].gpus):
         of_kind = [node.name for node in nodes if not node.barred and node.is_kind(group.gpu)]
         placed = 0
         for _ in range(count):
-            roomy = [name for name in of_kind if free[name] >= group.gpus]
+            roomy = [it for it in of_kind if free[it] >= group.gpus and free_gib[it] >= group.memory_gib]
             if not roomy:
                 break
             chosen = min(roomy, key=lambda name: free[name])
             free[chosen] -= group.gpus
+            free_gib[chosen] -= group.memory_gib
             placed += 1
-        result[group] = Fit(placed, count, {name: free[name] for name in of_kind})
+        left = {name: free[name] for name in of_kind}
+        result[group] = Fit(placed, count, left, {name: free_gib[name] for name in of_kind})
     return result
 
 
@@ -325,16 +335,40 @@ def _room(groups: Sequence[EnginePods], found: Sequence[GpuNode], pods: Sequence
         name = f"Room for {group.model} in cell {group.cell}"
         asked = f"{group.least} pod{'s' if group.least != 1 else ''} of {group.gpus} {GPUS[group.gpu].title}"
         least, most = at_least[group], at_most[group]
-        if least.placed < least.wanted:
-            left = "; ".join(f"{node} has {free} free" for node, free in least.left.items()) or "no node may take it"
-            says = f"{asked}: {least.wanted - least.placed} would not fit ({left} beside the others)."
-            yield no(name, says, "kubectl describe nodes -l nvidia.com/gpu.present=true")
+        command = "kubectl describe nodes -l nvidia.com/gpu.present=true"
+        if says := _too_large(group, found):
+            yield no(name, says, command)
+        elif least.placed < least.wanted:
+            left = "; ".join(_left(group, least, node) for node in least.left) or "no node may take it"
+            yield no(name, f"{asked}: {least.wanted - least.placed} would not fit ({left} beside the others).", command)
         elif isinstance(pods, Unknown):
             yield Check(name, Answer.UNKNOWN, f"{asked} fit if no other pod holds GPUs; {pods.reason}", pods.command)
         elif most.placed < most.wanted:
             yield yes(name, f"{asked} fit; of at most {most.wanted} there is room for {most.placed}.")
         else:
             yield yes(name, f"{asked} fit" + (f", and {most.wanted} at most." if most.wanted > least.wanted else "."))
+
+
+def _too_large(group: EnginePods, found: Sequence[GpuNode]) -> str:
+    """Why a pod fits the memory of no node with its GPUs, however empty; empty where it does, or where there is no such node."""
+    there = [it for it in found if it.is_kind(group.gpu) and not it.barred]
+    largest = max(there, key=lambda it: it.memory_gib, default=None)
+    if largest is None or largest.memory_gib >= group.memory_gib:
+        return ""
+    kept = f", {group.host_kv_gib:,.0f} of them for KV," if group.host_kv_gib else ""
+    change = "lower `kv_offloading_gib`, or use nodes with more" if group.host_kv_gib else "use nodes with more"
+    return (
+        f"A pod asks for {group.memory_gib:,} GiB of memory{kept} and the largest node with {GPUS[group.gpu].title},"
+        f" {largest.name}, has {largest.memory_gib:,.0f}: {change}."
+    )
+
+
+def _left(group: EnginePods, fit: Fit, node: str) -> str:
+    """What a node has left; its memory where that is what its GPUs lack."""
+    says = f"{node} has {fit.left[node]} free"
+    if fit.left[node] < group.gpus:
+        return says
+    return f"{says} and {fit.left_gib[node]:,.0f} GiB of memory, of which a pod asks for {group.memory_gib:,}"
 
 
 # --- Storage, DNS, namespace, Secrets, rights ---------------------------------------------------------------------------

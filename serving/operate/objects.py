@@ -6,6 +6,7 @@ an empty list, hence the unions.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -94,6 +95,11 @@ class Node(_Named, frozen=True):
         return int((self.status.allocatable or {}).get(GPU_RESOURCE, "0"))
 
     @property
+    def memory_gib(self) -> float:
+        """GiB of memory that pods may ask for."""
+        return _gib(self.status.allocatable)
+
+    @property
     def is_ready(self) -> bool:
         return _is_ready(self.status.conditions)
 
@@ -171,6 +177,12 @@ class Pod(_Named, frozen=True):
         return max([together, *(_gpus(it) for it in self.spec.init_containers or ())])
 
     @property
+    def memory_gib(self) -> float:
+        """GiB of memory that it asks for, counted as GPUs are."""
+        together = sum(_gib(it.resources.requests) for it in self.spec.containers or ())
+        return max([together, *(_gib(it.resources.requests) for it in self.spec.init_containers or ())])
+
+    @property
     def containers(self) -> list[ContainerStatus]:
         return [*(self.status.init_container_statuses or ()), *(self.status.container_statuses or ())]
 
@@ -183,6 +195,13 @@ def _gpus(container: Container) -> int:
     # Kubernetes copies the limit of an extended resource into the request; an object not yet admitted may lack it.
     asked = (container.resources.requests or {}) | (container.resources.limits or {})
     return int(asked.get(GPU_RESOURCE, "0"))
+
+
+def _gib(amounts: Mapping[str, str] | None) -> float:
+    from kubernetes.utils.quantity import parse_quantity  # imported late, as in `cluster`
+
+    amount = (amounts or {}).get("memory", "0")
+    return float(parse_quantity(amount)) / 2**30  # type: ignore[no-untyped-call]  # the client has no types
 
 
 class InvolvedObject(_Object, frozen=True):

@@ -41,8 +41,8 @@ DEFINITIONS = ("rayservices.ray.io",)
 def preflight(namespace: str, secrets: Iterable[str] = ()) -> tuple[Rule, ...]:
     """What `serving preflight` reads; `secrets` are those that the values name, of which only the metadata is read."""
     rules = (
-        Rule("nodes", ("list",), Scope.CLUSTER, "GPUs, drivers, taints"),
-        Rule("pods", ("list",), Scope.CLUSTER, "GPUs that others hold"),
+        Rule("nodes", ("list",), Scope.CLUSTER, "GPUs, memory, drivers, taints"),
+        Rule("pods", ("list",), Scope.CLUSTER, "GPUs and memory that others hold"),
         Rule("deployments", ("list",), Scope.CLUSTER, "the KubeRay operator", group="apps"),
         Rule(
             "customresourcedefinitions",

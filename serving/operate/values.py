@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from pydantic import TypeAdapter, ValidationError
@@ -18,6 +18,7 @@ from serving.budget import Defaults, placed
 from serving.catalog import Model, Profile
 from serving.config import EngineSettings, ModelSettings, read_mapping
 from serving.errors import Refusal
+from serving.operate.host_memory import Assumed, Held, asked_gib, held
 
 #: The chart's own values of the keys read here (a test compares), for commands that run without a values file.
 DEFAULTS: Mapping[str, Any] = {
@@ -26,6 +27,11 @@ DEFAULTS: Mapping[str, Any] = {
     "models": [{"name": "gpt-oss-120b", "min_replicas": 1, "max_replicas": 1}],
     "cells": {"a": {}},
     "modelVolume": {"accessModes": ["ReadWriteMany"]},
+    "engine": {
+        "memory": {"baseGib": 8, "perGpuGib": 5, "pinnedPerGpuGib": 1},
+        "shm": {"baseMib": 256, "perGpuMib": 1024},
+    },
+    "ray": {"objectStoreMib": 128},
 }
 
 
@@ -40,6 +46,9 @@ class EnginePods(msgspec.Struct, frozen=True):
     #: Pods that always run, and that may run.
     least: int
     most: int
+    #: What a pod asks of its node, and how much of it is for KV that no longer fits the GPUs.
+    memory_gib: int = 0
+    host_kv_gib: float = 0.0
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -150,12 +159,14 @@ def _engine_pods(values: Mapping[str, Any]) -> tuple[list[EnginePods], list[str]
     own = _checked(TypeAdapter(list[Model]), values.get("ownModels", []), "ownModels")
     engine = _checked(TypeAdapter(EngineSettings), _group(values, "engine", "settings"), "engine.settings")
     defaults = Defaults(values.get("profile"), values.get("gpu"))
+    assumed = _assumed(values)
     pods: list[EnginePods] = []
     impossible: list[str] = []
     for cell in _group(values, "cells"):
         chosen = merged(values, _group(values, "cells", cell))
         if chosen.get("paused"):
             continue
+        found: list[_Engine] = []
         for settings in _checked(TypeAdapter(list[ModelSettings]), chosen.get("models", []), f"cells.{cell}.models"):
             model = catalog.find(settings.name, own)
             try:
@@ -163,11 +174,27 @@ def _engine_pods(values: Mapping[str, Any]) -> tuple[list[EnginePods], list[str]
             except Refusal as refusal:
                 impossible.append(str(refusal))
             else:
-                pods += [_pods(cell, settings, profile)] if profile else []
+                is_own = any(it.name == model.name for it in own)
+                found += [_Engine(settings, profile, held(model, settings, profile, is_own))] if profile else []
+        pods += [_pods(cell, it, [other.held for other in found if other.shape == it.shape], assumed) for it in found]
     return pods, impossible
 
 
-def _pods(cell: str, settings: ModelSettings, profile: Profile) -> EnginePods:
+class _Engine(NamedTuple):
+    """One model's engines in one cell."""
+
+    settings: ModelSettings
+    profile: Profile
+    held: Held
+
+    @property
+    def shape(self) -> tuple[str, int]:
+        """Of their pods, which they share with the other models of this shape."""
+        return self.profile.gpu, self.profile.pod_gpus
+
+
+def _pods(cell: str, engine: _Engine, sharing: Sequence[Held], assumed: Assumed) -> EnginePods:
+    settings, profile = engine.settings, engine.profile
     return EnginePods(
         cell=cell,
         model=settings.name,
@@ -175,6 +202,25 @@ def _pods(cell: str, settings: ModelSettings, profile: Profile) -> EnginePods:
         gpus=profile.pod_gpus,
         least=settings.min_replicas * profile.nodes,
         most=settings.max_replicas * profile.nodes,
+        memory_gib=asked_gib(assumed, profile.pod_gpus, sharing),
+        host_kv_gib=max(it.kv_gib for it in sharing),
+    )
+
+
+def _assumed(values: Mapping[str, Any]) -> Assumed:
+    whole = merged(DEFAULTS, values)
+
+    def numbers(*keys: str) -> dict[str, Any]:
+        known = _group(DEFAULTS, *keys)
+        said = {key: it for key, it in _group(whole, *keys).items() if key in known}
+        return dict(_checked(TypeAdapter(dict[str, float]), said, ".".join(keys)))
+
+    memory, shm, ray = numbers("engine", "memory"), numbers("engine", "shm"), numbers("ray")
+    return Assumed(
+        base_gib=memory["baseGib"],
+        gpu_gib=memory["perGpuGib"] + memory["pinnedPerGpuGib"],
+        base_mib=ray["objectStoreMib"] + shm["baseMib"],
+        gpu_mib=shm["perGpuMib"],
     )
 
 

@@ -31,6 +31,7 @@ def node(
     cordoned: bool = False,
     ready: bool = True,
     taint: str | None = None,
+    memory: str = "1000Gi",
 ) -> client.V1Node:
     """A node, labelled as GPU feature discovery does it; `gpus` 0 for one without."""
     labels = {"kubernetes.io/hostname": name}
@@ -49,7 +50,7 @@ def node(
         metadata=metadata(name, None, labels=labels),
         spec=client.V1NodeSpec(unschedulable=cordoned or None, taints=taints or None),
         status=client.V1NodeStatus(
-            allocatable={"cpu": "96", "memory": "1000Gi"} | ({"nvidia.com/gpu": str(gpus)} if gpus else {}),
+            allocatable={"cpu": "96", "memory": memory} | ({"nvidia.com/gpu": str(gpus)} if gpus else {}),
             conditions=[client.V1NodeCondition(type="Ready", status="True" if ready else "False")],
         ),
     )
@@ -67,10 +68,12 @@ def pod(
     phase: str = "Running",
     status: client.V1ContainerStatus | None = None,
     unschedulable: str = "",
+    memory: str = "",
 ) -> client.V1Pod:
     labels = OURS | {"app.kubernetes.io/component": component} if component else {}
     labels |= {"gpt-oss-serving/cell": cell} if cell else {}
-    amount = {"nvidia.com/gpu": str(gpus)} if gpus else None
+    amount = {"nvidia.com/gpu": str(gpus)} if gpus else {}
+    requests = amount | ({"memory": memory} if memory else {})
     is_ready = phase == "Running" and (status is None or status.ready)
     conditions = [client.V1PodCondition(type="Ready", status="True" if is_ready else "False")]
     if unschedulable:
@@ -85,7 +88,7 @@ def pod(
             node_name=on,
             containers=[
                 client.V1Container(
-                    name="main", image=image, resources=client.V1ResourceRequirements(requests=amount, limits=amount)
+                    name="main", image=image, resources=client.V1ResourceRequirements(requests=requests, limits=amount)
                 )
             ],
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,47 @@ def test_the_fullest_node_that_has_room_is_taken() -> None:
     nodes = [GpuNode(name, "NVIDIA-H100-80GB-HBM3", 8, free, 580) for name, free in (("a", 8), ("b", 4))]
     pods = EnginePods("a", "m", "h100", 2, 1, 1)
     assert fit(nodes, [(pods, 1)])[pods].left == {"a": 8, "b": 2}
+
+
+@pytest.mark.parametrize(
+    ("entry", "memory", "sentence"),
+    [
+        (
+            {"kv_offloading_gib": 1500},
+            "1000Gi",
+            r"[\d,]+ GiB of memory, 1,500 of them for KV, .* lower `kv_offloading_gib`",
+        ),
+        ({}, "64Gi", r"\d+ GiB of memory and the largest node with H100-80GB, dgx-\d, has 64: use nodes with more\."),
+    ],
+)
+def test_a_pod_that_no_node_has_the_memory_for_is_a_no(
+    api: ApiServer, serving: Command, tmp_path: Path, entry: dict[str, Any], memory: str, sentence: str
+) -> None:
+    """However many GPUs are free: what a pod asks for, what the largest node has, and what to change."""
+    fit_cluster(api)
+    for name in ("dgx-1", "dgx-2"):
+        api.remove("Node", name)
+        api.add(fixtures.node(name, memory=memory))
+    result = serving("preflight", "--json", "-f", values(tmp_path, models=[{"name": "gpt-oss-120b", **entry}]))
+    assert answers(result)[ROOM] == "no"
+    assert re.match(rf"A pod asks for {sentence}", says(result, ROOM)), says(result, ROOM)
+
+
+def test_memory_is_held_as_gpus_are(api: ApiServer, serving: Command, tmp_path: Path) -> None:
+    """Other pods' requests count, and each engine's pod takes its own: two of some 480 GiB fill a node of 1,000 that has GPUs left."""
+    fit_cluster(api)
+
+    def asked(engines: int) -> Result:
+        entry = {"name": "gpt-oss-120b", "kv_offloading_gib": 400, "min_replicas": engines, "max_replicas": engines}
+        return serving("preflight", "--json", "-f", values(tmp_path, models=[entry]))
+
+    assert answers(asked(4))[ROOM] == "yes"
+    assert answers(asked(5))[ROOM] == "no"
+    assert "dgx-1 has 4 free and" in says(asked(5), ROOM)
+    api.add(fixtures.pod("database", "dgx-1", namespace="research", memory="600Gi"))
+    assert answers(asked(3))[ROOM] == "no"
+    assert "dgx-1 has 8 free and 400 GiB of memory, of which a pod asks for" in says(asked(3), ROOM)
+    assert answers(asked(2))[ROOM] == "yes"
 
 
 def test_drivers_are_read_from_labels_of_old_and_new(api: ApiServer, serving: Command) -> None:
