@@ -6,7 +6,7 @@
 
 The second simulates a day of a fleet of so many GPUs under our policy; the third says how far its samples are off.
 
-Tuned on Azure's trace with seeds 1 and 2 and Mooncake's with seed 1; SCL-9 says what was seen of the others. The world itself
+Tuned on Azure's trace with seeds 1, 2 and 11 to 13 and Mooncake's with 1, 11 and 12; SCL-9 says what was seen of the others. The world itself
 (SLOs, chunk size) was set after a look at seed 1 of both traces. A day takes half a minute on one core.
 """
 

@@ -82,7 +82,7 @@ class Tuning(msgspec.Struct, frozen=True):
     """Chosen by the judge on its tuning traces; no setting overrides them."""
 
     #: Share of the knee to fill: the rest is headroom for what arrives within one start-up.
-    fill_ratio: float = 0.82
+    fill_ratio: float = 0.832
     #: Seconds over which arrivals are averaged for that: noise costs replicas because peaks are held.
     smoothing_s: float = 120.0
     #: A surge shows first in a shorter average, which is noisier and so gets less headroom.

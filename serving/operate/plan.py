@@ -26,7 +26,7 @@ from serving.operate.traffic import Traffic
 
 #: Share of an engine's knee that is filled: `fill_ratio` of serving.engine.autoscale, which adds engines beyond it (a
 #: test compares). The rest is headroom for what arrives within one start-up, and the only reserve.
-FILL = 0.82
+FILL = 0.832
 #: Repetitions in which the number of running requests settles, and what it may still move by then.
 SETTLING, SETTLED = 1000, 1e-6
 #: Quantile of the queueing time: 95 % of the calls wait no longer.

@@ -23,6 +23,8 @@ from serving.wire import Task
 
 RECORDS = Path(os.environ["SCRIPTED_VLLM_RECORDS"])
 
+#: Of the texts that a sound engine of a model that embeds is asked about: two that are alike and one that is not.
+EMBEDDINGS = b'{"data": [{"embedding": [1.0, 0.0]}, {"embedding": [1.0, 0.0]}, {"embedding": [0.0, 1.0]}]}'
 NONSENSE = b'{"choices": [{"text": "a", "prompt_logprobs": [null, {"1": {"logprob": -50.0}}]}]}'
 
 
@@ -55,7 +57,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        self._answer(NONSENSE if (RECORDS / "nonsense").exists() else b'{"choices": [{"text": "a"}]}')
+        if self.path == "/v1/embeddings":
+            self._answer(EMBEDDINGS)
+        else:
+            self._answer(NONSENSE if (RECORDS / "nonsense").exists() else b'{"choices": [{"text": "a"}]}')
 
     def log_message(self, format: str, *args: object) -> None:
         pass

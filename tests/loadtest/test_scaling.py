@@ -246,12 +246,12 @@ def ideal() -> oracle.Oracle:
 
 
 def test_ours_meets_its_target(ideal: oracle.Oracle) -> None:
-    """On a short bursty day: 99 % inside the SLO for at most 1.2 times the oracle's GPU-hours."""
+    """On a morning of bursts: 98.5 % inside the SLO for at most 1.1 times the oracle's GPU-hours (whole days: SCL-9)."""
     calls = columns(window(1))
     settings = beginning_with(ideal.initial_replicas)
     outcome = compiled.run(calls, Ours(KNEE, Bounds(1, 30)), settings)
-    assert outcome.attainment >= 0.99
-    assert outcome.gpu_s <= 1.2 * ideal.outcome.gpu_s
+    assert outcome.attainment >= 0.985
+    assert outcome.gpu_s <= 1.1 * ideal.outcome.gpu_s
 
 
 def test_nobody_beats_the_oracle(ideal: oracle.Oracle) -> None:

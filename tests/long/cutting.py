@@ -19,9 +19,11 @@ _READ_BYTES = 64 * 1024
 
 
 class Cutter:
-    """Takes connections for an engine at `url`, and cuts each stream's first answer once `is_cutting`."""
+    """Takes connections for an engine at `url`, and cuts streams while `is_cutting`: those that are not among the `seen`, which
+    the ways to all engines of a model share, so that each stream loses one engine.
+    """
 
-    def __init__(self, engine_url: str) -> None:
+    def __init__(self, engine_url: str, seen: set[bytes]) -> None:
         host, _, port = engine_url.removeprefix("http://").rpartition(":")
         self._engine = host, int(port)
         self._port = free_port()
@@ -29,7 +31,7 @@ class Cutter:
         self.is_cutting = False
         self.cuts = 0
         self._drawn = random.Random(3)
-        self._seen: set[bytes] = set()
+        self._seen = seen
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -64,7 +66,7 @@ class Cutter:
             engine[1].close()
 
     def draw(self, request: bytes) -> int | None:
-        """Bytes after which the answer to a request is cut; None where it is not. One that goes on is not cut again."""
+        """Bytes after which the answer to a request is cut; None where it is not."""
         seed = _SEED.search(request)
         if not self.is_cutting or seed is None or seed[1] in self._seen:
             return None

@@ -121,7 +121,8 @@ class Pair:
         self.engines = [Engine(home, model), Engine(home, model)]
         self.nursery = Nursery(self.engines[0].environment())
         #: A way to each engine that a test may cut.
-        self.cutters = [Cutter(engine.url) for engine in self.engines]
+        cut: set[bytes] = set()
+        self.cutters = [Cutter(engine.url, cut) for engine in self.engines]
         self.url = f"http://127.0.0.1:{free_port()}"
         self.key = ""
 

@@ -248,8 +248,9 @@ class Rounds:
 def test_streams_survive_the_kills_of_their_engines(tmp_path: Path, model: str) -> None:
     """None fails; greedy ones say what they say undisturbed (near ties may turn, and are counted), billed once and exactly."""
     pair = Pair(tmp_path, model)
-    # Here more streams lose their engine than in any fleet.
-    with pair.running({"SERVING_GATEWAY__RETRIES__SHARE": "1"}):
+    # Here more streams lose their engine than in any fleet, at each of the two: none is left while one is ejected for it.
+    settings = {"SERVING_GATEWAY__RETRIES__SHARE": "1", "SERVING_GATEWAY__OUTLIERS__EJECTED_SHARE_MAX": "0"}
+    with pair.running(settings):
         rounds, went_on = Rounds(pair), 0
         for cutter in pair.cutters:
             cutter.is_cutting = True
