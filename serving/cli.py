@@ -264,7 +264,7 @@ def models_fetch(context: typer.Context, name: str) -> None:
 
     settings, model = context.obj, _checkpoint(context, name)
     entries = [it for it in settings.models if it.name == name]
-    drafts = [draft for it in entries if (draft := specs.draft_of(model, it, settings.engine))]
+    drafts = [draft for it in entries if (draft := specs.wanted_draft(model, it, settings.engine))]
     folders = [
         checkpoints.ensure(it, settings.home, lambda text: print(text, file=sys.stderr)) for it in (model, *drafts)
     ]

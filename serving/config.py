@@ -472,7 +472,7 @@ class ModelSettings(_Group):
     knee: Knee | None = None
     """What one engine does at the highest load that keeps its SLO, as measured by you; unset, the catalogue's value, or an estimate for the SLO in `gateway`, which without one is 50 ms between tokens."""
     speed: Speed | None = None
-    """What `serving accept --speed-out` measured of one engine of it or of its `base`, with the kernel that it runs, for its estimated knee; unset, what published runs say."""
+    """What `serving accept --speed-out` measured of this model or its `base`, with the kernel that its engines run, for the estimated knee; unset, what published runs say."""
     lora: LoraLimits | None = None
     """Room for adapters in each engine, allocated at its start; unset, the profile's, or none."""
     adapters: tuple[AdapterSettings, ...] = ()

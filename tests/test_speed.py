@@ -24,7 +24,7 @@ from serving import catalog
 from serving.budget import estimate
 from serving.budget.fitting import SIX, THREE, Errors, Run, computed, errors, fit, mean_error, refit
 from serving.budget.speed import MEASURED, closed_loop, engine_speed
-from serving.catalog import Profile, Speed
+from serving.catalog import MountedSource, Profile, Speed
 from serving.cli import app
 from serving.config import ModelSettings
 from serving.errors import Refusal
@@ -282,17 +282,28 @@ def test_what_was_measured_of_another_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_fine_tune_takes_the_steps_of_its_base() -> None:
-    """Other weights under another name take as long; a base's name alone is no fine-tune of it."""
+    """Other weights of the same shape take as long; what was measured of a fine-tune is not taken for its base."""
     mine = catalog.fine_tune(BIG, "mine", BIG.source)
     assert MEASURED.is_of(BIG) and MEASURED.is_of(mine)
     assert not MEASURED.is_of(SMALL) and not MEASURED.model_copy(update={"model": "mine"}).is_of(BIG)
+
+
+def test_an_own_model_is_planned_with_its_bases_speed(tmp_path: Path) -> None:
+    """`serving --settings FILE plan` knows the file's own models."""
+    own = catalog.fine_tune(BIG, "mine", MountedSource(path="/models/mine")).model_dump(mode="json")
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump({"own_models": [own]}))
+    speed_file.write(tmp_path / "speed.yaml", MEASURED)
+    given = f"--settings {tmp_path}/settings.yaml plan --speed {tmp_path}/speed.yaml --json --concurrency 16"
+    line = [*given.split(), "--prompt-tokens", "922", "--output-tokens", "922"]
+    mine, base = (json.loads(CliRunner().invoke(app, [*line, "--model", it]).stdout) for it in ("mine", BIG.name))
+    assert mine == base | {"model": "mine"}
 
 
 def test_a_plan_with_another_kernel_is_of_engines_that_run_it(tmp_path: Path) -> None:
     """It says what to set, writes it into the values, and leaves out profiles that cannot run it."""
     speed_file.write(tmp_path / "speed.yaml", MEASURED.model_copy(update={"kernel": "triton"}))
     speed, out = ["--speed", str(tmp_path / "speed.yaml")], tmp_path / "values.yaml"
-    said = "another kernel: its engines run triton with `moe_backend: triton`"
+    said = "is not the profile's: for these figures set `moe_backend: triton`"
 
     loop = plan(*speed)
     fleet = plan(*speed, "--values-out", str(out), loop="--requests-per-s 9 --prompt-tokens 900 --output-tokens 90")

@@ -37,6 +37,8 @@ SERVE_TARGET = 20.0
 HPA_TARGET = 68.0
 #: Replicas that our policy asks for at most on days with a workload's `top_rate`.
 REPLICAS_AT_TOP = 17
+#: What the names of days end with whose bursts rise faster than a replica starts.
+STEEP_DAY = ", steep bursts"
 #: Seconds over which the policy without foresight, but without noise either, knows the present.
 NOW_S = 20.0
 
@@ -75,8 +77,8 @@ def cases(seeds: int, hours: float) -> Iterator[Case]:
         yield Case(f"Azure {seed}", AZURE_DAY, shape, seed)
     for seed in range(1, seeds + 1):
         yield Case(f"Mooncake {seed}", MOONCAKE_DAY, replace(shape, top_rate=MOONCAKE_DAY.top_rate), seed)
-    yield Case("Azure 1, steep bursts", AZURE_DAY, steep, 1)
-    yield Case("Mooncake 1, steep bursts", MOONCAKE_DAY, replace(steep, top_rate=MOONCAKE_DAY.top_rate), 1)
+    yield Case(f"Azure 1{STEEP_DAY}", AZURE_DAY, steep, 1)
+    yield Case(f"Mooncake 1{STEEP_DAY}", MOONCAKE_DAY, replace(steep, top_rate=MOONCAKE_DAY.top_rate), 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +129,15 @@ def judge(calls: Calls, case: Case, startup_s: float) -> Iterator[Row]:
 
 
 def totals(rows: list[Row]) -> Iterator[str]:
-    """Every policy over all days."""
-    for name in dict.fromkeys(row.policy for row in rows):
-        of_policy = [row for row in rows if row.policy == name]
+    """Every policy over all days but those with steep bursts: calls inside of all calls, GPU-hours over all of the oracle's."""
+    ordinary = [row for row in rows if not row.case.endswith(STEEP_DAY)]
+    for name in dict.fromkeys(row.policy for row in ordinary):
+        of_policy = [row for row in ordinary if row.policy == name]
         known = sum(row.outcome.finished + row.outcome.shed for row in of_policy)
         inside = sum(row.outcome.met for row in of_policy) / known
         ratio = sum(row.outcome.gpu_s for row in of_policy) / sum(row.oracle_gpu_s for row in of_policy)
         changes = sum(row.outcome.changes for row in of_policy)
-        yield f"{'all days':26}{name:22}{inside:9.2%}{'':10}{ratio:9.2f}{changes:9}"
+        yield f"{'all, without steep bursts':26}{name:22}{inside:9.2%}{'':10}{ratio:9.2f}{changes:9}"
 
 
 def fleet_day(

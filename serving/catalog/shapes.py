@@ -238,7 +238,7 @@ class Speed(_Shape):
     """The same of TPOT."""
 
     def is_of(self, model: Model) -> bool:
-        """Whether it says how fast `model` is: a fine-tune takes the steps of its base, whatever its weights are."""
+        """Whether it says how fast `model` is: a fine-tune, which has other weights of the same shape and format, takes its base's."""
         return self.model in (model.name, model.base)
 
 

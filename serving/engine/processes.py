@@ -103,18 +103,18 @@ def _marked() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
 
     A container's processes are left out where this one is not in it: their owner's id means another process here (ENG-4).
     """
-    numbering = _numbering_of("self")
+    pid_namespace = _pid_namespace_of("self")
     for process in psutil.process_iter():
         try:
             environment = process.environ()
             marks = {name: environment[name] for name in (TREE_VARIABLE, STACK_VARIABLE) if name in environment}
-            if marks and _numbering_of(process.pid) == numbering:
+            if marks and _pid_namespace_of(process.pid) == pid_namespace:
                 yield process, marks
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess, OSError):
             continue
 
 
-def _numbering_of(pid: int | str) -> int:
+def _pid_namespace_of(pid: int | str) -> int:
     """The PID namespace in which a process's id is what it knows itself by (pid_namespaces(7))."""
     return os.stat(f"/proc/{pid}/ns/pid").st_ino
 

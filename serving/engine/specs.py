@@ -167,7 +167,7 @@ def engine_spec(
     return _speculating(spec, model, chosen.speculation if chosen else wanted.speculation, settings.home)
 
 
-def draft_of(model: Model, wanted: ModelSettings, engine: EngineSettings) -> Model | None:
+def wanted_draft(model: Model, wanted: ModelSettings, engine: EngineSettings) -> Model | None:
     """The draft that guesses tokens for engines of `model`, as its settings want them; raises Refusal when they cannot work."""
     chosen = _placed(model, wanted, engine)
     return _draft(model, chosen.speculation if chosen else wanted.speculation)

@@ -247,11 +247,11 @@ class Fit(msgspec.Struct, frozen=True):
 
 
 def fit(nodes: Sequence[GpuNode], groups: Sequence[tuple[EnginePods, int]]) -> dict[EnginePods, Fit]:
-    """Place this many pods of each group, largest first, each on the fullest node with room, as Serve packs them."""
+    """Place this many pods of each group, largest first, each on the node with the fewest free GPUs that has room, as Serve packs them."""
     free = {node.name: node.free for node in nodes if not node.barred}
     free_gib = {node.name: node.free_memory_gib for node in nodes if not node.barred}
     result: dict[EnginePods, Fit] = {}
-    for group, count in sorted(groups, key=lambda it: -it[0].gpus):
+    for group, count in sorted(groups, key=lambda it: (-it[0].gpus, -it[0].memory_gib)):
         of_kind = [node.name for node in nodes if not node.barred and node.is_kind(group.gpu)]
         placed = 0
         for _ in range(count):
@@ -342,7 +342,9 @@ def _room(groups: Sequence[EnginePods], found: Sequence[GpuNode], pods: Sequence
             left = "; ".join(_left(group, least, node) for node in least.left) or "no node may take it"
             yield no(name, f"{asked}: {least.wanted - least.placed} would not fit ({left} beside the others).", command)
         elif isinstance(pods, Unknown):
-            yield Check(name, Answer.UNKNOWN, f"{asked} fit if no other pod holds GPUs; {pods.reason}", pods.command)
+            yield Check(
+                name, Answer.UNKNOWN, f"{asked} fit if no other pod holds GPUs or memory; {pods.reason}", pods.command
+            )
         elif most.placed < most.wanted:
             yield yes(name, f"{asked} fit; of at most {most.wanted} there is room for {most.placed}.")
         else:
@@ -356,7 +358,11 @@ def _too_large(group: EnginePods, found: Sequence[GpuNode]) -> str:
     if largest is None or largest.memory_gib >= group.memory_gib:
         return ""
     kept = f", {group.host_kv_gib:,.0f} of them for KV," if group.host_kv_gib else ""
-    change = "lower `kv_offloading_gib`, or use nodes with more" if group.host_kv_gib else "use nodes with more"
+    change = (
+        "lower the largest `kv_offloading_gib` of the models that share its pods, or use nodes with more"
+        if group.host_kv_gib
+        else "use nodes with more"
+    )
     return (
         f"A pod asks for {group.memory_gib:,} GiB of memory{kept} and the largest node with {GPUS[group.gpu].title},"
         f" {largest.name}, has {largest.memory_gib:,.0f}: {change}."
@@ -364,11 +370,10 @@ def _too_large(group: EnginePods, found: Sequence[GpuNode]) -> str:
 
 
 def _left(group: EnginePods, fit: Fit, node: str) -> str:
-    """What a node has left; its memory where that is what its GPUs lack."""
-    says = f"{node} has {fit.left[node]} free"
+    """What a node has left: its GPUs, and its memory where they are enough."""
     if fit.left[node] < group.gpus:
-        return says
-    return f"{says} and {fit.left_gib[node]:,.0f} GiB of memory, of which a pod asks for {group.memory_gib:,}"
+        return f"{node} has {fit.left[node]} free"
+    return f"{node} has {fit.left[node]} free with {fit.left_gib[node]:,.0f} GiB of memory, and a pod asks for {group.memory_gib:,}"
 
 
 # --- Storage, DNS, namespace, Secrets, rights ---------------------------------------------------------------------------

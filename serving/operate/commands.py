@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,7 +26,7 @@ from serving.operate.plan import LatencyTarget
 from serving.operate.traffic import Traffic
 
 if TYPE_CHECKING:
-    from serving.catalog import Speed
+    from serving.catalog import Model, Speed
     from serving.operate.accept import Choices
     from serving.operate.findings import Report, Subject
 
@@ -131,7 +131,7 @@ def run_plan(
     as_json: AsJson = False,
 ) -> None:
     """Plan profile, engines and GPUs for a traffic and an SLO, with the arithmetic. Computed, never measured; needs no cluster."""
-    planned = catalog.find(model)
+    planned = catalog.find(model, context.obj.own_models)
     fitted = speed_file.read(speed, planned) if speed else None
     if concurrency is not None:
         if prompt_tokens is None or output_tokens is None:
@@ -251,6 +251,7 @@ RecoveryS = Annotated[
 
 
 def run_accept(
+    command: typer.Context,
     base_url: Annotated[str, typer.Option(help="The API, e.g. https://llm.example.com/v1.")],
     key_file: Annotated[Path, typer.Option(help="A file with an API key on its first line.")],
     model: Models,
@@ -289,6 +290,7 @@ def run_accept(
 ) -> None:
     """Measure a real installation and write a report that can be shared. Exit code 1 when a check says no."""
     # Imported late: the HTTP client takes a tenth of a second to import, and the other commands do not need it.
+    from serving.budget import refuse
     from serving.operate.accept import Choices, described
     from serving.operate.measure import Bounds
 
@@ -297,10 +299,12 @@ def run_accept(
     if compare_speed and speed_out is None:
         raise Refusal("--compare-speed compares with what is measured now: name a file for that with --speed-out.")
     bounds = Bounds(_numbers(concurrency), seconds_per_step, prompt_words, output_tokens, recovery_s)
-    subjects = tuple(_subject(it, gpu) for it in model)
+    subjects = tuple(_subject(it, gpu, command.obj.own_models) for it in model)
     others: tuple[Speed, ...] = ()
     if speed_out:
-        measured, _ = described(subjects[0])
+        measured, its_profile = described(subjects[0])
+        if moe_backend:
+            refuse(measured, its_profile.model_copy(update={"moe_backend": moe_backend}))
         others = tuple(speed_file.read(it, measured) for it in compare_speed or ())
         speed_file.prepare(speed_out)
     key = _key(key_file)
@@ -375,12 +379,12 @@ def _numbers(text: str) -> tuple[int, ...]:
     return numbers
 
 
-def _subject(text: str, gpu: str) -> Subject:
+def _subject(text: str, gpu: str, own_models: Sequence[Model]) -> Subject:
     """`NAME` or `NAME=PROFILE`; with a profile, computed figures stand beside the measured ones."""
     from serving.operate.findings import Subject
 
     name, _, profile = text.partition("=")
     if not profile:
         return Subject(name)
-    model = catalog.find(name)
+    model = catalog.find(name, own_models)
     return Subject(name, model, model.profile(profile, gpu))

@@ -46,8 +46,8 @@ def held(model: Model, entry: ModelSettings, profile: Profile, is_own: bool) -> 
     return Held(disk_mib, profile.host_kv_gib, adapters * pinned_adapter_gib(model) if adapters else 0.0)
 
 
-def asked_gib(assumed: Assumed, gpus: int, engines: Sequence[Held]) -> int:
-    """GiB that a pod of `gpus` asks for, where any of these engines may run in it: enough for the largest of each kind."""
+def requested_gib(assumed: Assumed, gpus: int, engines: Sequence[Held]) -> int:
+    """GiB that a pod of `gpus` requests, where any of these engines may run in it: enough for the largest of each kind."""
     kv_mib = ceil(max(it.kv_gib for it in engines) * _MIB_PER_GIB)
     shm_gib = (assumed.base_mib + gpus * assumed.gpu_mib + kv_mib) / _MIB_PER_GIB
     worker_gib = assumed.gpu_gib + max(it.adapters_gib for it in engines)

@@ -126,7 +126,7 @@ def kernel_beside(profile: Profile, fitted: Speed | None) -> MoeBackend | None:
 
 def with_kernel(profile: Profile, fitted: Speed | None) -> Profile:
     """`profile` with the kernel that was measured, so that a plan is of engines that can run it."""
-    return profile.model_copy(update={"moe_backend": kernel_beside(profile, fitted) or profile.moe_backend})
+    return profile.model_copy(update={"moe_backend": fitted.kernel}) if fitted else profile
 
 
 def engine_under(

@@ -31,7 +31,7 @@ def sources(plan: Plan | EnginePlan, fitted: Speed) -> tuple[str, ...]:
         return found
     return (
         *found,
-        f"The profile names another kernel: its engines run {kernel} with `moe_backend: {kernel}` of the model.",
+        f"The kernel that was measured is not the profile's: for these figures set `moe_backend: {kernel}` of the model.",
     )
 
 

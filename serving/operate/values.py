@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-from pydantic import TypeAdapter, ValidationError
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from serving import catalog
 from serving.budget import Defaults, placed
 from serving.catalog import Model, Profile
 from serving.config import EngineSettings, ModelSettings, read_mapping
 from serving.errors import Refusal
-from serving.operate.host_memory import Assumed, Held, asked_gib, held
+from serving.operate.host_memory import Assumed, Held, held, requested_gib
 
 #: The chart's own values of the keys read here (a test compares), for commands that run without a values file.
 DEFAULTS: Mapping[str, Any] = {
@@ -202,7 +202,7 @@ def _pods(cell: str, engine: _Engine, sharing: Sequence[Held], assumed: Assumed)
         gpus=profile.pod_gpus,
         least=settings.min_replicas * profile.nodes,
         most=settings.max_replicas * profile.nodes,
-        memory_gib=asked_gib(assumed, profile.pod_gpus, sharing),
+        memory_gib=requested_gib(assumed, profile.pod_gpus, sharing),
         host_kv_gib=max(it.kv_gib for it in sharing),
     )
 
@@ -213,7 +213,7 @@ def _assumed(values: Mapping[str, Any]) -> Assumed:
     def numbers(*keys: str) -> dict[str, Any]:
         known = _group(DEFAULTS, *keys)
         said = {key: it for key, it in _group(whole, *keys).items() if key in known}
-        return dict(_checked(TypeAdapter(dict[str, float]), said, ".".join(keys)))
+        return dict(_checked(TypeAdapter(dict[str, FiniteFloat]), said, ".".join(keys)))
 
     memory, shm, ray = numbers("engine", "memory"), numbers("engine", "shm"), numbers("ray")
     return Assumed(

@@ -146,11 +146,11 @@ def test_a_new_memory_takes_nothing_for_usual() -> None:
     assert policy.settle(arriving(1), 600) == 2
 
 
-def test_an_hour_of_more_is_not_held_back_by_less_before() -> None:
-    """What was usual is a floor and no more: after a rise the fleet is what the new load alone would have."""
+def test_a_rise_is_not_held_back_by_less_before() -> None:
+    """What was usual is a floor and no more: once the two minutes' average is there, the fleet is what the new load alone would have."""
     policy = Following()
     policy.settle(arriving(1))
-    assert policy.settle(arriving(10), 1200) == Following().settle(arriving(10))
+    assert policy.settle(arriving(10), 10 * TUNING.smoothing_s) == Following().settle(arriving(10))
 
 
 def test_noise_does_not_flap() -> None:

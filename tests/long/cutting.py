@@ -19,8 +19,9 @@ _READ_BYTES = 64 * 1024
 
 
 class Cutter:
-    """Takes connections for an engine at `url`, and cuts streams while `is_cutting`: those that are not among the `seen`, which
-    the ways to all engines of a model share, so that each stream loses one engine.
+    """Takes connections for an engine at `url`, and cuts streams while `is_cutting`.
+
+    Cutters of one model share `seen`, the streams that were cut: each is cut once, at one engine, and goes on at another.
     """
 
     def __init__(self, engine_url: str, seen: set[bytes]) -> None:

@@ -248,7 +248,7 @@ class Rounds:
 def test_streams_survive_the_kills_of_their_engines(tmp_path: Path, model: str) -> None:
     """None fails; greedy ones say what they say undisturbed (near ties may turn, and are counted), billed once and exactly."""
     pair = Pair(tmp_path, model)
-    # Here more streams lose their engine than in any fleet, at each of the two: none is left while one is ejected for it.
+    # More streams lose their engine here than in any fleet: retries must not run out, and neither of the two be ejected for it.
     settings = {"SERVING_GATEWAY__RETRIES__SHARE": "1", "SERVING_GATEWAY__OUTLIERS__EJECTED_SHARE_MAX": "0"}
     with pair.running(settings):
         rounds, went_on = Rounds(pair), 0

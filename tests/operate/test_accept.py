@@ -483,6 +483,7 @@ def test_bounds_are_finite() -> None:
         ("--model strange --speed-out speed.yaml", "--model strange=PROFILE"),
         ("--model gpt-oss-120b=balanced --speed-out none/speed.yaml", "cannot be written: No such file or directory"),
         ("--model gpt-oss-120b=balanced --speed-out .", "cannot be written: Is a directory"),
+        ("--model qwen3-32b=balanced --speed-out speed.yaml --moe-backend marlin", "qwen3-32b has no experts"),
         ("--model gpt-oss-120b=fast", "no GPU profile 'fast' on h100"),
         ("--model gpt-oss-120b=balanced --gpu a100", "no GPU profile 'balanced' on a100"),
         ("--model strange --concurrency 1,0", "numbers from 1 to 10,000"),

@@ -212,13 +212,24 @@ def test_the_fullest_node_that_has_room_is_taken() -> None:
     assert fit(nodes, [(pods, 1)])[pods].left == {"a": 8, "b": 2}
 
 
+def test_pods_that_want_more_memory_are_placed_first() -> None:
+    """Whichever the values name first: the small one would take the only node with room for the large one."""
+    nodes = [
+        GpuNode(name, "NVIDIA-H100-80GB-HBM3", 8, free, 580, 1000, memory)
+        for name, free, memory in (("a", 8, 500), ("b", 4, 700))
+    ]
+    small, large = (EnginePods("a", name, "h100", 4, 1, 1, memory) for name, memory in (("s", 300), ("l", 600)))
+    for groups in ([small, large], [large, small]):
+        assert [it.placed for it in fit(nodes, [(group, 1) for group in groups]).values()] == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("entry", "memory", "sentence"),
     [
         (
             {"kv_offloading_gib": 1500},
             "1000Gi",
-            r"[\d,]+ GiB of memory, 1,500 of them for KV, .* lower `kv_offloading_gib`",
+            r"[\d,]+ GiB of memory, 1,500 of them for KV, .* lower the largest `kv_offloading_gib`",
         ),
         ({}, "64Gi", r"\d+ GiB of memory and the largest node with H100-80GB, dgx-\d, has 64: use nodes with more\."),
     ],
@@ -246,10 +257,10 @@ def test_memory_is_held_as_gpus_are(api: ApiServer, serving: Command, tmp_path: 
 
     assert answers(asked(4))[ROOM] == "yes"
     assert answers(asked(5))[ROOM] == "no"
-    assert "dgx-1 has 4 free and" in says(asked(5), ROOM)
+    assert "dgx-1 has 4 free with" in says(asked(5), ROOM)
     api.add(fixtures.pod("database", "dgx-1", namespace="research", memory="600Gi"))
     assert answers(asked(3))[ROOM] == "no"
-    assert "dgx-1 has 8 free and 400 GiB of memory, of which a pod asks for" in says(asked(3), ROOM)
+    assert "dgx-1 has 8 free with 400 GiB of memory, and a pod asks for" in says(asked(3), ROOM)
     assert answers(asked(2))[ROOM] == "yes"
 
 

@@ -83,6 +83,7 @@ here, with the words of serving/budget/refusals.py; the rest (adapters' files, a
 {{- else if and .offloadingGib .facts.sliding (eq .kvOffloading "lmcache") -}}
 {{- printf "LMCache turns vLLM's hybrid KV manager off, and the sliding layers of %s would then keep every token: leave `kv_offloading_backend` unset." .name -}}
 {{- else if and .isProfilesOwn (lt (int .tensor) (int .smallestTensor)) -}}
-{{- printf "%s does not fit %d tensor ranks on %s: profile %s%s needs at least %d (`serving models budget %s` shows the arithmetic)." .name (int .tensor) .gpu .profileName .guessing (int .smallestTensor) .name -}}
+{{- $arithmetic := ternary "" (printf " (`serving models budget %s` shows the arithmetic)" .name) (ne .guessing "") -}}
+{{- printf "%s does not fit %d tensor ranks on %s: profile %s%s needs at least %d%s." .name (int .tensor) .gpu .profileName .guessing (int .smallestTensor) $arithmetic -}}
 {{- end -}}
 {{- end -}}
