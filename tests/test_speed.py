@@ -299,6 +299,22 @@ def test_an_own_model_is_planned_with_its_bases_speed(tmp_path: Path) -> None:
     assert mine == base | {"model": "mine"}
 
 
+def test_a_speed_in_other_units_is_refused(tmp_path: Path) -> None:
+    """Nanoseconds for microseconds: one sentence from plans and from settings, and no engine of no tokens a second."""
+    slow = MEASURED.model_copy(update={"layer_us": 1e3 * MEASURED.layer_us, "token_us": 1e5 * MEASURED.token_us})
+    with pytest.raises(Refusal, match="less than one token a second: check the units"):
+        estimate(BIG, ranks("h100", 2), slow)
+
+
+@pytest.mark.parametrize(("profile", "gpus"), [("dp8-ep", 8), ("balanced", 2)])
+def test_one_engine_is_planned_with_all_its_ranks(profile: str, gpus: int) -> None:
+    """Its GPUs are those of every rank, and it takes no more clients than run at once."""
+    line = f"plan --model {BIG.name} --profile {profile} --prompt-tokens 1000 --output-tokens 100 --json --concurrency"
+    assert json.loads(CliRunner().invoke(app, [*line.split(), "8"]).stdout)["gpus"] == gpus
+    refused = CliRunner().invoke(app, [*line.split(), "8000"]).exception
+    assert isinstance(refused, Refusal) and "8,000 clients are more than" in str(refused)
+
+
 def test_a_plan_with_another_kernel_is_of_engines_that_run_it(tmp_path: Path) -> None:
     """It says what to set, writes it into the values, and leaves out profiles that cannot run it."""
     speed_file.write(tmp_path / "speed.yaml", MEASURED.model_copy(update={"kernel": "triton"}))

@@ -192,17 +192,41 @@ def errors(
             )
 
 
+def positive(kind: type[float]) -> Callable[[str], float]:
+    """The type of an option that takes finite numbers above zero."""
+
+    def read(word: str) -> float:
+        value = kind(word)
+        if not 0 < value < float("inf"):
+            raise ValueError
+        return value
+
+    read.__name__ = "positive number"  # which argparse prints
+    return read
+
+
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m loadtest.scaling")
     parser.add_argument("--traces", type=Path, required=True, help=f"folder with {AZURE} and {MOONCAKE}")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--hours", type=float, default=24.0, help="length of a day, its profile compressed with it")
-    parser.add_argument("--startup-s", type=float, default=STARTUP_S)
+    parser.add_argument("--seeds", type=positive(int), default=3)
+    parser.add_argument(
+        "--hours", type=positive(float), default=24.0, help="length of a day, its profile compressed with it"
+    )
+    parser.add_argument("--startup-s", type=positive(float), default=STARTUP_S)
     parser.add_argument("--only", default="", help="days whose name begins so")
-    parser.add_argument("--gpus", type=int, help="a day of a fleet of at most so many GPUs")
-    parser.add_argument("--requests-per-s", type=float, help="its calls at the top of the day; else what fills it then")
+    parser.add_argument("--gpus", type=positive(int), help="a day of a fleet of at most so many GPUs")
+    parser.add_argument(
+        "--requests-per-s", type=positive(float), help="its calls at the top of the day; else what fills it then"
+    )
     parser.add_argument("--errors", action="store_true", help="how far samples of a fleet are off")
     arguments = parser.parse_args(words)
+    sources = {
+        it.workload.source for it in cases(arguments.seeds, arguments.hours) if it.name.startswith(arguments.only)
+    }
+    if not sources:
+        parser.error(f"no day's name begins with {arguments.only!r}")
+    if missing := sorted(name for name in sources if not (arguments.traces / name).is_file()):
+        parser.error(f"{arguments.traces} has no {' and no '.join(missing)}")
     read = {AZURE: cache(read_azure), MOONCAKE: cache(read_mooncake)}
     if arguments.gpus or arguments.errors:
         _fleets(arguments, read)

@@ -10,6 +10,7 @@ from serving.budget.memory import architecture_of, budget
 from serving.budget.speed import EngineSpeed, engine_speed, largest
 from serving.budget.weights import GIB
 from serving.catalog import Knee, Model, Profile, Speed
+from serving.errors import Refusal
 
 #: Mean gap between tokens that is promised where nothing else is said: `--itl-ms` of `serving plan`.
 ITL_SLO_S = 0.05
@@ -33,15 +34,22 @@ def estimate(
 ) -> Knee:
     """The knee of one engine of `model` under `profile`: the largest batch whose gaps keep `itl_s`, and its rates; computed.
 
-    `fitted` is what was measured of it, if anything; `cached_tokens` of a prompt are in the prefix cache. Raises Refusal where the catalogue lacks the facts.
+    `fitted` is what was measured of it, if anything; `cached_tokens` of a prompt are in the prefix cache. Raises Refusal where the catalogue lacks the facts, or
+    where `fitted` is too slow to be any engine's.
     """
     engine = engine_speed(model, profile, fitted)
     most = _most(model, profile, round(prompt_tokens + output_tokens))
     batch = largest(lambda it: engine.itl_s(it, prompt_tokens, output_tokens, cached_tokens) <= itl_s, most)
+    prefill = round(engine.prefill_tokens_per_s(prompt_tokens - cached_tokens))
+    decode = round(decode_tokens_per_s(engine, batch, prompt_tokens + output_tokens / 2))
+    if not (prefill and decode):
+        raise Refusal(
+            f"By its `speed` an engine of {model.name} makes less than one token a second: check the units of its numbers."
+        )
     return Knee(
         running_requests=batch * profile.data,
-        prefill_tokens_per_s=round(engine.prefill_tokens_per_s(prompt_tokens - cached_tokens)),
-        decode_tokens_per_s=round(decode_tokens_per_s(engine, batch, prompt_tokens + output_tokens / 2)),
+        prefill_tokens_per_s=prefill,
+        decode_tokens_per_s=decode,
         startup_s=round(FIXED_STARTUP_S + model.disk_mib / 1024 / LOAD_GIB_PER_S),
     )
 

@@ -25,6 +25,8 @@ KvDtype = Literal["auto", "fp8"]
 KvOffloading = Literal["native", "lmcache"]
 #: Most tokens that may be guessed in one step.
 GUESSES_MAX = 8
+#: Text that is printed within a line.
+Line = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f]*$")]
 #: GiB of a host's memory, of which no host has more than 16 TiB.
 HostGib = Annotated[float, Field(gt=0, le=16_384)]
 #: As vLLM's `--dtype` spells it.
@@ -208,7 +210,7 @@ class Knee(_Shape):
 class Speed(_Shape):
     """What the steps of one engine are made of. Fitted to measured runs; `serving.budget.speed` says how they add up."""
 
-    model: str
+    model: Annotated[str, Field(min_length=1)]
     """The model that was measured; taken for that one, and for fine-tunes whose `base` it is."""
     layer_us: Annotated[float, Field(gt=0)]
     """Microseconds of each layer in every step, whatever is in it: launches, attention, communication."""
@@ -224,17 +226,17 @@ class Speed(_Shape):
     """Milliseconds of every call besides steps: HTTP, tokenising, scheduling."""
     kernel: MoeBackend
     """The kernel of its experts, as `moe_backend` spells it; `auto` where vLLM chose, and for models without experts."""
-    vllm_version: str
+    vllm_version: Line
     """The version of vLLM that was measured."""
-    source: str
+    source: Line
     """Where it was measured, or why it is assumed."""
-    ttft_error: Annotated[float, Field(ge=0)]
+    ttft_error: Annotated[float, Field(ge=0, le=100)]
     """Mean absolute error of TTFT, as a share: on runs kept out of the fit, or on all where there are too few."""
-    tpot_error: Annotated[float, Field(ge=0)]
+    tpot_error: Annotated[float, Field(ge=0, le=100)]
     """The same of TPOT."""
-    worst_ttft_error: Annotated[float, Field(ge=0)]
+    worst_ttft_error: Annotated[float, Field(ge=0, le=100)]
     """The largest error of TTFT in any of those runs; with that of TPOT, the ranges that are printed."""
-    worst_tpot_error: Annotated[float, Field(ge=0)]
+    worst_tpot_error: Annotated[float, Field(ge=0, le=100)]
     """The same of TPOT."""
 
     def is_of(self, model: Model) -> bool:

@@ -116,9 +116,11 @@ def run_plan(
     ttft_s: Annotated[
         float, typer.Option("--ttft-s", min=0.001, help="Seconds to the first token, for 95 of 100.")
     ] = 2.0,
-    itl_ms: Annotated[float, typer.Option("--itl-ms", min=0.1, help="Milliseconds between tokens, on average.")] = 50.0,
+    itl_ms: Annotated[
+        float, typer.Option("--itl-ms", min=0.1, max=60_000, help="Milliseconds between tokens, on average.")
+    ] = 50.0,
     gpu: Annotated[str, typer.Option(help="GPU type of the cluster.")] = "h100",
-    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs per node.")] = 8,
+    gpus_per_node: Annotated[int, typer.Option(min=1, max=1024, help="GPUs per node.")] = 8,
     profile: Annotated[str | None, typer.Option(help="A profile; else the one with the fewest GPUs.")] = None,
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="Plan one engine with this many clients that call again at once.")
@@ -298,6 +300,8 @@ def run_accept(
         raise Refusal("--disrupt deletes pods: name their --namespace.")
     if compare_speed and speed_out is None:
         raise Refusal("--compare-speed compares with what is measured now: name a file for that with --speed-out.")
+    if moe_backend and speed_out is None:
+        raise Refusal("--moe-backend says which kernel is measured: name a file for that with --speed-out.")
     bounds = Bounds(_numbers(concurrency), seconds_per_step, prompt_words, output_tokens, recovery_s)
     subjects = tuple(_subject(it, gpu, command.obj.own_models) for it in model)
     others: tuple[Speed, ...] = ()

@@ -398,6 +398,8 @@ class EnginePlan(msgspec.Struct, frozen=True):
 
     model: str
     gpu: str
+    #: Of the engine, all ranks together.
+    gpus: int
     tensor: int
     concurrency: int
     prompt_tokens: float
@@ -424,11 +426,16 @@ def one_engine(
             f"{concurrency:,} requests of {tokens:,} tokens do not fit into the KV cache of {asked.gpus_per_engine} {asked.gpu}:"
             f" {int(held * asked.data):,} do."
         )
+    if concurrency > (most := asked.max_num_seqs * asked.data):
+        raise Refusal(
+            f"{concurrency:,} clients are more than the {most:,} requests that an engine of profile {asked.name} runs at once."
+        )
     speed = engine_speed(model, asked, fitted)
     loop = closed_loop(speed, concurrency, prompt_tokens, output_tokens)
     return EnginePlan(
         model=model.name,
         gpu=asked.gpu,
+        gpus=asked.gpus_per_engine,
         tensor=asked.tensor,
         concurrency=concurrency,
         prompt_tokens=prompt_tokens,

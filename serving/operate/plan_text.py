@@ -70,17 +70,17 @@ def page(plan: Plan) -> str:
 
 
 def _table(plan: Plan) -> list[str]:
-    head = f"{'profile':14}{'GPUs each':>10}{'engines':>9}{'range':>8}{'GPUs':>6}{'ITL ms':>8}{'TTFT p95 s':>12}  one engine fewer would miss"
+    head = f"{'profile':14}{'GPUs each':>10}{'engines':>9}{'range':>11}{'GPUs':>7}{'ITL ms':>8}{'TTFT p95 s':>12}  one engine fewer would miss"
     return [f"{head} (all computed)", *(_row(it) for it in plan.options)]
 
 
 def _row(it: Option) -> str:
     start = f"{it.profile:14}{f'{it.gpus_per_engine} {it.gpu}':>10}"
     if it.replicas is None or it.load is None:
-        return f"{start}{'—':>9}{'':8}{'':6}{'':8}{'':12}  never: {it.limit}"
+        return f"{start}{'—':>9}{'':11}{'':7}{'':8}{'':12}  never: {it.limit}"
     spread = f"{it.replicas_low or '?'}–{it.replicas_high or '?'}"
     note = f"; by choice only: {it.by_choice_only}" if it.by_choice_only else ""
-    return f"{start}{it.replicas:9}{spread:>8}{it.gpus:6}{it.load.itl_s * 1e3:8.1f}{it.load.ttft_p95_s:12.2f}  {it.limit}{note}"
+    return f"{start}{it.replicas:9}{spread:>11}{it.gpus:7}{it.load.itl_s * 1e3:8.1f}{it.load.ttft_p95_s:12.2f}  {it.limit}{note}"
 
 
 def _arithmetic(plan: Plan) -> list[str]:
@@ -131,7 +131,7 @@ def engine_page(plan: EnginePlan) -> str:
     loop, fitted = plan.loop, plan.speed.fitted
     return "\n".join(
         [
-            f"{plan.model} on {plan.tensor} × {GPUS[plan.gpu].title}, {plan.concurrency} clients that call again at once,"
+            f"{plan.model} on {plan.gpus} × {GPUS[plan.gpu].title}, {plan.concurrency} clients that call again at once,"
             f" {plan.prompt_tokens:,.0f} prompt and {plan.output_tokens:,.0f} output tokens (computed):",
             f"  TTFT       {loop.ttft_s * 1e3:.0f} ms in the mean of ten calls each, the beginning included",
             f"  TPOT       {loop.tpot_s * 1e3:.2f} ms",
@@ -147,7 +147,7 @@ def engine_as_json(plan: EnginePlan) -> str:
     fitted, loop = plan.speed.fitted, plan.loop
     asked = {
         name: getattr(plan, name)
-        for name in ("model", "gpu", "tensor", "concurrency", "prompt_tokens", "output_tokens")
+        for name in ("model", "gpu", "gpus", "tensor", "concurrency", "prompt_tokens", "output_tokens")
     }
     engine = {
         "ttft_s": loop.ttft_s,

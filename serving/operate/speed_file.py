@@ -46,7 +46,12 @@ def read(file: Path, model: Model) -> Speed:
         fitted = Speed.model_validate(yaml.safe_load(file.read_text()))
     except OSError as error:
         raise Refusal(f"The speed file {file} cannot be read: {error.strerror}.") from None
-    except (UnicodeDecodeError, yaml.YAMLError, pydantic.ValidationError, RecursionError):
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        why = f"'{key}': {first['msg'].lower()}" if key else "it has no keys"
+        raise Refusal(f"{file} is no speed file ({why}): `serving accept --speed-out` writes one.") from None
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError):
         raise Refusal(f"{file} is no speed file: `serving accept --speed-out` writes one.") from None
     if not fitted.is_of(model):
         raise Refusal(

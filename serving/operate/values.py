@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
-from pydantic import FiniteFloat, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from serving import catalog
 from serving.budget import Defaults, placed
@@ -137,7 +137,7 @@ def _group(values: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
     """The mapping under these nested keys; empty where there is none. Raises Refusal for anything else."""
     found = values
     for depth, key in enumerate(keys, start=1):
-        found = found.get(key) or {}
+        found = {} if (below := found.get(key)) is None else below
         if not isinstance(found, Mapping):
             raise Refusal(f"The value '{'.'.join(keys[:depth])}' must be a mapping of keys to values.")
     return found
@@ -213,7 +213,9 @@ def _assumed(values: Mapping[str, Any]) -> Assumed:
     def numbers(*keys: str) -> dict[str, Any]:
         known = _group(DEFAULTS, *keys)
         said = {key: it for key, it in _group(whole, *keys).items() if key in known}
-        return dict(_checked(TypeAdapter(dict[str, FiniteFloat]), said, ".".join(keys)))
+        return dict(
+            _checked(TypeAdapter(dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]), said, ".".join(keys))
+        )
 
     memory, shm, ray = numbers("engine", "memory"), numbers("engine", "shm"), numbers("ray")
     return Assumed(

@@ -126,6 +126,16 @@ def test_what_the_readme_shows_of_large_fleets(tmp_path: Path, capsys: pytest.Ca
     assert len(compared) == 6 and all(line.endswith("%") for line in compared if line.split()[2] != "all")
 
 
+@pytest.mark.parametrize(
+    "words", ["", "--only nothing", "--hours 0", "--gpus -5", "--startup-s nan", "--requests-per-s inf"]
+)
+def test_what_cannot_be_simulated_is_refused(tmp_path: Path, words: str) -> None:
+    """A folder without traces, days that there are not, and numbers that are none: by option, before anything is read."""
+    with pytest.raises(SystemExit) as refused:
+        judge.main(["--traces", str(tmp_path), *words.split()])
+    assert refused.value.code == 2
+
+
 def test_a_policy_for_the_whole_is_shown_the_whole() -> None:
     """Three simulated replicas that stand for 20 each are 60 to the policy, and its 70 are four of the sample."""
 

@@ -94,6 +94,7 @@ def test_adapters_come_and_go_while_their_engine_stays(tmp_path: Path) -> None:
         kept = said(client, "second")
         stack.resettle(environment((second, narrow, stranger, feeble, empty, third)))
         until(lambda: is_unknown(client, "first"))
+        until(stack.ready)  # the new directory has heard of the engine
         assert is_unknown(client, "poet") and loaded(stack) == {"second"}
         assert said(client, SMOLLM2) == plain and said(client, "second") == kept
         until(lambda: not is_unknown(client, "third"))

@@ -96,7 +96,7 @@ One model as its cell serves it, as JSON. Takes root, entry.
 {{- $model := dict
   "name" $name "entry" $entry "onCpu" $onCpu "min" $min "max" $max "facts" $facts
   "tensor" $tensor "pipeline" $pipeline "data" $data "expert" $expert "lora" $lora "profileTensor" (int $profile.tensor)
-  "isProfilesOwn" (and (eq $pipeline (int $profile.pipeline)) (eq $data (int $profile.data)) (eq $expert $profile.expert) (empty $entry.kv_cache_dtype))
+  "isProfilesOwn" (and (eq $pipeline (int $profile.pipeline)) (eq $data (int $profile.data)) (eq $expert $profile.expert) (eq ($entry.kv_cache_dtype | default "auto") ($profile.kv_cache_dtype | default "auto")))
   "smallestTensor" (int ($profile.smallest_tensor | default 1)) "guessing" "" "profileName" $profileName "gpu" $gpu
   "gpus" $gpus "podGpus" $podGpus "nodes" $nodes "perNode" $perNode "group" $group
   "gpuWithoutProfile" $gpuWithoutProfile "moeBackend" ($entry.moe_backend | default $profile.moe_backend)
