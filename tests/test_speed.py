@@ -309,10 +309,10 @@ def test_a_speed_in_other_units_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("profile", "gpus"), [("dp8-ep", 8), ("balanced", 2)])
 def test_one_engine_is_planned_with_all_its_ranks(profile: str, gpus: int) -> None:
     """Its GPUs are those of every rank, and it takes no more clients than run at once."""
-    line = f"plan --model {BIG.name} --profile {profile} --prompt-tokens 1000 --output-tokens 100 --json --concurrency"
+    line = f"plan --model {BIG.name} --profile {profile} --prompt-tokens 50 --output-tokens 10 --json --concurrency"
     assert json.loads(CliRunner().invoke(app, [*line.split(), "8"]).stdout)["gpus"] == gpus
-    refused = CliRunner().invoke(app, [*line.split(), "8000"]).exception
-    assert isinstance(refused, Refusal) and "8,000 clients are more than" in str(refused)
+    refused = CliRunner().invoke(app, [*line.split(), "4000"]).exception
+    assert isinstance(refused, Refusal) and "4,000 clients are more than" in str(refused)
 
 
 def test_a_plan_with_another_kernel_is_of_engines_that_run_it(tmp_path: Path) -> None:
