@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import ceil
 
-from serving.catalog import Architecture, Experts, LoraLimits, Model, Profile, draft_of
+from serving.catalog import Architecture, Experts, LoraLimits, Model, Profile, draft_used
 
 GIB = 2**30
 #: Bytes a parameter; MXFP4 is 4 bits and an 8-bit scale for every 32 (OCP MX specification 1.0).
@@ -69,7 +69,7 @@ def rest_gib(architecture: Architecture, profile: Profile) -> float:
 
 def draft_gib(model: Model, profile: Profile) -> float:
     """GiB of the model that guesses tokens ahead on one GPU: tensor ranks share it, data ranks each have one."""
-    draft = draft_of(model) if profile.speculation and profile.speculation.method == "eagle3" else None
+    draft = draft_used(model, profile.speculation)
     if draft is None or draft.architecture is None:
         return 0.0
     return draft.architecture.parameters * BYTES["bf16"] / profile.tensor / GIB

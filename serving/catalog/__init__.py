@@ -79,6 +79,7 @@ __all__ = [
     "Speed",
     "TrainedHereSource",
     "draft_of",
+    "draft_used",
     "find",
     "fine_tune",
 ]
@@ -97,6 +98,11 @@ def draft_of(model: Model) -> Model | None:
         return DRAFTS[model.draft]
     except KeyError:
         raise Refusal(f"{model.name} names the draft '{model.draft}'; known are {', '.join(sorted(DRAFTS))}.") from None
+
+
+def draft_used(model: Model, speculation: Speculation | None) -> Model | None:
+    """The draft that guesses tokens for `model` under `speculation`; raises Refusal as `draft_of` does."""
+    return draft_of(model) if speculation and speculation.method == "eagle3" else None
 
 
 def find(name: str, own: Sequence[Model] = ()) -> Model:

@@ -170,15 +170,11 @@ def engine_spec(
 def wanted_draft(model: Model, wanted: ModelSettings, engine: EngineSettings) -> Model | None:
     """The draft that guesses tokens for engines of `model`, as its settings want them; raises Refusal when they cannot work."""
     chosen = _placed(model, wanted, engine)
-    return _draft(model, chosen.speculation if chosen else wanted.speculation)
-
-
-def _draft(model: Model, speculation: Speculation | None) -> Model | None:
-    return catalog.draft_of(model) if speculation and speculation.method == "eagle3" else None
+    return catalog.draft_used(model, chosen.speculation if chosen else wanted.speculation)
 
 
 def _speculating(spec: EngineSpec, model: Model, speculation: Speculation | None, home: Path) -> EngineSpec:
-    draft = _draft(model, speculation)
+    draft = catalog.draft_used(model, speculation)
     folder = str(checkpoints.folder_of(draft, home)) if draft else None
     return msgspec.structs.replace(
         spec, draft=folder, flags=(*spec.flags, *speculation_flags(speculation, folder, spec.parallel.tensor))

@@ -9,7 +9,7 @@ import msgspec
 
 from serving.budget import with_room
 from serving.budget.weights import pinned_adapter_gib
-from serving.catalog import Model, Profile, draft_of
+from serving.catalog import Model, Profile, draft_used
 from serving.config import ModelSettings
 
 _MIB_PER_GIB = 1024
@@ -39,7 +39,7 @@ class Held(msgspec.Struct, frozen=True):
 
 def held(model: Model, entry: ModelSettings, profile: Profile, is_own: bool) -> Held:
     """Of an engine that was placed; the chart computes no adapters of a user's own model."""
-    draft = draft_of(model) if profile.speculation and profile.speculation.method == "eagle3" else None
+    draft = draft_used(model, profile.speculation)
     room = with_room(model, entry).lora
     adapters = room.max_cpu_adapters if profile.lora and room and not is_own else 0
     disk_mib = model.disk_mib + (draft.disk_mib if draft else 0)
