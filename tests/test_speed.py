@@ -260,9 +260,12 @@ NO_SPEEDS: list[dict[str, object]] = [
     {"layer_us": 0},
     {"layer_us": -1},
     {"kernel": "abacus"},
+    {"worst_tpot_error": 1e308},
 ]
 #: The model is not said.
 NAMELESS = str(MEASURED.model_dump(exclude={"model"}))
+#: A comment of a values file would end in it.
+TORN = json.dumps(MEASURED.model_dump() | {"source": "ours\nmodels: []"})
 
 
 def test_a_refit_names_its_model() -> None:
@@ -300,10 +303,15 @@ def test_an_own_model_is_planned_with_its_bases_speed(tmp_path: Path) -> None:
 
 
 def test_a_speed_in_other_units_is_refused(tmp_path: Path) -> None:
-    """Nanoseconds for microseconds: one sentence from plans and from settings, and no engine of no tokens a second."""
+    """Nanoseconds for microseconds: one sentence from the engine plane's estimate and from a plan."""
     slow = MEASURED.model_copy(update={"layer_us": 1e3 * MEASURED.layer_us, "token_us": 1e5 * MEASURED.token_us})
-    with pytest.raises(Refusal, match="less than one token a second: check the units"):
+    said = "less than one token a second: check the units"
+    with pytest.raises(Refusal, match=said):
         estimate(BIG, ranks("h100", 2), slow)
+    speed_file.write(tmp_path / "speed.yaml", slow)
+    line = f"plan --model {BIG.name} --requests-per-s 1 --prompt-tokens 1000 --output-tokens 200 --speed {tmp_path}/speed.yaml"
+    refused = CliRunner().invoke(app, line.split()).exception
+    assert isinstance(refused, Refusal) and said in str(refused)
 
 
 @pytest.mark.parametrize(("profile", "gpus"), [("dp8-ep", 8), ("balanced", 2)])
@@ -339,10 +347,10 @@ def test_a_plan_with_the_profiles_kernel_says_nothing_of_it(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "content",
-    ["", "layer_us: 1", "[", "\x00", NAMELESS, *(str(MEASURED.model_dump() | it) for it in NO_SPEEDS)],
+    ["", "layer_us: 1", "[", "\x00", NAMELESS, TORN, *(str(MEASURED.model_dump() | it) for it in NO_SPEEDS)],
 )
 def test_what_is_no_speed_file_is_one_sentence(tmp_path: Path, content: str) -> None:
-    """Nothing, too little, no YAML, of no model, numbers that no step can have, and a kernel that is none."""
+    """Nothing, too little, no YAML, of no model, numbers that no step can have, a kernel that is none, a source that breaks its line."""
     (tmp_path / "speed.yaml").write_text(content.replace("inf,", ".inf,"))
     arguments = f"plan --model gpt-oss-120b --requests-per-s 1 --prompt-tokens 9 --output-tokens 9 --speed {tmp_path}/speed.yaml"
     refused = CliRunner().invoke(app, arguments.split()).exception

@@ -34,6 +34,10 @@ REFUSED: dict[str, tuple[Object, str]] = {
         _model(tensor=1),
         "does not fit 1 tensor ranks on h100: profile balanced needs at least 2",
     ),
+    "a small tensor beside a default written out": (
+        _model(tensor=1, kv_cache_dtype="auto"),
+        "does not fit 1 tensor ranks on h100: profile balanced needs at least 2",
+    ),
     "guesses that do not fit": (
         _model(profile="tight", speculation={"method": "eagle3", "tokens": 8}),
         "does not fit 1 tensor ranks on h100: profile tight, with 8 tokens guessed in each step, needs at least 2",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,13 @@ def test_memory_is_held_as_gpus_are(api: ApiServer, serving: Command, tmp_path: 
     assert answers(asked(3))[ROOM] == "no"
     assert "dgx-1 has 8 free with 400 GiB of memory, and a pod asks for" in says(asked(3), ROOM)
     assert answers(asked(2))[ROOM] == "yes"
+
+
+@pytest.mark.parametrize("memory", [0, "", [], {"baseGib": -8}, {"baseGib": math.inf}, {"baseGib": "much"}])
+def test_memory_that_is_none_is_refused(serving: Command, tmp_path: Path, memory: object) -> None:
+    """What is no mapping, and sizes that are none: by key, before a cluster is asked."""
+    refused = serving("preflight", "-f", values(tmp_path, engine={"memory": memory})).exception
+    assert isinstance(refused, Refusal) and "engine.memory" in str(refused)
 
 
 def test_drivers_are_read_from_labels_of_old_and_new(api: ApiServer, serving: Command) -> None:
