@@ -45,6 +45,7 @@ class Store:
         self._lasting = None if self.is_shared else sqlite.Lasting(engine, home / FILE_NAME)
         #: Connections that look-ups have left for the next ones.
         self._left: deque[sqlite.Lasting] = deque()
+        self._is_closed = False
 
     @classmethod
     def open(cls, home: Path, settings: StoreSettings = _LOCAL, *, may_migrate: bool = False) -> Self:
@@ -112,9 +113,12 @@ class Store:
         self.close()
 
     def close(self) -> None:
+        """Close the connections at rest; a thread's transaction that still runs, or begins later, closes its own at its end."""
         self.rest()
         self.rest_from_looking()
-        self._engine.dispose()
+        self._is_closed = True
+        # The pool's, not the engine's: that one would leave those in use to a pool which nobody empties again.
+        self._engine.pool.dispose()
 
     @property
     def is_shared(self) -> bool:
@@ -140,6 +144,9 @@ class Store:
             raise
         except SQLAlchemyError as error:
             raise StoreUnavailable(self._reason(error)) from error
+        finally:
+            if self._is_closed:
+                self._engine.pool.dispose()
 
     @contextmanager
     def erasing(self) -> Iterator[Connection]:

@@ -110,6 +110,26 @@ def test_a_restarted_database_heals_by_itself(shared: PostgresPlace) -> None:
             assert connection.execute(select(tenants)).all() == []
 
 
+def test_no_connection_outlives_a_closed_store(shared: PostgresPlace) -> None:
+    """A gateway that ends does not wait for its threads: what one of them still does, or begins only then, closes its own."""
+
+    def connections() -> int:
+        sessions = "from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+        return len(shared.execute(f"select pid {sessions}"))
+
+    store = shared.open()
+    with store.begin() as one, store.begin() as another:
+        for connection in (one, another):
+            assert connection.execute(select(tenants)).all() == []
+        store.close()
+        assert connections() == 2
+    until(lambda: connections() == 0)
+
+    with store.begin() as connection:
+        assert connection.execute(select(tenants)).all() == []
+    until(lambda: connections() == 0)
+
+
 def test_a_restart_under_a_running_ledger_loses_nothing(
     shared: PostgresPlace, caplog: pytest.LogCaptureFixture
 ) -> None:
