@@ -251,8 +251,8 @@ def models_budget(
     if entry and chosen:
         model = with_room(model, entry)
     else:
-        chosen = model.profile(profile, gpu)
-    refuse(model, chosen, node_gpus)
+        chosen = model.profile(profile, gpu).override(gpus_per_node=node_gpus)
+    refuse(model, chosen)
     print(text.as_json(model, chosen) if as_json else text.page(model, chosen))
 
 

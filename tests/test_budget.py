@@ -240,10 +240,12 @@ def test_what_cannot_work_is_refused_in_one_sentence(case: str) -> None:
     assert str(refused.value).endswith(".") and "\n" not in str(refused.value)
 
 
-def test_a_node_without_the_gpus_is_refused() -> None:
-    """A pod is never split, so eight GPUs need a node of eight."""
-    with pytest.raises(Refusal, match=r"pod of 8 GPUs and a node has 4.*config/parallel\.py"):
-        refuse(BIG, BIG.profile("dp8-ep", "h100"), gpus_per_node=4)
+def test_ranks_that_fill_no_whole_nodes_are_refused() -> None:
+    """Eight GPUs are two nodes of four, and no whole nodes of six."""
+    eight = BIG.profile("dp8-ep", "h100")
+    refuse(BIG, eight.override(gpus_per_node=4))
+    with pytest.raises(Refusal, match=r"8 GPUs over pods of 6, which leaves one pod short.*config/parallel\.py"):
+        refuse(BIG, eight.override(gpus_per_node=6))
 
 
 def test_prefix_routing_needs_prefix_caching() -> None:
@@ -363,9 +365,17 @@ def test_the_command_prints_a_page_and_json(tmp_path: Path) -> None:
     )
 
 
+def test_an_engine_over_nodes_says_what_its_knee_leaves_out(tmp_path: Path) -> None:
+    """Eight GPUs in nodes of four are two pods; no measured run knows the network between them."""
+    arguments = ["gpt-oss-120b", "--profile", "dp8-ep", "--gpus-per-node"]
+    for per_node, spans in (("4", True), ("8", False)):
+        page = serving("budget", *arguments, per_node, home=tmp_path).stdout
+        assert ("2 × 4 GPUs" in page) is ("between its 2 nodes: not in these figures" in page) is spans
+
+
 def test_the_command_refuses_with_exit_code_1(tmp_path: Path) -> None:
     """One sentence on standard error, and nothing on standard output."""
-    for arguments in (["gpt-oss-120b", "--profile", "dp8-ep", "--gpus-per-node", "4"], ["smollm2-135m-instruct"]):
+    for arguments in (["gpt-oss-120b", "--profile", "dp8-ep", "--gpus-per-node", "6"], ["smollm2-135m-instruct"]):
         result = serving("budget", *arguments, home=tmp_path)
         assert result.returncode == 1 and result.stdout == ""
         assert len(result.stderr.strip().splitlines()) == 1

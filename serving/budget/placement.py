@@ -64,7 +64,7 @@ def placed(
     if entry.speed:
         refuse_speed(model, chosen, entry.speed)
     if model.architecture is not None:
-        refuse(limited, chosen, gpus_per_node)
+        refuse(limited, chosen)
     return chosen
 
 

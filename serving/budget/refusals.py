@@ -27,8 +27,8 @@ LORA_KERNELS: dict[Format, frozenset[MoeBackend]] = {
 }
 
 
-def refuse(model: Model, profile: Profile, gpus_per_node: int = 8, prefix_routing: bool = False) -> None:
-    """Raise Refusal when an engine of `model` under `profile` cannot work on nodes of `gpus_per_node` GPUs.
+def refuse(model: Model, profile: Profile, prefix_routing: bool = False) -> None:
+    """Raise Refusal when an engine of `model` under `profile` cannot work on nodes of its `gpus_per_node` GPUs.
 
     `prefix_routing` says whether the gateway sends requests to replicas by the prefixes these hold.
     """
@@ -36,7 +36,7 @@ def refuse(model: Model, profile: Profile, gpus_per_node: int = 8, prefix_routin
     _refuse_uneven_heads(model, architecture, profile)
     _refuse_experts_of_a_dense_model(model, architecture, profile)
     _refuse_missing_kernels(model, architecture, profile)
-    _refuse_small_nodes(model, profile, gpus_per_node)
+    _refuse_parts_of_nodes(model, profile)
     _refuse_broken_adapters(model, architecture, profile)
     if prefix_routing and not profile.prefix_caching:
         raise Refusal(
@@ -194,12 +194,7 @@ def _refuse_missing_kernels(model: Model, architecture: Architecture, profile: P
         )
 
 
-def _refuse_small_nodes(model: Model, profile: Profile, gpus_per_node: int) -> None:
-    if profile.pod_gpus > gpus_per_node:
-        raise Refusal(
-            f"Profile {profile.name} of {model.name} asks for a pod of {profile.pod_gpus} GPUs and a node has"
-            f" {gpus_per_node}: Kubernetes never splits a pod (vLLM 0.32, config/parallel.py: world size)."
-        )
+def _refuse_parts_of_nodes(model: Model, profile: Profile) -> None:
     if profile.gpus_per_engine % profile.pod_gpus:
         raise Refusal(
             f"Profile {profile.name} of {model.name} spreads {profile.gpus_per_engine} GPUs over pods of"

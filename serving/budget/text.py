@@ -41,6 +41,7 @@ def page(model: Model, profile: Profile) -> str:
         f"  prefill    {knee.prefill_tokens_per_s:,.0f} tokens/s",
         f"  decode     {knee.decode_tokens_per_s:,.0f} tokens/s at that many requests",
         f"  start-up   {knee.startup_s:.0f} s",
+        *_network(profile),
     ]
     return "\n".join(lines)
 
@@ -52,6 +53,11 @@ def _host(memory: Budget) -> list[str]:
     return [
         f"  host       {memory.host_kv_gib:.0f} GiB of /dev/shm for about {memory.host_kv_tokens:,} tokens more of prefixes"
     ]
+
+
+def _network(profile: Profile) -> list[str]:
+    """What the knee leaves out of an engine that spans nodes."""
+    return [f"  network    between its {profile.nodes} nodes: not in these figures"] if profile.nodes > 1 else []
 
 
 def as_json(model: Model, profile: Profile) -> str:

@@ -120,7 +120,9 @@ def run_plan(
         float, typer.Option("--itl-ms", min=0.1, max=60_000, help="Milliseconds between tokens, on average.")
     ] = 50.0,
     gpu: Annotated[str, typer.Option(help="GPU type of the cluster.")] = "h100",
-    gpus_per_node: Annotated[int, typer.Option(min=1, max=1024, help="GPUs per node.")] = 8,
+    gpus_per_node: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="GPUs per node; else the setting's.")
+    ] = None,
     profile: Annotated[str | None, typer.Option(help="A profile; else the one with the fewest GPUs.")] = None,
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="Plan one engine with this many clients that call again at once.")
@@ -149,7 +151,8 @@ def run_plan(
         raise Refusal("--tensor goes with --concurrency: a fleet is planned from profiles.")
     source = traffic.read_trace(trace) if trace else None
     expected = _traffic(source, requests_per_s, prompt_tokens, output_tokens, prefix_share, peak_ratio)
-    made = planning.plan(planned, expected, LatencyTarget(ttft_s, itl_ms / 1e3), gpu, profile, gpus_per_node, fitted)
+    slo, node_gpus = LatencyTarget(ttft_s, itl_ms / 1e3), gpus_per_node or context.obj.engine.gpus_per_node
+    made = planning.plan(planned, expected, slo, gpu, profile, node_gpus, fitted)
     if values_out:
         try:
             values_out.write_text(plan_text.values(made))

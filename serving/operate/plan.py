@@ -255,10 +255,11 @@ def option(
     gpus_per_node: int = 8,
     fitted: Speed | None = None,
 ) -> Option:
-    """One profile, planned for the busiest minute."""
+    """One profile, planned for the busiest minute, as an installation with `engine.gpus_per_node` of this many has it."""
+    profile = profile.override(gpus_per_node=gpus_per_node)
     planned = Option(profile.name, profile.gpu, profile.gpus_per_engine, None)
     try:
-        refuse(model, with_kernel(profile, fitted), gpus_per_node)
+        refuse(model, with_kernel(profile, fitted))
     except Refusal as refusal:
         return msgspec.structs.replace(planned, limit=str(refusal))
     if (whole := traffic.prompt_tokens + traffic.output_tokens) > context_of(model, profile):
@@ -296,6 +297,8 @@ def _replicas_off(engine: Engine, traffic: Traffic, slo: LatencyTarget, sign: in
 def _by_choice_only(model: Model, profile: Profile) -> str:
     if profile.lora:
         return "it keeps room for adapters"
+    if profile.nodes > 1:
+        return f"each engine spans {profile.nodes} nodes, whose network is not computed here: measure it"
     if profile.expert:
         return "communication between its ranks is not computed here: measure it"
     if budget(model, profile).kv_gib < THIN_KV * GPUS[profile.gpu].memory_gib:
@@ -418,7 +421,7 @@ def one_engine(
         raise Refusal(f"{whole:,.0f} tokens exceed the context of {context:,}.")
     tokens = round(whole)
     asked = with_kernel(profile, fitted).model_copy(update={"context_tokens": tokens})
-    refuse(model, asked, max(8, profile.gpus_per_engine))
+    refuse(model, asked)
     attention = architecture_of(model).attention
     held = budget(model, asked).kv_gib * GIB / kv.request_bytes(attention, asked, tokens) if attention else math.inf
     if concurrency > held * asked.data:

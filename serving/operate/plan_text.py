@@ -9,6 +9,7 @@ import yaml
 
 from serving.budget.speed import errors_are
 from serving.catalog import GPUS, Speed
+from serving.config import EngineSettings
 from serving.operate.plan import FILL, EnginePlan, Load, Option, Plan
 
 #: What the arithmetic leaves out; printed with every plan.
@@ -179,7 +180,9 @@ def values(plan: Plan) -> str:
     }
     if plan.moe_backend:
         model["moe_backend"] = plan.moe_backend
-    content = {"gpu": plan.chosen.gpu, "profile": plan.chosen.profile, "models": [model]}
+    content: dict[str, object] = {"gpu": plan.chosen.gpu, "profile": plan.chosen.profile, "models": [model]}
+    if plan.gpus_per_node != EngineSettings().gpus_per_node:
+        content["engine"] = {"settings": {"gpus_per_node": plan.gpus_per_node}}
     head = (
         "# Written by `serving plan`: computed, not measured.\n"
         f"# Step times {_measured(plan.engine.speed.fitted)}.\n"

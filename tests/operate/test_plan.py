@@ -160,12 +160,21 @@ def test_a_promise_nobody_can_keep_names_the_nearest() -> None:
             plan(MODEL, Traffic(endless, 1500.0, 400.0), SLO, "h100")
 
 
-def test_a_node_too_small_for_a_profile_refuses_it() -> None:
-    """On nodes of four GPUs a profile of eight is refused with the budget's sentence, and another is chosen."""
+def test_an_engine_larger_than_a_node_is_taken_by_choice_only() -> None:
+    """On nodes of four GPUs an engine of eight spans two, whose network no figure here knows; another one is chosen."""
     made = plan(MODEL, CHAT, SLO, "h100", gpus_per_node=4)
     (whole,) = (it for it in made.options if it.profile == "latency-tp8")
-    assert whole.replicas is None and "a node has 4" in whole.limit
+    assert whole.replicas and "spans 2 nodes" in whole.by_choice_only
     assert made.nodes == math.ceil(made.replicas_spare * made.chosen.gpus_per_engine / 4)
+    named = plan(MODEL, CHAT, SLO, "h100", "latency-tp8", gpus_per_node=4)
+    assert named.nodes == 2 * named.replicas_spare and named.replicas_node_loss == named.replicas + 1
+
+
+def test_ranks_that_fill_no_whole_nodes_are_refused() -> None:
+    """As the engine plane would: eight GPUs are no whole pods of six."""
+    made = plan(MODEL, CHAT, SLO, "h100", gpus_per_node=6)
+    (uneven,) = (it for it in made.options if it.profile == "latency-tp8")
+    assert uneven.replicas is None and "leaves one pod short" in uneven.limit
 
 
 def test_an_engine_is_not_split_between_nodes() -> None:
@@ -218,6 +227,17 @@ def test_the_command_prints_json_and_a_values_file(tmp_path: Path) -> None:
     assert 1 <= model.min_replicas <= model.max_replicas
     (pods,) = read([file]).engine_pods
     assert (pods.model, pods.gpu, pods.most) == ("gpt-oss-120b", "h100", model.max_replicas)
+
+
+def test_a_plan_for_other_nodes_is_installed_on_such(tmp_path: Path) -> None:
+    """Else the chart would ask for pods of eight GPUs where a node has four."""
+    file, settings = tmp_path / "values.yaml", tmp_path / "settings.yaml"
+    settings.write_text("engine: {gpus_per_node: 4}\n")
+    for more in ([*ARGUMENTS, "--gpus-per-node", "4"], ["--settings", str(settings), *ARGUMENTS]):
+        result = CliRunner().invoke(app, [*more, "--profile", "latency-tp8", "--values-out", str(file)])
+        assert "nodes of 4 GPUs" in result.stdout
+        (pods,) = read([file]).engine_pods
+        assert pods.gpus == 4 and pods.most % 2 == 0
 
 
 def test_what_is_missing_is_asked_for() -> None:
