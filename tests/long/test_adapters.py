@@ -24,6 +24,8 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 QUESTION = [{"role": "user", "content": "Name the capital of France."}]
 #: The smallest room: every change of adapter evicts the one before.
 ROOM = {"max_adapters": 1, "max_rank": 8, "max_cpu_adapters": 1}
+#: Seconds in which new settings have reached the directory, the engine and the gateway: the first of them starts anew.
+RESETTLED_S = 120.0
 #: What vLLM says when it has read an adapter; one it still has is not read.
 READ = re.compile(r"Adding lora\. Model id: (\d+)")
 
@@ -93,11 +95,11 @@ def test_adapters_come_and_go_while_their_engine_stays(tmp_path: Path) -> None:
 
         kept = said(client, "second")
         stack.resettle(environment((second, narrow, stranger, feeble, empty, third)))
-        until(lambda: is_unknown(client, "first"))
-        until(stack.ready)  # the new directory has heard of the engine
+        until(lambda: is_unknown(client, "first"), RESETTLED_S)
+        until(stack.ready, RESETTLED_S)  # the new directory has heard of the engine
         assert is_unknown(client, "poet") and loaded(stack) == {"second"}
         assert said(client, SMOLLM2) == plain and said(client, "second") == kept
-        until(lambda: not is_unknown(client, "third"))
+        until(lambda: not is_unknown(client, "third"), RESETTLED_S)
         assert len({plain, kept, said(client, "third")}) == 3
         assert [name for name in ("narrow", "stranger", "feeble") if not is_unknown(client, name)] == []
         assert said(client, "empty") == plain, "it changes nothing, and its weights say so"

@@ -187,6 +187,8 @@ class Store:
                 yield connection
         finally:
             self._left.append(lasting)
+            if self._is_closed:
+                self.rest_from_looking()
 
     @contextmanager
     def _in(self, lasting: sqlite.Lasting) -> Iterator[Connection]:

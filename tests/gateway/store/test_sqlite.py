@@ -91,6 +91,20 @@ def test_look_ups_that_follow_share_connections(tmp_path: Path) -> None:
             assert len(connection.execute(select(tenants)).all()) == 1
 
 
+def test_a_look_up_that_outlives_its_store_leaves_the_file_complete(tmp_path: Path) -> None:
+    """A gateway that ends does not wait for its threads: what is still read, or only then, closes its own connection."""
+    log = tmp_path / "serving.db-wal"
+    store = SqlitePlace(tmp_path).open()
+    with store.looking() as connection:
+        connection.execute(select(tenants))
+        store.close()
+        assert log.exists()
+    assert not log.exists()
+    with store.looking() as connection:
+        connection.execute(select(tenants))
+    assert not log.exists()
+
+
 def test_transactions_that_follow_share_a_connection(tmp_path: Path) -> None:
     """One for each would cost more than what it is for; a failed one does not end it for the next."""
     with SqlitePlace(tmp_path).open() as store:
