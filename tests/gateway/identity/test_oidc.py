@@ -21,7 +21,7 @@ from serving.errors import Unauthenticated
 from serving.gateway.identity import jwks, oidc
 from serving.gateway.identity.oidc import Verified
 from serving.gateway.nouns import Role
-from tests.gateway.issuer import AUDIENCE, Issuer, private_key, unsigned
+from tests.gateway.issuer import AUDIENCE, PERSON, Issuer, private_key, unsigned
 
 ISSUER = Issuer()
 
@@ -45,7 +45,7 @@ def code(token: str, **settings: Any) -> str | None:
 def test_a_token_in_order_names_tenant_person_and_role() -> None:
     """The least that it needs: who made it, for whom, until when, whose it is."""
     said = verified(ISSUER.token())
-    assert (said.tenant, said.user, said.role) == ("acme", "ada", Role.MEMBER)
+    assert (said.tenant, said.user, said.role) == ("acme", PERSON, Role.MEMBER)
 
 
 def hs256_with_the_public_key() -> str:
@@ -114,7 +114,7 @@ def test_each_fault_has_its_own_code(fault: str) -> None:
     with pytest.raises(Unauthenticated) as refused:
         verified(token)
     assert (refused.value.status, refused.value.code) == (401, expected)
-    assert "ada" not in refused.value.message and "acme" not in refused.value.message
+    assert PERSON not in refused.value.message and "acme" not in refused.value.message
 
 
 @pytest.mark.parametrize("fault", ["expired", "nbf in the future", "wrong audience", "no end"])
@@ -130,7 +130,7 @@ def test_a_clock_may_differ_by_the_skew() -> None:
     """On either side, and no further."""
     now = int(time.time())
     early, late = ISSUER.token(nbf=now + 60), ISSUER.token(exp=now - 60)
-    assert verified(early, clock_skew_s=120).user == verified(late, clock_skew_s=120).user == "ada"
+    assert verified(early, clock_skew_s=120).user == verified(late, clock_skew_s=120).user == PERSON
     assert (code(early, clock_skew_s=10), code(late, clock_skew_s=10)) == ("token_not_yet_valid", "token_expired")
 
 
@@ -150,12 +150,12 @@ def test_every_algorithm_that_may_be_allowed_verifies(algorithm: str) -> None:
     issuer = Issuer()
     issuer.rotate(algorithm)
     assert "alg" not in issuer.jwks()["keys"][0]
-    assert verified(issuer.token(), issuer=issuer, algorithms=(algorithm,)).user == "ada"
+    assert verified(issuer.token(), issuer=issuer, algorithms=(algorithm,)).user == PERSON
 
 
 def test_audiences_are_alternatives() -> None:
     """On both sides: one that a token has must be one of ours."""
-    assert verified(ISSUER.token(aud=["other", AUDIENCE]), audiences=("new", AUDIENCE)).user == "ada"
+    assert verified(ISSUER.token(aud=["other", AUDIENCE]), audiences=("new", AUDIENCE)).user == PERSON
     assert code(ISSUER.token(aud=["other", "another"]), audiences=("new", AUDIENCE)) == "wrong_audience"
 
 

@@ -22,7 +22,7 @@ from serving.gateway.identity.oidc import Verified
 from serving.gateway.identity.sign_on import CARRIED_S, Departure, SignOn, Slips
 from tests.clock import Clock
 from tests.gateway import issuer as issuers
-from tests.gateway.issuer import Issuer, private_key
+from tests.gateway.issuer import PERSON, Issuer, private_key
 
 BACK = "http://gateway.example.com/console/callback"
 
@@ -70,7 +70,7 @@ async def test_one_comes_back_as_who_the_issuer_says(way: Way) -> None:
     """By a code that is good once, for a token that was made for this console."""
     departure, code, state = await way.travel()
     verified = await way.sign_on.arrival(way.slips.read(departure.carried, state), code)
-    assert (verified.tenant, verified.user) == ("acme", "ada")
+    assert (verified.tenant, verified.user) == ("acme", PERSON)
     with pytest.raises(Unauthenticated):
         await way.sign_on.arrival(way.slips.read(departure.carried, state), code)
 
@@ -83,7 +83,7 @@ async def test_a_client_with_a_secret_shows_it(issuer: Issuer, tmp_path: Path, w
     async with aiohttp.ClientSession() as client:
         way = Way(issuer, client, client_secret_file=file)
         async with way.endpoint.opened():
-            assert (await way.arrive()).user == "ada"
+            assert (await way.arrive()).user == PERSON
             file.write_text("another")
             with pytest.raises(Unauthenticated):
                 await way.arrive()

@@ -17,7 +17,7 @@ from serving.gateway.identity.keys import id_of
 from serving.gateway.nouns import Role
 from tests.gateway import issuer as issuers
 from tests.gateway.api.admin.office_hours import Administered, administered
-from tests.gateway.issuer import Issuer
+from tests.gateway.issuer import PERSON, Issuer
 from tests.gateway.world import Answer, World, running_gateway, until
 
 HEADERS = {"x-console": "1", "content-type": "application/json", "sec-fetch-site": "same-origin"}
@@ -210,13 +210,13 @@ async def test_single_sign_on_leads_to_the_issuer_and_back(issuer: Issuer, tmp_p
         who = (await browser.ask("GET", "/console/session")).json["who"]
         assert isinstance(who, dict) and (who["tenant"], who["user"], who["role"], who["key_id"]) == (
             "acme",
-            "ada",
+            PERSON,
             "platform_admin",
             "oidc",
         )
         assert len(browser.cookies) == 1 and (await browser.ask("GET", "/admin/v1/tenants")).status == 200
         me = (await browser.ask("GET", "/admin/v1/me")).json
-        assert (me["user"], me["key"]) == ("ada", None)
+        assert (me["user"], me["key"]) == (PERSON, None)
         named = await browser.ask("GET", "/v1/models", x_serving_user="eve")
         assert named.status == 403, "a person's session names no other person"
 
