@@ -6,13 +6,20 @@ from typing import Any
 
 import pytest
 
-from tests.helm.cells import CPU_DEMO, Object, cell, refusal
+from serving.catalog import MODELS
+from tests.helm.cells import CPU_DEMO, OWN_MODEL, Object, cell, refusal
 
 
 def _model(name: str = "gpt-oss-120b", **entry: Any) -> Object:
     return {"models": [{"name": name, **entry}]}
 
 
+#: An own model of the shape of one that the CPU runs, with room for adapters.
+OF_EXPERTS: Object = OWN_MODEL | {
+    "architecture": MODELS["tiny-gpt-oss"].model_dump(mode="json")["architecture"],
+    "lora": {},
+    "profiles": [],
+}
 REFUSED: dict[str, tuple[Object, str]] = {
     "an unknown model": (_model("gpt-5"), "There is no model called 'gpt-5'; known are all-minilm-l6-v2,"),
     "a profile it does not have": (
@@ -32,15 +39,23 @@ REFUSED: dict[str, tuple[Object, str]] = {
     "more ranks than KV heads": (_model(tensor=16), "8 KV heads, which 16 tensor ranks cannot share evenly"),
     "too few ranks to fit": (
         _model(tensor=1),
-        "does not fit 1 tensor ranks on h100: profile balanced needs at least 2",
+        "does not fit 1 tensor ranks on h100: profile balanced with pipeline 1 and data 1 needs at least 2",
     ),
     "a small tensor beside a default written out": (
         _model(tensor=1, kv_cache_dtype="auto"),
-        "does not fit 1 tensor ranks on h100: profile balanced needs at least 2",
+        "does not fit 1 tensor ranks on h100: profile balanced with pipeline 1 and data 1 needs at least 2",
     ),
     "guesses that do not fit": (
         _model(profile="tight", speculation={"method": "eagle3", "tokens": 8}),
-        "does not fit 1 tensor ranks on h100: profile tight, with 8 tokens guessed in each step, needs at least 2",
+        "does not fit 1 tensor ranks on h100 with the KV cache, guesses and adapters that it is to have: take more ranks",
+    ),
+    "adapters that do not fit": (
+        _model(profile="tight", lora={"max_adapters": 2}),
+        "does not fit 1 tensor ranks on h100 with the KV cache, guesses and adapters that it is to have: take more ranks",
+    ),
+    "one stage of a profile of two": (
+        _model("kimi-k2-instruct", gpu="h200", pipeline=1),
+        "does not fit 8 tensor ranks on h200: profile balanced with pipeline 1 and data 1 needs at least 16",
     ),
     "pods that would differ": (
         _model(tensor=4, data=3),
@@ -58,6 +73,18 @@ REFUSED: dict[str, tuple[Object, str]] = {
     "larger adapters than computed": (
         _model(lora={"max_rank": 64}),
         "`lora.max_rank` of gpt-oss-120b is 64 and the catalogue allows 16",
+    ),
+    "more adapters than computed, by default": (
+        _model(lora={}),
+        "`lora.max_adapters` of gpt-oss-120b is 4 and the catalogue allows 2",
+    ),
+    "more adapters than an own model takes by default": (
+        {"ownModels": [OWN_MODEL | {"lora": {"max_rank": 32}}]} | _model("mine", lora={"max_adapters": 8}),
+        "`lora.max_adapters` of mine is 8 and the catalogue allows 4",
+    ),
+    "adapters of experts on CPUs": (
+        CPU_DEMO | {"ownModels": [OF_EXPERTS]} | _model("mine", lora={}),
+        "Adapters on mine crash its engine on a CPU",
     ),
     "adapters behind two front ends": (
         {"engine": {"settings": {"api_servers": 2}}, "profile": "lora"},

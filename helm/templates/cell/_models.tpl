@@ -10,6 +10,7 @@ From a model's entry in the values to the shape of its engine: what serving/cata
 {{- range .root.Values.ownModels -}}
 {{- if eq .name $.name -}}{{- $facts = include "gpt-oss-serving.ownFacts" . | fromJson -}}{{- end -}}
 {{- end -}}
+{{- if kindIs "map" $facts.lora -}}{{- $_ := set $facts "lora" (merge $facts.lora $catalog.lora_defaults) -}}{{- end -}}
 {{- $facts | toJson -}}
 {{- end -}}
 
@@ -49,6 +50,7 @@ From a model's entry in the values to the shape of its engine: what serving/cata
 One model as its cell serves it, as JSON. Takes root, entry.
   name, entry (as ModelSettings takes it), onCpu, min, max (engines), problem (a sentence, or empty)
   tensor, pipeline, data, gpus (of an engine), podGpus, nodes (pods of an engine), group, diskMib (with the draft's), pinnedGib, draft (what guesses tokens for it)
+  room (for adapters: their limits, defaults filled in), guessedTokens (in each step)
   hostKvGib (of /dev/shm, for KV that no longer fits an engine's GPUs; LMCache's server has memory of its own)
   defaultOutputTokens (of a call without a limit of its own; 0 for none)
 */}}
@@ -84,7 +86,8 @@ One model as its cell serves it, as JSON. Takes root, entry.
 {{- $podGpus := min $gpus $perNode -}}
 {{- $nodes := div (add $gpus (sub $perNode 1)) $perNode -}}
 {{- if $onCpu -}}{{- $podGpus = 0 -}}{{- $nodes = 1 -}}{{- end -}}
-{{- $lora := or $profile.lora (not (empty $entry.lora)) -}}
+{{- $room := dict -}}{{- if kindIs "map" $entry.lora -}}{{- $room = merge (deepCopy $entry.lora) $catalog.lora_defaults -}}{{- end -}}
+{{- $lora := or $profile.lora (not (empty $room)) -}}
 {{- $min := 1 -}}{{- if hasKey $entry "min_replicas" -}}{{- $min = int $entry.min_replicas -}}{{- end -}}
 {{- $max := 1 -}}{{- if hasKey $entry "max_replicas" -}}{{- $max = int $entry.max_replicas -}}{{- end -}}
 {{- if $onCpu -}}
@@ -95,9 +98,8 @@ One model as its cell serves it, as JSON. Takes root, entry.
 {{- $group := "cpu" -}}{{- if not $onCpu -}}{{- $group = printf "%sx%d" $gpu (int $podGpus) -}}{{- end -}}
 {{- $model := dict
   "name" $name "entry" $entry "onCpu" $onCpu "min" $min "max" $max "facts" $facts
-  "tensor" $tensor "pipeline" $pipeline "data" $data "expert" $expert "lora" $lora "profileTensor" (int $profile.tensor)
-  "isProfilesOwn" (and (eq $pipeline (int $profile.pipeline)) (eq $data (int $profile.data)) (eq $expert $profile.expert) (eq ($entry.kv_cache_dtype | default "auto") ($profile.kv_cache_dtype | default "auto")))
-  "smallestTensor" (int ($profile.smallest_tensor | default 1)) "guessing" "" "profileName" $profileName "gpu" $gpu
+  "tensor" $tensor "pipeline" $pipeline "data" $data "expert" $expert "lora" $lora "room" ($room | default $facts.lora | default dict)
+  "profile" $profile "profileName" $profileName "gpu" $gpu
   "gpus" $gpus "podGpus" $podGpus "nodes" $nodes "perNode" $perNode "group" $group
   "gpuWithoutProfile" $gpuWithoutProfile "moeBackend" ($entry.moe_backend | default $profile.moe_backend)
   "kvDtype" ($entry.kv_cache_dtype | default $profile.kv_cache_dtype | default "auto")
@@ -113,14 +115,11 @@ One model as its cell serves it, as JSON. Takes root, entry.
 {{- $_ := set $model "requests8k" (int ($profile.requests_8k | default 0)) -}}
 {{- $_ := set $model "batchLimit" (int ($profile.batch_limit | default 0)) -}}
 {{- $_ := set $model "diskMib" (int ($facts.disk_mib | default 0)) -}}
-{{- with $entry.speculation -}}
-{{- $tokens := int (.tokens | default $catalog.guessed_tokens) -}}
-{{- with index ($profile.smallest_tensor_guessing | default dict) .method -}}
-{{- $_ := set $model "smallestTensor" (index . (sub $tokens 1)) -}}
-{{- $_ := set $model "guessing" (printf ", with %d tokens guessed in each step," $tokens) -}}
-{{- end -}}
-{{- end -}}
-{{- $_ := set $model "speculation" ($entry.speculation | default $profile.speculation | default dict).method -}}
+{{- $speculation := $entry.speculation | default $profile.speculation | default dict -}}
+{{- $_ := set $model "speculation" $speculation.method -}}
+{{- $_ := set $model "guessedTokens" (ternary (int ($speculation.tokens | default $catalog.guessed_tokens)) 0 (not (empty $speculation))) -}}
+{{- $asked := list $tensor $pipeline $data $expert $model.kvDtype $lora $speculation -}}
+{{- $_ := set $model "isProfilesOwn" (eq ($asked | toJson) (list (int $profile.tensor) (int $profile.pipeline) (int $profile.data) $profile.expert ($profile.kv_cache_dtype | default "auto") $profile.lora ($profile.speculation | default dict) | toJson)) -}}
 {{- if eq ($model.speculation | default "") "eagle3" -}}
 {{- with index $catalog.drafts ($facts.draft | default "") -}}
 {{- $_ := set $model "draft" $facts.draft -}}
@@ -141,8 +140,7 @@ One model as its cell serves it, as JSON. Takes root, entry.
 {{/* GiB of pinned host memory that adapters may take in each worker of a model's engine. */}}
 {{- define "gpt-oss-serving.adapterGib" -}}
 {{- if .lora -}}
-{{- $limits := .entry.lora | default .facts.lora | default dict -}}
-{{- mulf (float64 ($limits.max_cpu_adapters | default 16)) (float64 (.facts.adapter_gib | default 0)) -}}
+{{- mulf (float64 (.room.max_cpu_adapters | default 0)) (float64 (.facts.adapter_gib | default 0)) -}}
 {{- else -}}0{{- end -}}
 {{- end -}}
 

@@ -37,7 +37,7 @@ Cells:
 
 {{/* Computed by serving.budget, where a profile is taken as it is. */}}
 {{- define "gpt-oss-serving.capacityNote" }}
-{{- if and (not .problem) .requests8k .isProfilesOwn (eq (int .tensor) (int .profileTensor)) }}
+{{- if and (not .problem) .requests8k .isProfilesOwn }}
 {{- $each := min .requests8k .batchLimit }}
   {{ .name }}: an engine holds {{ $each }} requests of 8k tokens at once, {{ .max }} of them {{ mul $each .max }} (computed, not measured).
 {{- end }}

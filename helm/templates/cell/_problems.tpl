@@ -49,6 +49,8 @@ here, with the words of serving/budget/refusals.py; the rest (adapters' files, a
 {{- printf "An engine that loads adapters has one HTTP front end and %s would have %d (`api_servers`): each would number adapters on its own." .name (int .apiServers) -}}
 {{- else if and .onCpu .facts.profiles -}}
 {{- printf "%s is meant for GPUs and its profile is cpu: name one of its own, of which the first is %s on %s." .name (first .facts.profiles).name (first .facts.profiles).gpu -}}
+{{- else if and .onCpu .lora .facts.experts -}}
+{{- printf "Adapters on %s crash its engine on a CPU at the first request, whose experts then need Triton: leave `lora` unset." .name -}}
 {{- else if and .onCpu (ne (int .min) (int .max)) (not .facts.cpu_scales) (empty .entry.knee) -}}
 {{- printf "The fleet of %s may change and nothing says what one engine of it does on a CPU: give it a `knee`, or the same min_replicas and max_replicas." .name -}}
 {{- else if not .onCpu -}}
@@ -59,7 +61,7 @@ here, with the words of serving/budget/refusals.py; the rest (adapters' files, a
 {{- define "gpt-oss-serving.loraExcess" -}}
 {{- $model := . -}}
 {{- range $key, $most := .facts.lora | default dict -}}
-{{- $asked := index ($model.entry.lora | default dict) $key | default 0 -}}
+{{- $asked := index $model.room $key | default 0 -}}
 {{- if gt (int $asked) (int $most) -}}
 {{- printf "`lora.%s` of %s is %d and the catalogue allows %d. " $key $model.name (int $asked) (int $most) -}}
 {{- end -}}
@@ -82,8 +84,30 @@ here, with the words of serving/budget/refusals.py; the rest (adapters' files, a
 {{- printf "An engine of %s over %d nodes keeps no KV on its hosts: each would hold a file for all ranks. Leave `kv_offloading_gib` unset." .name (int .nodes) -}}
 {{- else if and .offloadingGib .facts.sliding (eq .kvOffloading "lmcache") -}}
 {{- printf "LMCache turns vLLM's hybrid KV manager off, and the sliding layers of %s would then keep every token: leave `kv_offloading_backend` unset." .name -}}
-{{- else if and .isProfilesOwn (lt (int .tensor) (int .smallestTensor)) -}}
-{{- $arithmetic := ternary "" (printf " (`serving models budget %s` shows the arithmetic)" .name) (ne .guessing "") -}}
-{{- printf "%s does not fit %d tensor ranks on %s: profile %s%s needs at least %d%s." .name (int .tensor) .gpu .profileName .guessing (int .smallestTensor) $arithmetic -}}
+{{- else -}}
+{{- include "gpt-oss-serving.memoryProblem" . -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Of models of the catalogue, as far as files/catalog.yaml says what fits; preflight and the engine plane compute the rest. */}}
+{{- define "gpt-oss-serving.memoryProblem" -}}
+{{- $smallest := 1 -}}
+{{- $rows := .profile.smallest_tensor | default list -}}
+{{- if le (int .pipeline) (len $rows) -}}
+{{- $row := index $rows (sub .pipeline 1) -}}
+{{- if le (int .data) (len $row) -}}{{- $smallest = int (index $row (sub .data 1)) -}}{{- end -}}
+{{- end -}}
+{{- $most := -1 -}}{{- $isScarce := false -}}
+{{- range .profile.rooms -}}
+{{- if and (eq (int .shape.tensor) (int $.tensor)) (eq (int .shape.pipeline) (int $.pipeline)) (eq (int .shape.data) (int $.data)) (eq .shape.expert $.expert) -}}
+{{- $isScarce = true -}}
+{{- $most = index . $.kvDtype ($.speculation | default "ngram") (int $.guessedTokens) -}}
+{{- end -}}
+{{- end -}}
+{{- $ranks := ternary (mul (.room.max_adapters | default 0) (.room.max_rank | default 0)) 0 .lora -}}
+{{- if lt (int .tensor) $smallest -}}
+{{- printf "%s does not fit %d tensor ranks on %s: profile %s with pipeline %d and data %d needs at least %d (`serving models budget %s` shows the arithmetic)." .name (int .tensor) .gpu .profileName (int .pipeline) (int .data) $smallest .name -}}
+{{- else if and $isScarce (gt (int $ranks) (int $most)) -}}
+{{- printf "%s does not fit %d tensor ranks on %s with the KV cache, guesses and adapters that it is to have: take more ranks, or ask for less." .name (int .tensor) .gpu -}}
 {{- end -}}
 {{- end -}}
