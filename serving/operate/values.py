@@ -5,13 +5,16 @@ Only the keys that preflight checks are read; the chart's schema refuses unknown
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.alias_generators import to_camel
+from pydantic_core import to_json
 
 from serving import catalog
 from serving.budget import Defaults, placed
@@ -164,7 +167,7 @@ def _engine_pods(values: Mapping[str, Any]) -> tuple[list[EnginePods], list[str]
     impossible: list[str] = []
     for cell in _group(values, "cells"):
         chosen = merged(values, _group(values, "cells", cell))
-        if chosen.get("paused"):
+        if _checked(TypeAdapter(bool), chosen.get("paused", False), f"cells.{cell}.paused"):
             continue
         found: list[_Engine] = []
         for settings in _checked(TypeAdapter(list[ModelSettings]), chosen.get("models", []), f"cells.{cell}.models"):
@@ -209,30 +212,56 @@ def _pods(cell: str, engine: _Engine, sharing: Sequence[Held], assumed: Assumed)
 
 def _assumed(values: Mapping[str, Any]) -> Assumed:
     whole = merged(DEFAULTS, values)
-
-    def numbers(*keys: str) -> dict[str, Any]:
-        known = _group(DEFAULTS, *keys)
-        said = {key: it for key, it in _group(whole, *keys).items() if key in known}
-        return dict(
-            _checked(TypeAdapter(dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]), said, ".".join(keys))
-        )
-
-    memory, shm, ray = numbers("engine", "memory"), numbers("engine", "shm"), numbers("ray")
+    memory = _checked(TypeAdapter(_Memory), _group(whole, "engine", "memory"), "engine.memory")
+    shm = _checked(TypeAdapter(_Shm), _group(whole, "engine", "shm"), "engine.shm")
+    ray = _checked(TypeAdapter(_Ray), _group(whole, "ray"), "ray")
     return Assumed(
-        base_gib=memory["baseGib"],
-        gpu_gib=memory["perGpuGib"] + memory["pinnedPerGpuGib"],
-        base_mib=ray["objectStoreMib"] + shm["baseMib"],
-        gpu_mib=shm["perGpuMib"],
+        base_gib=memory.base_gib,
+        gpu_gib=memory.per_gpu_gib + memory.pinned_per_gpu_gib,
+        base_mib=ray.object_store_mib + shm.base_mib,
+        gpu_mib=shm.per_gpu_mib,
     )
 
 
+class _Read(BaseModel):
+    """Keys that are read of a group of the values, with the bounds of helm/values.yaml (a test compares)."""
+
+    model_config = ConfigDict(alias_generator=to_camel)
+
+
+class _Memory(_Read):
+    base_gib: Annotated[int, Field(ge=1)]
+    per_gpu_gib: Annotated[int, Field(ge=1)]
+    pinned_per_gpu_gib: Annotated[int, Field(ge=0)]
+
+
+class _Shm(_Read):
+    base_mib: Annotated[int, Field(ge=64)]
+    per_gpu_mib: Annotated[int, Field(ge=64)]
+
+
+class _Ray(_Read):
+    object_store_mib: Annotated[int, Field(ge=80)]
+
+
 def _checked(kind: TypeAdapter[Any], value: object, key: str) -> Any:
+    """As strictly as the chart's schema: no number in quotes, no fraction or boolean where it wants a whole number."""
     try:
-        return kind.validate_python(value)
+        return kind.validate_json(_as_json(value), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in (key, *first["loc"]))
         raise Refusal(f"The value '{where}' is not usable: {first['msg'].lower()}.") from None
+
+
+def _as_json(value: object) -> str:
+    """As helm hands values on: 2.0 is the whole number 2, a date is its text, and no number is infinite."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        return int(value) if value.is_integer() else value
+
+    return json.dumps(json.loads(to_json(value, inf_nan_mode="strings"), parse_float=number))
 
 
 def _secrets(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

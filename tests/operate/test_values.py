@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from jsonschema import Draft7Validator
 
 from serving.catalog.gpus import CUDA, DRIVER_MIN
 from serving.errors import Refusal
@@ -144,6 +146,7 @@ def test_cuda_is_that_of_the_engines_lock() -> None:
         ("modelVolume: fast", "modelVolume"),
         ("store: {sqlite: [1]}", "store.sqlite"),
         ("engine: {settings: {gpus_per_node: many}}", "engine.settings.gpus_per_node"),
+        ("ownModels: [{2026-01-01: x}]", "ownModels.0.name"),
     ],
 )
 def test_a_value_of_another_shape_is_refused_by_name(tmp_path: Path, text: str, key: str) -> None:
@@ -151,3 +154,76 @@ def test_a_value_of_another_shape_is_refused_by_name(tmp_path: Path, text: str, 
     (tmp_path / "values.yaml").write_text(text)
     with pytest.raises(Refusal, match=f"'{key}'"):
         values.read([tmp_path / "values.yaml"])
+
+
+#: What is given to keys that want a number or a boolean: wrong kinds, and values at the bounds.
+GIVEN: list[Any] = ["8", True, -1, 0, 0.5, 1, 2.0, 2.5, 63, 64, 79, 80, float("inf"), [], "many"]
+OWN: dict[str, Any] = {
+    "name": "mine",
+    "summary": "A model of ours.",
+    "source": {"kind": "mounted", "path": "/models/mine"},
+    "context_tokens": 8192,
+    "download_mib": 0,
+    "disk_mib": 20_480,
+    "license": "proprietary",
+}
+#: Keys that must stand beside the one that is given, by the key above them.
+BESIDE: dict[str, dict[str, Any]] = {
+    "models": {"name": "gpt-oss-120b"},
+    "ownModels": OWN,
+    "speculation": {"method": "ngram"},
+}
+PLACES = (
+    *(f"models.0.{it}" for it in ("tensor", "pipeline", "data", "expert", "max_replicas", "sleep_after_s", "priority")),
+    *(f"models.0.{it}" for it in ("kv_offloading_gib", "lora.max_adapters", "speculation.tokens")),
+    *(f"cells.a.{it}" for it in ("models.0.data", "paused")),
+    *(f"ownModels.0.{it}" for it in ("disk_mib", "context_tokens", "lora.max_rank")),
+    *(f"engine.settings.{it}" for it in ("gpus_per_node", "api_servers", "memory_share", "drain_timeout_s")),
+    *(f"engine.{group}.{key}" for group in ("memory", "shm") for key in DEFAULTS["engine"][group]),
+    "ray.objectStoreMib",
+)
+
+
+def said(path: str, value: Any) -> dict[str, Any]:
+    """Values that say this there; a 0 in a path is a list's only entry."""
+    key, _, below = path.partition(".")
+    if not below:
+        return {key: value}
+    inner = BESIDE.get(key, {}) | said(below.removeprefix("0."), value)
+    return {key: [inner] if below.startswith("0.") else inner}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_numbers_are_taken_and_refused_as_the_charts_schema_does(place: str, tmp_path: Path) -> None:
+    """Numbers in quotes, fractions, booleans, numbers out of bounds: what `helm install` would refuse, preflight refuses by the
+    key's name, and nothing else."""
+    schema = Draft7Validator(json.loads((CHART / "values.schema.json").read_text()))
+    own = chart("values.yaml")
+    differing = []
+    for value in GIVEN:
+        given = said(place, value)
+        # JSON, which helm makes of the values, has no infinite numbers.
+        is_taken = value != float("inf") and schema.is_valid(values.merged(own, given))
+        try:
+            values.read([written(tmp_path, "v.yaml", given)])
+        except Refusal as refusal:
+            differing += [(value, str(refusal))] if is_taken or place not in str(refusal) else []
+        else:
+            differing += [] if is_taken else [(value, "taken")]
+
+    assert differing == []
+
+
+@pytest.mark.parametrize("kind", [{"kind": "mounted"}, {}])
+def test_a_source_says_its_kind_in_the_chart_and_here(kind: dict[str, str], tmp_path: Path) -> None:
+    """`kind` tells the sources of own models apart: one without is refused by both."""
+    schema = Draft7Validator(json.loads((CHART / "values.schema.json").read_text()))
+    given = said("ownModels.0.source", {"path": "/models/mine"} | kind)
+
+    assert schema.is_valid(values.merged(chart("values.yaml"), given)) is bool(kind)
+    file = written(tmp_path, "v.yaml", given)
+    if kind:
+        assert values.read([file]).engine_pods
+    else:
+        with pytest.raises(Refusal, match=r"'ownModels\.0\.source'"):
+            values.read([file])
