@@ -14,7 +14,6 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
-from pydantic_core import to_json
 
 from serving import catalog
 from serving.budget import Defaults, placed
@@ -244,6 +243,10 @@ class _Ray(_Read):
     object_store_mib: Annotated[int, Field(ge=80)]
 
 
+#: Whatever a YAML file holds; infinite numbers become text, as JSON has none.
+_PLAIN = TypeAdapter(Any, config=ConfigDict(ser_json_inf_nan="strings"))
+
+
 def _checked(kind: TypeAdapter[Any], value: object, key: str) -> Any:
     """As strictly as the chart's schema: no number in quotes, no fraction or boolean where it wants a whole number."""
     try:
@@ -261,7 +264,7 @@ def _as_json(value: object) -> str:
         value = float(text)
         return int(value) if value.is_integer() else value
 
-    return json.dumps(json.loads(to_json(value, inf_nan_mode="strings"), parse_float=number))
+    return json.dumps(json.loads(_PLAIN.dump_json(value), parse_float=number))
 
 
 def _secrets(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
