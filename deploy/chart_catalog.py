@@ -1,4 +1,4 @@
-"""Chart catalogue: writes helm/files/catalog.yaml, the facts of serving.catalog that the chart's templates compute with.
+"""Chart catalogue: writes helm/files/catalog.json, the facts of serving.catalog that the chart's templates compute with.
 
     python deploy/chart_catalog.py            # write it
     python deploy/chart_catalog.py --check    # exit 1 when it is out of step
@@ -9,13 +9,12 @@ it asks for, and what cannot work. A model of a user's own carries the same fact
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import product, starmap
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
-
-import yaml
 
 from serving.budget import KERNELS, LORA_KERNELS, budget, estimate, placed
 from serving.budget.weights import pinned_adapter_gib
@@ -23,11 +22,8 @@ from serving.catalog import DRAFTS, GPUS, GUESSES_MAX, MODELS, KvDtype, LoraLimi
 from serving.config import EngineSettings, ModelSettings
 from serving.errors import Refusal
 
-FILE = Path(__file__).resolve().parent.parent / "helm" / "files" / "catalog.yaml"
-HEAD = """\
-# Facts of serving.catalog and serving.budget that the templates compute with. Written by `python deploy/chart_catalog.py`
-# from the Python catalogue; a test holds it in step. Memory and requests are computed, none of it was measured.
-"""
+FILE = Path(__file__).resolve().parent.parent / "helm" / "files" / "catalog.json"
+NOTE = "Written by deploy/chart_catalog.py from the Python catalogue. Memory and requests are computed, none of it was measured."
 #: Tensor ranks an operator may ask for in a profile's place, as far as one tries what would fit.
 TENSORS = (1, 2, 4, 8, 16)
 #: Most pipeline stages, and most data ranks, that the chart refuses for memory. Beyond, preflight and the engine plane do.
@@ -223,10 +219,9 @@ def _methods(model: Model, shape: Shape) -> tuple[Method, ...]:
     return ("ngram", "eagle3") if model.draft and shape.pipeline == 1 else ("ngram",)
 
 
-def text(content: Mapping[str, Any]) -> str:
+def text(content: dict[str, Any]) -> str:
     """The file's text."""
-    body: str = yaml.safe_dump(dict(content), sort_keys=False, width=120, default_flow_style=None)
-    return HEAD + body
+    return json.dumps({"note": NOTE} | content, indent=1) + "\n"
 
 
 def main(arguments: list[str]) -> int:
@@ -235,7 +230,7 @@ def main(arguments: list[str]) -> int:
     if "--check" in arguments:
         if FILE.exists() and FILE.read_text() == wanted:
             return 0
-        print("helm/files/catalog.yaml is out of step with serving.catalog: run `python deploy/chart_catalog.py`.")
+        print("helm/files/catalog.json is out of step with serving.catalog: run `python deploy/chart_catalog.py`.")
         return 1
     FILE.parent.mkdir(exist_ok=True)
     FILE.write_text(wanted)

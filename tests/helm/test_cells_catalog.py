@@ -7,7 +7,7 @@ from tests.helm.cells import OWN_MODEL, cell, refusal
 
 
 def test_the_file_is_in_step() -> None:
-    """helm/files/catalog.yaml is what deploy/chart_catalog.py writes today."""
+    """helm/files/catalog.json is what deploy/chart_catalog.py writes today."""
     assert chart_catalog.FILE.read_text() == chart_catalog.text(chart_catalog.facts())
 
 

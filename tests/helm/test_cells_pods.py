@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from importlib.metadata import version
 from itertools import pairwise
@@ -9,7 +10,6 @@ from math import ceil
 from typing import Any
 
 import pytest
-import yaml
 
 from serving import catalog
 from serving.catalog import Model
@@ -167,7 +167,7 @@ def test_adapters_are_pinned_memory() -> None:
     def asked(one: Cell) -> int:
         return _mib(container(one.templates["h100x2"])["resources"]["requests"]["memory"])
 
-    facts = yaml.safe_load((CHART / "files" / "catalog.yaml").read_text())["models"]["gpt-oss-120b"]
+    facts = json.loads((CHART / "files" / "catalog.json").read_text())["models"]["gpt-oss-120b"]
     expected = 2 * facts["lora"]["max_cpu_adapters"] * facts["adapter_gib"]
     assert asked(tuned) - asked(plain) in range(ceil(expected - 1) * 1024, ceil(expected + 1) * 1024)
 

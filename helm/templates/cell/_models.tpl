@@ -3,7 +3,7 @@ From a model's entry in the values to the shape of its engine: what serving/cata
 `nodes`) and serving/budget/refusals.py say in Python, as far as pods depend on it.
 */}}
 
-{{/* What is known of a model, in the form of files/catalog.yaml, as JSON; empty for an unknown one. Takes root, name. */}}
+{{/* What is known of a model, in the form of files/catalog.json, as JSON; empty for an unknown one. Takes root, name. */}}
 {{- define "gpt-oss-serving.modelFacts" -}}
 {{- $catalog := include "gpt-oss-serving.catalog" .root | fromJson -}}
 {{- $facts := index $catalog.models .name | default dict -}}

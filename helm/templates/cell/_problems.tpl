@@ -89,7 +89,7 @@ here, with the words of serving/budget/refusals.py; the rest (adapters' files, a
 {{- end -}}
 {{- end -}}
 
-{{/* Of models of the catalogue, as far as files/catalog.yaml says what fits; preflight and the engine plane compute the rest. */}}
+{{/* Of models of the catalogue, as far as files/catalog.json says what fits; preflight and the engine plane compute the rest. */}}
 {{- define "gpt-oss-serving.memoryProblem" -}}
 {{- $smallest := 1 -}}
 {{- $rows := .profile.smallest_tensor | default list -}}
