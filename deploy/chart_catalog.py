@@ -86,6 +86,7 @@ def _architecture(model: Model) -> Iterator[tuple[str, Any]]:
     architecture = model.architecture
     if architecture is None:
         return
+    yield "format", architecture.format
     yield "experts", architecture.experts is not None
     if architecture.experts is not None:
         yield "expert_format", architecture.experts.format

@@ -24,7 +24,7 @@ from serving import catalog
 from serving.budget import estimate
 from serving.budget.fitting import SIX, THREE, Errors, Run, computed, errors, fit, mean_error, refit
 from serving.budget.speed import MEASURED, closed_loop, engine_speed
-from serving.catalog import MountedSource, Profile, Speed
+from serving.catalog import MountedSource, Profile, Speed, is_measured_of
 from serving.cli import app
 from serving.config import ModelSettings
 from serving.errors import Refusal
@@ -285,10 +285,16 @@ def test_what_was_measured_of_another_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_fine_tune_takes_the_steps_of_its_base() -> None:
-    """Other weights of the same shape take as long; what was measured of a fine-tune is not taken for its base."""
+    """Other weights of the same shape take as long; in other formats they do not, nor does a base take a fine-tune's."""
     mine = catalog.fine_tune(BIG, "mine", BIG.source)
-    assert MEASURED.is_of(BIG) and MEASURED.is_of(mine)
-    assert not MEASURED.is_of(SMALL) and not MEASURED.model_copy(update={"model": "mine"}).is_of(BIG)
+    shape = mine.architecture
+    assert shape is not None and shape.experts is not None
+    unquantized = shape.model_copy(update={"experts": shape.experts.model_copy(update={"format": "bf16"})})
+    assert is_measured_of(MEASURED, BIG) and is_measured_of(MEASURED, mine)
+    assert not is_measured_of(MEASURED, mine.model_copy(update={"architecture": unquantized}))
+    assert is_measured_of(MEASURED, mine.model_copy(update={"architecture": None})), "nothing says otherwise"
+    assert not is_measured_of(MEASURED, SMALL)
+    assert not is_measured_of(MEASURED.model_copy(update={"model": "mine"}), BIG)
 
 
 def test_an_own_model_is_planned_with_its_bases_speed(tmp_path: Path) -> None:

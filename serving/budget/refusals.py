@@ -9,7 +9,18 @@ from __future__ import annotations
 from serving.budget import kv
 from serving.budget.memory import architecture_of, budget, context_of
 from serving.budget.weights import GIB
-from serving.catalog import Architecture, Format, LoraLimits, Model, MoeBackend, Profile, Speculation, Speed, draft_of
+from serving.catalog import (
+    Architecture,
+    Format,
+    LoraLimits,
+    Model,
+    MoeBackend,
+    Profile,
+    Speculation,
+    Speed,
+    draft_of,
+    is_measured_of,
+)
 from serving.errors import Refusal
 from serving.wire import Task
 
@@ -139,9 +150,9 @@ def refuse_speed(model: Model, profile: Profile, speed: Speed) -> None:
 
     Which kernel `auto` comes to is vLLM's choice and not known here: the operator's word is taken.
     """
-    if not speed.is_of(model):
+    if not is_measured_of(speed, model):
         raise Refusal(
-            f"The `speed` of {model.name} was measured of {speed.model}, which is neither that model nor its `base`: measure it"
+            f"The `speed` of {model.name} was measured of {speed.model}, which is neither that model nor a `base` with weights of its formats: measure it"
             " (`serving accept --speed-out`), or leave `speed` unset."
         )
     if profile.moe_backend not in ("auto", speed.kernel):

@@ -82,6 +82,7 @@ __all__ = [
     "draft_used",
     "find",
     "fine_tune",
+    "is_measured_of",
 ]
 
 MODELS: dict[str, Model] = {model.name: model for model in (*LOCAL, GPT_OSS_120B, GPT_OSS_20B, *OTHERS)}
@@ -112,6 +113,17 @@ def find(name: str, own: Sequence[Model] = ()) -> Model:
         return known[name]
     except KeyError:
         raise Refusal(f"There is no model called '{name}'; known are {', '.join(sorted(known))}.") from None
+
+
+def is_measured_of(speed: Speed, model: Model) -> bool:
+    """Whether `speed` says how fast `model` is: a fine-tune whose weights have the shape and formats of its base's takes that one's.
+
+    Where the catalogue lacks either's facts, the operator's `base` is taken.
+    """
+    if speed.model != model.base:
+        return speed.model == model.name
+    base = MODELS[model.base].architecture if model.base in MODELS else None
+    return base is None or model.architecture is None or base.formats == model.architecture.formats
 
 
 def fine_tune(base: Model, name: str, source: Source, summary: str | None = None) -> Model:

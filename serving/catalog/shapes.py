@@ -161,6 +161,11 @@ class Architecture(_Shape):
     source: str
     """Where these facts come from."""
 
+    @property
+    def formats(self) -> tuple[Format, Format | None]:
+        """How its weights are held in memory: all but the routed experts, and these."""
+        return self.format, self.experts.format if self.experts else None
+
 
 class LoraLimits(_Shape):
     """Room for adapters in an engine; vLLM allocates all of it at start."""
@@ -211,7 +216,7 @@ class Speed(_Shape):
     """What the steps of one engine are made of. Fitted to measured runs; `serving.budget.speed` says how they add up."""
 
     model: Annotated[str, Field(min_length=1)]
-    """The model that was measured; taken for that one, and for fine-tunes whose `base` it is."""
+    """The model that was measured; taken for that one, and for fine-tunes whose `base` it is and whose weights have its formats."""
     layer_us: Annotated[float, Field(gt=0)]
     """Microseconds of each layer in every step, whatever is in it: launches, attention, communication."""
     expert_tb_per_s: Annotated[float, Field(gt=0)]
@@ -238,10 +243,6 @@ class Speed(_Shape):
     """The largest error of TTFT in any of those runs; with that of TPOT, the ranges that are printed."""
     worst_tpot_error: Annotated[float, Field(ge=0, le=100)]
     """The same of TPOT."""
-
-    def is_of(self, model: Model) -> bool:
-        """Whether it says how fast `model` is: a fine-tune, which has other weights of the same shape and format, takes its base's."""
-        return self.model in (model.name, model.base)
 
 
 class Speculation(_Shape):

@@ -10,7 +10,7 @@ from tempfile import NamedTemporaryFile
 import pydantic
 import yaml
 
-from serving.catalog import Model, Speed
+from serving.catalog import Model, Speed, is_measured_of
 from serving.errors import Refusal
 
 _HEAD = """\
@@ -53,7 +53,7 @@ def read(file: Path, model: Model) -> Speed:
         raise Refusal(f"{file} is no speed file ({why}): `serving accept --speed-out` writes one.") from None
     except (UnicodeDecodeError, yaml.YAMLError, RecursionError):
         raise Refusal(f"{file} is no speed file: `serving accept --speed-out` writes one.") from None
-    if not fitted.is_of(model):
+    if not is_measured_of(fitted, model):
         raise Refusal(
             f"The speed file {file} was measured of {fitted.model}, not of {model.name}: `serving accept --model"
             f" {model.name}=PROFILE --speed-out` measures that."

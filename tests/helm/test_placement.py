@@ -143,12 +143,19 @@ def _agree(wanted: Profile | Refusal | None, chart: Object) -> bool:
 
 
 def test_a_fine_tune_takes_the_speed_of_its_base() -> None:
-    """The chart knows an own model's `base`, as the engine plane does; without one it is another model."""
+    """The chart knows an own model's `base`, as the engine plane does; without one it is another model, and so in other formats."""
     own = catalog.fine_tune(MODELS["gpt-oss-120b"], "mine", MODELS["gpt-oss-120b"].source).model_dump(mode="json")
     values = {"ownModels": [own], "models": [{"name": "mine", "speed": MEASURED.model_dump()}]}
 
     assert cell(values).applications
-    assert "was measured of gpt-oss-120b, which is neither" in refusal(values | {"ownModels": [own | {"base": None}]})
+    assert cell(values | {"ownModels": [own | {"architecture": None}]}).applications
+    shape = own["architecture"]
+    for other in (
+        {"base": None},
+        {"architecture": shape | {"experts": shape["experts"] | {"format": "fp8"}}},
+        {"architecture": shape | {"format": "fp8"}},
+    ):
+        assert "was measured of gpt-oss-120b, which is neither" in refusal(values | {"ownModels": [own | other]})
 
 
 def test_every_profile_makes_its_own_pods() -> None:

@@ -19,6 +19,7 @@ From a model's entry in the values to the shape of its engine: what serving/cata
 {{- $facts := pick . "disk_mib" "lora" "draft" "base" -}}
 {{- with .cpu_knee -}}{{- $_ := set $facts "cpu_scales" true -}}{{- end -}}
 {{- with .architecture -}}
+{{- $_ := set $facts "format" (.format | default "bf16") -}}
 {{- $_ := set $facts "experts" (not (empty .experts)) -}}
 {{- with .experts -}}{{- $_ := set $facts "expert_format" .format -}}{{- end -}}
 {{- with .attention -}}
@@ -50,6 +51,7 @@ From a model's entry in the values to the shape of its engine: what serving/cata
 One model as its cell serves it, as JSON. Takes root, entry.
   name, entry (as ModelSettings takes it), onCpu, min, max (engines), problem (a sentence, or empty)
   tensor, pipeline, data, gpus (of an engine), podGpus, nodes (pods of an engine), group, diskMib (with the draft's), pinnedGib, draft (what guesses tokens for it)
+  hasBasesFormats (what was measured of its `base` is true of it)
   room (for adapters: their limits, defaults filled in), guessedTokens (in each step)
   hostKvGib (of /dev/shm, for KV that no longer fits an engine's GPUs; LMCache's server has memory of its own)
   defaultOutputTokens (of a call without a limit of its own; 0 for none)
@@ -112,6 +114,9 @@ One model as its cell serves it, as JSON. Takes root, entry.
 {{- $_ := set $model "kernels" (index $catalog.kernels .) -}}
 {{- $_ := set $model "loraKernels" (index $catalog.lora_kernels .) -}}
 {{- end -}}
+{{- $base := index $catalog.models ($facts.base | default "") | default dict -}}
+{{- $formats := list $facts.format ($facts.expert_format | default "") | toJson -}}
+{{- $_ := set $model "hasBasesFormats" (or (empty $facts.format) (empty $base.format) (eq $formats (list $base.format ($base.expert_format | default "") | toJson))) -}}
 {{- $_ := set $model "requests8k" (int ($profile.requests_8k | default 0)) -}}
 {{- $_ := set $model "batchLimit" (int ($profile.batch_limit | default 0)) -}}
 {{- $_ := set $model "diskMib" (int ($facts.disk_mib | default 0)) -}}

@@ -72,8 +72,8 @@ here, with the words of serving/budget/refusals.py; the rest (adapters' files, a
 {{- $speed := .entry.speed | default dict -}}
 {{- if mod (int .gpus) (int .podGpus) -}}
 {{- printf "%s takes %d GPUs (tensor %d × pipeline %d × data %d) and a node has %d: its pods cannot share them evenly." .name (int .gpus) (int .tensor) (int .pipeline) (int .data) (int .perNode) -}}
-{{- else if and $speed (not (has $speed.model (list .name .facts.base))) -}}
-{{- printf "The `speed` of %s was measured of %s, which is neither that model nor its `base`: measure it (`serving accept --speed-out`), or leave `speed` unset." .name $speed.model -}}
+{{- else if and $speed (ne $speed.model .name) (not (and (eq $speed.model (.facts.base | default "")) .hasBasesFormats)) -}}
+{{- printf "The `speed` of %s was measured of %s, which is neither that model nor a `base` with weights of its formats: measure it (`serving accept --speed-out`), or leave `speed` unset." .name $speed.model -}}
 {{- else if and $speed (not (has .moeBackend (list "auto" $speed.kernel))) -}}
 {{- printf "The `speed` of %s was measured with the kernel %s and its engines run %s: set `moe_backend: %s`, or leave `speed` unset." .name $speed.kernel .moeBackend $speed.kernel -}}
 {{- else if and (gt (int .nodes) 1) .lora -}}
