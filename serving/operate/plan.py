@@ -355,10 +355,11 @@ def _choose(model: Model, options: Sequence[Option], profile: str | None, slo: L
         return min(keeping, key=lambda it: (it.gpus + it.gpus_per_engine, it.gpus_per_engine))
     by_choice = [it for it in named if it.replicas is not None]
     if by_choice:
-        nearest = min(by_choice, key=lambda it: it.gpus)
+        nearest = min(by_choice, key=lambda it: (it.gpus, it.gpus_per_engine))
+        engines = "1 engine" if nearest.replicas == 1 else f"{nearest.replicas} engines"
         raise Refusal(
             f"{model.name} meets it only with a profile that is never chosen automatically: --profile {nearest.profile} with"
-            f" {nearest.replicas} engines of {nearest.gpus_per_engine} {nearest.gpu} ({nearest.by_choice_only})."
+            f" {engines} of {nearest.gpus_per_engine} {nearest.gpu} ({nearest.by_choice_only})."
         )
     raise Refusal(_none_keeps(model, named, slo))
 

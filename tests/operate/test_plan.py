@@ -166,6 +166,8 @@ def test_an_engine_larger_than_a_node_is_taken_by_choice_only() -> None:
     (whole,) = (it for it in made.options if it.profile == "latency-tp8")
     assert whole.replicas and "spans 2 nodes" in whole.by_choice_only
     assert made.nodes == math.ceil(made.replicas_spare * made.chosen.gpus_per_engine / 4)
+    with pytest.raises(Refusal, match=r"--profile tight with 2 engines of 1 h100 \(under 10%"):
+        plan(MODEL, Traffic(10.0, 1000.0, 200.0), SLO, "h100", gpus_per_node=1)
     named = plan(MODEL, CHAT, SLO, "h100", "latency-tp8", gpus_per_node=4)
     assert named.nodes == 2 * named.replicas_spare and named.replicas_node_loss == named.replicas + 1
 
