@@ -122,7 +122,7 @@ def test_no_connection_outlives_a_closed_store(shared: PostgresPlace) -> None:
         for connection in (one, another):
             assert connection.execute(select(tenants)).all() == []
         store.close()
-        assert connections() == 2
+        until(lambda: connections() == 2)
     until(lambda: connections() == 0)
 
     with store.begin() as connection:
