@@ -152,8 +152,8 @@ def refuse_speed(model: Model, profile: Profile, speed: Speed) -> None:
     """
     if not is_measured_of(speed, model):
         raise Refusal(
-            f"The `speed` of {model.name} was measured of {speed.model}, which is neither that model nor a `base` with weights of its formats: measure it"
-            " (`serving accept --speed-out`), or leave `speed` unset."
+            f"The `speed` of {model.name} was measured of {speed.model}, which is neither that model nor a `base` with"
+            " weights of its formats: measure it (`serving accept --speed-out`), or leave `speed` unset."
         )
     if profile.moe_backend not in ("auto", speed.kernel):
         raise Refusal(

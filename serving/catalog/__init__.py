@@ -120,10 +120,10 @@ def is_measured_of(speed: Speed, model: Model) -> bool:
 
     Where the catalogue lacks either's facts, the operator's `base` is taken.
     """
-    if speed.model != model.base:
-        return speed.model == model.name
-    base = MODELS[model.base].architecture if model.base in MODELS else None
-    return base is None or model.architecture is None or base.formats == model.architecture.formats
+    if speed.model == model.name:
+        return True
+    base, own = MODELS[model.base].architecture if model.base in MODELS else None, model.architecture
+    return speed.model == model.base and (base is None or own is None or base.formats == own.formats)
 
 
 def fine_tune(base: Model, name: str, source: Source, summary: str | None = None) -> Model:
