@@ -37,7 +37,8 @@ PATIENCE_S = 2400.0
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with running(tmp_path_factory.mktemp("wedge"), SMOLLM2) as it:
+    # With it a stream waits for the new engine, and goes on there if that is ready within half a minute.
+    with running(tmp_path_factory.mktemp("wedge"), SMOLLM2, {"SERVING_GATEWAY__CONTINUATION": "false"}) as it:
         yield it
 
 
