@@ -17,6 +17,7 @@ import socket
 import sys
 import tempfile
 import time
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -172,17 +173,18 @@ class Engine:
         if status != 200:
             raise EngineDied(f"the engine answered its first request with status {status}")
 
-    async def require_sense(self, core: int, timeout_s: float) -> bool:
+    async def require_sense(self, core: int, timeout_s: float, *, is_in_use: bool) -> bool:
         """Raise Senseless unless a core makes sense of fixed texts; False where that cannot be told.
 
-        Raises Unanswered when it does not answer.
+        One with room for adapters that others may call meanwhile only goes on with a text (`sense.scoring` says why). Raises
+        Unanswered when it does not answer.
         """
         sanity = self._spec.sanity
         if sanity is None:
             return False
         timeout = aiohttp.ClientTimeout(timeout_s)
         try:
-            why = await self._nonsense(sanity, core, timeout)
+            why = await self._nonsense(sanity, core, timeout, is_scored=self.shelf is None or not is_in_use)
         except Refused:
             return False
         except msgspec.DecodeError:
@@ -191,22 +193,38 @@ class Engine:
             raise Senseless(why)
         return True
 
-    async def _nonsense(self, sanity: Sanity, core: int, timeout: aiohttp.ClientTimeout) -> str | None:
+    async def _nonsense(
+        self, sanity: Sanity, core: int, timeout: aiohttp.ClientTimeout, *, is_scored: bool
+    ) -> str | None:
         if self._spec.task is Task.EMBED:
             answer = await self._asked("/v1/embeddings", sense.embedding(self._spec.model, sanity), core, timeout)
             return sense.unrelated(sanity, sense.embeddings(answer))
-        scored = await self.log_likelihoods(self._spec.model, core, timeout)
-        if scored is None:
-            raise Refused
-        if why := sense.unlikely(sanity, scored):
+        if is_scored and (why := await self._unlikely(sanity, core, timeout)):
             return why
         answer = await self._asked("/v1/completions", sense.continuing(self._spec.model, sanity), core, timeout)
         return sense.discontinued(sanity, sense.text(answer))
 
-    async def log_likelihoods(self, model: str, core: int, timeout: aiohttp.ClientTimeout) -> tuple[float, ...] | None:
-        """Of the passage's tokens, to the model or an adapter of it; None where the engine gives none."""
-        passage = self._spec.sanity.passage if self._spec.sanity else PASSAGE
-        return sense.log_likelihoods(await self._asked("/v1/completions", sense.scoring(model, passage), core, timeout))
+    async def _unlikely(self, sanity: Sanity, core: int, timeout: aiohttp.ClientTimeout) -> str | None:
+        scored = await self.log_likelihoods(core, timeout)
+        if scored is None:
+            raise Refused
+        return sense.unlikely(sanity, scored)
+
+    async def log_likelihoods(self, core: int, timeout: aiohttp.ClientTimeout) -> tuple[float, ...] | None:
+        """Of the passage's tokens; None where the engine gives none."""
+        body = sense.scoring(self._spec.model, self._passage)
+        return sense.log_likelihoods(await self._asked("/v1/completions", body, core, timeout))
+
+    async def next_logprobs(
+        self, model: str, core: int, timeout: aiohttp.ClientTimeout
+    ) -> list[dict[str, float]] | None:
+        """Of what the model, or an adapter of it, may say after the passage; None where the engine gives none."""
+        body = sense.going_on(model, self._passage, uuid.uuid4().hex)
+        return sense.next_logprobs(await self._asked("/v1/completions", body, core, timeout))
+
+    @property
+    def _passage(self) -> str:
+        return self._spec.sanity.passage if self._spec.sanity else PASSAGE
 
     async def _asked(self, route: str, body: dict[str, object], core: int, timeout: aiohttp.ClientTimeout) -> bytes:
         """The body of a 200; raises Refused on a 4xx, and Unanswered."""

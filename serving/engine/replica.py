@@ -135,7 +135,7 @@ class Replica:
         """Raise EngineDied unless the engine makes sense of known texts; one that cannot be asked is logged."""
         try:
             for core in self._cores:
-                if not await engine.require_sense(core, _FIRST_SENSE_TIMEOUT_S):
+                if not await engine.require_sense(core, _FIRST_SENSE_TIMEOUT_S, is_in_use=False):
                     logger.warning("%s: whether it makes sense was not examined", self._id)
         except Senseless as error:
             self._ejected = SENSELESS
@@ -215,8 +215,8 @@ class Replica:
         """Why an adapter is not offered, in one clause; raises Unanswered."""
         timeout = aiohttp.ClientTimeout(_SENSE_TIMEOUT_S)
         try:
-            plain = await engine.log_likelihoods(self._spec.model, 0, timeout)
-            adapted = await engine.log_likelihoods(adapter, 0, timeout)
+            plain = await engine.next_logprobs(self._spec.model, 0, timeout)
+            adapted = await engine.next_logprobs(adapter, 0, timeout)
         except (Refused, msgspec.DecodeError):
             return "the engine cannot load it"
         if plain is None or plain != adapted:
@@ -342,7 +342,7 @@ class Replica:
         for _ in range(2):
             try:
                 for core in self._cores:
-                    if not await engine.require_sense(core, _SENSE_TIMEOUT_S):
+                    if not await engine.require_sense(core, _SENSE_TIMEOUT_S, is_in_use=True):
                         await engine.gives_a_token(core)
                 return None
             except Senseless as error:

@@ -16,6 +16,8 @@ from serving.catalog import Sanity
 
 #: Tokens within which a continuation must come.
 CONTINUED_TOKENS = 16
+#: Tokens that may come next whose likelihoods are told: as many as vLLM tells unless it is told otherwise.
+_LIKELIEST = 20
 
 
 class _Usage(msgspec.Struct):
@@ -56,8 +58,13 @@ class _Likelihood(msgspec.Struct):
     logprob: float
 
 
+class _NextTokens(msgspec.Struct):
+    top_logprobs: list[dict[str, float]]
+
+
 class _Choice(msgspec.Struct):
     text: str = ""
+    logprobs: _NextTokens | None = None
     #: vLLM: for each token of the prompt, the token's id and its log-likelihood; none for the first.
     prompt_logprobs: list[dict[str, _Likelihood] | None] | None = None
 
@@ -75,8 +82,19 @@ class _Embeddings(msgspec.Struct):
 
 
 def scoring(model: str, passage: str) -> dict[str, object]:
-    """The body of a completion that scores a text: one prefill, in which vLLM does not use its prefix cache."""
+    """The body of a completion that scores a text: one prefill, in which vLLM does not use its prefix cache.
+
+    Not for an engine with room for adapters while others call it: vLLM 0.32 then takes the adapters of the batch's last tokens
+    for those of the prompt's (punica_cpu.py, add_lora_logits), which ends the engine.
+    """
     return {"model": model, "prompt": passage, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+
+
+def going_on(model: str, passage: str, salt: str) -> dict[str, object]:
+    """The body of a completion that tells the likeliest tokens after a text; a `salt` of its own keeps it off the prefix cache,
+    so that two of them are computed alike."""
+    asked = {"max_tokens": 1, "temperature": 0, "logprobs": _LIKELIEST, "cache_salt": salt}
+    return {"model": model, "prompt": passage} | asked
 
 
 def continuing(model: str, sanity: Sanity) -> dict[str, object]:
@@ -102,6 +120,15 @@ def log_likelihoods(answer: bytes) -> tuple[float, ...] | None:
     if choice.prompt_logprobs is None:
         return None
     return tuple(next(iter(token.values())).logprob for token in choice.prompt_logprobs if token)
+
+
+def next_logprobs(answer: bytes) -> list[dict[str, float]] | None:
+    """Of each token after a text, the likeliest ones with their log-likelihoods; None if the answer has none.
+
+    Raises msgspec.DecodeError on what is no completion.
+    """
+    (choice, *_) = msgspec.json.decode(answer, type=_Completion).choices or [_Choice()]
+    return choice.logprobs.top_logprobs if choice.logprobs else None
 
 
 def text(answer: bytes) -> str:

@@ -32,6 +32,18 @@ def test_log_likelihoods_are_the_prompts() -> None:
             sense.log_likelihoods(broken)
 
 
+def test_an_engine_in_use_is_asked_for_no_likelihoods_of_a_prompt() -> None:
+    """With room for adapters it would end; the next tokens' tell whether an adapter changes anything, computed alike for both."""
+    body, other = (sense.going_on("m", "a", salt) for salt in ("x", "y"))
+    assert "prompt_logprobs" not in body and "echo" not in body
+    assert body["logprobs"] and body["cache_salt"] != other["cache_salt"]
+    answer = b'{"choices": [{"text": " b", "logprobs": {"top_logprobs": [{" b": -0.5, " c": -2.0}]}}]}'
+    assert sense.next_logprobs(answer) == [{" b": -0.5, " c": -2.0}]
+    assert sense.next_logprobs(b'{"choices": [{"text": "a"}]}') is None
+    with pytest.raises(msgspec.DecodeError):
+        sense.next_logprobs(b'{"choices": [{"logprobs": {"top_logprobs": [{"a": "b"}]}}]}')
+
+
 def test_what_questions_cost_is_what_their_answers_say() -> None:
     """One that had no answer, or whose answer says nothing of it, is counted: what it cost is not known."""
     cost = sense.Cost()

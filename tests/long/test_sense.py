@@ -148,7 +148,7 @@ async def verdict(title: str, model: Model, wanted: ModelSettings, place: Path, 
         await engine.until_listening()
         await engine.first_token()
         try:
-            is_sound, why = await engine.require_sense(0, ANSWER_S), ""
+            is_sound, why = await engine.require_sense(0, ANSWER_S, is_in_use=False), ""
         except Senseless as error:
             is_sound, why = False, str(error)
         print(f"\n{title:22} {await _figures(model, engine)} {why or 'makes sense'}")
@@ -158,6 +158,6 @@ async def verdict(title: str, model: Model, wanted: ModelSettings, place: Path, 
 async def _figures(model: Model, engine: Engine) -> str:
     if model.sanity is None or model.name == MINILM:
         return ""
-    scored = await engine.log_likelihoods(model.name, 0, aiohttp.ClientTimeout(ANSWER_S)) or ()
+    scored = await engine.log_likelihoods(0, aiohttp.ClientTimeout(ANSWER_S)) or ()
     distance = sense.deviation(model.sanity, scored)
     return f"{sense.score(model.sanity, scored):7.3f}" + (f" ±{distance:.3f}" if distance is not None else "")

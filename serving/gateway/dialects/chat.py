@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, UnsupportedParameter
 from serving.gateway.answers.asked import Asked
 from serving.gateway.answers.chat_answers import ChatAssembly, ChatShaper
 from serving.gateway.answers.reasoning import Keeper
@@ -220,7 +220,9 @@ FIELDS: Table = {
     "parallel_tool_calls": honoured("true or false", FLAG),
     **THINKING,
     "include_reasoning": honoured("true or false; of models that reason", FLAG),
-    "echo": honoured("true or false; repeats a message that is continued, which is refused for gpt-oss", FLAG),
+    "echo": honoured(
+        "true or false; repeats a message that is continued, which is refused for gpt-oss; not beside `logprobs`", FLAG
+    ),
     **CHAT_TOOLS,
     **SAMPLING,
     **TEMPLATE,
@@ -244,10 +246,15 @@ def _check(body: Body, kept: Body) -> None:
     openai.check_streaming(body, kept)
     if kept.get("top_logprobs") and not kept.get("logprobs"):
         raise InvalidRequest("'top_logprobs' is only allowed when 'logprobs' is true.", param="top_logprobs")
+    if kept.get("echo") and kept.get("logprobs"):
+        raise UnsupportedParameter("Log probabilities of the prompt are not given here.", param="logprobs")
 
 
 def _adapt(kept: Body) -> Iterable[str]:
     effort.adapt(kept)
+    if kept.get("echo"):
+        # vLLM takes as many for the prompt, and its default is 0 of them, which it computes all the same.
+        kept["top_logprobs"] = None
     return choose(kept, kept.get("tool_choice", AUTO), _spelt)
 
 

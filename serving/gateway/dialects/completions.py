@@ -29,7 +29,7 @@ FIELDS: Table = {
         f"0 or more; {OUTPUT_TOKENS} where it is not given, as at OpenAI", typed(checks.TokensOrNone)
     ),
     "logprobs": honoured("0 to 20", typed(Annotated[int, Meta(ge=0, le=20)])),
-    "echo": honoured("true or false", FLAG),
+    "echo": honoured("true or false; not beside `logprobs`", FLAG),
     **SAMPLING,
     "best_of": ignored("1 is what happens anyway.", typed(Literal[1])),
     "thinking_token_budget": ignored("A hint, and this API has no effort that it could become.", typed(checks.TopK)),
@@ -48,7 +48,7 @@ def _check(body: Body, kept: Body) -> None:
     openai.check_streaming(body, kept)
     if _prompts(kept) * kept.get("n", 1) > checks.SEQUENCES_MAX:
         raise InvalidRequest(f"Prompts times 'n' must not exceed {checks.SEQUENCES_MAX}.", param="prompt")
-    if kept.get("echo") and kept.get("logprobs"):
+    if kept.get("echo") and kept.get("logprobs") is not None:  # 0 asks the engine for the prompt's too
         raise UnsupportedParameter("Log probabilities of the prompt are not given here.", param="logprobs")
 
 

@@ -91,6 +91,16 @@ def test_half_a_message_is_refused_by_its_place(message: dict[str, object], para
     assert refused.value.param == param
 
 
+def test_log_probabilities_of_a_prompt_are_refused() -> None:
+    """They bypass the prefix cache: of a message that is repeated the engine would compute them, whether they are wanted or not."""
+    with pytest.raises(UnsupportedParameter) as refused:
+        draft(CHAT, echo=True, logprobs=True)
+    assert refused.value.param == "logprobs"
+    for more in ({}, {"top_logprobs": 0}, {"logprobs": False}):
+        body = sent(call(CHAT, echo=True, **more))
+        assert (body["echo"], body["top_logprobs"]) == (True, None)
+
+
 def test_an_empty_list_of_tool_calls_is_left_out() -> None:
     """Clients that echo an answer send one, and the engine refuses it."""
     echoed = {"role": "assistant", "content": "a", "tool_calls": []}

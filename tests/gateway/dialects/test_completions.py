@@ -23,11 +23,15 @@ def test_prompts_times_n_are_bounded() -> None:
     assert refused.value.param == "prompt"
 
 
-def test_log_probabilities_of_a_prompt_are_refused() -> None:
-    """They bypass the prefix cache; either field alone is fine."""
+@pytest.mark.parametrize("count", [0, 1])
+def test_log_probabilities_of_a_prompt_are_refused(count: int) -> None:
+    """They bypass the prefix cache, and 0 is no less work; either field alone is fine."""
     with pytest.raises(UnsupportedParameter):
-        draft(COMPLETIONS, echo=True, logprobs=1)
-    assert sent(call(COMPLETIONS, echo=True))["echo"] is True and sent(call(COMPLETIONS, logprobs=1))["logprobs"] == 1
+        draft(COMPLETIONS, echo=True, logprobs=count)
+    assert (
+        sent(call(COMPLETIONS, echo=True))["echo"] is True
+        and sent(call(COMPLETIONS, logprobs=count))["logprobs"] == count
+    )
 
 
 @pytest.mark.parametrize("field", ["suffix", "prompt_embeds", "prompt_logprobs"])
