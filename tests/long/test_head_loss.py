@@ -21,7 +21,9 @@ import psutil
 import pytest
 
 from serving import secret
+from serving.catalog import MODELS
 from serving.engine import processes
+from serving.engine.checkpoints import store
 from serving.wire import DirectoryAnswer, ReplicaReport, ReplicaState
 from tests.long import trees
 from tests.stack.running import free_port
@@ -52,7 +54,8 @@ class Cell:
     def __init__(self, home: Path, valkey_port: int | None) -> None:
         self.home = home
         (home / "records").mkdir()
-        (home / "models").mkdir()
+        # Nothing reads it, but an engine without its model's folder is not started.
+        store.folder_of(MODELS[MODEL], home).mkdir(parents=True)
         self.secret_file = secret.create_if_absent(home)
         self.serve_port, self.dashboard_port, self.gcs_port = free_port(), free_port(), free_port()
         plain = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
