@@ -50,7 +50,7 @@ await perform({
       await page.goto(`${URL_OF_GATEWAY}/console`);
       await page.getByRole("link", { name: /^Sign in with/ }).click();
       await page.getByRole("heading", { level: 1, name: "Playground" }).waitFor();
-      await page.getByText("ada", { exact: true }).waitFor();
+      await page.getByText("ada@acme.example", { exact: true }).waitFor();
       await visit(page, "Keys");
       await page.getByText("You use no key").waitFor();
       await page.getByRole("button", { name: "Sign out" }).click();
