@@ -15,6 +15,7 @@ from serving.catalog.gpus import CUDA, DRIVER_MIN
 from serving.errors import Refusal
 from serving.operate import checks, values
 from serving.operate.values import DEFAULTS
+from tests.helm.cells import OWN_MODEL
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm"
@@ -158,19 +159,10 @@ def test_a_value_of_another_shape_is_refused_by_name(tmp_path: Path, text: str, 
 
 #: What is given to keys that want a number or a boolean: wrong kinds, and values at the bounds.
 GIVEN: list[Any] = ["8", True, -1, 0, 0.5, 1, 2.0, 2.5, 63, 64, 79, 80, float("inf"), [], "many"]
-OWN: dict[str, Any] = {
-    "name": "mine",
-    "summary": "A model of ours.",
-    "source": {"kind": "mounted", "path": "/models/mine"},
-    "context_tokens": 8192,
-    "download_mib": 0,
-    "disk_mib": 20_480,
-    "license": "proprietary",
-}
 #: Keys that must stand beside the one that is given, by the key above them.
 BESIDE: dict[str, dict[str, Any]] = {
     "models": {"name": "gpt-oss-120b"},
-    "ownModels": OWN,
+    "ownModels": OWN_MODEL,
     "speculation": {"method": "ngram"},
 }
 PLACES = (
