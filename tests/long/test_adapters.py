@@ -117,9 +117,11 @@ def test_adapters_come_and_go_while_their_engine_stays(tmp_path: Path) -> None:
         with ThreadPoolExecutor() as pool:
             is_settled = threading.Event()
             calls = [pool.submit(_call_until, is_settled, client) for _ in range(CALLERS)]
-            stack.resettle(environment((second, third, fourth)))
-            until(lambda: not is_unknown(client, "fourth"), RESETTLED_S)
-            is_settled.set()
+            try:
+                stack.resettle(environment((second, third, fourth)))
+                until(lambda: not is_unknown(client, "fourth"), RESETTLED_S)
+            finally:
+                is_settled.set()
         assert min(it.result() for it in calls), "a new adapter is proven beside calls, of which none fails"
         assert pids(stack) == before
 
